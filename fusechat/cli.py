@@ -1,0 +1,123 @@
+"""The command line: parse first, import the heavy parts after."""
+
+import errno
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import __version__
+from .errors import FuseChatError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+ConfigOption = Annotated[Path, typer.Option("-c", "--config", help="The run file (YAML).")]
+SetOption = Annotated[list[str], typer.Option("--set", help="Override: section.field=value. May be repeated.")]
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"fusechat {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
+    """Fuse chat LLMs of any architecture, size and tokenizer into one of the pivot's size."""
+
+
+def _run_stage(config_path: Path, overrides: list[str], only: str | None) -> tuple[Any, dict[str, float]]:
+    from .config import load_config
+    from .logs import Progress, setup_logging
+
+    config = load_config(config_path, overrides)
+    setup_logging()
+    from . import pipeline
+
+    with Progress() as progress:
+        return config, pipeline.run(config, progress=progress, only=only)
+
+
+@app.command()
+def run(config: ConfigOption, set_: SetOption = []) -> None:  # noqa: B006
+    """Run all stages, skipping what is done, and show the result."""
+    resolved, seconds = _run_stage(config, set_, None)
+    from .summary import show_summary
+
+    show_summary(resolved, seconds)
+
+
+def _stage_command(stage: str, text: str) -> None:
+    def command(config: ConfigOption, set_: SetOption = []) -> None:  # noqa: B006
+        resolved, _ = _run_stage(config, set_, stage)
+        print(resolved.run.output)
+
+    command.__doc__ = text
+    app.command(name=stage)(command)
+
+
+for _stage, _text in {
+    "tokenize": "Read, check and tokenize the dialogues for every model.",
+    "extract": "Score the dialogues with every teacher and store the top-k rows.",
+    "align": "Lay every source's rows on the pivot's tokens and vocabulary.",
+    "train": "Train one target per source, and the SFT-only control.",
+    "merge": "Merge the targets into the fused model.",
+    "evaluate": "Measure all models on the held-out dialogues.",
+}.items():
+    _stage_command(_stage, _text)
+
+
+@app.command()
+def status(config: ConfigOption, set_: SetOption = []) -> None:  # noqa: B006
+    """Show what a run has, per stage, source and shard."""
+    from .config import load_config
+    from .status import show_status
+
+    show_status(load_config(config, set_))
+
+
+@app.command()
+def inspect(
+    artifact: Annotated[str, typer.Argument(help="Folder or URL of an artifact.")],
+    dialogue: Annotated[int, typer.Option(help="Dialogue to show, counted from 0.")] = 0,
+    rows: Annotated[int, typer.Option(help="Rows of it to show.")] = 24,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every object and check its checksum.")] = False,
+) -> None:
+    """Look into an artifact: sizes, figures, and one dialogue in readable form."""
+    from .inspection import show_artifact
+
+    show_artifact(artifact, dialogue=dialogue, num_rows=rows, verify=verify)
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="Model folder, such as runs/quickstart/fused.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0: the most probable token each time.")] = 0.0,
+) -> None:
+    """Talk to a model."""
+    from .chat import chat_loop
+
+    chat_loop(model, max_new_tokens=max_new_tokens, temperature=temperature)
+
+
+def main() -> None:
+    """Entry point: exit status 2 and one clear line for a user's mistake, 1 for a failure."""
+    try:
+        app()
+    except FuseChatError as error:
+        print(f"fusechat: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        print("fusechat: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        print(
+            f"fusechat: {error.filename or 'the run folder'}: cannot be written: {error.strerror}; what is finished is "
+            "kept: free space, then start the same command again",
+            file=sys.stderr,
+        )
+        sys.exit(2)

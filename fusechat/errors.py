@@ -1,0 +1,69 @@
+"""The errors that FuseChat raises.
+
+FuseChatError
+├── UserError              a mistake in the input: one clear line, exit status 2
+│   ├── ConfigError        a run file that cannot be meant as written (also a ValueError)
+│   ├── DialogueError      a dialogue file or dialogue that breaks the rules (also a ValueError)
+│   ├── ModelError         a model folder or checkpoint that is missing, damaged or does not fit
+│   ├── ContractError      arrays that do not obey the contract between two stages (also a ValueError)
+│   ├── ArtifactError      an artifact that is missing, or was made by another plan
+│   ├── StorageError       a target that cannot be written: full disk, read-only folder (also an OSError)
+│   └── BusyError          another run holds this run folder
+├── AlignmentError         two tokenizations that cannot be laid on one another
+├── TeacherError           an engine that died, or failed its self-check
+└── ClusterError           Ray could not give what the plan needs, or shards were set aside
+
+A message has three parts: what was found (value, file, array), what was expected, what to do next.
+"""
+
+
+class FuseChatError(Exception):
+    """Base of all errors of this project; ends a command with exit status 1."""
+
+    exit_status = 1
+
+
+class UserError(FuseChatError):
+    """A mistake in the input; ends a command with one line and exit status 2."""
+
+    exit_status = 2
+
+
+class ConfigError(UserError, ValueError):
+    """A run file that cannot be meant as written."""
+
+
+class DialogueError(UserError, ValueError):
+    """A dialogue file or a dialogue that breaks the rules."""
+
+
+class ModelError(UserError):
+    """A model folder or checkpoint that is missing, damaged or does not fit."""
+
+
+class ContractError(UserError, ValueError):
+    """Arrays that do not obey the contract between two stages."""
+
+
+class ArtifactError(UserError):
+    """An artifact that is missing, or was made by another plan."""
+
+
+class StorageError(UserError, OSError):
+    """A target that cannot be written."""
+
+
+class BusyError(UserError):
+    """Another run holds this run folder."""
+
+
+class AlignmentError(FuseChatError):
+    """Two tokenizations that cannot be laid on one another."""
+
+
+class TeacherError(FuseChatError):
+    """An engine that died, or failed its self-check."""
+
+
+class ClusterError(FuseChatError):
+    """Ray could not give what the plan needs, or shards were set aside."""

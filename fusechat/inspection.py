@@ -1,0 +1,122 @@
+"""`fusechat inspect`: figures of an artifact, and one dialogue in readable form."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .artifact import RECORD_FILE, read_json
+from .contracts import RowKind
+from .errors import ArtifactError, ConfigError
+from .store import RowStore
+from .tokens import Tokens
+
+
+def show_artifact(url: str, *, dialogue: int, num_rows: int, verify: bool) -> None:
+    """Print the record, the figures and one dialogue of an artifact.
+
+    Raises:
+        ArtifactError: there is nothing that FuseChat made; or `verify` found damage (all of it is listed).
+    """
+    url = url.rstrip("/")
+    record = read_json(f"{url}/{RECORD_FILE}") or read_json(f"{url}/plan.json")
+    if record is None:
+        raise ArtifactError(f"{url}: found neither {RECORD_FILE} nor plan.json; give the folder of an artifact, such as runs/quickstart/logprobs/smollm2")
+    print(f"{url}: {record['kind']}, {'finished ' + record['finished'] if 'finished' in record else 'not finished'}")
+    print(json.dumps({key: record[key] for key in ("counts", "settings", "parents") if key in record}, indent=1, ensure_ascii=False))
+    if record["kind"] in ("logprobs", "aligned"):
+        store = RowStore.open(url, record["kind"])
+        for line in store_figures(store):
+            print(line)
+        if verify:
+            _verify(store)
+        for line in dialogue_lines(store, dialogue, num_rows):
+            print(line)
+    elif record["kind"] == "tokens":
+        for line in token_lines(url, dialogue, num_rows):
+            print(line)
+
+
+def store_figures(store: RowStore) -> list[str]:
+    """Size, bytes a row, coverage, tail mass, mean label logprob, over the shards that are there."""
+    present = sorted(store.present_shards())
+    blocks = [store.read_shard(shard) for shard in present]
+    if not blocks:
+        return ["no shard is written yet"]
+    labels = np.concatenate([block["label_logprob"] for block in blocks])
+    mass = np.concatenate([np.exp(block["topk_logprobs"]).sum(axis=1) for block in blocks])
+    real = np.isfinite(labels)
+    lines = [
+        f"shards {len(present)}/{store.plan.num_shards}  rows {len(labels):,}/{store.plan.num_rows:,}  "
+        f"bytes {store.num_bytes():,} ({store.num_bytes() / max(len(labels), 1):.1f} a row)",
+        f"rows with a score {real.mean():.2%}  tail mass {1 - mass[mass > 0].mean():.4f}  "
+        f"mean label logprob {labels[real].mean():.4f} nats",
+    ]
+    if "kind" in blocks[0]:
+        kinds = np.bincount(np.concatenate([block["kind"] for block in blocks]), minlength=len(RowKind))
+        lines.append("kinds: " + "  ".join(f"{RowKind(i).name} {n:,}" for i, n in enumerate(kinds) if n))
+    return lines
+
+
+def dialogue_lines(store: RowStore, dialogue: int, num_rows: int) -> list[str]:
+    """One line a row of a dialogue: the token that stands there, its logprob, and the top-k tokens."""
+    if not 0 <= dialogue < store.plan.num_dialogues:
+        raise ConfigError(f"--dialogue {dialogue}: the store has dialogues 0 to {store.plan.num_dialogues - 1}")
+    if store.plan.shard_of(dialogue) not in store.present_shards():
+        return [f"dialogue {dialogue}: its shard is not written yet"]
+    tokens_url = _tokens_url(store)
+    tokens = Tokens.read(tokens_url)
+    tokenizer = _tokenizer(tokens)
+    place = tokens.tokens_of(dialogue)
+    ids = tokens.token_ids[place]
+    labels = ids[tokens.is_target[place]]
+    block = store.read_dialogue(dialogue)
+    prompt = tokenizer.decode(ids[: int(np.argmax(tokens.is_target[place]))].tolist())
+    lines = [f"dialogue {dialogue}, up to its first target token: {prompt!r}", "token  logprob (nats)  top tokens (probability)"]
+    for row in range(min(num_rows, len(labels))):
+        shown = [
+            f"{tokenizer.decode([int(i)])!r} {np.exp(p):.2f}"
+            for i, p in zip(block["topk_ids"][row][:5], block["topk_logprobs"][row][:5], strict=True)
+            if np.isfinite(p)
+        ]
+        kind = f"  [{RowKind(int(block['kind'][row])).name}]" if "kind" in block else ""
+        lines.append(f"{tokenizer.decode([int(labels[row])])!r:>16}  {block['label_logprob'][row]:8.3f}  {'  '.join(shown)}{kind}")
+    return lines
+
+
+def token_lines(url: str, dialogue: int, num_rows: int) -> list[str]:
+    """One line a token: id, text, target mark, byte span."""
+    tokens = Tokens.read(url)
+    if not 0 <= dialogue < tokens.num_dialogues:
+        raise ConfigError(f"--dialogue {dialogue}: the artifact has dialogues 0 to {tokens.num_dialogues - 1}")
+    tokenizer, place = _tokenizer(tokens), tokens.tokens_of(dialogue)
+    rows = zip(tokens.token_ids[place], tokens.is_target[place], tokens.content_span[place], strict=True)
+    lines = ["id  token  target  bytes of the contents"]
+    for token_id, target, (start, end) in list(rows)[:num_rows]:
+        span = f"{start}..{end}" if start >= 0 else "template"
+        lines.append(f"{token_id:>7}  {tokenizer.decode([int(token_id)])!r:<18}  {'target' if target else '':<6}  {span}")
+    return lines
+
+
+def _verify(store: RowStore) -> None:
+    problems = store.verify()
+    if problems:
+        raise ArtifactError(
+            f"{store.url}: {len(problems)} problems:\n  " + "\n  ".join(problems)
+            + f"\nDelete the objects `<array>/c/<shard>...` named here, {RECORD_FILE} too, and run the stage again: it writes what is missing."
+        )  # fmt: skip
+    print(f"all {store.plan.num_shards} shards read, every checksum holds")
+
+
+def _tokens_url(store: RowStore) -> str:
+    """Where the tokens of a store's rows stand: beside it in the run (an aligned store has the pivot's rows)."""
+    base, _, name = store.url.rsplit("/", 2)
+    return f"{base}/tokens/{store.settings.get('pivot_name', name)}"
+
+
+def _tokenizer(tokens: Tokens) -> Any:
+    from transformers import AutoTokenizer
+
+    model = str(tokens.attributes["model"])
+    return AutoTokenizer.from_pretrained(model, revision=None if Path(model).is_dir() else tokens.attributes["revision"])

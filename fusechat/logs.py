@@ -1,0 +1,128 @@
+"""What a run shows and keeps: a bar per stage on a terminal, plain lines elsewhere, JSON lines in the run folder.
+
+Progress goes to standard error, so that a command's result on standard output can be piped.
+"""
+
+import json
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PLAIN_LINE_SECONDS = 5.0
+"""Between two plain progress lines of one task."""
+
+
+def setup_logging(verbose: bool = False) -> None:
+    """One handler on standard error; libraries are kept to warnings."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", force=True)
+    logging.getLogger("fusechat").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def format_seconds(seconds: float) -> str:
+    """65 -> '1:05'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Task:
+    """One bar: something counted from 0 to total, with rate and time left."""
+
+    def __init__(self, progress: "Progress", label: str, total: float, unit: str, done: float = 0) -> None:
+        self._progress, self.label, self.total, self.unit = progress, label, total, unit
+        self.done = self._first = done
+        self.note = ""
+        self._started = self._last_line = time.monotonic()
+        self._bar = progress._add_bar(label, total, unit, done)
+
+    @property
+    def rate(self) -> float:
+        """Units per second since the task began here (what an earlier run had done does not count)."""
+        return (self.done - self._first) / max(time.monotonic() - self._started, 1e-9)
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        """Count `amount` more; `note` stands at the end of the line."""
+        self.done += amount
+        self.note = note or self.note
+        self._progress._show(self)
+
+    def finish(self) -> None:
+        """Show the final count."""
+        self._progress._show(self, final=True)
+
+    def line(self) -> str:
+        """`extract gemma3  40%  1,234/3,000 rows  512 rows/s  0:12 left`."""
+        share = 100 * self.done / self.total if self.total else 100.0
+        text = f"{self.label}  {share:.0f}%  {self.done:,.0f}/{self.total:,.0f} {self.unit}  {self.rate:,.1f} {self.unit}/s"
+        if 0 < self.done < self.total and self.rate > 0:
+            text += f"  {format_seconds((self.total - self.done) / self.rate)} left"
+        return f"{text}  {self.note}".rstrip()
+
+
+class Progress:
+    """All bars of one command. Use as a context manager; `quiet` shows nothing."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self._rich: Any = None
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> "Progress":
+        if not self.quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"))
+            self._rich = Progress(*columns, console=Console(stderr=True))
+            self._rich.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._rich is not None:
+            self._rich.stop()
+            self._rich = None
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        if self.quiet:
+            return
+        if self._rich is not None:
+            self._rich.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def task(self, label: str, total: float, unit: str, done: float = 0) -> Iterator[Task]:
+        """A bar for the time of a `with` block."""
+        task = Task(self, label, total, unit, done)
+        try:
+            yield task
+        finally:
+            task.finish()
+
+    def _add_bar(self, label: str, total: float, unit: str, done: float) -> Any:
+        if self._rich is None:
+            self.say(f"{label}  0%  {done:,.0f}/{total:,.0f} {unit}")
+            return None
+        return self._rich.add_task(f"{label:<22}", total=total or 1, completed=done, text="")
+
+    def _show(self, task: Task, final: bool = False) -> None:
+        with self._lock:
+            if self._rich is not None:
+                text = task.line().removeprefix(task.label).strip()
+                self._rich.update(task._bar, completed=task.done if task.total else 1, text=text)
+            elif final or time.monotonic() - task._last_line >= PLAIN_LINE_SECONDS:
+                task._last_line = time.monotonic()
+                self.say(task.line())
+
+
+def append_json_line(path: Path, record: dict[str, Any]) -> None:
+    """Append one record to a JSON Lines file, in one write."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")

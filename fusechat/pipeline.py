@@ -1,0 +1,112 @@
+"""`fusechat run`: the stages in order, each skipped if its artifact is finished.
+
+Stages are imported when they begin, so that the command line stays light and a missing optional package only stops
+the stage that needs it.
+"""
+
+import importlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .artifact import RECORD_FILE, Artifact, read_json, run_lock, write_json
+from .config import RunConfig
+from .logs import Progress, append_json_line, format_seconds
+
+CONTROL = "sft"
+"""Name of the SFT-only control among the targets."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One unit that leaves artifacts."""
+
+    stage: str
+    name: str
+    outputs: tuple[str, ...]
+    """Folders or URLs of its artifacts."""
+    make: Callable[[RunConfig, Progress], Any]
+
+    @property
+    def label(self) -> str:
+        return f"{self.stage} {self.name}".rstrip()
+
+    def records(self) -> list[Any]:
+        """The record of each output, None where it is not finished (of whatever plan: the stage itself compares)."""
+        return [read_json(f"{output}/{RECORD_FILE}") for output in self.outputs]
+
+
+def steps(config: RunConfig) -> list[Step]:
+    """All steps of a run, in order."""
+    names = [model.name for model in config.models]
+    sources = [source.name for source in config.sources]
+    targets = sources + ([CONTROL] if config.training.train_control else [])
+    found = [Step("tokenize", "dialogues", (str(config.dialogues_path),), _prepare_dialogues)]
+    for name in names:
+        urls = (config.tokens_url(name), config.tokens_url(name, "held_out"))
+        found.append(Step("tokenize", name, urls, lambda config, progress, name=name: _tokenize(config, name, progress)))
+    urls = tuple(config.logprobs_url(name) for name in names)
+    found.append(Step("extract", "", urls, lambda config, progress: _extract(config, names, progress)))
+    for name in sources:
+        found.append(Step("align", name, (config.aligned_url(name),), _stage_call("alignment.stage", name)))
+    for name in targets:
+        found.append(Step("train", name, (str(config.target_path(name)),), _stage_call("trainer.stage", name)))
+    found.append(Step("merge", "", (str(config.fused_path),), _stage_call("merge.stage")))
+    found.append(Step("evaluate", "", (str(config.report_path),), _stage_call("evaluation.stage")))
+    return found
+
+
+STAGES = ("tokenize", "extract", "align", "train", "merge", "evaluate")
+
+
+def run(config: RunConfig, *, progress: Progress, only: str | None = None) -> dict[str, float]:
+    """Run all stages, or one.
+
+    Args:
+        only: a name of STAGES; the stages before it must be finished.
+    Returns:
+        step label -> seconds it took here (0 where it was skipped).
+    Raises:
+        BusyError: another process works on this run folder.
+    """
+    seconds: dict[str, float] = {}
+    with run_lock(config.run.output):
+        write_json(str(config.run.output / "run.json"), config.dump())
+        for step in steps(config):
+            if only is not None and step.stage != only:
+                continue
+            started, before = time.monotonic(), step.records()
+            step.make(config, progress)
+            skipped = all(before) and step.records() == before
+            seconds[step.label] = 0.0 if skipped else time.monotonic() - started
+            _say_done(step, progress, seconds[step.label], config)
+    return seconds
+
+
+def _say_done(step: Step, progress: Progress, seconds: float, config: RunConfig) -> None:
+    if seconds == 0.0:
+        progress.say(f"{step.label}: done before, skipped")
+        return
+    progress.say(f"{step.label}: done in {format_seconds(seconds)}")
+    append_json_line(config.run.output / "logs" / "run.jsonl", {"step": step.label, "seconds": round(seconds, 3)})
+
+
+def _prepare_dialogues(config: RunConfig, progress: Progress) -> Artifact:
+    return importlib.import_module("fusechat.tokenize_stage").prepare_dialogues(config, progress=progress)
+
+
+def _tokenize(config: RunConfig, name: str, progress: Progress) -> list[Artifact]:
+    return importlib.import_module("fusechat.tokenize_stage").tokenize(config, name, progress=progress)
+
+
+def _extract(config: RunConfig, names: list[str], progress: Progress) -> dict[str, Artifact]:
+    return importlib.import_module("cluster.extraction").run(config, names, progress=progress)
+
+
+def _stage_call(module: str, *arguments: str) -> Callable[[RunConfig, Progress], Artifact]:
+    def call(config: RunConfig, progress: Progress) -> Artifact:
+        return importlib.import_module(module).run(config, *arguments, progress=progress)
+
+    return call
+

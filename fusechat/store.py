@@ -1,0 +1,384 @@
+"""Row stores: top-k rows in a Zarr v3 group that any Zarr reader opens, written shard by shard.
+
+A shard is a run of whole dialogues, balanced by token count; it owns one Zarr shard in every array, so no two writers
+ever meet in one object. `label_logprob` is written last: its object is the shard's commit mark, and resumption reads
+nothing else. Group attributes carry the plan; a store that another plan made is refused.
+
+On disk (core codecs only: transpose, blosc, zstd, bytes, crc32c, sharding):
+- `topk_ids`: as declared;
+- `topk_logprobs`: uint16 gaps on a grid of `logprob_step` nats: entry 0 holds -logprob/step, entry j the distance to
+  entry j-1; 65535 marks padding. A row whose rounded mass exceeds 1 is normalised again when read;
+- `label_logprob`: float32 rounded to 1/1024 nat, which lets the low bits compress away.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, TransposeCodec, ZstdCodec
+
+from .artifact import differences, storage_errors
+from .contracts import CONTRACT_VERSION, CONTRACTS, Contract, id_dtype
+from .errors import ArtifactError, ContractError
+
+CHUNK_ROWS = 2048
+"""Rows of one inner chunk: large enough that Zarr's cost per chunk (about 0.4 ms) does not show, small enough to read one dialogue."""
+LABEL_STEP = 1 / 1024
+"""Grid of the label logprobs, nats."""
+COMMIT_ARRAY = "label_logprob"
+GAP_PADDING = 65_535
+ATTRIBUTE = "fusechat"
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """Which dialogues and rows stand in which shard.
+
+    `shard_offsets` int64 [shards+1]: first dialogue of each shard; `row_offsets` int64 [dialogues+1]: first row of each
+    dialogue, counted without padding. In the arrays on disk shard i begins at row i * capacity.
+    """
+
+    shard_offsets: np.ndarray
+    row_offsets: np.ndarray
+
+    @property
+    def num_shards(self) -> int:
+        return len(self.shard_offsets) - 1
+
+    @property
+    def num_dialogues(self) -> int:
+        return len(self.row_offsets) - 1
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.row_offsets[-1])
+
+    @property
+    def capacity(self) -> int:
+        """Rows that each shard reserves on disk: the fullest shard, rounded up to whole chunks."""
+        fullest = int(np.diff(self.row_offsets[self.shard_offsets]).max(initial=1))
+        return -(-fullest // self.chunk_rows) * self.chunk_rows
+
+    @property
+    def chunk_rows(self) -> int:
+        fullest = int(np.diff(self.row_offsets[self.shard_offsets]).max(initial=1))
+        return max(1, min(CHUNK_ROWS, fullest))
+
+    def dialogues(self, shard: int) -> range:
+        """Dialogues of a shard."""
+        return range(int(self.shard_offsets[shard]), int(self.shard_offsets[shard + 1]))
+
+    def rows(self, shard: int) -> slice:
+        """Rows of a shard, counted without padding."""
+        first, last = self.row_offsets[self.shard_offsets[shard : shard + 2]]
+        return slice(int(first), int(last))
+
+    def shard_of(self, dialogue: int) -> int:
+        return int(np.searchsorted(self.shard_offsets, dialogue, side="right")) - 1
+
+
+def plan_shards(num_tokens: np.ndarray, num_rows: np.ndarray, shard_tokens: int) -> ShardPlan:
+    """Cut dialogues into shards of about equal token count, in order.
+
+    Args:
+        num_tokens: int [dialogues], tokens of each dialogue.
+        num_rows: int [dialogues], target rows of each dialogue.
+        shard_tokens: upper bound of a shard's tokens, but for a single longer dialogue; shards share the tokens evenly.
+    """
+    starts = np.concatenate([[0], np.cumsum(num_tokens)])
+    num_shards = max(1, -(-int(starts[-1]) // shard_tokens))
+    targets = np.arange(1, num_shards) * (starts[-1] / num_shards)
+    cuts = np.searchsorted(starts, targets, side="left")
+    shard_offsets = np.unique(np.concatenate([[0], cuts, [len(num_tokens)]])).astype(np.int64)
+    return ShardPlan(shard_offsets, np.concatenate([[0], np.cumsum(num_rows)]).astype(np.int64))
+
+
+class RowStore:
+    """A logprobs or aligned store."""
+
+    def __init__(self, url: str, group: zarr.Group, contract: Contract) -> None:
+        self.url, self.contract, self._group = url, contract, group
+        self.attributes: dict[str, Any] = dict(group.attrs[ATTRIBUTE])  # type: ignore[arg-type]
+        self.plan = ShardPlan(_read(group, "shard_offsets"), _read(group, "row_offsets"))
+        self.k = int(self.attributes["k"])
+        self.logprob_step = float(self.attributes["logprob_step"])
+        self._arrays: dict[str, zarr.Array] = {name: group[name] for name in contract.names}  # type: ignore[misc]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was given to `create`: model, digests, capture and so on."""
+        return self.attributes["settings"]
+
+    @classmethod
+    def create(
+        cls, url: str, artifact: str, plan: ShardPlan, *, k: int, vocab_size: int, logprob_step: float, settings: dict[str, Any]
+    ) -> "RowStore":
+        """Open the store of this plan, making it if it is not there. One process does this before any writer starts.
+
+        Args:
+            artifact: `logprobs` or `aligned`.
+            vocab_size: of the ids' vocabulary; decides their dtype.
+            settings: whatever else decides the content (plain JSON values).
+        Raises:
+            ArtifactError: the store there was made by another plan; the message shows the difference.
+        """
+        contract = CONTRACTS[artifact]
+        attributes = {
+            "contract_version": CONTRACT_VERSION,
+            "artifact": artifact,
+            "k": k,
+            "vocab_size": vocab_size,
+            "logprob_step": logprob_step,
+            "label_step": LABEL_STEP,
+            "num_shards": plan.num_shards,
+            "num_dialogues": plan.num_dialogues,
+            "num_rows": plan.num_rows,
+            "settings": settings,
+        }
+        with storage_errors(url):
+            with contextlib.suppress(FileNotFoundError, KeyError):
+                existing = cls(url, zarr.open_group(store=url, mode="r+"), contract)
+                _refuse_other_plan(existing, attributes, plan)
+                return existing
+            group = zarr.open_group(store=url, mode="a", attributes={})
+            _write(group, "shard_offsets", plan.shard_offsets)
+            _write(group, "row_offsets", plan.row_offsets)
+            for name in contract.names:
+                _create_array(group, contract, name, plan, k, vocab_size)
+            group.attrs[ATTRIBUTE] = attributes  # last: a half-made store has none and is made again
+            return cls(url, group, contract)
+
+    @classmethod
+    def open(cls, url: str, artifact: str, *, mode: str = "r") -> "RowStore":
+        """Open an existing store; mode `r` or `r+`.
+
+        Raises:
+            ArtifactError: there is no such store, or it holds another artifact.
+        """
+        try:
+            group = zarr.open_group(store=url, mode=mode)  # type: ignore[arg-type]
+            attributes: Any = group.attrs[ATTRIBUTE]
+        except (FileNotFoundError, KeyError):
+            raise ArtifactError(f"{url}: found no {artifact} store; run the stage that writes it first") from None
+        if attributes["artifact"] != artifact:
+            raise ArtifactError(f"{url}: found a store of {attributes['artifact']}, expected {artifact}")
+        if attributes["contract_version"] != CONTRACT_VERSION:
+            raise ArtifactError(
+                f"{url}: found contract version {attributes['contract_version']}, expected {CONTRACT_VERSION}; extract afresh"
+            )
+        return cls(url, group, CONTRACTS[artifact])
+
+    def present_shards(self) -> set[int]:
+        """Shards whose commit mark is there; one listing of the store."""
+        import fsspec
+
+        filesystem, path = fsspec.core.url_to_fs(f"{self.url}/{COMMIT_ARRAY}/c")
+        filesystem.invalidate_cache()
+        try:
+            names = [entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=False)]
+        except FileNotFoundError:
+            return set()
+        return {int(name) for name in names if name.isdigit()}
+
+    def missing_shards(self) -> list[int]:
+        """Shards that are still to be written, in order."""
+        present = self.present_shards()
+        return [shard for shard in range(self.plan.num_shards) if shard not in present]
+
+    def write_shard(self, shard: int, arrays: dict[str, np.ndarray]) -> None:
+        """Write the rows of one shard; the commit mark goes last. Writing the same shard again writes the same bytes.
+
+        Args:
+            arrays: the contract's arrays for exactly the rows of the shard, in order.
+        Raises:
+            ContractError: arrays that do not obey the contract.
+            StorageError: the target is full or read-only.
+        """
+        rows = self.plan.rows(shard)
+        self.contract.validate(
+            arrays, axes={"rows": rows.stop - rows.start, "k": self.k}, place=f"{self.url}, shard {shard}"
+        )
+        start = shard * self.plan.capacity
+        names = [name for name in self.contract.names if name != COMMIT_ARRAY] + [COMMIT_ARRAY]
+        with storage_errors(self.url):
+            for name in names:
+                encoded = self._encode(name, arrays[name])
+                padded = np.full((self.plan.capacity, *encoded.shape[1:]), self._arrays[name].fill_value, encoded.dtype)
+                padded[: len(encoded)] = encoded
+                self._arrays[name][start : start + self.plan.capacity] = padded
+
+    def read_shard(self, shard: int) -> dict[str, np.ndarray]:
+        """The contract's arrays for the rows of one shard."""
+        rows = self.plan.rows(shard)
+        return self._read_block(shard * self.plan.capacity, rows.stop - rows.start)
+
+    def read_dialogue(self, dialogue: int) -> dict[str, np.ndarray]:
+        """The contract's arrays for the rows of one dialogue."""
+        shard = self.plan.shard_of(dialogue)
+        first, last = self.plan.row_offsets[dialogue : dialogue + 2]
+        return self._read_block(shard * self.plan.capacity + int(first) - self.plan.rows(shard).start, int(last - first))
+
+    def iter_shards(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """All shards in order, one in memory at a time."""
+        for shard in range(self.plan.num_shards):
+            yield shard, self.read_shard(shard)
+
+    def label_logprobs(self) -> np.ndarray:
+        """float32 [rows]: the label logprobs of the whole store, without padding."""
+        blocks = [self._arrays[COMMIT_ARRAY][self._disk_rows(shard)] for shard in range(self.plan.num_shards)]
+        return np.concatenate([np.asarray(block) for block in blocks])
+
+    def verify(self) -> list[str]:
+        """Read every object; one line for each shard that is missing, truncated or fails its checksum."""
+        present, problems = self.present_shards(), []
+        for shard in range(self.plan.num_shards):
+            if shard not in present:
+                problems.append(f"shard {shard}: not written")
+                continue
+            for name in self.contract.names:
+                try:
+                    block = np.asarray(self._arrays[name][self._disk_rows(shard)])
+                except (ValueError, RuntimeError, OSError, KeyError) as error:
+                    problems.append(f"shard {shard}: {name} cannot be read ({error})")
+                    continue
+                if name == "topk_logprobs" and len(block) and (block == GAP_PADDING).all() and self.contract.artifact == "logprobs":
+                    problems.append(f"shard {shard}: {name} holds no value")
+        return problems
+
+    def num_bytes(self) -> int:
+        """Bytes of all objects."""
+        import fsspec
+
+        filesystem, path = fsspec.core.url_to_fs(self.url)
+        return int(filesystem.du(path))
+
+    def _disk_rows(self, shard: int) -> slice:
+        rows, start = self.plan.rows(shard), shard * self.plan.capacity
+        return slice(start, start + rows.stop - rows.start)
+
+    def _read_block(self, start: int, length: int) -> dict[str, np.ndarray]:
+        block = slice(start, start + length)
+        return {name: self._decode(name, np.asarray(self._arrays[name][block])) for name in self.contract.names}
+
+    def _encode(self, name: str, values: np.ndarray) -> np.ndarray:
+        if name == "topk_logprobs":
+            return encode_gaps(values, self.logprob_step)
+        if name == "label_logprob":
+            return (np.rint(values / np.float32(LABEL_STEP)) * np.float32(LABEL_STEP)).astype(np.float32)
+        return values.astype(self._arrays[name].dtype, copy=False)
+
+    def _decode(self, name: str, values: np.ndarray) -> np.ndarray:
+        return decode_gaps(values, self.logprob_step) if name == "topk_logprobs" else values
+
+
+def encode_gaps(logprobs: np.ndarray, step: float) -> np.ndarray:
+    """float32 [rows, k] descending logprobs, nats -> uint16 [rows, k] gaps on a grid of `step` nats.
+
+    Raises:
+        ContractError: values above 0 or not descending.
+    """
+    padding = ~np.isfinite(logprobs)
+    grid = np.rint(np.where(padding, 0, logprobs) * np.float32(-1 / step)).astype(np.int32)
+    if grid.size and (grid.min() < 0 or np.isnan(logprobs).any()):
+        raise ContractError(f"topk_logprobs: found {np.nanmax(logprobs)}, expected values of at most 0 and no NaN")
+    gaps = np.diff(grid, axis=1, prepend=0)
+    if ((gaps < 0) & ~padding).any():
+        raise ContractError("topk_logprobs: found an ascending row, expected each row to descend")
+    return np.where(padding, GAP_PADDING, np.minimum(gaps, GAP_PADDING - 1)).astype(np.uint16)
+
+
+def decode_gaps(gaps: np.ndarray, step: float) -> np.ndarray:
+    """uint16 [rows, k] gaps -> float32 [rows, k] logprobs, nats; mass above 1 (rounding) is normalised away."""
+    padding = gaps == GAP_PADDING
+    logprobs = np.cumsum(np.where(padding, 0, gaps), axis=1, dtype=np.int32) * np.float32(-step)
+    logprobs[padding] = -np.inf
+    mass = np.exp(logprobs).sum(axis=1, keepdims=True)
+    np.subtract(logprobs, np.log(np.maximum(mass, 1)), out=logprobs)
+    return logprobs
+
+
+def write_arrays(url: str, artifact: str, arrays: dict[str, np.ndarray], attributes: dict[str, Any]) -> None:
+    """Write a small artifact (tokens) whole; what was there is replaced."""
+    contract = CONTRACTS[artifact]
+    contract.validate(arrays, axes={"dialogues+1": len(arrays["offsets"])}, place=url)
+    with storage_errors(url):
+        group = zarr.open_group(store=url, mode="a")
+        for name in contract.names:
+            _write(group, name, arrays[name], fill_value=contract.spec(name).fill_value)
+        group.attrs[ATTRIBUTE] = {"contract_version": CONTRACT_VERSION, "artifact": artifact, **attributes}
+
+
+def read_arrays(url: str, artifact: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays and attributes of a small artifact.
+
+    Raises:
+        ArtifactError: there is none.
+        ContractError: it does not obey the contract.
+    """
+    contract = CONTRACTS[artifact]
+    try:
+        group = zarr.open_group(store=url, mode="r")
+        arrays = {name: _read(group, name) for name in contract.names}
+        attributes: Any = group.attrs[ATTRIBUTE]
+    except (FileNotFoundError, KeyError):
+        raise ArtifactError(f"{url}: found no {artifact}; run the stage that writes them first") from None
+    contract.validate(arrays, axes={"dialogues+1": len(arrays["offsets"])}, place=url)
+    return arrays, dict(attributes)
+
+
+def _create_array(group: zarr.Group, contract: Contract, name: str, plan: ShardPlan, k: int, vocab_size: int) -> None:
+    spec = contract.spec(name)
+    wide = "k" in spec.axes
+    capacity, chunk = plan.capacity, plan.chunk_rows
+    dtype = {"topk_ids": id_dtype(vocab_size), "topk_logprobs": "uint16"}.get(name, spec.dtypes[0])
+    group.create_array(
+        name,
+        shape=(plan.num_shards * capacity, k) if wide else (plan.num_shards * capacity,),
+        dtype=dtype,
+        chunks=(chunk, k) if wide else (chunk,),
+        shards=(capacity, k) if wide else (capacity,),
+        fill_value=GAP_PADDING if name == "topk_logprobs" else spec.fill_value,
+        filters=[TransposeCodec(order=(1, 0))] if wide else None,
+        serializer=BytesCodec(),
+        compressors=[_compressor(name), Crc32cCodec()],
+        dimension_names=[str(axis) for axis in spec.axes],
+        attributes={"unit": spec.unit, "meaning": spec.meaning},
+        # An all-fill chunk must be written: a missing object means a missing shard.
+        config={"write_empty_chunks": True},
+        overwrite=True,
+    )
+
+
+def _compressor(name: str) -> Any:
+    shuffle = "bitshuffle" if name == "topk_logprobs" else "shuffle"
+    typesize = 4 if name == "label_logprob" else 2
+    return BloscCodec(cname="zstd", clevel=5, shuffle=shuffle, typesize=typesize)
+
+
+def _write(group: zarr.Group, name: str, values: np.ndarray, fill_value: Any = 0) -> None:
+    chunks = tuple(max(1, min(length, 1 << 20)) for length in values.shape)
+    array = group.create_array(
+        name, shape=values.shape, dtype=values.dtype, chunks=chunks, compressors=[ZstdCodec(level=3), Crc32cCodec()],
+        fill_value=fill_value, overwrite=True, config={"write_empty_chunks": True},
+    )  # fmt: skip
+    array[...] = values
+
+
+def _read(group: zarr.Group, name: str) -> np.ndarray:
+    return np.asarray(group[name][...])  # type: ignore[index]
+
+
+def _refuse_other_plan(store: RowStore, attributes: dict[str, Any], plan: ShardPlan) -> None:
+    lines = differences(store.attributes, attributes)
+    if not np.array_equal(store.plan.row_offsets, plan.row_offsets):
+        lines.append("row_offsets: the dialogues or their target tokens differ")
+    if not np.array_equal(store.plan.shard_offsets, plan.shard_offsets):
+        lines.append("shard_offsets: the dialogues are cut into other shards")
+    if lines:
+        raise ArtifactError(
+            f"{store.url}: holds a store of another plan:\n  " + "\n  ".join(lines)
+            + "\nUse another run.output, or --set run.if_changed=restart to delete it and everything made from it."
+        )  # fmt: skip

@@ -1,0 +1,86 @@
+"""Top-k rows of one dialogue, and the packed form in which they leave the engine.
+
+Goes in: token ids with target marks; packed int32 tensors. Comes out: `TopKRows`, and the ranges of target tokens that
+travel with a request. Knows nothing about vLLM, models or files.
+
+Row convention: row t is the distribution OF token t GIVEN the tokens before t, so token 0 never has a row.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fusechat.errors import ContractError
+
+
+@dataclass(frozen=True)
+class TopKRows:
+    """The rows of one dialogue's target tokens, in their order; logprobs in nats over the whole vocabulary.
+
+    `topk_ids` int32 [rows, k] and `topk_logprobs` float32 [rows, k], descending, equal values by ascending id;
+    `label_logprob` float32 [rows] of the token that stands there; `logsumexp` float32 [rows] of the logits, NaN where
+    the capture does not give it.
+    """
+
+    topk_ids: np.ndarray
+    topk_logprobs: np.ndarray
+    label_logprob: np.ndarray
+    logsumexp: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.label_logprob)
+
+    @property
+    def k(self) -> int:
+        return self.topk_ids.shape[1]
+
+    @classmethod
+    def empty(cls, k: int) -> "TopKRows":
+        """No rows."""
+        return unpack_rows(np.zeros((0, 2 * k + 2), dtype=np.int32))
+
+
+def concatenate_rows(parts: list[TopKRows], k: int) -> TopKRows:
+    """The rows of several dialogues, one after the other."""
+    parts = parts or [TopKRows.empty(k)]
+    names = ("topk_ids", "topk_logprobs", "label_logprob", "logsumexp")
+    return TopKRows(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def unpack_rows(packed: np.ndarray) -> TopKRows:
+    """int32 [rows, 2k+2], columns ids | logprob bits | label logprob bits | log-sum-exp bits -> rows.
+
+    Integers carry the bits of the floats, because float32 cannot carry ids above 2^24 exactly.
+    """
+    k = packed.shape[1] // 2 - 1
+    floats = packed.view(np.float32)
+    columns = (packed[:, :k], floats[:, k : 2 * k], floats[:, 2 * k], floats[:, 2 * k + 1])
+    return TopKRows(*(np.ascontiguousarray(column) for column in columns))
+
+
+def target_ranges(is_target: np.ndarray) -> list[int]:
+    """bool [tokens] -> [start, stop, start, stop, ...], half-open ranges of target tokens: what a request carries."""
+    edges = np.flatnonzero(np.diff(is_target.astype(np.int8), prepend=0, append=0))
+    return edges.tolist()
+
+
+def check_dialogue(token_ids: np.ndarray, is_target: np.ndarray, *, max_tokens: int, vocab_size: int, place: str) -> None:
+    """Refuse a dialogue that no teacher can score.
+
+    Raises:
+        ContractError: what was found and expected.
+    """
+    if token_ids.shape != is_target.shape or token_ids.ndim != 1:
+        raise ContractError(f"{place}: token_ids {token_ids.shape} and is_target {is_target.shape} must be equally long lists")
+    if len(token_ids) > max_tokens:
+        raise ContractError(
+            f"{place}: has {len(token_ids)} tokens, the teacher was opened for {max_tokens}; "
+            "cut the dialogues shorter or raise dialogues.max_tokens"
+        )
+    if len(token_ids) and not 0 <= token_ids.min() <= token_ids.max() < vocab_size:
+        raise ContractError(
+            f"{place}: holds token ids {token_ids.min()}..{token_ids.max()}, the model's vocabulary ends at {vocab_size - 1}; "
+            "tokenize with this model's own tokenizer"
+        )
+    if len(is_target) and is_target[0]:
+        raise ContractError(f"{place}: token 0 is marked as a target, but nothing stands before it that could predict it")

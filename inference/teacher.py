@@ -1,0 +1,216 @@
+"""A teacher: one model in one vLLM engine that scores dialogues, or answers prompts.
+
+Goes in: token ids with target marks. Comes out: `TopKRows` per dialogue. The text is known, so scoring only prefills.
+Knows nothing about stores, shards, Ray or text.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any, Literal
+
+import numpy as np
+
+from fusechat.config import EngineSection
+from fusechat.errors import ConfigError, ModelError, TeacherError
+
+from .environment import prepare_environment
+from .rows import TopKRows, check_dialogue, target_ranges, unpack_rows
+
+
+class Teacher:
+    """An open engine. Close it, or use it as a context manager; one single-rank engine per process at a time.
+
+    Calls may come from several threads; their dialogues share the engine's batches.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        k: int = 1,
+        capture: Literal["topk_pooler", "prompt_logprobs"] = "topk_pooler",
+        max_tokens: int,
+        engine: EngineSection | dict[str, Any] | None = None,
+        revision: str | None = None,
+        mode: Literal["score", "generate"] = "score",
+    ) -> None:
+        """Start the engine; seconds for one rank on a CPU, up to minutes for large models.
+
+        Args:
+            model: local Hugging Face folder or hub id.
+            k: entries kept per row.
+            capture: how rows are taken (see docs/capture.md); both give the same rows.
+            max_tokens: longest dialogue, tokens; in mode `generate` prompt and answer together.
+            engine: the engine section of a run, or its fields.
+        Raises:
+            ModelError: vLLM cannot open the model, or k exceeds its vocabulary.
+            ConfigError: engine arguments that vLLM does not have.
+            TeacherError: the engine did not start.
+        """
+        section = EngineSection.model_validate(engine or {})
+        prepare_environment(section.tensor_parallel_size)
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        from .engine_arguments import engine_arguments
+        from .engine_thread import EngineThread
+
+        self.model, self.k, self.capture, self.max_tokens, self.mode = model, k, capture, max_tokens, mode
+        runner = capture if mode == "score" else "generate"
+        arguments = engine_arguments(model, revision, section, runner, k=k, max_tokens=max_tokens)
+        several = section.tensor_parallel_size > 1
+        try:
+            self._thread = EngineThread(
+                lambda: LLMEngine.from_engine_args(arguments, enable_multiprocessing=several), name=model, in_process=not several
+            )
+        except (ValueError, OSError) as error:
+            raise ModelError(f"{model}: vLLM cannot open it: {str(error).strip()}") from error
+        except RuntimeError as error:
+            raise TeacherError(f"{model}: the engine did not start: {error}") from error
+        config = self._thread.engine.vllm_config
+        self.vocab_size = int(config.model_config.get_vocab_size())
+        self.info = _describe(config, capture)
+        if k > self.vocab_size:
+            self.close()
+            raise ModelError(f"{model}: k is {k}, its vocabulary has {self.vocab_size} tokens; lower extraction.k")
+
+    def __enter__(self) -> "Teacher":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def alive(self) -> bool:
+        """False once the engine died or was closed."""
+        return self._thread.alive
+
+    def score(self, token_ids: Sequence[np.ndarray], is_target: Sequence[np.ndarray]) -> list[TopKRows]:
+        """Rows of the target tokens of each dialogue.
+
+        Args:
+            token_ids: int32 [tokens] per dialogue.
+            is_target: bool [tokens] per dialogue; targets need not stand together. Token 0 cannot be one.
+        Raises:
+            ContractError: a dialogue that cannot be scored; none of them was.
+            TeacherError: the engine died; this teacher is of no further use.
+        """
+        return self.submit(token_ids, is_target).result()
+
+    def submit(self, token_ids: Sequence[np.ndarray], is_target: Sequence[np.ndarray]) -> "Future[list[TopKRows]]":
+        """Like `score`, but gives a future at once; a second list keeps the engine busy while the first drains."""
+        self._expect("score")
+        for i, (ids, marks) in enumerate(zip(token_ids, is_target, strict=True)):
+            place = f"{self.model}, dialogue {i}"
+            check_dialogue(ids, marks, max_tokens=self.max_tokens, vocab_size=self.vocab_size, place=place)
+        wanted = [i for i, marks in enumerate(is_target) if marks.any()]
+        requests = [(token_ids[i].tolist(), self._params(is_target[i])) for i in wanted]
+        marks = [is_target[i] for i in wanted]
+        return _then(self._thread.submit(requests), lambda outputs: self._rows(outputs, marks, wanted, len(is_target)))
+
+    def prefill(self, token_ids: Sequence[np.ndarray]) -> None:
+        """Push the dialogues through the engine and take no rows: what scoring costs at least.
+
+        The top-k pooler's engine multiplies no head at all; the reference capture's samples one token per dialogue.
+        """
+        self._expect("score")
+        params = self._params(np.zeros(1, dtype=bool))
+        self._thread.submit([(ids.tolist(), params) for ids in token_ids if len(ids)]).result()
+
+    def generate(
+        self,
+        prompts: Sequence[np.ndarray],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        stop_token_ids: Sequence[int] = (),
+        seed: int = 0,
+    ) -> list[np.ndarray]:
+        """Answers as int32 ids, without the stop token that ended them.
+
+        Args:
+            prompts: int [tokens] per prompt.
+            temperature: 0 takes the most probable token each time.
+            stop_token_ids: the only ids that end an answer early; the tokenizer's end-of-turn belongs here.
+            seed: of the sampling; prompt i is sampled with seed + i.
+        Raises:
+            TeacherError: a prompt that with its answer exceeds `max_tokens`, or the engine died.
+        """
+        from vllm import SamplingParams
+
+        self._expect("generate")
+        stops = list(stop_token_ids)
+        requests = [
+            (
+                prompt.tolist(),
+                SamplingParams(
+                    max_tokens=max_new_tokens, temperature=temperature, stop_token_ids=stops, seed=seed + i, detokenize=False
+                ),
+            )
+            for i, prompt in enumerate(prompts)
+        ]
+        answers = [np.asarray(output.outputs[0].token_ids, dtype=np.int32) for output in self._thread.submit(requests).result()]
+        return [answer[:-1] if len(answer) and answer[-1] in stops else answer for answer in answers]
+
+    def close(self) -> None:
+        """Stop the engine and free its memory. May be called twice."""
+        self._thread.close()
+
+    def _expect(self, mode: str) -> None:
+        if self.mode != mode:
+            raise ConfigError(f"{self.model}: this teacher was opened with mode={self.mode!r}; open one with mode={mode!r}")
+
+    def _params(self, is_target: np.ndarray) -> Any:
+        if self.capture == "prompt_logprobs":
+            from vllm import SamplingParams
+
+            from .prompt_logprobs import sampling_params
+
+            return sampling_params(self.k) if is_target.any() else SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
+        from vllm import PoolingParams
+
+        from .topk_pooler import RANGES, TASK
+
+        return PoolingParams(task=TASK, extra_kwargs={RANGES: target_ranges(is_target)})
+
+    def _rows(self, outputs: list[Any], marks: list[np.ndarray], wanted: list[int], count: int) -> list[TopKRows]:
+        rows = [TopKRows.empty(self.k)] * count
+        for i, output, mark in zip(wanted, outputs, marks, strict=True):
+            if self.capture == "prompt_logprobs":
+                from .prompt_logprobs import read_rows
+
+                rows[i] = read_rows(output, mark, self.k)
+            else:
+                rows[i] = unpack_rows(output.outputs.data.numpy())
+            if len(rows[i]) != mark.sum():
+                raise TeacherError(f"{self.model}: the engine gave {len(rows[i])} rows for {mark.sum()} target tokens of a dialogue")
+        return rows
+
+
+def _describe(config: Any, capture: str) -> dict[str, Any]:
+    """What a store's plan records about the engine."""
+    import vllm
+    from vllm.platforms import current_platform
+
+    model = config.model_config
+    return {
+        "engine": f"vllm {vllm.__version__}",
+        "device": current_platform.device_type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "head_dtype": str(model.head_dtype).removeprefix("torch."),
+        "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
+        "capture": capture,
+    }
+
+
+def _then(future: Future, convert: Any) -> Future:
+    """A future of `convert(result)`; the conversion runs where the first future is set, which is cheap here."""
+    converted: Future = Future()
+
+    def settle(done: Future) -> None:
+        try:
+            converted.set_result(convert(done.result()))
+        except Exception as error:
+            converted.set_exception(error)
+
+    future.add_done_callback(settle)
+    return converted

@@ -1,0 +1,113 @@
+"""One engine at work on shards: tokens in, rows into the store. A plain class; `cluster/` puts it into a Ray actor.
+
+`run_shard` may be called from two threads: the engine is under a lock, packing, compression and writing are not, so
+that one shard is written while the next is on the engine.
+"""
+
+import logging
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fusechat import model_files
+from fusechat.config import RunConfig
+from fusechat.errors import TeacherError
+from fusechat.store import RowStore
+from fusechat.tokens import Tokens
+
+if TYPE_CHECKING:
+    from .teacher import Teacher, TopKRows
+
+log = logging.getLogger(__name__)
+
+
+class TeacherActor:
+    """Scores shards of one model's tokens."""
+
+    def __init__(self, config: dict[str, Any], name: str, backend: str = "uni") -> None:
+        """Cheap: nothing heavy is imported and nothing is read before `start`.
+
+        Args:
+            config: a RunConfig as plain values (`RunConfig.dump()`).
+            backend: `uni` (engine in this process), `mp` or `ray`.
+        """
+        self.config, self.name, self.backend = RunConfig.model_validate(config), name, backend
+        self._engine_lock = threading.Lock()
+        self._teacher: Teacher | None = None
+
+    def start(self) -> dict[str, Any]:
+        """Open tokens, store and engine, and let the teacher prove itself.
+
+        Returns:
+            the self-check's report and the seconds the start took.
+        Raises:
+            TeacherError: the engine does not start or fails its self-check.
+        """
+        from .self_check import check_teacher
+        from .teacher import Teacher
+
+        started = time.monotonic()
+        model, extraction = self.config.model_named(self.name), self.config.extraction
+        folder = model_files.resolve_model(model)
+        self.tokens = Tokens.read(self.config.tokens_url(self.name))
+        self.store = RowStore.open(self.config.logprobs_url(self.name), "logprobs", mode="r+")
+        engine = {**model.engine.model_dump(), "backend": self.backend}
+        self._teacher = Teacher(
+            str(folder), k=extraction.k, capture=extraction.capture, max_tokens=int(self.tokens.lengths.max()), engine=engine
+        )
+        report: dict[str, Any] = {}
+        if extraction.self_check_dialogues:
+            ids, targets = self._dialogues(range(min(extraction.self_check_dialogues, self.tokens.num_dialogues)))
+            report = check_teacher(self._teacher, ids, targets, model_folder=str(folder))
+        return {"self_check": report, "seconds": time.monotonic() - started}
+
+    def run_shard(self, shard: int) -> dict[str, Any]:
+        """Score one shard and write it; the commit mark is written last.
+
+        Returns:
+            rows, tokens and seconds.
+        """
+        started = time.monotonic()
+        dialogues = self.store.plan.dialogues(shard)
+        ids, targets = self._dialogues(dialogues)
+        with self._engine_lock:
+            rows = self._score(ids, targets)
+        self.store.write_shard(shard, self._pack(rows))
+        return {
+            "rows": sum(len(part.label_logprob) for part in rows),
+            "tokens": sum(len(part) for part in ids),
+            "seconds": time.monotonic() - started,
+        }
+
+    def close(self) -> None:
+        """End the engine."""
+        if self._teacher is not None:
+            self._teacher.close()
+            self._teacher = None
+
+    def _score(self, ids: list[np.ndarray], targets: list[np.ndarray]) -> "list[TopKRows]":
+        if self._teacher is None:
+            raise TeacherError(f"{self.name}: the engine is not running; call start first")
+        return self._teacher.score(ids, targets)
+
+    def _dialogues(self, dialogues: range) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        places = [self.tokens.tokens_of(dialogue) for dialogue in dialogues]
+        return [self.tokens.token_ids[place] for place in places], [self.tokens.is_target[place] for place in places]
+
+    def _pack(self, rows: "list[TopKRows]") -> dict[str, np.ndarray]:
+        id_dtype = np.uint16 if int(self.store.attributes["vocab_size"]) <= 65_536 else np.uint32
+        k = self.store.k
+        return {
+            "topk_ids": np.concatenate([part.topk_ids for part in rows] or [np.empty((0, k))]).astype(id_dtype),
+            "topk_logprobs": np.concatenate([part.topk_logprobs for part in rows] or [np.empty((0, k), np.float32)]),
+            "label_logprob": np.concatenate([part.label_logprob for part in rows] or [np.empty(0, np.float32)]),
+        }
+
+
+def end_process(error: BaseException) -> None:
+    """Leave at once: a dead engine's actor must die too, so that the pool replaces it."""
+    log.error("engine died: %s", error)
+    os._exit(1)
