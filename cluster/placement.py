@@ -29,6 +29,10 @@ class Placement:
             return None
         return placement_group([{"GPU": 1, "CPU": 1}] * self.num_gpus, strategy="PACK")
 
+    def engine_arguments(self) -> dict:
+        """What vLLM must know of it."""
+        return {} if self.backend == "uni" else {"distributed_executor_backend": self.backend}
+
     def actor_options(self, group: PlacementGroup | None) -> dict:
         """Options of the engine's actor."""
         if group is None:

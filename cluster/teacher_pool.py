@@ -5,7 +5,6 @@ that dies is replaced and its shards are queued again; a shard that fails `max_a
 idempotent (the same shard writes the same bytes), so at-least-once is enough.
 """
 
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -85,7 +84,9 @@ class TeacherPool:
         self._calls[handle.start.remote()] = (replica, None)
 
     def _handle(self, ref: Any) -> None:
-        replica, shard = self._calls.pop(ref)
+        replica, shard = self._calls.pop(ref, (None, None))
+        if replica is None:
+            return  # its actor was dropped while this call was on its way
         try:
             result = ray.get(ref)
         except RayTaskError as error:
@@ -110,8 +111,15 @@ class TeacherPool:
             shard, attempts = queue.popleft()
             replica.shards[shard] = attempts
             self._calls[replica.handle.run_shard.remote(shard)] = (replica, shard)
-        if not replica.shards and not queue:
-            self._drop(replica)
+        if not queue:
+            self._drop_waiting(replica.job)
+            if not replica.shards:
+                self._drop(replica)
+
+    def _drop_waiting(self, job: Job) -> None:
+        """Engines that are still starting have nothing left to do; nothing waits for the slowest node."""
+        for other in [other for other in self._replicas if other.job is job and not other.ready]:
+            self._drop(other)
 
     def _call_failed(self, replica: _Replica, shard: int | None, error: RayTaskError) -> None:
         """The actor lives, the call raised: the shard's fault, or the teacher failed its start or self-check."""
@@ -128,7 +136,6 @@ class TeacherPool:
         job = replica.job
         lost, replica.shards = replica.shards, {}
         self._say(f"{job.name}: an engine died with shards {sorted(lost)} in flight: {_first_line(error)}")
-        self._calls = {ref: call for ref, call in self._calls.items() if call[0] is not replica}
         if not replica.ready:
             self._start_failed(replica, error, final=False)
             return
@@ -145,7 +152,6 @@ class TeacherPool:
         if final or (job.failed_starts >= self.max_attempts and not job.started):
             job.failure = error
             for other in [other for other in self._replicas if other.job is job]:
-                self._calls = {ref: call for ref, call in self._calls.items() if call[0] is not other}
                 self._drop(other)
         elif job.shards and job.failed_starts < 2 * self.max_attempts:
             self._add_replica(job)
@@ -162,17 +168,16 @@ class TeacherPool:
         job.shards.append((shard, attempts + 1))
 
     def _drop(self, replica: _Replica) -> None:
+        """End an actor and forget its calls."""
         if replica in self._replicas:
             self._replicas.remove(replica)
+            self._calls = {ref: call for ref, call in self._calls.items() if call[0] is not replica}
             ray.kill(replica.handle)
             release(replica.group)
 
 
 def _first_line(error: BaseException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if isinstance(error, RayTaskError) and lines else lines[0] if lines else type(error).__name__).strip()
-
-
-def rate(amount: float, started: float) -> float:
-    """Units per second since a monotonic time."""
-    return amount / max(time.monotonic() - started, 1e-9)
+    return (
+        lines[-1] if isinstance(error, RayTaskError) and lines else lines[0] if lines else type(error).__name__
+    ).strip()

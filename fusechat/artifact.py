@@ -130,7 +130,9 @@ def load(url: str | Path, kind: str) -> Artifact:
     """
     record = read_json(f"{url}/{RECORD_FILE}")
     if record is None:
-        raise ArtifactError(f"{url}: found no finished {kind} artifact ({RECORD_FILE}); run the stage that makes it first")
+        raise ArtifactError(
+            f"{url}: found no finished {kind} artifact ({RECORD_FILE}); run the stage that makes it first"
+        )
     if record.get("kind") != kind:
         raise ArtifactError(f"{url}: found an artifact of kind {record.get('kind')!r}, expected {kind!r}")
     return Artifact(kind, str(url), record["fingerprint"], record)
@@ -154,7 +156,9 @@ def read_json(url: str) -> Any | None:
     except FileNotFoundError:
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{url}: not a readable JSON record ({error}); delete the folder to make it again") from None
+        raise ArtifactError(
+            f"{url}: not a readable JSON record ({error}); delete the folder to make it again"
+        ) from None
 
 
 def write_json(url: str, document: Any) -> None:
@@ -194,7 +198,12 @@ def storage_errors(url: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, StorageError) or error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
+        if isinstance(error, StorageError) or error.errno not in (
+            errno.ENOSPC,
+            errno.EROFS,
+            errno.EACCES,
+            errno.EDQUOT,
+        ):
             raise
         raise StorageError(
             f"{url}: cannot be written: {error.strerror}; what is finished is kept: free space or permissions, "

@@ -25,7 +25,9 @@ def chat_loop(model: str, *, max_new_tokens: int, temperature: float) -> None:
             messages = []
             continue
         messages.append({"role": "user", "content": line})
-        inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        inputs = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
         streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
         sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
         output = network.generate(

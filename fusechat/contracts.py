@@ -28,7 +28,9 @@ class RowKind(IntEnum):
     EMPTY = 0  # no distribution: the source could not be laid on this position
     EXACT = 1  # both tokenizers have a boundary here and cut the same bytes
     MAPPED = 2  # both have a boundary here; the next tokens differ
-    INSIDE = 3  # the pivot has a boundary inside a source token: the source's row is conditioned on the bytes already read
+    INSIDE = (
+        3  # the pivot has a boundary inside a source token: the source's row is conditioned on the bytes already read
+    )
     END_OF_TURN = 4  # end-of-turn meets end-of-turn
     IDENTITY = 5  # same tokenizer, rows pass through
     ONE_HOT = 6  # released mode only: all mass on the label, borrowed from the data, not from the source
@@ -157,7 +159,12 @@ def to_markdown() -> str:
         "tokens have rows. On disk, top-k logprobs are kept as gaps on a grid: see `docs/storage.md`.",
     ]
     for contract in CONTRACTS.values():
-        lines += ["", f"## {contract.artifact}", "", "| array | dtype | axes | unit | fill | writer | reader | meaning |"]
+        lines += [
+            "",
+            f"## {contract.artifact}",
+            "",
+            "| array | dtype | axes | unit | fill | writer | reader | meaning |",
+        ]
         lines += ["|---|---|---|---|---|---|---|---|"]
         lines += [_markdown_row(spec) for spec in contract.arrays]
     lines += ["", "## Kinds of an aligned row", "", "| value | name | says what the source said |", "|---|---|---|"]

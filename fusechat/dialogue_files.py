@@ -2,7 +2,7 @@
 
 The format is found from the content: JSON lines, one JSON array, Parquet, or a folder that `datasets` saved
 (`folder::split` picks a split). A row is what the file holds; what makes a dialogue of it is in `fusechat.dialogues`.
-A broken JSON line comes out as a DialogueError in the row's place, so that the caller can skip it; a file that cannot
+A broken JSON line comes out as a DialogueError in the row's stead, so that the caller can skip it; a file that cannot
 be read on raises one.
 """
 
@@ -67,38 +67,43 @@ def _json_lines(file: Path) -> Iterator[tuple[str, Any]]:
             place = f"{file}:{number}"
             line = raw.removeprefix(_BOM) if number == 1 else raw
             if line.strip():
-                yield place, _parsed_line(line, place, position + len(raw) - len(line))
+                yield place, _parsed_line(line, position + len(raw) - len(line))
             position += len(raw)
 
 
-def _parsed_line(line: bytes, place: str, position: int) -> Any:
+def _parsed_line(line: bytes, position: int) -> Any:
     """The row, or the DialogueError that says why there is none. `position`: byte offset of the line in its file."""
     try:
-        return json.loads(line.decode("utf-8"))
+        return json.loads(line.decode("utf-8").rstrip("\r\n"))  # so that the column counts on this line
     except UnicodeDecodeError as error:
-        return DialogueError(_not_utf8(place, error, position))
-    except (json.JSONDecodeError, RecursionError) as error:
-        found = f"column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        return DialogueError(_not_utf8(error, position))
+    except (ValueError, RecursionError) as error:  # ValueError also stands for numbers of absurd length
         return DialogueError(
-            f"{place}: broken JSON ({found}); expected one whole JSON object per line: repair or remove the line"
+            f"broken JSON ({_json_fault(error)}), expected one whole JSON object per line; repair or remove the line"
         )
 
 
-def _not_utf8(place: str, error: UnicodeDecodeError, position: int) -> str:
+def _json_fault(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"column {error.colno}: {error.msg}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _not_utf8(error: UnicodeDecodeError, position: int) -> str:
     return (
-        f"{place}: byte {error.object[error.start]:#04x} at byte offset {position + error.start} is not UTF-8 "
-        f"({error.reason}); expected UTF-8 text: convert the file, e.g. with iconv"
+        f"byte {error.object[error.start]:#04x} at byte offset {position + error.start} is not UTF-8 ({error.reason}), "
+        "expected UTF-8 text; convert the file, e.g. with iconv"
     )
 
 
 def _array_rows(file: Path) -> Iterator[tuple[str, Any]]:
-    """Elements of one JSON array, decoded one at a time: the whole file as objects would take several times its size."""
+    """Elements of one JSON array, one at a time: all of a large file as objects would take several times its size."""
     raw = file.read_bytes()
     skipped = len(_BOM) if raw.startswith(_BOM) else 0
     try:
         text = raw[skipped:].decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DialogueError(_not_utf8(str(file), error, skipped)) from None
+        raise DialogueError(f"{file}: {_not_utf8(error, skipped)}") from None
     del raw
     decoder = json.JSONDecoder()
     position, line, counted, number = text.index("[") + 1, 1, 0, 0
@@ -114,10 +119,9 @@ def _array_rows(file: Path) -> Iterator[tuple[str, Any]]:
         number += 1
         try:
             row, position = decoder.raw_decode(text, position)
-        except json.JSONDecodeError as error:
-            raise DialogueError(_broken_array(file, text, error.pos, error.msg)) from None
-        except RecursionError:
-            raise DialogueError(_broken_array(file, text, position, "nested too deeply")) from None
+        except (ValueError, RecursionError) as error:
+            where = error.pos if isinstance(error, json.JSONDecodeError) else position
+            raise DialogueError(_broken_array(file, text, where, _json_fault(error))) from None
         yield f"{file}:{line} (row {number})", row
     if text[position + 1 :].strip():
         raise DialogueError(_broken_array(file, text, position + 1, "text after the array's end"))
@@ -131,7 +135,7 @@ def _after_space(text: str, position: int) -> int:
 
 def _broken_array(file: Path, text: str, position: int, found: str) -> str:
     line = text.count("\n", 0, position) + 1
-    return f"{file}:{line}: broken JSON ({found}); expected one JSON array of dialogues: repair the file"
+    return f"{file}:{line}: broken JSON ({found}), expected one JSON array of dialogues; repair the file"
 
 
 def _parquet_rows(file: Path) -> Iterator[tuple[str, Any]]:
@@ -153,15 +157,16 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, Any]]:
 def _wanted_columns(names: list[str], place: str) -> list[str]:
     columns = [name for name in COLUMNS if name in names]
     if not {"messages", "conversations"} & set(columns):
-        raise DialogueError(f"{place}: found columns {sorted(names)}, expected 'messages' or 'conversations'; rename one")
+        found = ", ".join(sorted(names))
+        raise DialogueError(f"{place}: found columns {found}, expected 'messages' or 'conversations'; rename one")
     return columns
 
 
 def _dataset_rows(folder: Path, split: str) -> Iterator[tuple[str, Any]]:
     if not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
         raise DialogueError(
-            f"{folder}: a folder without state.json or dataset_dict.json, expected one written by datasets' save_to_disk; "
-            "give the files in it one by one"
+            f"{folder}: a folder without state.json or dataset_dict.json, expected one that save_to_disk of datasets "
+            "wrote; to read plain files, give each by its own path"
         )
     from datasets import DatasetDict, load_from_disk  # here, because it takes seconds to load
 

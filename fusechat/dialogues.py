@@ -71,26 +71,26 @@ def read_dialogues(
     places: dict[str, str] = {}
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
         for number, (place, row) in enumerate(read_rows(path), 1):
+            cut = ""
             try:
-                dialogue = _to_dialogue(row, place, f"{Path(str(path)).stem}-{number}")
+                dialogue = _to_dialogue(row, f"{Path(str(path)).stem}-{number}")
                 if on_bad == "skip":
                     dialogue, cut = _cut_ends(dialogue)
-                    if cut and bad is not None:
-                        bad.append((_named(place, dialogue.id), f"{cut}; cut, and the rest kept"))
-                _check(dialogue, place, places)
+                _check(dialogue, places)
             except DialogueError as error:
                 if on_bad == "refuse":
-                    raise
+                    raise DialogueError(f"{_where(place, row)}: {error}") from None
                 if bad is not None:
-                    where, _, reason = str(error).partition(": ")
-                    bad.append((where, reason))
+                    bad.append((_where(place, row), str(error)))
                 continue
+            if cut and bad is not None:
+                bad.append((_where(place, row), f"{cut}: cut, and the rest kept"))
             places[dialogue.id] = place
             yield dialogue
 
 
 def dialogues_digest(dialogues: Iterable[Dialogue]) -> str:
-    """Hex SHA-256 of ids, kinds, roles and contents, in order; every field carries its length, so no two lists collide."""
+    """Hex SHA-256 of ids, kinds, roles and contents, in order. Lengths are hashed too."""
     digest = hashlib.sha256()
     for dialogue in dialogues:
         fields = [dialogue.id, dialogue.kind]
@@ -102,54 +102,57 @@ def dialogues_digest(dialogues: Iterable[Dialogue]) -> str:
     return digest.hexdigest()
 
 
-def _named(place: str, dialogue_id: str) -> str:
-    return f"{place} (dialogue {dialogue_id!r})"
+def _where(place: str, row: Any) -> str:
+    named = isinstance(row, dict) and isinstance(row.get("id"), (str, int))
+    return f"{place} (dialogue {row['id']!r})" if named else place
 
 
-def _to_dialogue(row: Any, place: str, default_id: str) -> Dialogue:
-    """The row's messages with our names of the roles; neither their order nor their being blank is checked yet."""
+def _to_dialogue(row: Any, default_id: str) -> Dialogue:
+    """The row's messages under our names of the roles; `_check` looks at their order and whether they say something."""
     if isinstance(row, DialogueError):
         raise row
     if not isinstance(row, dict):
-        raise DialogueError(f"{place}: found {_type_name(row)}, expected an object with 'messages' or 'conversations'")
-    dialogue_id = row.get("id")
-    if dialogue_id is None:
-        dialogue_id = default_id
+        raise DialogueError(f"found {_type_name(row)}, expected an object with 'messages' or 'conversations'")
+    dialogue_id = row.get("id") if row.get("id") is not None else default_id
     if not isinstance(dialogue_id, (str, int)) or isinstance(dialogue_id, bool) or dialogue_id == "":
-        raise DialogueError(f"{place}: found id {dialogue_id!r}, expected a non-empty text or a whole number")
-    place, kind = _named(place, str(dialogue_id)), row.get("kind")
-    _check_text(str(dialogue_id), f"{place}: id")
-    if kind is not None and not isinstance(kind, str):
-        raise DialogueError(f"{place}: found kind {kind!r}, expected a text")
-    _check_text(kind or "", f"{place}: kind")
+        raise DialogueError(
+            f"found id {dialogue_id!r}, expected a text or a whole number; give it one, or leave the id out"
+        )
+    kind = row.get("kind") if row.get("kind") is not None else ""
+    if not isinstance(kind, str):
+        raise DialogueError(f"found kind {kind!r}, expected a text; correct it")
+    _check_text(str(dialogue_id), "id")
+    _check_text(kind, "kind")
     turns = row.get("messages") if row.get("messages") is not None else row.get("conversations")
     if not isinstance(turns, (list, tuple)):
         keys = ", ".join(sorted(map(str, row)))
-        raise DialogueError(f"{place}: found {_type_name(turns)} (keys: {keys}), expected a list of messages under 'messages'")
-    messages = tuple(_to_message(turn, f"{place}: message {number}") for number, turn in enumerate(turns, 1))
-    return Dialogue(str(dialogue_id), messages, kind or "")
+        raise DialogueError(
+            f"found {_type_name(turns)} under 'messages' (keys: {keys}), expected a list; correct the row"
+        )
+    messages = tuple(_to_message(turn, f"message {number}") for number, turn in enumerate(turns, 1))
+    return Dialogue(str(dialogue_id), messages, kind)
 
 
-def _to_message(turn: Any, place: str) -> Message:
+def _to_message(turn: Any, name: str) -> Message:
     keys = ("from", "value") if isinstance(turn, dict) and "role" not in turn else ("role", "content")
     if not isinstance(turn, dict) or not set(keys) <= turn.keys():
         found = f"keys {sorted(map(str, turn))}" if isinstance(turn, dict) else _type_name(turn)
-        raise DialogueError(f"{place}: found {found}, expected 'role' and 'content' (or 'from' and 'value')")
+        raise DialogueError(f"{name}: found {found}, expected 'role' and 'content' (or 'from' and 'value'); correct it")
     role, content = (turn[key] for key in keys)
     if not isinstance(role, str) or role not in ROLES:
-        raise DialogueError(f"{place}: found role {role!r}, expected one of {', '.join(ROLES)}")
+        raise DialogueError(f"{name}: found role {role!r}, expected one of {', '.join(ROLES)}; rename it")
     if not isinstance(content, str):
-        raise DialogueError(f"{place}: found {_type_name(content)} as content, expected a text")
-    _check_text(content, place)
+        raise DialogueError(f"{name}: found {_type_name(content)} as content, expected a text; write it as one")
+    _check_text(content, name)
     return Message(ROLES[role], content)
 
 
-def _check_text(text: str, place: str) -> None:
+def _check_text(text: str, name: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise DialogueError(
-            f"{place}: lone surrogate {ascii(text[error.start])} at character {error.start}, expected whole characters: "
+            f"{name}: lone surrogate {text[error.start]!a} at character {error.start}, expected whole characters; "
             "write both halves of the pair, or the character itself"
         ) from None
 
@@ -158,32 +161,33 @@ def _type_name(value: Any) -> str:
     return "nothing" if value is None else f"a value of type {type(value).__name__}"
 
 
-def _check(dialogue: Dialogue, place: str, places: dict[str, str]) -> None:
+def _check(dialogue: Dialogue, places: dict[str, str]) -> None:
     """Raise on the first broken rule; `places`: the ids read so far and where."""
-    named = _named(place, dialogue.id)
     if dialogue.id in places:
-        raise DialogueError(f"{named}: this id stands at {places[dialogue.id]} already, expected each id once; rename one")
+        raise DialogueError(
+            f"the id {dialogue.id!r} stands at {places[dialogue.id]} too, expected each id once; rename one"
+        )
     if not dialogue.messages:
-        raise DialogueError(f"{named}: the dialogue is empty, expected at least a user and an assistant message; remove it")
+        raise DialogueError("the dialogue is empty, expected at least a user and an assistant message; remove it")
     roles = [message.role for message in dialogue.messages]
     if "assistant" not in roles:
-        raise DialogueError(f"{named}: found no assistant turn in roles {', '.join(roles)}, expected at least one; remove it")
-    turns = roles[1:] if roles[0] == "system" else roles
-    for number, role in enumerate(turns):
+        raise DialogueError(f"found roles {', '.join(roles)}, expected an assistant turn; remove the dialogue")
+    head = 1 if roles[0] == "system" else 0
+    for number, role in enumerate(roles[head:]):
         expected = "assistant" if number % 2 else "user"
         if role != expected:
             raise DialogueError(
-                f"{named}: message {number + 1 + len(roles) - len(turns)} is by {role}, expected {expected}: a system message only "
-                "at the head, then user and assistant in turn; repair it, or set on_bad: skip"
+                f"message {head + number + 1} is by {role}, expected {expected} (a system message only at the head, "
+                "then user and assistant in turn); put the turns in order, or set on_bad: skip"
             )
-    if turns[-1] == "user":
+    if roles[-1] == "user":
         raise DialogueError(
-            f"{named}: the last message is by user, expected assistant; remove that message, or set on_bad: skip, which cuts it"
+            "the last message is by user, expected assistant; remove that message, or set on_bad: skip, which cuts it"
         )
     for number, message in enumerate(dialogue.messages, 1):
         if not message.content.strip():
             raise DialogueError(
-                f"{named}: message {number} ({message.role}) is blank, expected text; fill it, or set on_bad: skip"
+                f"message {number} ({message.role}) is blank, expected text; fill it, or set on_bad: skip"
             )
 
 

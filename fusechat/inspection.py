@@ -22,9 +22,17 @@ def show_artifact(url: str, *, dialogue: int, num_rows: int, verify: bool) -> No
     url = url.rstrip("/")
     record = read_json(f"{url}/{RECORD_FILE}") or read_json(f"{url}/plan.json")
     if record is None:
-        raise ArtifactError(f"{url}: found neither {RECORD_FILE} nor plan.json; give the folder of an artifact, such as runs/quickstart/logprobs/smollm2")
+        raise ArtifactError(
+            f"{url}: found neither {RECORD_FILE} nor plan.json; give the folder of an artifact, such as runs/quickstart/logprobs/smollm2"
+        )
     print(f"{url}: {record['kind']}, {'finished ' + record['finished'] if 'finished' in record else 'not finished'}")
-    print(json.dumps({key: record[key] for key in ("counts", "settings", "parents") if key in record}, indent=1, ensure_ascii=False))
+    print(
+        json.dumps(
+            {key: record[key] for key in ("counts", "settings", "parents") if key in record},
+            indent=1,
+            ensure_ascii=False,
+        )
+    )
     if record["kind"] in ("logprobs", "aligned"):
         store = RowStore.open(url, record["kind"])
         for line in store_figures(store):
@@ -73,7 +81,10 @@ def dialogue_lines(store: RowStore, dialogue: int, num_rows: int) -> list[str]:
     labels = ids[tokens.is_target[place]]
     block = store.read_dialogue(dialogue)
     prompt = tokenizer.decode(ids[: int(np.argmax(tokens.is_target[place]))].tolist())
-    lines = [f"dialogue {dialogue}, up to its first target token: {prompt!r}", "token  logprob (nats)  top tokens (probability)"]
+    lines = [
+        f"dialogue {dialogue}, up to its first target token: {prompt!r}",
+        "token  logprob (nats)  top tokens (probability)",
+    ]
     for row in range(min(num_rows, len(labels))):
         shown = [
             f"{tokenizer.decode([int(i)])!r} {np.exp(p):.2f}"
@@ -81,7 +92,9 @@ def dialogue_lines(store: RowStore, dialogue: int, num_rows: int) -> list[str]:
             if np.isfinite(p)
         ]
         kind = f"  [{RowKind(int(block['kind'][row])).name}]" if "kind" in block else ""
-        lines.append(f"{tokenizer.decode([int(labels[row])])!r:>16}  {block['label_logprob'][row]:8.3f}  {'  '.join(shown)}{kind}")
+        lines.append(
+            f"{tokenizer.decode([int(labels[row])])!r:>16}  {block['label_logprob'][row]:8.3f}  {'  '.join(shown)}{kind}"
+        )
     return lines
 
 
@@ -95,7 +108,9 @@ def token_lines(url: str, dialogue: int, num_rows: int) -> list[str]:
     lines = ["id  token  target  bytes of the contents"]
     for token_id, target, (start, end) in list(rows)[:num_rows]:
         span = f"{start}..{end}" if start >= 0 else "template"
-        lines.append(f"{token_id:>7}  {tokenizer.decode([int(token_id)])!r:<18}  {'target' if target else '':<6}  {span}")
+        lines.append(
+            f"{token_id:>7}  {tokenizer.decode([int(token_id)])!r:<18}  {'target' if target else '':<6}  {span}"
+        )
     return lines
 
 
@@ -119,4 +134,6 @@ def _tokenizer(tokens: Tokens) -> Any:
     from transformers import AutoTokenizer
 
     model = str(tokens.attributes["model"])
-    return AutoTokenizer.from_pretrained(model, revision=None if Path(model).is_dir() else tokens.attributes["revision"])
+    return AutoTokenizer.from_pretrained(
+        model, revision=None if Path(model).is_dir() else tokens.attributes["revision"]
+    )

@@ -19,7 +19,9 @@ PLAIN_LINE_SECONDS = 5.0
 
 def setup_logging(verbose: bool = False) -> None:
     """One handler on standard error; libraries are kept to warnings."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", force=True)
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", force=True
+    )
     logging.getLogger("fusechat").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 

@@ -13,7 +13,7 @@ from .errors import ModelError
 WEIGHT_SUFFIXES = (".safetensors",)
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "vocab.txt",
+    "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 
 
@@ -41,7 +41,9 @@ def _download(model: ModelSection) -> Path:
     from requests import RequestException
 
     try:
-        return Path(snapshot_download(model.model, revision=model.revision, ignore_patterns=["*.bin", "*.pth", "*.gguf"]))
+        return Path(
+            snapshot_download(model.model, revision=model.revision, ignore_patterns=["*.bin", "*.pth", "*.gguf"])
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RequestException, OSError) as error:
         raise ModelError(
             f"{model.name}: {model.model!r} is no local folder, and the hub did not give it: {str(error).splitlines()[0]}; "
@@ -52,7 +54,9 @@ def _download(model: ModelSection) -> Path:
 def _checked(folder: Path, model: ModelSection) -> Path:
     for pattern in ("config.json", "*.safetensors"):
         if not any(folder.glob(pattern)):
-            raise ModelError(f"{model.name}: {folder} holds no {pattern}; expected a Hugging Face folder with safetensors")
+            raise ModelError(
+                f"{model.name}: {folder} holds no {pattern}; expected a Hugging Face folder with safetensors"
+            )
     return folder
 
 
@@ -80,7 +84,9 @@ def digests(folder: Path, cache: Path | None = None) -> dict[str, str]:
     if cache and not found.keys() <= known.keys():
         write_json(str(cache), {**known, **found})
     by_name = {Path(key.split("|")[0]).name: digest for key, digest in found.items()}
-    paths = {path.name: by_name[path.resolve().name] for path in sorted(folder.iterdir()) if path.resolve().name in by_name}
+    paths = {
+        path.name: by_name[path.resolve().name] for path in sorted(folder.iterdir()) if path.resolve().name in by_name
+    }
     return {
         "weights": _combined(item for item in paths.items() if item[0].endswith(WEIGHT_SUFFIXES)),
         "config": _combined(item for item in paths.items() if item[0] == "config.json"),

@@ -45,7 +45,9 @@ def steps(config: RunConfig) -> list[Step]:
     found = [Step("tokenize", "dialogues", (str(config.dialogues_path),), _prepare_dialogues)]
     for name in names:
         urls = (config.tokens_url(name), config.tokens_url(name, "held_out"))
-        found.append(Step("tokenize", name, urls, lambda config, progress, name=name: _tokenize(config, name, progress)))
+        found.append(
+            Step("tokenize", name, urls, lambda config, progress, name=name: _tokenize(config, name, progress))
+        )
     urls = tuple(config.logprobs_url(name) for name in names)
     found.append(Step("extract", "", urls, lambda config, progress: _extract(config, names, progress)))
     for name in sources:
@@ -109,4 +111,3 @@ def _stage_call(module: str, *arguments: str) -> Callable[[RunConfig, Progress],
         return importlib.import_module(module).run(config, *arguments, progress=progress)
 
     return call
-

@@ -114,7 +114,15 @@ class RowStore:
 
     @classmethod
     def create(
-        cls, url: str, artifact: str, plan: ShardPlan, *, k: int, vocab_size: int, logprob_step: float, settings: dict[str, Any]
+        cls,
+        url: str,
+        artifact: str,
+        plan: ShardPlan,
+        *,
+        k: int,
+        vocab_size: int,
+        logprob_step: float,
+        settings: dict[str, Any],
     ) -> "RowStore":
         """Open the store of this plan, making it if it is not there. One process does this before any writer starts.
 
@@ -219,7 +227,9 @@ class RowStore:
         """The contract's arrays for the rows of one dialogue."""
         shard = self.plan.shard_of(dialogue)
         first, last = self.plan.row_offsets[dialogue : dialogue + 2]
-        return self._read_block(shard * self.plan.capacity + int(first) - self.plan.rows(shard).start, int(last - first))
+        return self._read_block(
+            shard * self.plan.capacity + int(first) - self.plan.rows(shard).start, int(last - first)
+        )
 
     def iter_shards(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """All shards in order, one in memory at a time."""
@@ -244,7 +254,12 @@ class RowStore:
                 except (ValueError, RuntimeError, OSError, KeyError) as error:
                     problems.append(f"shard {shard}: {name} cannot be read ({error})")
                     continue
-                if name == "topk_logprobs" and len(block) and (block == GAP_PADDING).all() and self.contract.artifact == "logprobs":
+                if (
+                    name == "topk_logprobs"
+                    and len(block)
+                    and (block == GAP_PADDING).all()
+                    and self.contract.artifact == "logprobs"
+                ):
                     problems.append(f"shard {shard}: {name} holds no value")
         return problems
 

@@ -52,7 +52,9 @@ def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) ->
     for split, dialogues in zip(SPLITS, (train, held_out), strict=True):
         kept, notes = _cut_all(dialogues, tokenizer, template, section.max_tokens)
         if split == "train" and not kept:
-            raise DialogueError(f"{', '.join(section.train)}: no dialogue left to train on; see dialogues.max_tokens and on_bad")
+            raise DialogueError(
+                f"{', '.join(section.train)}: no dialogue left to train on; see dialogues.max_tokens and on_bad"
+            )
         _write_jsonl(config.dialogues_path / f"{split}.jsonl", kept)
         counts[split] = len(kept)
         counts[f"{split}_digest"] = dialogues_digest(kept)

@@ -1,0 +1,5 @@
+"""`python -m fusechat`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,32 @@
+"""What `fusechat run` ends with: the table, sample answers, where the artifacts lie, seconds per stage."""
+
+from evaluation import report
+
+from .artifact import read_json
+from .config import RunConfig
+from .logs import format_seconds
+
+
+def show_summary(config: RunConfig, seconds: dict[str, float]) -> None:
+    """Print the result of a finished run on standard output."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    found = read_json(str(config.report_path / "report.json"))
+    console.print()
+    for part in report.summary(found):
+        console.print(part)
+    console.print("\nArtifacts")
+    for label, place in (
+        ("fused model", config.fused_path),
+        ("targets", config.run.output / "targets"),
+        ("rows", f"{config.store_url}/logprobs"),
+        ("aligned rows", f"{config.store_url}/aligned"),
+        ("report", config.report_path / "index.html"),
+    ):
+        console.print(f"  {label:<14}{place}", soft_wrap=True)
+    console.print("\nSeconds per stage (skipped: done before)")
+    for label, value in seconds.items():
+        console.print(f"  {label:<24}{f'{value:,.1f}' if value else 'skipped'}")
+    console.print(f"  {'all':<24}{format_seconds(sum(seconds.values()))}")
+    console.print(f"\nTalk to it: fusechat chat {config.fused_path}", soft_wrap=True)

@@ -1,0 +1,73 @@
+"""Shared by all tests: tiny models built once, dialogues, and a run file over them."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Name -> folder: `llama` (ChatML) and `mixtral` (plain template, another tokenizer)."""
+    import tiny_models as build
+
+    base = tmp_path_factory.mktemp("models")
+    return {"llama": build.save_llama(base / "llama"), "mixtral": build.save_mixtral(base / "mixtral")}
+
+
+@pytest.fixture(scope="session")
+def dialogue_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Training and held-out dialogues in the own form: prose, digits, code, other scripts, several turns."""
+    base = tmp_path_factory.mktemp("dialogues")
+    files = {"train": base / "train.jsonl", "held_out": base / "held_out.jsonl"}
+    for split, file in files.items():
+        shift = 0 if split == "train" else 1000
+        file.write_text(
+            "".join(json.dumps(_dialogue(shift + i), ensure_ascii=False) + "\n" for i in range(14)), encoding="utf-8"
+        )
+    return files
+
+
+def _dialogue(number: int) -> dict:
+    ask, answer = [
+        (f"How many apples are {number} + 4?", f"{number} + 4 = {number + 4}, so there are {number + 4} apples."),
+        (f"What colour is sky {number}?", " Blue \U0001f600, 蓝色."),
+        (f"Write add{number}.", f"```python\ndef add{number}(a, b):\n    return a + b\n```\n"),
+        (f"Say hello, number {number}.", "Hello! How are you today?"),
+    ][number % 4]
+    messages = [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]
+    if number % 5 == 0:
+        messages += [
+            {"role": "user", "content": "And the lazy dog?"},
+            {"role": "assistant", "content": "It sleeps for 12 hours."},
+        ]
+    if number % 7 == 0:
+        messages.insert(0, {"role": "system", "content": "Be brief."})
+    return {"id": f"d{number}", "kind": ["arithmetic", "chat", "code", "chat"][number % 4], "messages": messages}
+
+
+@pytest.fixture
+def run_file(tmp_path: Path, tiny_models: dict[str, Path], dialogue_files: dict[str, Path]) -> Path:
+    """A run file over the tiny models; its output is below the test's own folder."""
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(tiny_run(tmp_path / "out", tiny_models, dialogue_files)), encoding="utf-8")
+    return path
+
+
+def tiny_run(output: Path, models: dict[str, Path], dialogues: dict[str, Path]) -> dict:
+    """A whole run over the tiny models, as plain values."""
+    return {
+        "run": {"output": str(output)},
+        "pivot": {"name": "llama", "model": str(models["llama"])},
+        "sources": [{"name": "mixtral", "model": str(models["mixtral"])}],
+        "dialogues": {"train": [str(dialogues["train"])], "held_out": [str(dialogues["held_out"])], "max_tokens": 256},
+        "extraction": {"k": 5, "shard_tokens": 512, "self_check_dialogues": 2, "replicas": 1},
+        "training": {"trl": {"num_train_epochs": 1, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1,
+                             "learning_rate": 1e-3, "save_steps": 2}},
+        "evaluation": {"exact_match_kinds": ["arithmetic"], "max_new_tokens": 8, "samples": ["Say hello."]},
+    }  # fmt: skip

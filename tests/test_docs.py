@@ -1,0 +1,52 @@
+"""The README's commands, every shipped run file and the generated pages are what the code does."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fusechat import config_docs
+from fusechat.config import load_config
+
+ROOT = Path(__file__).parents[1]
+RUN_FILES = sorted(path for path in (ROOT / "examples").glob("*.yaml"))
+
+
+def test_docs_configuration_page_is_the_generated_one() -> None:
+    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == config_docs.to_markdown()
+
+
+@pytest.mark.parametrize("path", RUN_FILES, ids=lambda path: path.name)
+def test_shipped_run_file_is_valid(path: Path) -> None:
+    config = load_config(path)
+    for file in [*config.dialogues.train, *config.dialogues.held_out]:
+        assert not file.startswith("examples/") or (ROOT / file).is_file(), file
+    for model in config.models:
+        assert not model.template.startswith("examples/") or (ROOT / model.template).is_file(), model.template
+
+
+def test_readme_shows_the_two_commands_and_names_real_things() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    first_screen = "\n".join(text.splitlines()[:40])
+    assert "make demo" in first_screen and "make test" in first_screen
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z]+)", text)) <= targets
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert link.startswith("http") or (ROOT / link).exists(), link
+
+
+def test_readme_verbs_are_the_command_lines() -> None:
+    from fusechat.cli import app
+
+    verbs = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"fusechat ([a-z]+) ", text)) <= verbs
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_docs_links_and_named_files_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert link.startswith("http") or (page.parent / link).exists(), link
+    for file in re.findall(r"`((?:fusechat|inference|alignment|trainer|merge|evaluation|cluster|benchmarks|examples)/[\w/]+\.py)`", text):
+        assert (ROOT / file).is_file(), file

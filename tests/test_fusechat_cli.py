@@ -1,0 +1,38 @@
+"""The command line in its own process: exit statuses and what a mistake is answered with."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def fusechat(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "fusechat", *arguments], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["extraction.kk=3"], "did you mean 'k'"),
+        (["pivot.model=/nowhere/at/all"], "no model folder /nowhere/at/all"),
+        (["dialogues.train=[/nowhere.jsonl]"], "/nowhere.jsonl"),
+        (["pivot.template=/nowhere.jinja"], "neither 'native', 'pivot' nor a readable Jinja file"),
+    ],
+)
+def test_run_users_mistake_is_one_clear_line_and_status_2(run_file: Path, overrides: list[str], says: str) -> None:
+    arguments = [part for override in overrides for part in ("--set", override)]
+    result = fusechat("tokenize", "-c", str(run_file), *arguments)
+    assert result.returncode == 2, result.stderr
+    assert says in result.stderr and "Traceback" not in result.stderr
+
+
+def test_version_help_and_unknown_verb_answer() -> None:
+    assert fusechat("--version").stdout.startswith("fusechat ")
+    assert "tokenize" in fusechat("--help").stdout
+    assert fusechat("fuze").returncode == 2
+
+
+def test_inspect_folder_without_artifact_is_refused(tmp_path: Path) -> None:
+    result = fusechat("inspect", str(tmp_path))
+    assert result.returncode == 2 and "give the folder of an artifact" in result.stderr

@@ -1,0 +1,61 @@
+"""The run file: precedence, refusals, and what they say."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fusechat.config import RunConfig, load_config
+from fusechat.errors import ConfigError
+
+
+def test_load_config_reads_file_and_applies_overrides_in_order(run_file: Path) -> None:
+    config = load_config(
+        run_file, ["extraction.k=7", "extraction.k=9", "sources.0.name=moe", "training.trl.max_steps=3"]
+    )
+    assert config.extraction.k == 9
+    assert config.sources[0].name == "moe"
+    assert config.training.trl["max_steps"] == 3
+    assert config.training.trl["save_steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("extraction.kk=3", "did you mean 'k'"),
+        ("extration.k=3", "did you mean 'extraction'"),
+        ("pivot.engine.dtyp=auto", "did you mean 'dtype'"),
+        ("sources.0.modell=x", "did you mean 'model'"),
+        ("extraction.k=0", "greater than or equal to 1"),
+        ("extraction.k=many", "valid integer"),
+        ("sources.0.name=llama", "must differ"),
+        ("sources.0.name=fused", "must differ"),
+        ("sources.7.name=x", "has no '7'"),
+        ("extraction", "expected section.field=value"),
+    ],
+)
+def test_load_config_bad_override_names_the_key_and_the_way_out(run_file: Path, override: str, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(run_file, [override])
+    assert says in str(error.value)
+
+
+def test_load_config_missing_or_broken_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such run file"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "broken.yaml").write_text("pivot: [", encoding="utf-8")
+    with pytest.raises(ConfigError, match="not a readable YAML"):
+        load_config(tmp_path / "broken.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="found list"):
+        load_config(tmp_path / "list.yaml")
+
+
+def test_run_config_dump_loads_to_the_same_run(run_file: Path) -> None:
+    config = load_config(run_file)
+    assert RunConfig.model_validate(yaml.safe_load(yaml.safe_dump(config.dump()))) == config
+
+
+def test_run_config_is_frozen(run_file: Path) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_config(run_file).extraction.k = 3  # type: ignore[misc]

@@ -1,0 +1,125 @@
+"""The whole chain through real Ray and real vLLM on tiny models: what a run leaves, that it skips, and that it resumes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+import zarr
+from conftest import tiny_run
+
+pytestmark = pytest.mark.pipeline
+
+
+def fusechat(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fusechat", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=580)
+    assert not check or result.returncode == 0, result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def finished_run(
+    tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path], dialogue_files: dict[str, Path]
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """(run file, result of `fusechat run`)."""
+    base = tmp_path_factory.mktemp("pipeline")
+    path = base / "run.yaml"
+    path.write_text(yaml.safe_dump(tiny_run(base / "out", tiny_models, dialogue_files)), encoding="utf-8")
+    return path, fusechat("run", "-c", path)
+
+
+@pytest.fixture(scope="module")
+def output(finished_run: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
+    return finished_run[0].parent / "out"
+
+
+def test_run_ends_with_a_table_of_all_models(finished_run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    shown = finished_run[1].stdout
+    for word in ("llama", "sft", "mixtral", "fused", "bits per byte", "Seconds per stage", "arithmetic"):
+        assert word in shown, shown
+
+
+def test_run_again_skips_every_stage_and_says_so(finished_run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    again = fusechat("run", "-c", finished_run[0])
+    lines = [line for line in again.stderr.splitlines() if ":" in line]
+    assert sum("done before, skipped" in line for line in lines) == 9, again.stderr
+    assert "done in" not in again.stderr
+
+
+def test_run_with_another_plan_is_refused_with_the_difference(
+    finished_run: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    refused = fusechat("run", "-c", finished_run[0], "--set", "extraction.k=4", check=False)
+    assert refused.returncode == 2
+    assert re.search(r"settings\.k: 5 -> 4", refused.stderr) and "if_changed=restart" in refused.stderr
+
+
+def test_status_and_inspect_show_what_is_there(finished_run: tuple[Path, subprocess.CompletedProcess[str]], output: Path) -> None:
+    shown = fusechat("status", "-c", finished_run[0]).stdout
+    assert len(re.findall(r"\bdone\b", shown)) == 12, shown
+    for kind in ("logprobs/llama", "logprobs/mixtral", "aligned/mixtral"):
+        shown = fusechat("inspect", output / kind, "--verify", "--dialogue", "1").stdout
+        assert "every checksum holds" in shown and "mean label logprob" in shown and "top tokens" in shown
+
+
+def test_stores_open_with_stock_zarr_and_hold_probabilities(output: Path) -> None:
+    for folder in ("logprobs/llama", "logprobs/mixtral", "aligned/mixtral"):
+        group = zarr.open_group(str(output / folder), mode="r")
+        assert group["topk_ids"].dtype == np.uint16
+        labels = group["label_logprob"][...]
+        assert (labels[np.isfinite(labels)] <= 0).all()
+
+
+def test_fused_model_opens_with_transformers_and_vllm(output: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(output / "fused")
+    model = AutoModelForCausalLM.from_pretrained(output / "fused")
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], add_generation_prompt=True, return_dict=False)
+    import torch
+
+    expected = model(torch.tensor([prompt])).logits[0, -1].argmax().item()
+    code = (
+        "import os, sys, json; os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING='0', VLLM_LOGGING_LEVEL='ERROR', VLLM_CPU_KVCACHE_SPACE='1')\n"
+        "from vllm import LLM, SamplingParams\n"
+        f"llm = LLM({str(output / 'fused')!r}, enforce_eager=True, max_model_len=256, dtype='float32')\n"
+        f"out = llm.generate([{{'prompt_token_ids': {prompt}}}], SamplingParams(max_tokens=1, temperature=0), use_tqdm=False)\n"
+        "print(json.dumps(out[0].outputs[0].token_ids[0]))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1]) == expected
+
+
+def test_run_killed_in_extraction_and_training_goes_on_to_the_same_weights(
+    tmp_path: Path, tiny_models: dict[str, Path], dialogue_files: dict[str, Path], output: Path
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(tiny_run(tmp_path / "out", tiny_models, dialogue_files)), encoding="utf-8")
+    kill_when(path, lambda: any((tmp_path / "out" / "logprobs").glob("*/label_logprob/c/*")))
+    kill_when(path, lambda: any((tmp_path / "out" / "targets").glob("*/*heckpoint*/*")))
+    fusechat("run", "-c", path)
+    for name in ("fused", "targets/mixtral", "targets/sft"):
+        one, other = tmp_path / "out" / name / "model.safetensors", output / name / "model.safetensors"
+        assert one.read_bytes() == other.read_bytes(), name
+
+
+def kill_when(path: Path, reached: object) -> None:
+    """Start the run and kill it, and all it started, as soon as something is there."""
+    command = [sys.executable, "-m", "fusechat", "run", "-c", str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        while not reached() and process.poll() is None:  # type: ignore[operator]
+            time.sleep(0.05)
+        assert process.poll() is None, "the run ended before it could be killed"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
