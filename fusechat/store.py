@@ -6,8 +6,9 @@ nothing else. Group attributes carry the plan; a store that another plan made is
 
 On disk (core codecs only: transpose, blosc, zstd, bytes, crc32c, sharding):
 - `topk_ids`: as declared;
-- `topk_logprobs`: uint16 gaps on a grid of `logprob_step` nats: entry 0 holds -logprob/step, entry j the distance to
-  entry j-1; 65535 marks padding. A row whose rounded mass exceeds 1 is normalised again when read;
+- `topk_logprobs`: uint16 on a grid of `logprob_step` nats: entry 0 holds -log(tail mass)/step, entry j the distance of
+  logprob j to logprob j-1; 65535 marks padding. The tail fixes the level of the row, so that rounding can neither lift
+  its mass above 1 nor swallow a small tail;
 - `label_logprob`: float32 rounded to 1/1024 nat, which lets the low bits compress away.
 """
 
@@ -30,6 +31,11 @@ LABEL_STEP = 1 / 1024
 """Grid of the label logprobs, nats."""
 COMMIT_ARRAY = "label_logprob"
 GAP_PADDING = 65_535
+NO_TAIL = 65_534
+MIN_TAIL = 1e-7
+"""Tail mass that float32 cannot tell from none."""
+MASS_SLACK = 1e-3
+"""Mass above 1 that is put down to rounding in the softmax."""
 ATTRIBUTE = "fusechat"
 
 
@@ -290,28 +296,38 @@ class RowStore:
 
 
 def encode_gaps(logprobs: np.ndarray, step: float) -> np.ndarray:
-    """float32 [rows, k] descending logprobs, nats -> uint16 [rows, k] gaps on a grid of `step` nats.
+    """float32 [rows, k] descending logprobs, nats -> uint16 [rows, k]: the tail, then the gaps, on a grid of `step` nats.
 
     Raises:
-        ContractError: values above 0 or not descending.
+        ContractError: NaN, a mass above 1, or values that do not descend.
     """
     padding = ~np.isfinite(logprobs)
-    grid = np.rint(np.where(padding, 0, logprobs) * np.float32(-1 / step)).astype(np.int32)
-    if grid.size and (grid.min() < 0 or np.isnan(logprobs).any()):
-        raise ContractError(f"topk_logprobs: found {np.nanmax(logprobs)}, expected values of at most 0 and no NaN")
-    gaps = np.diff(grid, axis=1, prepend=0)
+    tail = 1 - np.exp(logprobs).sum(axis=1, dtype=np.float64)
+    if np.isnan(logprobs).any() or (tail < -MASS_SLACK).any():
+        raise ContractError("topk_logprobs: found NaN or a row whose mass is above 1, expected logprobs of a distribution")
+    below_best = np.where(padding, 0, logprobs[:, :1] - np.where(padding, 0, logprobs))
+    gaps = np.diff(np.rint(below_best * np.float32(1 / step)).astype(np.int32), axis=1, prepend=0)
     if ((gaps < 0) & ~padding).any():
         raise ContractError("topk_logprobs: found an ascending row, expected each row to descend")
-    return np.where(padding, GAP_PADDING, np.minimum(gaps, GAP_PADDING - 1)).astype(np.uint16)
+    codes = np.where(padding, GAP_PADDING, np.minimum(gaps, NO_TAIL - 1))
+    grid = np.minimum(np.rint(-np.log(np.maximum(tail, MIN_TAIL)) / step), NO_TAIL - 1)
+    codes[:, 0] = np.where(padding[:, 0], GAP_PADDING, np.where(tail < MIN_TAIL, NO_TAIL, np.maximum(grid, 1)))
+    return codes.astype(np.uint16)
 
 
-def decode_gaps(gaps: np.ndarray, step: float) -> np.ndarray:
-    """uint16 [rows, k] gaps -> float32 [rows, k] logprobs, nats; mass above 1 (rounding) is normalised away."""
-    padding = gaps == GAP_PADDING
-    logprobs = np.cumsum(np.where(padding, 0, gaps), axis=1, dtype=np.int32) * np.float32(-step)
+def decode_gaps(codes: np.ndarray, step: float) -> np.ndarray:
+    """uint16 [rows, k] as of `encode_gaps` -> float32 [rows, k] logprobs, nats, of mass 1 - tail."""
+    padding = codes == GAP_PADDING
+    gaps = np.where(padding, 0, codes).astype(np.int32)
+    first = gaps[:, 0].copy()
+    gaps[:, 0] = 0
+    logprobs = np.cumsum(gaps, axis=1, dtype=np.int32) * np.float32(-step)
     logprobs[padding] = -np.inf
-    mass = np.exp(logprobs).sum(axis=1, keepdims=True)
-    np.subtract(logprobs, np.log(np.maximum(mass, 1)), out=logprobs)
+    tail = np.where(first == NO_TAIL, 0, np.exp(first * np.float32(-step)))
+    mass = np.exp(logprobs).sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        level = np.log1p(-tail) - np.log(mass)
+    np.add(logprobs, level[:, None].astype(np.float32), out=logprobs, where=~padding)
     return logprobs
 
 
@@ -356,7 +372,8 @@ def _create_array(group: zarr.Group, contract: Contract, name: str, plan: ShardP
         chunks=(chunk, k) if wide else (chunk,),
         shards=(capacity, k) if wide else (capacity,),
         fill_value=GAP_PADDING if name == "topk_logprobs" else spec.fill_value,
-        filters=[TransposeCodec(order=(1, 0))] if wide else None,
+        # Gaps of one rank resemble each other; ids compress better row by row.
+        filters=[TransposeCodec(order=(1, 0))] if name == "topk_logprobs" else None,
         serializer=BytesCodec(),
         compressors=[_compressor(name), Crc32cCodec()],
         dimension_names=[str(axis) for axis in spec.axes],
@@ -368,9 +385,11 @@ def _create_array(group: zarr.Group, contract: Contract, name: str, plan: ShardP
 
 
 def _compressor(name: str) -> Any:
-    shuffle = "bitshuffle" if name == "topk_logprobs" else "shuffle"
-    typesize = 4 if name == "label_logprob" else 2
-    return BloscCodec(cname="zstd", clevel=5, shuffle=shuffle, typesize=typesize)
+    if name == "topk_ids":
+        return ZstdCodec(level=9)
+    if name == "topk_logprobs":
+        return BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=2)
+    return BloscCodec(cname="zstd", clevel=5, shuffle="shuffle", typesize=4 if name == COMMIT_ARRAY else 1)
 
 
 def _write(group: zarr.Group, name: str, values: np.ndarray, fill_value: Any = 0) -> None:
