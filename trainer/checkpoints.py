@@ -1,0 +1,60 @@
+"""When a training run writes a checkpoint, and which one a killed run goes on from.
+
+A checkpoint is written in a folder of its own and then renamed, so one that bears its name is whole. Knows nothing about
+what is in it.
+"""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+STAGING = "partial"
+"""Folder in which a checkpoint is written before it gets its name."""
+PREFIX = "checkpoint-"
+WRITING_SHARE = 0.05
+"""Share of the time that may go into writing, where the run file does not say how often to write."""
+
+
+class CheckpointPace:
+    """Writes as often as `WRITING_SHARE` allows: after the first step, then whenever 1/share times the last writing has passed."""
+
+    def __init__(self) -> None:
+        self._due = time.monotonic()
+
+    def due(self, accelerator: Accelerator) -> bool:
+        """Whether it is time to write; the first process's clock decides for all."""
+        late = torch.tensor(
+            float(accelerator.is_main_process and time.monotonic() >= self._due), device=accelerator.device
+        )
+        return bool(accelerator.reduce(late, "sum"))
+
+    def wrote(self, seconds: float) -> None:
+        """Take note of how long the last writing took, seconds."""
+        self._due = time.monotonic() + seconds / WRITING_SHARE
+
+
+def publish(output: Path, step: int) -> None:
+    """Give a checkpoint that is written whole its name, once its files are on the disk."""
+    folder = output / STAGING / f"{PREFIX}{step}"
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    final = output / folder.name
+    shutil.rmtree(final, ignore_errors=True)
+    folder.rename(final)
+
+
+def last_checkpoint(output: Path) -> Path | None:
+    """The newest whole checkpoint."""
+    found = [path for path in output.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
+    return max(found, key=lambda path: int(path.name.removeprefix(PREFIX)), default=None)
+
+
+def remove_partial(output: Path) -> None:
+    """Delete what a killed run left half written."""
+    shutil.rmtree(output / STAGING, ignore_errors=True)

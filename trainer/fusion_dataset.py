@@ -1,0 +1,137 @@
+"""Training examples, read from the artifacts one dialogue at a time.
+
+In: the pivot's tokens, its logprobs store and the source's aligned store, joined by dialogue. Out: `Example`s, and the
+units (single dialogues, or packs of them) that make up batches. The corpus's rows never sit in memory. Knows nothing
+about tensors, batches or the model.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fusechat.store import RowStore
+from fusechat.tokens import Tokens
+
+from .fusion_targets import RowChoice, Rows, Supervision, choose_rows
+
+
+@dataclass(frozen=True)
+class Example:
+    """One dialogue, cut to the longest sequence that is trained on.
+
+    `token_ids` int32 [tokens]; `positions` int64 [rows], where the target tokens stand; `supervision` holds their rows.
+    A target token at position 0 is predicted from nothing and has been left out.
+    """
+
+    dialogue: int
+    token_ids: np.ndarray
+    positions: np.ndarray
+    supervision: Supervision
+
+
+class FusionDataset:
+    """Reads examples by dialogue number."""
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        *,
+        choice: RowChoice,
+        max_tokens: int,
+        pivot_rows: RowStore | None = None,
+        source_rows: RowStore | None = None,
+        source_own_rows: RowStore | None = None,
+    ) -> None:
+        """
+        Args:
+            max_tokens: longer dialogues are cut there, tokens and rows alike.
+            pivot_rows: the pivot's logprobs store; not read for the choices `none` and `source`.
+            source_rows: the source's aligned store; not read for `none` and `pivot`.
+            source_own_rows: the source's logprobs store on its own tokens; read for `min_ce_released` alone.
+        """
+        self.tokens, self.choice, self.max_tokens = tokens, choice, max_tokens
+        self._pivot = pivot_rows if choice not in ("none", "source") else None
+        self._source = source_rows if choice not in ("none", "pivot") else None
+        self._source_own = source_own_rows if choice == "min_ce_released" else None
+
+    def __len__(self) -> int:
+        return self.tokens.num_dialogues
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [dialogues]: tokens of each example."""
+        return np.minimum(self.tokens.lengths, self.max_tokens)
+
+    def trainable(self) -> np.ndarray:
+        """int64: the dialogues that keep at least one target token after the cut."""
+        starts = self.tokens.offsets[:-1]
+        counts = np.concatenate([[0], np.cumsum(self.tokens.is_target)])
+        predicted = counts[starts + self.lengths] - counts[np.minimum(starts + 1, self.tokens.num_tokens)]
+        return np.flatnonzero((predicted > 0) & (self.lengths > 1))
+
+    def read(self, dialogue: int) -> Example:
+        """Read one dialogue: its tokens, and the rows that supervise them."""
+        where = self.tokens.tokens_of(dialogue)
+        token_ids = self.tokens.token_ids[where][: self.max_tokens]
+        positions = np.flatnonzero(self.tokens.is_target[where])
+        num_rows = len(positions)
+        pivot = _rows(self._pivot, dialogue)
+        source = _rows(self._source, dialogue)
+        supervision = choose_rows(
+            self.choice,
+            pivot and pivot[0],
+            source and source[0],
+            source and source[1],
+            num_rows=num_rows,
+            source_token_loss=self._source_token_loss(dialogue),
+        )
+        # Both losses of MinCE are taken over the whole dialogue, so the cut comes after the choice.
+        kept = (positions > 0) & (positions < self.max_tokens)
+        cut = Supervision(
+            supervision.topk_ids[kept],
+            supervision.topk_logprobs[kept],
+            supervision.source_share[kept],
+            supervision.without_source,
+        )
+        return Example(dialogue, token_ids, positions[kept], cut)
+
+    def _source_token_loss(self, dialogue: int) -> float:
+        if self._source_own is None:
+            return float("nan")
+        return -float(self._source_own.read_dialogue(dialogue)["label_logprob"].mean(dtype=np.float64))
+
+
+def _rows(store: RowStore | None, dialogue: int) -> tuple[Rows, np.ndarray | None] | None:
+    if store is None:
+        return None
+    arrays = store.read_dialogue(dialogue)
+    rows = Rows(arrays["topk_ids"], arrays["topk_logprobs"], arrays["label_logprob"])
+    return rows, arrays.get("kind")
+
+
+def pack(dialogues: np.ndarray, lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
+    """Put dialogues into packs of at most `max_tokens`, best fit in descending length.
+
+    Args:
+        dialogues: int64 [n], the dialogues to pack.
+        lengths: int64 [dialogues], tokens of every dialogue, each at most `max_tokens`.
+    Returns:
+        the packs, each an int64 array of dialogues.
+    """
+    packs: list[list[int]] = []
+    open_packs: dict[int, list[int]] = {}  # room left, tokens -> packs with exactly that room
+    rooms = np.zeros(max_tokens + 1, dtype=np.int64)  # how many packs have that room
+    for dialogue in sorted(dialogues.tolist(), key=lambda number: (-int(lengths[number]), number)):
+        length = int(lengths[dialogue])
+        fitting = np.flatnonzero(rooms[length:])
+        room = length + int(fitting[0]) if len(fitting) else max_tokens
+        if len(fitting):
+            index = open_packs[room].pop()
+            rooms[room] -= 1
+            packs[index].append(dialogue)
+        else:
+            index = len(packs)
+            packs.append([dialogue])
+        open_packs.setdefault(room - length, []).append(index)
+        rooms[room - length] += 1
+    return [np.array(members, dtype=np.int64) for members in packs]

@@ -1,0 +1,67 @@
+"""The target's README.md: what it is and where it comes from. In: the run and the artifact's plan; out: one file."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fusechat.config import RunConfig
+
+CARD = """---
+{front}---
+
+# {title}
+
+{sentence}
+
+Method: knowledge fusion of chat LLMs ([arXiv 2408.07990](https://arxiv.org/abs/2408.07990)), loss
+`{sft_weight} * SFT + {fusion_weight} * fusion`. It has the pivot's architecture, tokenizer and size, and opens wherever
+the pivot does.
+
+| | |
+|---|---|
+{rows}
+
+Settings that decided it are in `artifact.json`, the course of training in `metrics.jsonl`.
+"""
+
+
+def write_model_card(folder: Path, config: RunConfig, name: str, plan: dict[str, Any], counts: dict[str, Any]) -> None:
+    """Write README.md with the target's lineage: pivot, source, dialogues, digests, settings."""
+    settings, training, pivot = plan["settings"], config.training, config.pivot
+    fused = settings["row_choice"] != "none"
+    source = config.model_named(name) if fused else None
+    weight = training.sft_weight if fused else 1.0
+    front = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["fusechat", "knowledge-fusion"],
+    }
+    if not Path(pivot.model).expanduser().exists():
+        front["base_model"] = pivot.model
+    facts = {
+        "pivot": _named(pivot.model, pivot.revision),
+        "pivot weights, config, tokenizer (SHA-256)": ", ".join(f"`{value}`" for value in settings["pivot"].values()),
+        "source": _named(source.model, source.revision) if source else "none: the SFT-only control",
+        "rows": f"{settings['row_choice']}, {training.divergence}, temperature {training.temperature}, tail {training.tail}",
+        "dialogues": ", ".join(f"`{path}`" for path in config.dialogues.train),
+        "made from": ", ".join(f"{role} `{fingerprint}`" for role, fingerprint in plan["parents"].items()),
+        "trained on": f"{counts['dialogues']:,} dialogues, {counts['tokens']:,} tokens, {counts['steps']:,} steps",
+        "rows won by the source": f"{100 * counts['source_share']:.1f} %",
+        "seed": config.run.seed,
+    }
+    sentence = (
+        f"`{pivot.name}` trained on dialogues and on what `{source.name}` thinks of every token of them."
+        if source
+        else f"`{pivot.name}` trained on the same dialogues and steps as the targets, without any source."
+    )
+    text = CARD.format(
+        front=yaml.safe_dump(front, sort_keys=False), title=f"{pivot.name} with {name}", sentence=sentence,
+        sft_weight=weight, fusion_weight=round(1 - weight, 6),
+        rows="\n".join(f"| {key} | {value} |" for key, value in facts.items()),
+    )  # fmt: skip
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _named(model: str, revision: str | None) -> str:
+    return f"`{model}`" + (f" at `{revision}`" if revision else "")

@@ -1,0 +1,65 @@
+"""What a training run shows and keeps: one progress bar, and metrics.jsonl in the target's folder."""
+
+import json
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from fusechat.artifact import storage_errors
+from fusechat.logs import Progress, Task, append_json_line
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class RunLog(TrainerCallback):
+    """Shows the steps and keeps every logged record; a resumed run goes on where its checkpoint stood."""
+
+    def __init__(self, progress: Progress, label: str, folder: Path) -> None:
+        self._progress, self._label, self._metrics = progress, label, folder / METRICS_FILE
+        self._stack, self._task, self._note = ExitStack(), None, ""
+        self.seconds = 0.0
+        """Time from the first step to the last, seconds."""
+
+    _task: Task | None
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._started = time.monotonic()
+        if state.is_world_process_zero:
+            _forget_later_steps(self._metrics, state.global_step)
+            steps = self._progress.task(self._label, state.max_steps, "steps", done=state.global_step)
+            self._task = self._stack.enter_context(steps)
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
+        if state.is_world_process_zero and logs and "loss" in logs:
+            self._note = f"loss {logs['loss']:.4f}"
+            append_json_line(self._metrics, {"step": state.global_step, **logs})
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            # The finished target follows at once; a checkpoint of the same weights would only cost time.
+            control.should_save = False
+        if self._task is not None:
+            self._task.advance(1, note=self._note)
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.seconds = time.monotonic() - self._started
+        self._stack.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records of a target's metrics.jsonl, in order of steps; empty where there is none."""
+    path = folder / METRICS_FILE
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+
+
+def _forget_later_steps(path: Path, step: int) -> None:
+    """Drop what a killed run logged after the checkpoint that is gone back to."""
+    records = [record for record in read_metrics(path.parent) if record["step"] <= step]
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")

@@ -1,0 +1,211 @@
+"""The door of training: the pivot, its tokens and the rows in; one target out.
+
+`run` works in one process, or in each of several that `accelerate launch -m trainer RUN.yaml TARGET` or Ray Train
+started. Killed and started again, it goes on from its last whole checkpoint.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from accelerate import PartialState
+
+from fusechat import artifact, model_files
+from fusechat.artifact import Artifact, Claim
+from fusechat.config import RunConfig
+from fusechat.dialogues import read_dialogues
+from fusechat.errors import ArtifactError, ConfigError, ModelError
+from fusechat.logs import Progress
+from fusechat.store import RowStore
+from fusechat.tokens import Tokens
+
+from . import target_model
+from .arguments import model_arguments, packing_arguments, training_arguments
+from .checkpoints import CheckpointPace, last_checkpoint, remove_partial
+from .collator import FusionCollator
+from .fused_loss import LossOptions
+from .fusion_dataset import FusionDataset, pack
+from .fusion_targets import RowChoice
+from .model_card import write_model_card
+from .run_log import RunLog, read_metrics
+
+CONTROL = "sft"
+"""The target that is trained on the same steps without any rows."""
+CHECKPOINTS = "checkpoints"
+"""Folder within the target's while it is trained."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one target is trained from."""
+
+    choice: RowChoice
+    tokens: Tokens
+    parents: dict[str, Artifact]
+    pivot_folder: Path
+    stores: dict[str, RowStore]
+
+
+def run(config: RunConfig, target_name: str, *, progress: Progress | None = None) -> Artifact:
+    """Train one target.
+
+    Args:
+        target_name: a source's name, or `sft` for the control.
+    Raises:
+        ArtifactError: artifacts that were not made from one another, or another plan's work in the target's folder.
+        ConfigError: a field of `training.trl` that does not exist or cannot be set.
+        FuseChatError: the loss is not finite.
+    """
+    progress = progress or Progress(quiet=True)
+    processes = PartialState(cpu=not torch.accelerator.is_available())
+    inputs = read_inputs(config, target_name)
+    arguments = training_arguments(config, num_processes=processes.num_processes)
+    settings = {
+        "training": config.training.model_dump(mode="json", exclude={"train_control"}),
+        "seed": config.run.seed,
+        "max_tokens": config.dialogues.max_tokens,
+        "row_choice": inputs.choice,
+        "pivot": model_files.digests(inputs.pivot_folder, config.run.output / "digests.json"),
+    }
+    target = config.target_path(target_name)
+    with processes.main_process_first():
+        claim = artifact.claim(
+            target, "target", settings=settings, parents=inputs.parents, if_changed=config.run.if_changed
+        )
+    if claim.artifact is None:
+        _train(config, target_name, inputs, arguments, claim, progress)
+        processes.wait_for_everyone()
+    return claim.artifact or artifact.load(target, "target")
+
+
+def read_inputs(config: RunConfig, target_name: str) -> Inputs:
+    """Open what a target is trained from, and refuse what does not belong together; no model is loaded.
+
+    Raises:
+        ConfigError: no such target.
+        ArtifactError: an artifact is missing, or was made from other tokens than the pivot's of this run.
+        ModelError: the pivot's tokenizer is not the one the dialogues were tokenized with.
+    """
+    if target_name != CONTROL and target_name not in [source.name for source in config.sources]:
+        raise ConfigError(f"no target {target_name!r}; the run has {[*(s.name for s in config.sources), CONTROL]}")
+    pivot, choice = config.pivot.name, config.training.row_choice if target_name != CONTROL else "none"
+    parents = {"tokens": artifact.load(config.tokens_url(pivot), "tokens")}
+    tokens = Tokens.read(config.tokens_url(pivot))
+    folder = model_files.resolve_model(config.pivot)
+    digests = model_files.digests(folder, config.run.output / "digests.json")
+    if tokens.attributes["tokenizer"] != digests["tokenizer"]:
+        raise ModelError(
+            f"{folder}: its tokenizer files have digest {digests['tokenizer']}, the dialogues were tokenized with "
+            f"{tokens.attributes['tokenizer']}; run `fusechat tokenize` again"
+        )
+    stores: dict[str, RowStore] = {}
+    if choice not in ("none", "source"):
+        parents["pivot_rows"] = artifact.load(config.logprobs_url(pivot), "logprobs")
+        stores["pivot_rows"] = _open_store(
+            config.logprobs_url(pivot), "logprobs", parents["pivot_rows"], parents, tokens
+        )
+    if choice not in ("none", "pivot"):
+        parents["source_rows"] = artifact.load(config.aligned_url(target_name), "aligned")
+        stores["source_rows"] = _open_store(
+            config.aligned_url(target_name), "aligned", parents["source_rows"], parents, tokens
+        )
+    if choice == "min_ce_released":
+        parents["source_own_rows"] = artifact.load(config.logprobs_url(target_name), "logprobs")
+        stores["source_own_rows"] = RowStore.open(config.logprobs_url(target_name), "logprobs")
+    return Inputs(choice, tokens, parents, folder, stores)
+
+
+def _open_store(url: str, kind: str, record: Artifact, parents: dict[str, Artifact], tokens: Tokens) -> RowStore:
+    store = RowStore.open(url, kind)
+    if parents["tokens"].fingerprint not in record.record["parents"].values():
+        raise ArtifactError(
+            f"{url}: was made from other tokens than {parents['tokens'].url} "
+            f"({record.record['parents']}, expected {parents['tokens'].fingerprint}); run the stages before training again"
+        )
+    if store.attributes["vocab_size"] != tokens.attributes["vocab_size"]:
+        raise ArtifactError(
+            f"{url}: its ids are of a vocabulary of {store.attributes['vocab_size']}, the pivot's has "
+            f"{tokens.attributes['vocab_size']}; run the stages before training again"
+        )
+    if not np.array_equal(store.plan.row_offsets, tokens.row_offsets):
+        raise ArtifactError(
+            f"{url}: its rows are not those of {parents['tokens'].url}; run the stages before training again"
+        )
+    return store
+
+
+def _train(
+    config: RunConfig, name: str, inputs: Inputs, arguments: dict[str, Any], claim: Claim, progress: Progress
+) -> None:
+    from .fusion_trainer import FusionTrainer, sft_config
+
+    target, training = config.target_path(name), config.training
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    load_arguments = model_arguments(arguments)
+    packed, flat = packing_arguments(arguments, str(load_arguments.get("attn_implementation", "sdpa")))
+    settings = sft_config({**arguments, "output_dir": str(target / CHECKPOINTS)})
+    dataset = FusionDataset(inputs.tokens, choice=inputs.choice, max_tokens=settings.max_length, **inputs.stores)
+    units, lengths = _units(dataset, packed)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(inputs.pivot_folder)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    log = RunLog(progress, f"train {name}", target)
+    trainer = FusionTrainer(
+        target_model.load_pivot(inputs.pivot_folder, load_arguments), settings,
+        collator=FusionCollator(
+            dataset, units, pad_token_id=pad or 0, packed=packed, flat=flat, pad_to_multiple_of=settings.pad_to_multiple_of
+        ),
+        unit_lengths=lengths, tokenizer=tokenizer, callbacks=[log], peft_config=target_model.lora_config(training.lora),
+        options=LossOptions(training.sft_weight, training.divergence, training.temperature, training.tail),
+        name_dialogues=lambda numbers: _dialogue_ids(config, numbers),
+        pace=None if {"save_strategy", "save_steps"} & training.trl.keys() else CheckpointPace(),
+    )  # fmt: skip
+    resumed = last_checkpoint(Path(settings.output_dir))
+    if trainer.is_world_process_zero():
+        remove_partial(Path(settings.output_dir))
+    if resumed is not None:
+        progress.say(f"train {name}: goes on from step {resumed.name.removeprefix('checkpoint-')}")
+    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    trained, state = trainer.gather()
+    if trainer.is_world_process_zero():
+        model = target_model.whole_model(trained, state, inputs.pivot_folder, training.lora)
+        target_model.save_target(model, inputs.pivot_folder, target, inputs.tokens.attributes["template"])
+        counts = _counts(dataset, units, trainer.state.global_step, read_metrics(target))
+        write_model_card(target, config, name, claim.plan, counts)
+        claim.finish(counts)
+        shutil.rmtree(settings.output_dir, ignore_errors=True)
+
+
+def _units(dataset: FusionDataset, packed: bool) -> tuple[list[np.ndarray], np.ndarray]:
+    """The units of batches and their lengths, tokens."""
+    dialogues = dataset.trainable()
+    if not len(dialogues):
+        raise ConfigError(
+            f"training.trl.max_length: no dialogue keeps a target token within {dataset.max_tokens} tokens; raise it"
+        )
+    units = pack(dialogues, dataset.lengths, dataset.max_tokens) if packed else list(dialogues[:, None])
+    return units, np.array([dataset.lengths[unit].sum() for unit in units])
+
+
+def _counts(dataset: FusionDataset, units: list[np.ndarray], steps: int, metrics: list[dict]) -> dict[str, Any]:
+    last = metrics[-1] if metrics else {}
+    kept = ("loss", "sft_loss", "fusion_loss", "row_entropy", "source_share", "token_accuracy")
+    trained = int(sum(len(unit) for unit in units))
+    return {
+        "steps": steps,
+        "dialogues": trained,
+        "dialogues_without_target": len(dataset) - trained,
+        "tokens": int(sum(dataset.lengths[unit].sum() for unit in units)),
+        "last_step": {name: round(float(last[name]), 6) for name in kept if name in last},
+        "dialogues_without_source": int(sum(record.get("dialogues_without_source", 0) for record in metrics)),
+        "source_share": round(float(np.mean([record["source_share"] for record in metrics])), 6) if metrics else 0.0,
+    }
+
+
+def _dialogue_ids(config: RunConfig, numbers: list[int]) -> list[str]:
+    ids = [dialogue.id for dialogue in read_dialogues(config.dialogues_path / "train.jsonl")]
+    return [ids[number] for number in numbers]
