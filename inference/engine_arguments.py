@@ -16,15 +16,15 @@ from fusechat.config import EngineSection
 from fusechat.errors import ConfigError, ModelError
 
 from .internlm2 import register_config
-from .plugin import PREFIX
+from .teacher_models import register_here
 from .topk_pooler import TASK
 
 Runner = Literal["topk_pooler", "prompt_logprobs", "generate"]
 
-OWN = frozenset(
-    "additional_config convert enable_prefix_caching max_logprobs max_model_len model pooler_config revision runner "
-    "skip_tokenizer_init".split()
-)
+OWN = {
+    "additional_config", "convert", "enable_prefix_caching", "max_logprobs", "max_model_len", "model", "pooler_config",
+    "revision", "runner", "skip_tokenizer_init",
+}  # fmt: skip
 """Arguments that the teacher itself decides."""
 
 
@@ -51,12 +51,13 @@ def engine_arguments(
         "gpu_memory_utilization": section.gpu_memory_utilization,
         "disable_log_stats": True,
         "generation_config": "vllm",
+        "use_tqdm_on_load": False,
         "seed": 0,
     }
     if current_platform.is_cpu():
         arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": int(section.kv_cache_gib * 2**30)}
     if runner == "topk_pooler":
-        overrides["architectures"] = [PREFIX + config.architectures[0]]
+        overrides["architectures"] = [register_here(config.architectures[0])]
         arguments |= {"runner": "pooling", "convert": "none", "pooler_config": PoolerConfig(task=TASK)}
         arguments |= {"additional_config": {"fusechat_k": k}}
     else:

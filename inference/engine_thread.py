@@ -45,7 +45,9 @@ class EngineThread:
             Exception: whatever `build` raises.
         """
         if in_process and not _in_process.acquire(blocking=False):
-            raise TeacherError(f"{name}: this process holds an engine already; close it first, or open this one elsewhere")
+            raise TeacherError(
+                f"{name}: this process holds an engine already; close it first, or open this one elsewhere"
+            )
         self.name, self._owns_process = name, in_process
         self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._jobs: dict[int, _Job] = {}

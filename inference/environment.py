@@ -9,19 +9,19 @@ import os
 def prepare_environment(tensor_parallel_size: int) -> dict[str, str]:
     """Set what an engine of this many ranks wants, where the user has not; returns what was set.
 
-    - `VLLM_ENABLE_V1_MULTIPROCESSING`: 0 for one rank: the engine lives in this process and starts in seconds, not in
-      the better part of a minute; 1 for more.
+    - `VLLM_ENABLE_V1_MULTIPROCESSING`: 0: an engine of one rank lives in this process and starts in seconds, not in the
+      better part of a minute. (The teacher asks for processes itself where there are more ranks.)
     - `VLLM_CPU_OMP_THREADS_BIND`: `nobind`, because two engines on one host would bind to the same cores.
     - `OMP_NUM_THREADS`: the cores shared by the ranks, or each rank would start a thread per core.
-    - `VLLM_NO_USAGE_STATS`, `VLLM_LOGGING_LEVEL`: no report to the outside, warnings only.
+    - `VLLM_NO_USAGE_STATS`, `VLLM_LOGGING_LEVEL`: no report to the outside, errors only.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if tensor_parallel_size == 1 else "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(max(1, cores // tensor_parallel_size)),
         "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_LOGGING_LEVEL": "ERROR",
     }
     missing = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(missing)

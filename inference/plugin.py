@@ -17,7 +17,7 @@ def register() -> None:
 
     register_config()
     for architecture in sorted(ModelRegistry.get_supported_archs()):
-        if architecture.startswith(PREFIX):
+        if architecture.startswith(PREFIX) or PREFIX + architecture in ModelRegistry.models:
             continue
         # The version is part of the name because vLLM caches what it learns about a class under its name.
         ModelRegistry.register_model(PREFIX + architecture, f"inference.teacher_models:{architecture}@{__version__}")

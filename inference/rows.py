@@ -64,14 +64,18 @@ def target_ranges(is_target: np.ndarray) -> list[int]:
     return edges.tolist()
 
 
-def check_dialogue(token_ids: np.ndarray, is_target: np.ndarray, *, max_tokens: int, vocab_size: int, place: str) -> None:
+def check_dialogue(
+    token_ids: np.ndarray, is_target: np.ndarray, *, max_tokens: int, vocab_size: int, place: str
+) -> None:
     """Refuse a dialogue that no teacher can score.
 
     Raises:
         ContractError: what was found and expected.
     """
     if token_ids.shape != is_target.shape or token_ids.ndim != 1:
-        raise ContractError(f"{place}: token_ids {token_ids.shape} and is_target {is_target.shape} must be equally long lists")
+        raise ContractError(
+            f"{place}: token_ids {token_ids.shape} and is_target {is_target.shape} must be equally long lists"
+        )
     if len(token_ids) > max_tokens:
         raise ContractError(
             f"{place}: has {len(token_ids)} tokens, the teacher was opened for {max_tokens}; "
@@ -83,4 +87,6 @@ def check_dialogue(token_ids: np.ndarray, is_target: np.ndarray, *, max_tokens: 
             "tokenize with this model's own tokenizer"
         )
     if len(is_target) and is_target[0]:
-        raise ContractError(f"{place}: token 0 is marked as a target, but nothing stands before it that could predict it")
+        raise ContractError(
+            f"{place}: token 0 is marked as a target, but nothing stands before it that could predict it"
+        )

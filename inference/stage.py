@@ -46,7 +46,7 @@ def claim_store(config: RunConfig, name: str) -> tuple[Claim, RowStore]:
     """Claim one model's logprobs folder and open its store, making it if need be; one process does this.
 
     Raises:
-        ConfigError: k is larger than the vocabulary.
+        ConfigError: k is larger than the vocabulary, or a dialogue longer than the model reads.
         ArtifactError: another plan's work stands there.
     """
     tokens_artifact = artifact.load(config.tokens_url(name), "tokens")
@@ -54,6 +54,11 @@ def claim_store(config: RunConfig, name: str) -> tuple[Claim, RowStore]:
     vocab_size = int(tokens.attributes["vocab_size"])
     if config.extraction.k > vocab_size:
         raise ConfigError(f"extraction.k is {config.extraction.k}, the vocabulary of {name} has {vocab_size}; lower k")
+    longest, limit = int(tokens.lengths.max()), _position_limit(config, name)
+    if limit and longest > limit:
+        raise ConfigError(
+            f"{name}: its longest dialogue has {longest:,} tokens, the model reads {limit:,}; lower dialogues.max_tokens"
+        )
     settings = _settings(config, name)
     url = config.logprobs_url(name)
     claim = artifact.claim(
@@ -100,6 +105,12 @@ def _settings(config: RunConfig, name: str) -> dict:
         "shard_tokens": extraction.shard_tokens,
         "vllm": _vllm_version(),
     }
+
+
+def _position_limit(config: RunConfig, name: str) -> int:
+    """Positions that the model was made for; 0 if its config does not say."""
+    values = model_files.read_model_config(model_files.resolve_model(config.model_named(name)))
+    return int(values.get("text_config", values).get("max_position_embeddings") or 0)
 
 
 def _vllm_version() -> str:

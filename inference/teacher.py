@@ -4,8 +4,8 @@ Goes in: token ids with target marks. Comes out: `TopKRows` per dialogue. The te
 Knows nothing about stores, shards, Ray or text.
 """
 
+import os
 from collections.abc import Sequence
-from concurrent.futures import Future
 from typing import Any, Literal
 
 import numpy as np
@@ -57,10 +57,12 @@ class Teacher:
         self.model, self.k, self.capture, self.max_tokens, self.mode = model, k, capture, max_tokens, mode
         runner = capture if mode == "score" else "generate"
         arguments = engine_arguments(model, revision, section, runner, k=k, max_tokens=max_tokens)
-        several = section.tensor_parallel_size > 1
+        several = section.tensor_parallel_size > 1 or os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] != "0"
         try:
             self._thread = EngineThread(
-                lambda: LLMEngine.from_engine_args(arguments, enable_multiprocessing=several), name=model, in_process=not several
+                lambda: LLMEngine.from_engine_args(arguments, enable_multiprocessing=several),
+                name=model,
+                in_process=not several,
             )
         except (ValueError, OSError) as error:
             raise ModelError(f"{model}: vLLM cannot open it: {str(error).strip()}") from error
@@ -94,18 +96,16 @@ class Teacher:
             ContractError: a dialogue that cannot be scored; none of them was.
             TeacherError: the engine died; this teacher is of no further use.
         """
-        return self.submit(token_ids, is_target).result()
-
-    def submit(self, token_ids: Sequence[np.ndarray], is_target: Sequence[np.ndarray]) -> "Future[list[TopKRows]]":
-        """Like `score`, but gives a future at once; a second list keeps the engine busy while the first drains."""
         self._expect("score")
         for i, (ids, marks) in enumerate(zip(token_ids, is_target, strict=True)):
             place = f"{self.model}, dialogue {i}"
             check_dialogue(ids, marks, max_tokens=self.max_tokens, vocab_size=self.vocab_size, place=place)
         wanted = [i for i, marks in enumerate(is_target) if marks.any()]
         requests = [(token_ids[i].tolist(), self._params(is_target[i])) for i in wanted]
-        marks = [is_target[i] for i in wanted]
-        return _then(self._thread.submit(requests), lambda outputs: self._rows(outputs, marks, wanted, len(is_target)))
+        rows = [TopKRows.empty(self.k)] * len(is_target)
+        for i, output in zip(wanted, self._thread.submit(requests).result(), strict=True):
+            rows[i] = self._read(output, is_target[i])
+        return rows
 
     def prefill(self, token_ids: Sequence[np.ndarray]) -> None:
         """Push the dialogues through the engine and take no rows: what scoring costs at least.
@@ -143,12 +143,18 @@ class Teacher:
             (
                 prompt.tolist(),
                 SamplingParams(
-                    max_tokens=max_new_tokens, temperature=temperature, stop_token_ids=stops, seed=seed + i, detokenize=False
+                    max_tokens=max_new_tokens,
+                    temperature=temperature,
+                    stop_token_ids=stops,
+                    seed=seed + i,
+                    detokenize=False,
                 ),
             )
             for i, prompt in enumerate(prompts)
         ]
-        answers = [np.asarray(output.outputs[0].token_ids, dtype=np.int32) for output in self._thread.submit(requests).result()]
+        answers = [
+            np.asarray(output.outputs[0].token_ids, dtype=np.int32) for output in self._thread.submit(requests).result()
+        ]
         return [answer[:-1] if len(answer) and answer[-1] in stops else answer for answer in answers]
 
     def close(self) -> None:
@@ -157,7 +163,9 @@ class Teacher:
 
     def _expect(self, mode: str) -> None:
         if self.mode != mode:
-            raise ConfigError(f"{self.model}: this teacher was opened with mode={self.mode!r}; open one with mode={mode!r}")
+            raise ConfigError(
+                f"{self.model}: this teacher was opened with mode={self.mode!r}; open one with mode={mode!r}"
+            )
 
     def _params(self, is_target: np.ndarray) -> Any:
         if self.capture == "prompt_logprobs":
@@ -165,24 +173,27 @@ class Teacher:
 
             from .prompt_logprobs import sampling_params
 
-            return sampling_params(self.k) if is_target.any() else SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
+            return (
+                sampling_params(self.k)
+                if is_target.any()
+                else SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
+            )
         from vllm import PoolingParams
 
         from .topk_pooler import RANGES, TASK
 
         return PoolingParams(task=TASK, extra_kwargs={RANGES: target_ranges(is_target)})
 
-    def _rows(self, outputs: list[Any], marks: list[np.ndarray], wanted: list[int], count: int) -> list[TopKRows]:
-        rows = [TopKRows.empty(self.k)] * count
-        for i, output, mark in zip(wanted, outputs, marks, strict=True):
-            if self.capture == "prompt_logprobs":
-                from .prompt_logprobs import read_rows
+    def _read(self, output: Any, is_target: np.ndarray) -> TopKRows:
+        if self.capture == "prompt_logprobs":
+            from .prompt_logprobs import read_rows
 
-                rows[i] = read_rows(output, mark, self.k)
-            else:
-                rows[i] = unpack_rows(output.outputs.data.numpy())
-            if len(rows[i]) != mark.sum():
-                raise TeacherError(f"{self.model}: the engine gave {len(rows[i])} rows for {mark.sum()} target tokens of a dialogue")
+            return read_rows(output, is_target, self.k)
+        rows = unpack_rows(output.outputs.data.numpy())
+        if len(rows) != is_target.sum():
+            raise TeacherError(
+                f"{self.model}: the engine gave {len(rows)} rows for {is_target.sum()} target tokens of a dialogue"
+            )
         return rows
 
 
@@ -200,17 +211,3 @@ def _describe(config: Any, capture: str) -> dict[str, Any]:
         "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
         "capture": capture,
     }
-
-
-def _then(future: Future, convert: Any) -> Future:
-    """A future of `convert(result)`; the conversion runs where the first future is set, which is cheap here."""
-    converted: Future = Future()
-
-    def settle(done: Future) -> None:
-        try:
-            converted.set_result(convert(done.result()))
-        except Exception as error:
-            converted.set_exception(error)
-
-    future.add_done_callback(settle)
-    return converted

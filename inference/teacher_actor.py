@@ -1,7 +1,8 @@
 """One engine at work on shards: tokens in, rows into the store. A plain class; `cluster/` puts it into a Ray actor.
 
 `run_shard` may be called from two threads: the engine is under a lock, packing, compression and writing are not, so
-that one shard is written while the next is on the engine.
+that one shard is written while the next is on the engine. One shard at a time on the engine also keeps its batches, and
+so on CPUs its rows to the bit, independent of what else is in flight.
 """
 
 import logging
@@ -27,14 +28,23 @@ log = logging.getLogger(__name__)
 class TeacherActor:
     """Scores shards of one model's tokens."""
 
-    def __init__(self, config: dict[str, Any], name: str, backend: str = "uni") -> None:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        name: str,
+        *,
+        engine_arguments: dict[str, Any] | None = None,
+        owns_process: bool = False,
+    ) -> None:
         """Cheap: nothing heavy is imported and nothing is read before `start`.
 
         Args:
             config: a RunConfig as plain values (`RunConfig.dump()`).
-            backend: `uni` (engine in this process), `mp` or `ray`.
+            engine_arguments: vLLM arguments that the placement decides; those of the run file win.
+            owns_process: the process ends when the engine dies, so that whoever started it sees a death, not an error.
         """
-        self.config, self.name, self.backend = RunConfig.model_validate(config), name, backend
+        self.config, self.name, self.owns_process = RunConfig.model_validate(config), name, owns_process
+        self.engine_arguments = engine_arguments or {}
         self._engine_lock = threading.Lock()
         self._teacher: Teacher | None = None
 
@@ -54,9 +64,14 @@ class TeacherActor:
         folder = model_files.resolve_model(model)
         self.tokens = Tokens.read(self.config.tokens_url(self.name))
         self.store = RowStore.open(self.config.logprobs_url(self.name), "logprobs", mode="r+")
-        engine = {**model.engine.model_dump(), "backend": self.backend}
+        extra = {**self.engine_arguments, **model.engine.extra}
+        engine = model.engine.model_copy(update={"extra": extra})
         self._teacher = Teacher(
-            str(folder), k=extraction.k, capture=extraction.capture, max_tokens=int(self.tokens.lengths.max()), engine=engine
+            str(folder),
+            k=extraction.k,
+            capture=extraction.capture,
+            max_tokens=int(self.tokens.lengths.max()),
+            engine=engine,
         )
         report: dict[str, Any] = {}
         if extraction.self_check_dialogues:
@@ -69,6 +84,8 @@ class TeacherActor:
 
         Returns:
             rows, tokens and seconds.
+        Raises:
+            TeacherError: the engine refused a dialogue of the shard, or died.
         """
         started = time.monotonic()
         dialogues = self.store.plan.dialogues(shard)
@@ -91,7 +108,13 @@ class TeacherActor:
     def _score(self, ids: list[np.ndarray], targets: list[np.ndarray]) -> "list[TopKRows]":
         if self._teacher is None:
             raise TeacherError(f"{self.name}: the engine is not running; call start first")
-        return self._teacher.score(ids, targets)
+        try:
+            return self._teacher.score(ids, targets)
+        except TeacherError as error:
+            if self.owns_process and not self._teacher.alive:
+                log.error("%s", error)
+                os._exit(1)
+            raise
 
     def _dialogues(self, dialogues: range) -> tuple[list[np.ndarray], list[np.ndarray]]:
         places = [self.tokens.tokens_of(dialogue) for dialogue in dialogues]
@@ -105,9 +128,3 @@ class TeacherActor:
             "topk_logprobs": np.concatenate([part.topk_logprobs for part in rows] or [np.empty((0, k), np.float32)]),
             "label_logprob": np.concatenate([part.label_logprob for part in rows] or [np.empty(0, np.float32)]),
         }
-
-
-def end_process(error: BaseException) -> None:
-    """Leave at once: a dead engine's actor must die too, so that the pool replaces it."""
-    log.error("engine died: %s", error)
-    os._exit(1)

@@ -26,11 +26,12 @@ class ShardLogits(nn.Module):
     def __init__(self, processor: LogitsProcessor) -> None:
         super().__init__()
         self.processor = processor
-        self.shard: Any = None
+        self.shard: tuple[Any, int] | None = None
+        """Of the head that ran last: vLLM's `shard_indices` (which columns are ours) and the number of ranks."""
 
     def forward(self, lm_head: nn.Module, hidden_states: Tensor, embedding_bias: Tensor | None = None) -> Tensor:
         """[rows, hidden] -> [rows, columns of this rank, padding included], soft cap and scale applied."""
-        self.shard = lm_head.shard_indices
+        self.shard = (lm_head.shard_indices, lm_head.tp_size)
         return self.processor(lm_head, hidden_states, embedding_bias, skip_gather=True)
 
 
@@ -39,6 +40,16 @@ def __getattr__(name: str) -> type[nn.Module]:
     if not separator:
         raise AttributeError(name)
     return make_teacher_class(architecture)
+
+
+def register_here(architecture: str) -> str:
+    """Make the teacher's class now and register it in this process; gives the name it has there.
+
+    vLLM asks about a class that it knows by name only in a process of its own, which takes ten seconds.
+    """
+    name = PREFIX + architecture
+    ModelRegistry.register_model(name, make_teacher_class(architecture))
+    return name
 
 
 def make_teacher_class(architecture: str) -> type[nn.Module]:
