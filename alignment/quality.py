@@ -1,0 +1,233 @@
+"""How good an alignment is: coverage, and bits per byte lost.
+
+In: the rows of both sides of a shard. Out: sums that add up over shards, and the figures made of them.
+
+- Coverage: share of target rows with a distribution that the source gave (one-hot fallbacks do not count).
+- Mass home: of the source rows' top-k mass, the part that found a pivot id (rows at shared boundaries).
+- Bits per byte lost: between two boundaries that both tokenizers share (a segment), the aligned rows' loss on the
+  pivot's labels less the source's own loss on the same bytes, over segments whose pivot rows are all real. Twice: with
+  the top-k alone, its tail spread evenly over the rest of the vocabulary on both sides (`even`), and with the label
+  logprobs that both stores keep (`label`).
+
+Everything is kept per kind of text, told by the bytes of the segment: `other_scripts` holds a non-ASCII byte, `digits` a
+digit, `code` one of ``{}[]<>=_;\\|&$#@^~` `` or a tab, `prose` anything else; `end_of_turn` stands apart.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from fusechat.artifact import read_json, write_json
+from fusechat.contracts import RowKind
+from fusechat.errors import ArtifactError
+
+from .projection import Projection, VocabularyTables
+from .token_alignment import SpanAlignment, TargetRows
+from .vocabulary_trie import Surfaces
+
+TEXT_KINDS = ("prose", "code", "digits", "other_scripts", "end_of_turn")
+_PROSE, _CODE, _DIGITS, _OTHER, _END = range(5)
+COLUMNS = (
+    "rows", "real_rows", "source_mass", "aligned_mass", "segments", "real_segments", "bytes",
+    "source_nats_even", "aligned_nats_even", "source_nats_label", "aligned_nats_label",
+)  # fmt: skip
+_ROWS, _REAL, _S_MASS, _A_MASS, _SEGMENTS, _REAL_SEGMENTS, _BYTES, _S_EVEN, _A_EVEN, _S_LABEL, _A_LABEL = range(11)
+_CODE_BYTES = np.isin(np.arange(256), np.frombuffer(b"{}[]<>=_;\\|&$#@^~`\t", np.uint8))
+_IS_REAL = np.array([kind.is_real for kind in RowKind])
+
+
+@dataclass(frozen=True)
+class ShardFigures:
+    """Sums over the rows of one shard or of many."""
+
+    sums: np.ndarray
+    """float64 [TEXT_KINDS, COLUMNS]; bytes, nats, counts"""
+    kinds: np.ndarray
+    """int64 [RowKind]: rows"""
+    chained: int
+    """Rows longer than the source token they begin with."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"sums": self.sums.tolist(), "kinds": self.kinds.tolist(), "chained": self.chained}
+
+
+def measure_shard(
+    pivot: TargetRows,
+    source: TargetRows,
+    alignment: SpanAlignment,
+    arrays: dict[str, np.ndarray],
+    projection: Projection,
+    tables: VocabularyTables,
+) -> ShardFigures:
+    """Sums of one shard.
+
+    Args:
+        alignment: by spans, whatever rule made the rows: it tells the shared boundaries.
+        arrays: the source's rows (logprobs contract).
+    """
+    sums = np.zeros((len(TEXT_KINDS), len(COLUMNS)))
+    labels = text_kinds(pivot.token_ids, pivot.is_end_of_turn, tables.pivot)
+    source_sizes, pivot_sizes = len(tables.source.offsets) - 1, len(tables.pivot.offsets) - 1
+    losses = (
+        loss_even(source.token_ids, arrays["topk_ids"], arrays["topk_logprobs"], source_sizes),
+        loss_even(pivot.token_ids, projection.topk_ids, projection.topk_logprobs, pivot_sizes),
+        -arrays["label_logprob"].astype(np.float64),
+        -projection.label_logprob.astype(np.float64),
+    )
+    masses = tuple(
+        np.exp(topk).sum(axis=1, dtype=np.float64) for topk in (arrays["topk_logprobs"], projection.topk_logprobs)
+    )
+    real = _IS_REAL[projection.kind]
+    _sum_rows(alignment.source_row, alignment.inside, labels, real, *masses, sums)
+    _sum_segments(pivot, alignment.source_row, alignment.inside, labels, real, *losses, sums)
+    kinds = np.bincount(projection.kind, minlength=len(RowKind)).astype(np.int64)
+    return ShardFigures(sums, kinds, projection.num_chained)
+
+
+def add_figures(parts: Iterable[ShardFigures]) -> ShardFigures:
+    """Sums over all parts."""
+    parts = list(parts)
+    zero = np.zeros((len(TEXT_KINDS), len(COLUMNS)))
+    return ShardFigures(
+        sum((part.sums for part in parts), zero),
+        sum((part.kinds for part in parts), np.zeros(len(RowKind), np.int64)),
+        sum(part.chained for part in parts),
+    )
+
+
+def summarise(figures: ShardFigures) -> dict[str, Any]:
+    """The figures of an artifact: overall, then by kind of text."""
+    kinds = {kind.name.lower(): int(figures.kinds[kind]) for kind in RowKind if figures.kinds[kind]}
+    by_text = {name: _figures(sums) for name, sums in zip(TEXT_KINDS, figures.sums, strict=True) if sums[_ROWS]}
+    return {**_figures(figures.sums.sum(axis=0)), "kinds": kinds, "chained_rows": figures.chained, "by_text": by_text}
+
+
+def _figures(sums: np.ndarray) -> dict[str, Any]:
+    named = dict(zip(COLUMNS, sums.tolist(), strict=True))
+    bits = np.log(2) * max(named["bytes"], 1)
+    return {
+        "rows": int(named["rows"]),
+        "coverage": _share(named["real_rows"], named["rows"]),
+        "mass_home": _share(named["aligned_mass"], named["source_mass"]),
+        "bits_per_byte_source": round(named["source_nats_even"] / bits, 6),
+        "bits_per_byte_lost": round((named["aligned_nats_even"] - named["source_nats_even"]) / bits, 6),
+        "bits_per_byte_lost_share": _share(
+            named["aligned_nats_even"] - named["source_nats_even"], named["source_nats_even"]
+        ),
+        "label_bits_per_byte_lost_share": _share(
+            named["aligned_nats_label"] - named["source_nats_label"], named["source_nats_label"]
+        ),
+    }
+
+
+def _share(part: float, whole: float) -> float | None:
+    return round(part / whole, 6) if whole else None
+
+
+def figures_url(url: str, shard: int) -> str:
+    """Where the sums of one shard stand in an aligned artifact."""
+    return f"{url}/figures/{shard}.json"
+
+
+def write_figures(url: str, shard: int, figures: ShardFigures) -> None:
+    """Keep the sums of one shard beside its rows."""
+    write_json(figures_url(url, shard), figures.to_json())
+
+
+def read_figures(url: str, num_shards: int) -> ShardFigures:
+    """The sums of a whole aligned artifact.
+
+    Raises:
+        ArtifactError: a shard has none.
+    """
+    parts = []
+    for shard in range(num_shards):
+        found = read_json(figures_url(url, shard))
+        if found is None:
+            raise ArtifactError(f"{figures_url(url, shard)}: missing; delete the aligned folder and align again")
+        parts.append(ShardFigures(np.array(found["sums"]), np.array(found["kinds"], np.int64), int(found["chained"])))
+    return add_figures(parts)
+
+
+def loss_even(labels: np.ndarray, topk_ids: np.ndarray, topk_logprobs: np.ndarray, vocab_size: int) -> np.ndarray:
+    """float64 [rows], nats: -log of the label's probability, the tail being spread evenly over the other ids."""
+    return _loss_even(labels, topk_ids.astype(np.int32), topk_logprobs, vocab_size)
+
+
+@njit(cache=True)
+def _loss_even(labels, topk_ids, topk_logprobs, vocab_size):
+    losses = np.empty(len(labels))
+    for row in range(len(labels)):
+        mass, entries, own = 0.0, 0, 0.0
+        for c in range(topk_ids.shape[1]):
+            if topk_logprobs[row, c] > -np.inf:
+                entries += 1
+                mass += np.exp(topk_logprobs[row, c])
+                if topk_ids[row, c] == labels[row]:
+                    own = topk_logprobs[row, c]
+                    entries = -(2**30)
+        losses[row] = -own if entries < 0 else -np.log(max(1.0 - mass, 1e-12) / max(vocab_size - entries, 1))
+    return losses
+
+
+def text_kinds(token_ids: np.ndarray, is_end_of_turn: np.ndarray, surfaces: Surfaces) -> np.ndarray:
+    """uint8 [rows]: index into TEXT_KINDS of each token, by the bytes it spells."""
+    return _text_kinds(token_ids, is_end_of_turn, surfaces.data, surfaces.offsets, _CODE_BYTES)
+
+
+@njit(cache=True)
+def _text_kinds(token_ids, is_end_of_turn, data, offsets, code_bytes):
+    kinds = np.zeros(len(token_ids), np.uint8)
+    for row in range(len(token_ids)):
+        found = _END if is_end_of_turn[row] else _PROSE
+        for place in range(offsets[token_ids[row]], offsets[token_ids[row] + 1]):
+            byte = data[place]
+            if byte >= 0x80:
+                found = max(found, _OTHER)
+            elif 0x30 <= byte <= 0x39:
+                found = max(found, _DIGITS)
+            elif code_bytes[byte]:
+                found = max(found, _CODE)
+        kinds[row] = found
+    return kinds
+
+
+@njit(cache=True)
+def _sum_rows(source_row, inside, labels, real, source_mass, aligned_mass, sums):
+    for i in range(len(labels)):
+        sums[labels[i], _ROWS] += 1
+        sums[labels[i], _REAL] += real[i]
+        if real[i] and source_row[i] >= 0 and inside[i] == 0:
+            sums[labels[i], _S_MASS] += source_mass[source_row[i]]
+            sums[labels[i], _A_MASS] += aligned_mass[i]
+
+
+@njit(cache=True)
+def _sum_segments(
+    pivot, source_row, inside, labels, real, source_even, aligned_even, source_label, aligned_label, sums
+):
+    rows = len(labels)
+    i = 0
+    while i < rows:
+        first, kind, whole = i, labels[i], real[i]
+        i += 1
+        while i < rows and not pivot.opens_turn[i] and (source_row[i] < 0 or inside[i] > 0):
+            kind, whole = max(kind, labels[i]), whole and real[i]
+            i += 1
+        ends_turn = i == rows or pivot.opens_turn[i]
+        if source_row[first] < 0 or inside[first] > 0 or (ends_turn and not pivot.is_end_of_turn[first]):
+            continue
+        begin = source_row[first]
+        stop = begin + 1 if ends_turn else source_row[i]
+        sums[kind, _SEGMENTS] += 1
+        if not whole or not (np.isfinite(source_label[begin:stop]).all() and np.isfinite(aligned_label[first:i]).all()):
+            continue
+        sums[kind, _REAL_SEGMENTS] += 1
+        sums[kind, _BYTES] += pivot.ends[i - 1] - pivot.starts[first]
+        sums[kind, _S_EVEN] += source_even[begin:stop].sum()
+        sums[kind, _A_EVEN] += aligned_even[first:i].sum()
+        sums[kind, _S_LABEL] += source_label[begin:stop].sum()
+        sums[kind, _A_LABEL] += aligned_label[first:i].sum()
