@@ -175,9 +175,13 @@ class EvaluationSection(Section):
     max_new_tokens: int = Field(48, ge=1)
     """Longest answer, tokens."""
     samples: list[str] = []
-    """Prompts answered by the pivot and the fused model, to look at."""
+    """Prompts answered by the pivot, the SFT-only control and the fused model, to look at."""
     models: list[str] | None = None
-    """Names to measure; default: pivot, SFT-only control, each target, fused model."""
+    """Models to measure, out of `pivot`, `sft`, `target.NAME`, `fused`, `source.NAME`; default: all of them."""
+    sources: bool = True
+    """Also measure the sources, each under its own tokenizer and template (only where `models` names none)."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Dtype of weights and activations; auto: float32 on CPUs, what the checkpoint says on GPUs."""
 
 
 class ClusterSection(Section):

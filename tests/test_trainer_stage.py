@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_models
 import torch
 import trainer_runs
 from safetensors.torch import load_file
@@ -122,32 +123,70 @@ def test_killed_run_ends_with_the_same_weights_bit_for_bit(reference: RunConfig,
     assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-DISTRIBUTED = {
-    "ddp": {},
-    "fsdp2": {
-        "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-        "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-    },
-}  # fmt: skip
+def torchrun(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a script or module in two CPU processes."""
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", *command]
+    done = subprocess.run(launcher, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
 
 
-@pytest.mark.parametrize("kind", DISTRIBUTED)
-def test_two_processes_give_the_loss_curve_of_one(kind: str, tmp_path: Path) -> None:
+def test_two_processes_give_the_loss_curve_of_one(tmp_path: Path) -> None:
     single = trainer_runs.make_run(tmp_path / "one", trl={"gradient_accumulation_steps": 2})
     stage.run(single, "other")
     config = trainer_runs.make_run(tmp_path / "two", trl={"gradient_accumulation_steps": 1, "save_steps": 2})
-    environment = {**os.environ, **DISTRIBUTED[kind], "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
-        "--master-port", "0", "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-backend", "c10d",
-        "-m", "trainer", str(tmp_path / "two" / "run.yaml"), "other",
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = torchrun("-m", "trainer", str(tmp_path / "two" / "run.yaml"), "other")
     assert done.stdout.split() == [str(config.target_path("other"))]
     assert losses(config) == pytest.approx(losses(single), abs=1e-5)
     for name, weight in weights(single).items():
         assert torch.allclose(weights(config)[name], weight, atol=1e-4)
+
+
+SHARDED = """
+import copy, sys, torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from transformers import AutoModelForCausalLM
+from trainer import fusion_head
+from trainer.fused_loss import LossOptions
+dist.init_process_group("gloo")
+whole = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
+fusion_head.install(whole, LossOptions())
+sharded = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
+fusion_head.install(sharded, LossOptions())
+for layer in sharded.model.layers:
+    fully_shard(layer)
+if sys.argv[2] == "head":
+    fully_shard(sharded.get_output_embeddings())
+fully_shard(sharded)
+generator = torch.Generator().manual_seed(0)
+ids = torch.randint(4, 300, (2, 12), generator=generator)
+rows = torch.log_softmax(torch.randn(16, 5, generator=generator), 1)
+fusion = {
+    "hidden_index": torch.arange(16) + 3, "labels": ids.flatten()[4:20], "scale": torch.tensor(1 / 16),
+    "topk_ids": torch.randint(0, 300, (16, 5), generator=generator), "topk_logprobs": rows,
+}
+left, right = whole(input_ids=ids, fusion=fusion), sharded(input_ids=ids, fusion=fusion)
+left.loss.backward()
+right.loss.backward()
+assert torch.allclose(left.loss, right.loss, atol=1e-6), (left.loss, right.loss)
+gradients = {name: parameter.grad for name, parameter in whole.named_parameters()}
+for name, parameter in sharded.named_parameters():
+    assert torch.allclose(parameter.grad.full_tensor(), gradients[name], atol=1e-5), name
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("layout", ["root", "head"])
+def test_loss_of_a_model_in_fsdp2_shards_equals_that_of_the_whole(layout: str, tmp_path: Path) -> None:
+    """The head lies in the root's shard group, or in one of its own and is gathered by the loss."""
+    model = (
+        tiny_models.save_mixtral(tmp_path / "untied") if layout == "head" else tiny_models.save_llama(tmp_path / "tied")
+    )
+    script = tmp_path / "sharded.py"
+    script.write_text(SHARDED, encoding="utf-8")
+    torchrun(str(script), str(model), layout)
 
 
 def test_batch_may_be_cut_into_any_micro_batches(tmp_path: Path) -> None:

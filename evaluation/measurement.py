@@ -1,0 +1,128 @@
+"""One model's figures: a model, its held-out tokens and questions in; nats of each dialogue and answers out.
+
+What is measured is kept in `models/<id>.json` of the report folder, so that a killed evaluation goes on with the model
+it was in. Knows nothing about comparisons between models.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fusechat import artifact, model_files
+from fusechat.artifact import Artifact
+from fusechat.chat_template import load_tokenizer
+from fusechat.config import EvaluationSection, RunConfig
+from fusechat.dialogues import Dialogue, Message
+from fusechat.tokenization import tokenize_prompt
+from fusechat.tokens import Tokens
+
+from .answers import greedy_answers, stop_ids
+from .held_out_loss import dialogue_nats
+from .models import MeasuredModel, loaded_network
+
+SAMPLED_ROLES = ("pivot", "sft", "fused")
+"""Roles of the models that answer the sample prompts."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What the models are asked.
+
+    `exact`: (number of the held-out dialogue, messages before its last answer, that answer); `samples`: prompts.
+    """
+
+    exact: tuple[tuple[int, tuple[Message, ...], str], ...]
+    samples: tuple[str, ...]
+
+    @classmethod
+    def of(cls, section: EvaluationSection, dialogues: Sequence[Dialogue]) -> "Questions":
+        """The questions that a run file asks for."""
+        exact = tuple(
+            (number, dialogue.messages[:-1], dialogue.messages[-1].content)
+            for number, dialogue in enumerate(dialogues)
+            if dialogue.kind in section.exact_match_kinds
+        )
+        return cls(exact, tuple(section.samples))
+
+    def prompts(self, role: str) -> list[tuple[Message, ...]]:
+        """Messages of all questions to a model: the exact ones, then the samples if it answers them."""
+        samples = self.samples if role in SAMPLED_ROLES else ()
+        return [messages for _, messages, _ in self.exact] + [(Message("user", prompt),) for prompt in samples]
+
+
+def measure(
+    config: RunConfig,
+    model: MeasuredModel,
+    tokens_artifact: Artifact,
+    *,
+    dialogue_ids: Sequence[str],
+    questions: Questions,
+    on_tokens: Callable[[int], None] = lambda num_tokens: None,
+) -> dict[str, Any]:
+    """Measure one model, or read what was measured before.
+
+    Args:
+        on_tokens: told how many tokens were read or written; `work` of them in all.
+    Returns:
+        key, dtype, device, parameters, seconds, tokens, rows, `nats` (list [dialogues], null where the model has too few
+        positions) and `answers` (list [questions], text or null likewise).
+    """
+    path = config.report_path / "models" / f"{model.id}.json"
+    key = _key(config.evaluation, model, tokens_artifact)
+    tokens = Tokens.read(tokens_artifact.url)
+    found = artifact.read_json(str(path))
+    if found is None or found["key"] != key:
+        started = time.monotonic()
+        found = {"key": key, **_figures(config, model, tokens, dialogue_ids, questions.prompts(model.role), on_tokens)}
+        found["seconds"] = round(time.monotonic() - started, 3)
+        artifact.write_json(str(path), found)
+    else:
+        on_tokens(work(tokens, questions, model.role, config.evaluation))
+    return found
+
+
+def work(tokens: Tokens, questions: Questions, role: str, section: EvaluationSection) -> int:
+    """What a model has to read and to write, tokens; an answer counts as its greatest length."""
+    return tokens.num_tokens + len(questions.prompts(role)) * section.max_new_tokens
+
+
+def _key(section: EvaluationSection, model: MeasuredModel, tokens_artifact: Artifact) -> str:
+    asked = section.model_dump(mode="json", include={"exact_match_kinds", "max_new_tokens", "samples", "dtype"})
+    return artifact.fingerprint({"model": model.fingerprint, "tokens": tokens_artifact.fingerprint, **asked})
+
+
+def _figures(
+    config: RunConfig,
+    model: MeasuredModel,
+    tokens: Tokens,
+    dialogue_ids: Sequence[str],
+    prompts: list[tuple[Message, ...]],
+    on_tokens: Callable[[int], None],
+) -> dict[str, Any]:
+    section, template = config.evaluation, tokens.attributes["template"]
+    folder = model_files.resolve_model(config.model_named(model.reader))
+    tokenizer, _ = load_tokenizer(str(folder), template=template)
+    with loaded_network(model, section.dtype) as network:
+        nats = dialogue_nats(
+            network, tokens, label=model.label, dialogue_ids=dialogue_ids, batch_tokens=section.batch_tokens,
+            on_batch=on_tokens,
+        )  # fmt: skip
+        answers = greedy_answers(
+            network, [tokenize_prompt(tokenizer, template, messages) for messages in prompts],
+            stops=stop_ids(network, tokens), max_new_tokens=section.max_new_tokens, batch_tokens=section.batch_tokens,
+            on_batch=lambda num_answers: on_tokens(num_answers * section.max_new_tokens),
+        )  # fmt: skip
+        device = network.device
+        return {
+            "dtype": str(network.dtype).removeprefix("torch."),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "parameters": network.num_parameters(),
+            "tokens": tokens.num_tokens,
+            "rows": tokens.num_rows,
+            "nats": [None if np.isnan(value) else float(value) for value in nats],
+            "answers": [ids if ids is None else tokenizer.decode(ids, skip_special_tokens=True) for ids in answers],
+        }

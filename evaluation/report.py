@@ -1,0 +1,224 @@
+"""The report as one document, and as what a terminal shows: what was measured in, report.json's content out.
+
+docs/evaluation.md describes the document. Knows nothing about networks or HTML.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from fusechat.config import RunConfig
+from fusechat.dialogues import Dialogue
+
+from . import provenance
+from .answers import is_exact
+from .figures import (
+    ALL,
+    HeldOut,
+    accuracy_differences,
+    accuracy_figures,
+    compared_pairs,
+    loss_differences,
+    loss_figures,
+)
+from .intervals import LEVEL, MIN_DIALOGUES
+from .measurement import SAMPLED_ROLES
+from .models import MeasuredModel
+
+FORMAT = 1
+"""Number of the document's form; another number, another form."""
+
+
+def build(
+    config: RunConfig,
+    models: Sequence[MeasuredModel],
+    held_out: HeldOut,
+    dialogues: Sequence[Dialogue],
+    measured: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """The whole document."""
+    kinds = [kind for kind in config.evaluation.exact_match_kinds if kind in held_out.kind_names]
+    asked = [number for number, dialogue in enumerate(dialogues) if dialogue.kind in kinds]
+    exact = {
+        model_id: {
+            number: is_exact(answer, dialogues[number].messages[-1].content)
+            for number, answer in zip(asked, found["answers"], strict=False)
+            if answer is not None
+        }
+        for model_id, found in measured.items()
+    }
+    nats = {model_id: np.array(found["nats"], dtype=np.float64) for model_id, found in measured.items()}
+    return {
+        "format": FORMAT,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "run": provenance.run_record(config),
+        "held_out": _held_out_record(held_out),
+        "interval": {"level": LEVEL, "min_dialogues": MIN_DIALOGUES},
+        "notes": _notes(held_out, nats),
+        "exact_match_kinds": kinds,
+        "models": [
+            {
+                **_model_record(model, measured[model.id]),
+                "loss": loss_figures(held_out, nats[model.id], seed=config.run.seed),
+                "accuracy": accuracy_figures(held_out, exact[model.id], kinds) if kinds else {},
+                "nats": measured[model.id]["nats"],
+            }
+            for model in models
+        ],
+        "differences": [
+            {
+                "model": one,
+                "against": other,
+                "loss": loss_differences(held_out, nats[one], nats[other], seed=config.run.seed),
+                "accuracy": accuracy_differences(held_out, exact[one], exact[other], kinds) if kinds else {},
+            }
+            for one, other in compared_pairs(list(measured))
+        ],
+        "answers": _answers(dialogues, asked, measured, exact),
+        "samples": _samples(config.evaluation.samples, models, measured, len(asked)),
+        "artifacts": provenance.artifact_records(config),
+        "training": provenance.training_curves(config),
+        "merge": provenance.merge_report(config),
+        "config": config.dump(),
+    }
+
+
+def _held_out_record(held_out: HeldOut) -> dict[str, Any]:
+    items = [
+        {"id": dialogue_id, "kind": str(kind), "bytes": int(size)}
+        for dialogue_id, kind, size in zip(held_out.ids, held_out.kinds, held_out.num_bytes, strict=True)
+    ]
+    kinds = {
+        kind: {
+            "dialogues": int((held_out.kinds == kind).sum()),
+            "bytes": int(held_out.num_bytes[held_out.kinds == kind].sum()),
+        }
+        for kind in held_out.kind_names
+    }
+    return {"dialogues": len(items), "bytes": int(held_out.num_bytes.sum()), "kinds": kinds, "items": items}
+
+
+def _notes(held_out: HeldOut, nats: dict[str, np.ndarray]) -> list[str]:
+    """What a reader must know before believing a figure."""
+    notes = []
+    if not held_out.ids:
+        notes.append("No held-out dialogues: no loss was measured. Name some in dialogues.held_out.")
+    few = [kind for kind in held_out.kind_names if (held_out.kinds == kind).sum() < MIN_DIALOGUES]
+    if 0 < len(held_out.ids) < MIN_DIALOGUES:
+        notes.append(
+            f"Fewer than {MIN_DIALOGUES} held-out dialogues: no intervals are given, and nothing is supported."
+        )
+    elif few:
+        notes.append(
+            f"Fewer than {MIN_DIALOGUES} held-out dialogues of kind {', '.join(few)}: no intervals are given for it."
+        )
+    for model_id, values in nats.items():
+        missing = int(np.isnan(values).sum())
+        if missing:
+            notes.append(
+                f"{model_id}: {missing} held-out dialogues are longer than its positions and were left out for it."
+            )
+    return notes
+
+
+def _model_record(model: MeasuredModel, found: dict[str, Any]) -> dict[str, Any]:
+    kept = ("parameters", "dtype", "device", "seconds", "tokens", "rows")
+    return {
+        "id": model.id,
+        "label": model.label,
+        "role": model.role,
+        "name": model.name,
+        "folder": str(model.folder),
+        "fingerprint": model.fingerprint,
+        **{name: found[name] for name in kept},
+    }
+
+
+def _answers(
+    dialogues: Sequence[Dialogue], asked: list[int], measured: dict[str, Any], exact: dict[str, dict[int, bool]]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "dialogue": dialogues[number].id,
+            "kind": dialogues[number].kind,
+            "question": dialogues[number].messages[-2].content,
+            "reference": dialogues[number].messages[-1].content,
+            "answers": {
+                model_id: {"text": found["answers"][place], "exact": exact[model_id].get(number)}
+                for model_id, found in measured.items()
+            },
+        }
+        for place, number in enumerate(asked)
+    ]
+
+
+def _samples(
+    prompts: Sequence[str], models: Sequence[MeasuredModel], measured: dict[str, Any], num_exact: int
+) -> list[dict[str, Any]]:
+    asked = [model.id for model in models if model.role in SAMPLED_ROLES]
+    return [
+        {
+            "prompt": prompt,
+            "answers": {model_id: measured[model_id]["answers"][num_exact + place] for model_id in asked},
+        }
+        for place, prompt in enumerate(prompts)
+    ]
+
+
+def summary(document: dict[str, Any]) -> Iterator[Any]:
+    """What `fusechat run` prints at the end: rich renderables, one after the other."""
+    from rich.text import Text
+
+    yield table(document)
+    labels = {model["id"]: model["label"] for model in document["models"]}
+    for line in _difference_lines(document, labels):
+        yield Text(line)
+    for note in document["notes"]:
+        yield Text(f"Note: {note}")
+    if document["samples"]:
+        yield Text("\nSample answers")
+    for sample in document["samples"]:
+        yield Text(f"  {sample['prompt']}", style="bold")
+        for model_id, answer in sample["answers"].items():
+            shown = "(no room for an answer)" if answer is None else " ".join(answer.split()) or "(empty)"
+            yield Text(f"    {labels[model_id]:<18} {shown}")
+
+
+def table(document: dict[str, Any]) -> Any:
+    """Models by kinds of dialogue: bits per byte, then the share of exact answers."""
+    from rich.table import Table
+
+    kinds = list(document["held_out"]["kinds"])
+    exact_kinds = document["exact_match_kinds"]
+    title = f"Held-out loss, bits per byte, {document['held_out']['dialogues']} dialogues (lower is better)"
+    found = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    found.add_column("model", no_wrap=True)
+    for name in (ALL, *kinds, *(f"{kind} exact" for kind in exact_kinds)):
+        found.add_column(name, justify="right")
+    for model in document["models"]:
+        losses = [_number(model["loss"][name]["bits_per_byte"]) for name in (ALL, *kinds)]
+        shares = [f"{entry['exact']}/{entry['asked']}" for entry in (model["accuracy"][kind] for kind in exact_kinds)]
+        found.add_row(model["label"], *losses, *shares)
+    return found
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _difference_lines(document: dict[str, Any], labels: dict[str, str]) -> Iterator[str]:
+    """The fused model's differences, with what they support."""
+    words = {
+        "lower": "lower",
+        "higher": "higher",
+        "undecided": "no difference shown",
+        "too few": "too few dialogues to say",
+    }
+    for entry in document["differences"]:
+        loss = entry["loss"][ALL]
+        if entry["model"] != "fused" or loss["difference"] is None or entry["against"].startswith("source."):
+            continue
+        interval = "" if loss["low"] is None else f" [{loss['low']:+.4f}, {loss['high']:+.4f}]"
+        yield f"fused - {labels[entry['against']]}: {loss['difference']:+.4f}{interval} bits per byte: {words[loss['supports']]}"

@@ -1,0 +1,112 @@
+"""The door of evaluation: the models of a run in, report.json and index.html out."""
+
+from typing import Any
+
+from fusechat import artifact
+from fusechat.artifact import Artifact
+from fusechat.config import RunConfig
+from fusechat.dialogues import Dialogue, read_dialogues
+from fusechat.errors import ArtifactError, ConfigError
+from fusechat.logs import Progress
+from fusechat.tokens import Tokens
+
+from . import page, report
+from .figures import HeldOut
+from .measurement import Questions, measure, work
+from .models import MeasuredModel, measured_models
+
+
+def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
+    """Measure every model of the run on the held-out dialogues and write the report.
+
+    Raises:
+        ConfigError: `evaluation` names a kind of dialogue or a model that the run does not have.
+        ArtifactError: a model is not finished, or the folder holds another plan's report.
+        ModelError: a model cannot be loaded, or its loss is not a number.
+    """
+    progress = progress or Progress(quiet=True)
+    models = measured_models(config)
+    readers = dict.fromkeys(model.reader for model in models)
+    tokens = {name: artifact.load(config.tokens_url(name, "held_out"), "tokens") for name in readers}
+    parents = {f"tokens {name}": found for name, found in tokens.items()}
+    parents |= {model.id: model.artifact for model in models if model.artifact is not None}
+    claim = artifact.claim(
+        config.report_path,
+        "report",
+        settings=_settings(config, models),
+        parents=parents,
+        if_changed=config.run.if_changed,
+    )
+    if claim.artifact is not None:
+        return claim.artifact
+    dialogues = _held_out_dialogues(config, tokens)
+    _check_kinds(config, dialogues)
+    measured = _measure_all(config, models, tokens, dialogues, progress)
+    document = report.build(config, models, HeldOut.of(dialogues), dialogues, measured)
+    artifact.write_json(str(config.report_path / "report.json"), document)
+    page.write(document, config.report_path / "index.html")
+    return claim.finish(
+        {
+            "models": len(models),
+            "dialogues": len(dialogues),
+            "questions": len(document["answers"]),
+            "bits_per_byte": {model["id"]: model["loss"]["all"]["bits_per_byte"] for model in document["models"]},
+        }
+    )
+
+
+def _settings(config: RunConfig, models: list[MeasuredModel]) -> dict[str, Any]:
+    return {
+        **config.evaluation.model_dump(mode="json", exclude={"batch_tokens", "models", "sources"}),
+        "models": {model.id: model.fingerprint for model in models},
+        "seed": config.run.seed,
+        "report_format": report.FORMAT,
+    }
+
+
+def _held_out_dialogues(config: RunConfig, tokens: dict[str, Artifact]) -> list[Dialogue]:
+    """The held-out dialogues, in the order of the tokens artifacts; none where nothing was held out."""
+    path = config.dialogues_path / "held_out.jsonl"
+    found = list(read_dialogues(path)) if path.is_file() and path.stat().st_size else []
+    for name, tokenized in tokens.items():
+        if tokenized.counts["dialogues"] != len(found):
+            raise ArtifactError(
+                f"{path}: holds {len(found)} dialogues, {tokenized.url} was made from {tokenized.counts['dialogues']}; "
+                f"tokenize the dialogues of {name} again"
+            )
+    return found
+
+
+def _check_kinds(config: RunConfig, dialogues: list[Dialogue]) -> None:
+    kinds = sorted({dialogue.kind for dialogue in dialogues})
+    for kind in config.evaluation.exact_match_kinds:
+        if dialogues and kind not in kinds:
+            raise ConfigError(
+                f"evaluation.exact_match_kinds: found {kind!r}, the held-out dialogues are of the kinds {kinds}; "
+                "name one of these"
+            )
+
+
+def _measure_all(
+    config: RunConfig,
+    models: list[MeasuredModel],
+    tokens: dict[str, Artifact],
+    dialogues: list[Dialogue],
+    progress: Progress,
+) -> dict[str, dict[str, Any]]:
+    """Model id -> what was measured, one model in memory at a time."""
+    questions = Questions.of(config.evaluation, dialogues)
+    read = {name: Tokens.read(found.url) for name, found in tokens.items()}
+    total = sum(work(read[model.reader], questions, model.role, config.evaluation) for model in models)
+    measured = {}
+    with progress.task("evaluate", total, "tokens") as task:
+        for model in models:
+
+            def on_tokens(num_tokens: int, label: str = model.label) -> None:
+                task.advance(num_tokens, note=label)
+
+            measured[model.id] = measure(
+                config, model, tokens[model.reader], dialogue_ids=[dialogue.id for dialogue in dialogues],
+                questions=questions, on_tokens=on_tokens,
+            )  # fmt: skip
+    return measured

@@ -1,0 +1,175 @@
+"""Merging whole checkpoints on disk: the base's and the targets' folders in, the fused model's folder out.
+
+Nothing is written before all inputs are checked. Shards grow in a hidden folder below the output; when all are whole
+they move up, then the small files, `config.json` last: a folder without it opens as no model.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fusechat.artifact import read_json, storage_errors, write_json
+from fusechat.errors import ArtifactError
+from fusechat.logs import Progress
+from fusechat.model_files import read_model_config
+
+from .card import model_card
+from .checkpoint import INDEX_FILE
+from .inputs import Inputs
+from .methods import Method
+from .plan import DTYPES, MergePlan, make_plan
+from .report import REPORT_FILE, make_report
+from .shard_merge import WORK_FOLDER, merge_shard, read_shard_record
+
+COMPANIONS = (
+    "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+"""Files that are copied beside the weights."""
+
+
+def merge_checkpoints(
+    *,
+    method: str | Method,
+    base: str | Path,
+    targets: Mapping[str, str | Path],
+    out: str | Path,
+    parameters: Mapping[str, Any] | None = None,
+    dtype: str = "auto",
+    max_shard_bytes: int = 5 * 10**9,
+    threads: int | None = None,
+    companions: str | Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Merge checkpoints into one Hugging Face folder.
+
+    Killed and called again with the same inputs, it goes on after the last whole shard. The result does not depend on
+    `threads` or `max_shard_bytes`.
+
+    Args:
+        method: a name of `merge.methods.METHODS`, or a function of that form.
+        base: the pivot's folder.
+        targets: name -> folder of a model, or of a LoRA adapter on the base.
+        out: folder of the fused model; may hold an unfinished merge, but no other model.
+        parameters: of the method.
+        dtype: of the fused weights; auto: each tensor's in the base.
+        max_shard_bytes: largest output file, bytes (a single tensor may exceed it).
+        threads: that read, merge and write; default: one per core.
+        companions: folder whose tokenizer, template and generation settings are copied; default: the base's.
+    Returns:
+        The report, as it is written to merge_report.json.
+    Raises:
+        ConfigError, ModelError, StorageError: as `plan.make_plan`; also a disk that fills up on the way.
+        ArtifactError: `out` holds another model.
+    """
+    progress = progress or Progress(quiet=True)
+    with thread_pool(threads) as pool:
+        plan = make_plan(
+            method=method, base=base, targets=targets, out=out, parameters=parameters or {}, dtype=dtype,
+            max_shard_bytes=max_shard_bytes, pool=pool,
+        )  # fmt: skip
+        if begin(plan):
+            return read_json(str(Path(out) / REPORT_FILE))  # type: ignore[return-value]
+        sizes = [sum(tensor.num_bytes for tensor in shard) for shard in plan.shards]
+        done = [read_shard_record(plan, index) is not None for index in range(len(sizes))]
+        finished = sum(size for size, whole in zip(sizes, done, strict=True) if whole) / 1e6
+        inputs = Inputs(plan.base, plan.targets)
+        with progress.task(f"merge {plan.method_name}", sum(sizes) / 1e6, "MB", finished) as task:
+            for index, whole in enumerate(done):
+                if not whole:
+                    merge_shard(plan, index, inputs, pool, lambda num_bytes: task.advance(num_bytes / 1e6))
+    return finish(plan, companions=companions)
+
+
+@contextmanager
+def thread_pool(threads: int | None) -> Iterator[ThreadPoolExecutor]:
+    """A pool of worker threads, one per usable core by default; an error cancels what has not begun."""
+    pool = ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)), thread_name_prefix="merge")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def begin(plan: MergePlan) -> bool:
+    """Make the work folder, or find what an earlier call left there.
+
+    Returns:
+        True if the output is already whole and of this very plan.
+    Raises:
+        ArtifactError: the output folder holds another model.
+    """
+    out = Path(plan.out)
+    report = read_json(str(out / REPORT_FILE)) if (out / REPORT_FILE).is_file() else None
+    work = out / WORK_FOLDER
+    if not work.is_dir():
+        if report is not None and report.get("fingerprint") == plan.fingerprint and (out / "config.json").is_file():
+            return True
+        held = [path.name for pattern in ("config.json", "*.safetensors") for path in out.glob(pattern)]
+        if held:
+            raise ArtifactError(
+                f"{out}: already holds a model ({held[0]}) of another merge; delete it, or choose another folder"
+            )
+    elif (read_json(str(work / "plan.json")) or {}).get("fingerprint") != plan.fingerprint:
+        shutil.rmtree(work)
+        for path in out.glob("model*.safetensors"):  # moved up by that unfinished merge
+            path.unlink()
+    with storage_errors(out):
+        work.mkdir(parents=True, exist_ok=True)
+        write_json(str(work / "plan.json"), {"fingerprint": plan.fingerprint})
+    return False
+
+
+def finish(plan: MergePlan, *, companions: str | Path | None = None) -> dict[str, Any]:
+    """Put the whole shards and the small files into place; may be called again after a kill.
+
+    Raises:
+        ArtifactError: a shard is not whole.
+    """
+    out, work = Path(plan.out), Path(plan.out) / WORK_FOLDER
+    records: dict[str, Any] = {}
+    for index in range(len(plan.shards)):
+        record = read_shard_record(plan, index)
+        if record is None:
+            raise ArtifactError(f"{work}: shard {plan.shard_name(index)} is not whole; merge it before finishing")
+        records.update(record)
+    report = make_report(plan, records)
+    with storage_errors(out):
+        for index in range(len(plan.shards)):
+            if (work / plan.shard_name(index)).is_file():
+                (work / plan.shard_name(index)).replace(out / plan.shard_name(index))
+        if len(plan.shards) > 1:
+            write_json(str(out / INDEX_FILE), _index(plan))
+        _copy_companions(Path(companions or plan.base), Path(plan.base), out)
+        (out / "README.md").write_text(model_card(plan, report), encoding="utf-8")
+        write_json(str(out / REPORT_FILE), report)
+        write_json(str(out / "config.json"), _config(plan))
+        shutil.rmtree(work)
+    return report
+
+
+def _index(plan: MergePlan) -> dict[str, Any]:
+    weight_map = {tensor.name: plan.shard_name(index) for index, shard in enumerate(plan.shards) for tensor in shard}
+    return {
+        "metadata": {"total_size": sum(tensor.num_bytes for shard in plan.shards for tensor in shard)},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
+
+
+def _copy_companions(companions: Path, base: Path, out: Path) -> None:
+    for name in COMPANIONS:
+        if (companions / name).is_file():
+            shutil.copyfile(companions / name, out / name)
+    for path in base.glob("*.py"):  # code of an architecture that transformers does not have
+        shutil.copyfile(path, out / path.name)
+
+
+def _config(plan: MergePlan) -> dict[str, Any]:
+    config = read_model_config(Path(plan.base))
+    if plan.dtype in DTYPES:
+        config["dtype" if "torch_dtype" not in config else "torch_dtype"] = plan.dtype
+    return config

@@ -1,0 +1,172 @@
+"""What a merge method sees: one tensor of the base and of each target, cut into blocks.
+
+A method is a function `method(group, *, parameters) -> BlockMerge`. It may first run over the blocks to collect what it
+has to know about the whole tensor (`group.map`), and hands back a function that merges one block. Blocks have a fixed
+size, and sums over them are added in their order: results depend neither on threads nor on how files are cut.
+Knows nothing about methods or files.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+
+from fusechat.errors import ConfigError
+
+from . import kernels
+from .tensors import TensorSource
+
+BLOCK = 65_536
+"""Elements of a block; base and five targets are 1.5 MiB in float32, which a second-level cache holds."""
+RELEASED_BLOCKS = 64
+"""From this many blocks on (4 M elements) each block is released after each pass; a smaller tensor at its end."""
+
+Result = TypeVar("Result")
+PerTarget = float | list[float] | dict[str, float]
+"""A parameter that is one number for all targets, a list in their order, or a dict by their names."""
+
+
+class Block:
+    """Elements start..stop of one flattened tensor, read when they are first asked for.
+
+    A block gives `targets` or `deltas`: the deltas are made in the targets' place.
+    """
+
+    def __init__(self, group: "TensorGroup", index: int) -> None:
+        self.index = index
+        self.start = index * BLOCK
+        self.stop = min(self.start + BLOCK, group.num_elements)
+        self.mass: np.ndarray | None = None
+        """float64 [n]: sum of |delta| that stood for election; set by methods that elect signs."""
+        self.kept_mass: np.ndarray | None = None
+        """float64 [n]: the part of it that won."""
+        self._group = group
+        self._subtracted = False
+
+    @property
+    def base(self) -> np.ndarray:
+        """float32 [c]"""
+        return self._rows[0]
+
+    @property
+    def targets(self) -> np.ndarray:
+        """float32 [n, c]"""
+        assert not self._subtracted, "the deltas stand in the targets' place"
+        return self._rows[1:]
+
+    @property
+    def deltas(self) -> np.ndarray:
+        """float32 [n, c]: target minus base. May be overwritten where the block is merged, not where sums are taken."""
+        if not self._subtracted:
+            self._subtracted = True
+            for row in self._rows[1:]:
+                np.subtract(row, self.base, out=row)
+        return self._rows[1:]
+
+    @cached_property
+    def squares(self) -> np.ndarray:
+        """float64 [n]: sum of the squared deltas."""
+        out = np.empty(len(self._rows) - 1)
+        if self._subtracted:
+            kernels.sums_of_squares(self.deltas, out)
+        else:
+            kernels.sums_of_squared_differences(self.base, self.targets, out)
+        return out
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        sources = [self._group.base, *self._group.targets]
+        rows = np.empty((len(sources), self.stop - self.start), np.float32)
+        for source, row in zip(sources, rows, strict=True):
+            source.read(self.start, self.stop, row)
+        return rows
+
+
+@dataclass(frozen=True)
+class BlockMerge:
+    """How one tensor is merged."""
+
+    merge: Callable[[Block], np.ndarray]
+    """Block -> merged float32 [c]; called once per block, possibly from several threads."""
+    coefficients: Sequence[float] | np.ndarray | None = None
+    """Coefficient of each target [n], for the report; None where a method has none."""
+
+
+@dataclass
+class TensorGroup:
+    """One tensor of the base and of n targets."""
+
+    name: str
+    base: TensorSource
+    targets: list[TensorSource]
+    target_names: list[str]
+    map_blocks: Callable[..., Iterable[Any]] = map
+    """`map`, or the `map` of a thread pool."""
+    scope_mean_squares: np.ndarray | None = None
+    """float64 [n]: mean squared delta over the tensor's layer or model, if the method's `granularity` asks for one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def num_blocks(self) -> int:
+        return -(-self.num_elements // BLOCK)
+
+    def map(self, function: Callable[[Block], Result]) -> list[Result]:
+        """Run a function over all blocks, possibly in several threads; results in the order of the blocks."""
+
+        def call(index: int) -> Result:
+            block = Block(self, index)
+            result = function(block)
+            if self.num_blocks > RELEASED_BLOCKS:
+                self._release(block.start, block.stop)
+            return result
+
+        return list(self.map_blocks(call, range(self.num_blocks)))
+
+    def release(self) -> None:
+        """The tensor will not be read again."""
+        self._release(0, self.num_elements)
+
+    def _release(self, start: int, stop: int) -> None:
+        for source in (self.base, *self.targets):
+            source.release(start, stop)
+
+    def mean_squares(self) -> np.ndarray:
+        """float64 [n]: mean squared delta of each target over the tensor."""
+        return np.sum(self.map(lambda block: block.squares), axis=0) / max(self.num_elements, 1)
+
+    def per_target(self, value: PerTarget | None, *, parameter: str, default: float) -> np.ndarray:
+        """float64 [n] from one number, a list in the targets' order, or a dict by their names.
+
+        Raises:
+            ConfigError: a list of another length, or names that are not the targets'.
+        """
+        names = self.target_names
+        if value is None or isinstance(value, int | float):
+            return np.full(len(names), default if value is None else value, np.float64)
+        if isinstance(value, Mapping):
+            if set(value) != set(names):
+                raise ConfigError(f"{parameter}: found names {sorted(value)}, expected the targets {sorted(names)}")
+            value = [value[name] for name in names]
+        if len(value) != len(names):
+            raise ConfigError(f"{parameter}: found {len(value)} numbers, expected one for each of {len(names)} targets")
+        return np.array(value, np.float64)
+
+
+def normalised(values: np.ndarray) -> np.ndarray:
+    """Divide by the sum; equal shares where the sum is exactly 0.
+
+    The guard has no scale: multiplying all deltas by the same factor, however small, changes no coefficient. (A fixed
+    bound such as mergekit's 1e-6 turns coefficients into equal shares at the learning rates of fine-tuning.)
+    """
+    total = values.sum()
+    return values / total if total > 0 else np.full(len(values), 1 / len(values))

@@ -1,0 +1,152 @@
+"""One shard of the output: a plan in, a whole safetensors file and a record of its tensors out.
+
+Blocks are read, merged and written by a few threads; while one waits for the disk, another works. A large tensor is cut
+over the threads, small ones are shared out whole. Memory is a few blocks per thread, whatever the model's size.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fusechat.artifact import storage_errors, write_json
+from fusechat.errors import ModelError
+
+from .group import BLOCK, Block, BlockMerge, TensorGroup
+from .inputs import Inputs
+from .parameters import find_method
+from .plan import MergePlan, TensorPlan, scope_of
+from .shard_writer import ShardWriter
+from .tensors import ITEM_BYTES, first_not_finite, narrow
+
+READ_AHEAD = 4
+"""Tensors that the system is asked to read before they are wanted."""
+WORK_FOLDER = ".merge"
+"""Below the output folder: the plan, and the shards that are whole."""
+LARGE_BLOCKS = 64
+"""From this many blocks on (4 M elements) a tensor is cut over the threads."""
+
+
+def shard_record_path(plan: MergePlan, index: int) -> Path:
+    """The record of a shard, written after its file: the mark that the shard is whole."""
+    return Path(plan.out) / WORK_FOLDER / f"shard-{index + 1:05d}.json"
+
+
+def merge_shard(
+    plan: MergePlan,
+    index: int,
+    inputs: Inputs,
+    pool: ThreadPoolExecutor,
+    on_done: Callable[[int], None] = lambda num_bytes: None,
+) -> None:
+    """Merge and write one shard; its record is written last.
+
+    Args:
+        on_done: told the bytes of each tensor when it is written.
+    Raises:
+        StorageError: the disk is full or the folder read-only; nothing of the shard stays.
+        ModelError: a merged weight does not fit the output's dtype.
+    """
+    path = Path(plan.out) / WORK_FOLDER / plan.shard_name(index)
+    with storage_errors(path):
+        writer = ShardWriter(path, plan.shards[index])
+        try:
+            records = {}
+            for name, record, size in _merged(plan, plan.shards[index], inputs, writer, pool):
+                records[name] = record
+                on_done(size)
+        except BaseException:
+            writer.discard()
+            raise
+        writer.close()
+        write_json(str(shard_record_path(plan, index)), {"fingerprint": plan.fingerprint, "tensors": records})
+
+
+def _merged(
+    plan: MergePlan, tensors: tuple[TensorPlan, ...], inputs: Inputs, writer: ShardWriter, pool: ThreadPoolExecutor
+) -> Iterator[tuple[str, dict[str, Any], int]]:
+    large = [tensor for tensor in tensors if _size(tensor) > LARGE_BLOCKS * BLOCK]
+    small = [tensor for tensor in tensors if _size(tensor) <= LARGE_BLOCKS * BLOCK]
+    following = dict(zip([tensor.name for tensor in small], small[READ_AHEAD:], strict=False))
+    for tensor in large:
+        yield tensor.name, _merge_tensor(plan, tensor, inputs, writer, pool.map), tensor.num_bytes
+
+    def merge_small(tensor: TensorPlan) -> dict[str, Any]:
+        if tensor.name in following:
+            _read_ahead(inputs, following[tensor.name].name)
+        return _merge_tensor(plan, tensor, inputs, writer, map)
+
+    for tensor, record in zip(small, pool.map(merge_small, small), strict=True):
+        yield tensor.name, record, tensor.num_bytes
+
+
+def _size(tensor: TensorPlan) -> int:
+    return int(np.prod(tensor.shape, dtype=np.int64))
+
+
+def _read_ahead(inputs: Inputs, name: str) -> None:
+    inputs.base_tensors[name].read_ahead()
+    for source in inputs.sources(name):
+        source.read_ahead()
+
+
+def _merge_tensor(
+    plan: MergePlan, tensor: TensorPlan, inputs: Inputs, writer: ShardWriter, map_blocks: Callable
+) -> dict[str, Any]:
+    """Merge and write one tensor; returns its record."""
+    base, item_bytes = inputs.base_tensors[tensor.name], ITEM_BYTES[tensor.dtype]
+    if not tensor.merged or _size(tensor) == 0:
+        writer.write(tensor.name, 0, base.raw(0, base.num_elements))
+        return {}
+    group = TensorGroup(tensor.name, base, inputs.sources(tensor.name), list(inputs.targets), map_blocks)
+    if plan.scopes:
+        group.scope_mean_squares = np.array(plan.scopes[scope_of(tensor.name, plan.parameters["granularity"])])
+    merge: BlockMerge = find_method(plan.method)(group, **plan.parameters)
+
+    def store(block: Block) -> BlockFigures:
+        squares = block.squares
+        values = np.ascontiguousarray(merge.merge(block), np.float32)
+        raw = np.empty(values.size * item_bytes, np.uint8)
+        narrow(values, tensor.dtype, raw)
+        if first_not_finite(raw, tensor.dtype) is not None:
+            raise ModelError(
+                f"{plan.out}: tensor {tensor.name!r}: a merged weight does not fit {tensor.dtype}; set dtype: float32, or "
+                "look at the method's weights and scale"
+            )
+        writer.write(tensor.name, block.start * item_bytes, raw)
+        return BlockFigures(squares, block.mass, block.kept_mass)
+
+    record = _record(merge, group.map(store))
+    group.release()
+    return record
+
+
+class BlockFigures(NamedTuple):
+    """What one block adds to the report; float64 [n] each."""
+
+    squares: np.ndarray
+    mass: np.ndarray | None
+    kept_mass: np.ndarray | None
+
+
+def _record(merge: BlockMerge, blocks: list[BlockFigures]) -> dict[str, Any]:
+    record: dict[str, Any] = {"update_norm": np.sqrt(np.sum([block.squares for block in blocks], axis=0)).tolist()}
+    if merge.coefficients is not None:
+        record["coefficients"] = [float(value) for value in merge.coefficients]
+    masses = [block.mass for block in blocks if block.mass is not None]
+    if masses:
+        mass, kept = np.sum(masses, axis=0), np.sum([b.kept_mass for b in blocks if b.kept_mass is not None], axis=0)
+        record["erased_share"] = (1 - np.divide(kept, mass, out=np.ones_like(kept), where=mass > 0)).tolist()
+    return record
+
+
+def read_shard_record(plan: MergePlan, index: int) -> dict[str, Any] | None:
+    """The tensors' records of a shard that is whole; None where it is not (or another plan made it)."""
+    path = shard_record_path(plan, index)
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return record["tensors"] if record["fingerprint"] == plan.fingerprint else None

@@ -1,0 +1,26 @@
+"""A run folder whose stages before evaluation are done: real tokens, tiny random targets and fused model."""
+
+from pathlib import Path
+
+import tiny_models
+
+from fusechat import artifact, tokenize_stage
+from fusechat.config import RunConfig
+
+
+def finish_earlier_stages(config: RunConfig) -> None:
+    """Tokenize for real; save a tiny model for each target, the control and the fused model."""
+    tokenize_stage.prepare_dialogues(config)
+    for model in config.models:
+        tokenize_stage.tokenize(config, model.name)
+    folders = {config.target_path(source.name): "target" for source in config.sources}
+    folders |= {config.target_path("sft"): "target", config.fused_path: "fused"}
+    for seed, (folder, kind) in enumerate(folders.items(), 10):
+        finish_model(folder, kind, seed)
+
+
+def finish_model(folder: Path, kind: str, seed: int) -> None:
+    """A tiny model as a finished artifact of its kind."""
+    claim = artifact.claim(folder, kind, settings={"seed": seed}, parents={}, if_changed="restart")
+    tiny_models.save_llama(folder, seed=seed)
+    claim.finish({"steps": 3})
