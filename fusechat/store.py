@@ -14,7 +14,6 @@ On disk (core codecs only: transpose, blosc, zstd, bytes, crc32c, sharding):
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,83 +22,14 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, TransposeCodec, Zst
 
 from .artifact import differences, storage_errors
 from .contracts import CONTRACT_VERSION, CONTRACTS, Contract, id_dtype
-from .errors import ArtifactError, ContractError
+from .errors import ArtifactError
+from .row_codec import GAP_PADDING, decode_gaps, encode_gaps
+from .shard_plan import ShardPlan
 
-CHUNK_ROWS = 2048
-"""Rows of one inner chunk: large enough that Zarr's cost per chunk (about 0.4 ms) does not show, small enough to read one dialogue."""
 LABEL_STEP = 1 / 1024
 """Grid of the label logprobs, nats."""
 COMMIT_ARRAY = "label_logprob"
-GAP_PADDING = 65_535
-NO_TAIL = 65_534
-MIN_TAIL = 1e-7
-"""Tail mass that float32 cannot tell from none."""
-MASS_SLACK = 1e-3
-"""Mass above 1 that is put down to rounding in the softmax."""
 ATTRIBUTE = "fusechat"
-
-
-@dataclass(frozen=True)
-class ShardPlan:
-    """Which dialogues and rows stand in which shard.
-
-    `shard_offsets` int64 [shards+1]: first dialogue of each shard; `row_offsets` int64 [dialogues+1]: first row of each
-    dialogue, counted without padding. In the arrays on disk shard i begins at row i * capacity.
-    """
-
-    shard_offsets: np.ndarray
-    row_offsets: np.ndarray
-
-    @property
-    def num_shards(self) -> int:
-        return len(self.shard_offsets) - 1
-
-    @property
-    def num_dialogues(self) -> int:
-        return len(self.row_offsets) - 1
-
-    @property
-    def num_rows(self) -> int:
-        return int(self.row_offsets[-1])
-
-    @property
-    def capacity(self) -> int:
-        """Rows that each shard reserves on disk: the fullest shard, rounded up to whole chunks."""
-        fullest = int(np.diff(self.row_offsets[self.shard_offsets]).max(initial=1))
-        return -(-fullest // self.chunk_rows) * self.chunk_rows
-
-    @property
-    def chunk_rows(self) -> int:
-        fullest = int(np.diff(self.row_offsets[self.shard_offsets]).max(initial=1))
-        return max(1, min(CHUNK_ROWS, fullest))
-
-    def dialogues(self, shard: int) -> range:
-        """Dialogues of a shard."""
-        return range(int(self.shard_offsets[shard]), int(self.shard_offsets[shard + 1]))
-
-    def rows(self, shard: int) -> slice:
-        """Rows of a shard, counted without padding."""
-        first, last = self.row_offsets[self.shard_offsets[shard : shard + 2]]
-        return slice(int(first), int(last))
-
-    def shard_of(self, dialogue: int) -> int:
-        return int(np.searchsorted(self.shard_offsets, dialogue, side="right")) - 1
-
-
-def plan_shards(num_tokens: np.ndarray, num_rows: np.ndarray, shard_tokens: int) -> ShardPlan:
-    """Cut dialogues into shards of about equal token count, in order.
-
-    Args:
-        num_tokens: int [dialogues], tokens of each dialogue.
-        num_rows: int [dialogues], target rows of each dialogue.
-        shard_tokens: upper bound of a shard's tokens, but for a single longer dialogue; shards share the tokens evenly.
-    """
-    starts = np.concatenate([[0], np.cumsum(num_tokens)])
-    num_shards = max(1, -(-int(starts[-1]) // shard_tokens))
-    targets = np.arange(1, num_shards) * (starts[-1] / num_shards)
-    cuts = np.searchsorted(starts, targets, side="left")
-    shard_offsets = np.unique(np.concatenate([[0], cuts, [len(num_tokens)]])).astype(np.int64)
-    return ShardPlan(shard_offsets, np.concatenate([[0], np.cumsum(num_rows)]).astype(np.int64))
 
 
 class RowStore:
@@ -108,7 +38,7 @@ class RowStore:
     def __init__(self, url: str, group: zarr.Group, contract: Contract) -> None:
         self.url, self.contract, self._group = url, contract, group
         self.attributes: dict[str, Any] = dict(group.attrs[ATTRIBUTE])  # type: ignore[arg-type]
-        self.plan = ShardPlan(_read(group, "shard_offsets"), _read(group, "row_offsets"))
+        self.plan = ShardPlan(read_array(group, "shard_offsets"), read_array(group, "row_offsets"))
         self.k = int(self.attributes["k"])
         self.logprob_step = float(self.attributes["logprob_step"])
         self._arrays: dict[str, zarr.Array] = {name: group[name] for name in contract.names}  # type: ignore[misc]
@@ -158,8 +88,8 @@ class RowStore:
                 _refuse_other_plan(existing, attributes, plan)
                 return existing
             group = zarr.open_group(store=url, mode="a", attributes={})
-            _write(group, "shard_offsets", plan.shard_offsets)
-            _write(group, "row_offsets", plan.row_offsets)
+            write_array(group, "shard_offsets", plan.shard_offsets)
+            write_array(group, "row_offsets", plan.row_offsets)
             for name in contract.names:
                 _create_array(group, contract, name, plan, k, vocab_size)
             group.attrs[ATTRIBUTE] = attributes  # last: a half-made store has none and is made again
@@ -295,71 +225,6 @@ class RowStore:
         return decode_gaps(values, self.logprob_step) if name == "topk_logprobs" else values
 
 
-def encode_gaps(logprobs: np.ndarray, step: float) -> np.ndarray:
-    """float32 [rows, k] descending logprobs, nats -> uint16 [rows, k]: the tail, then the gaps, on a grid of `step` nats.
-
-    Raises:
-        ContractError: NaN, a mass above 1, or values that do not descend.
-    """
-    padding = ~np.isfinite(logprobs)
-    tail = 1 - np.exp(logprobs).sum(axis=1, dtype=np.float64)
-    if np.isnan(logprobs).any() or (tail < -MASS_SLACK).any():
-        raise ContractError("topk_logprobs: found NaN or a row whose mass is above 1, expected logprobs of a distribution")
-    below_best = np.where(padding, 0, logprobs[:, :1] - np.where(padding, 0, logprobs))
-    gaps = np.diff(np.rint(below_best * np.float32(1 / step)).astype(np.int32), axis=1, prepend=0)
-    if ((gaps < 0) & ~padding).any():
-        raise ContractError("topk_logprobs: found an ascending row, expected each row to descend")
-    codes = np.where(padding, GAP_PADDING, np.minimum(gaps, NO_TAIL - 1))
-    grid = np.minimum(np.rint(-np.log(np.maximum(tail, MIN_TAIL)) / step), NO_TAIL - 1)
-    codes[:, 0] = np.where(padding[:, 0], GAP_PADDING, np.where(tail < MIN_TAIL, NO_TAIL, np.maximum(grid, 1)))
-    return codes.astype(np.uint16)
-
-
-def decode_gaps(codes: np.ndarray, step: float) -> np.ndarray:
-    """uint16 [rows, k] as of `encode_gaps` -> float32 [rows, k] logprobs, nats, of mass 1 - tail."""
-    padding = codes == GAP_PADDING
-    gaps = np.where(padding, 0, codes).astype(np.int32)
-    first = gaps[:, 0].copy()
-    gaps[:, 0] = 0
-    logprobs = np.cumsum(gaps, axis=1, dtype=np.int32) * np.float32(-step)
-    logprobs[padding] = -np.inf
-    tail = np.where(first == NO_TAIL, 0, np.exp(first * np.float32(-step)))
-    mass = np.exp(logprobs).sum(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        level = np.log1p(-tail) - np.log(mass)
-    np.add(logprobs, level[:, None].astype(np.float32), out=logprobs, where=~padding)
-    return logprobs
-
-
-def write_arrays(url: str, artifact: str, arrays: dict[str, np.ndarray], attributes: dict[str, Any]) -> None:
-    """Write a small artifact (tokens) whole; what was there is replaced."""
-    contract = CONTRACTS[artifact]
-    contract.validate(arrays, axes={"dialogues+1": len(arrays["offsets"])}, place=url)
-    with storage_errors(url):
-        group = zarr.open_group(store=url, mode="a")
-        for name in contract.names:
-            _write(group, name, arrays[name], fill_value=contract.spec(name).fill_value)
-        group.attrs[ATTRIBUTE] = {"contract_version": CONTRACT_VERSION, "artifact": artifact, **attributes}
-
-
-def read_arrays(url: str, artifact: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays and attributes of a small artifact.
-
-    Raises:
-        ArtifactError: there is none.
-        ContractError: it does not obey the contract.
-    """
-    contract = CONTRACTS[artifact]
-    try:
-        group = zarr.open_group(store=url, mode="r")
-        arrays = {name: _read(group, name) for name in contract.names}
-        attributes: Any = group.attrs[ATTRIBUTE]
-    except (FileNotFoundError, KeyError):
-        raise ArtifactError(f"{url}: found no {artifact}; run the stage that writes them first") from None
-    contract.validate(arrays, axes={"dialogues+1": len(arrays["offsets"])}, place=url)
-    return arrays, dict(attributes)
-
-
 def _create_array(group: zarr.Group, contract: Contract, name: str, plan: ShardPlan, k: int, vocab_size: int) -> None:
     spec = contract.spec(name)
     wide = "k" in spec.axes
@@ -392,7 +257,8 @@ def _compressor(name: str) -> Any:
     return BloscCodec(cname="zstd", clevel=5, shuffle="shuffle", typesize=4 if name == COMMIT_ARRAY else 1)
 
 
-def _write(group: zarr.Group, name: str, values: np.ndarray, fill_value: Any = 0) -> None:
+def write_array(group: zarr.Group, name: str, values: np.ndarray, fill_value: Any = 0) -> None:
+    """Write one small array whole, in place of what was there."""
     chunks = tuple(max(1, min(length, 1 << 20)) for length in values.shape)
     array = group.create_array(
         name, shape=values.shape, dtype=values.dtype, chunks=chunks, compressors=[ZstdCodec(level=3), Crc32cCodec()],
@@ -401,7 +267,8 @@ def _write(group: zarr.Group, name: str, values: np.ndarray, fill_value: Any = 0
     array[...] = values
 
 
-def _read(group: zarr.Group, name: str) -> np.ndarray:
+def read_array(group: zarr.Group, name: str) -> np.ndarray:
+    """Read one small array whole."""
     return np.asarray(group[name][...])  # type: ignore[index]
 
 

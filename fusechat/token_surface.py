@@ -46,10 +46,15 @@ def token_surfaces(tokenizer: Any) -> list[bytes | None]:
 
 def unknown_piece(backend: Tokenizer) -> str | None:
     """The piece that stands for text outside the vocabulary."""
-    if isinstance(backend.model, Unigram):  # the only model that names it by its id, and only in its state
-        unknown_id = json.loads(backend.model.__getstate__())["unk_id"]
+    if isinstance(backend.model, Unigram):
+        unknown_id = _setting(backend.model, "unk_id")
         return None if unknown_id is None else backend.model.id_to_token(unknown_id)
-    return getattr(backend.model, "unk_token", None)
+    return _setting(backend.model, "unk_token")
+
+
+def _setting(model: Any, name: str) -> Any:
+    """A model's setting, None if models of its kind have no such one; a Unigram shows its own in its state only."""
+    return json.loads(model.__getstate__()).get(name) if isinstance(model, Unigram) else getattr(model, name, None)
 
 
 def _speller(backend: Tokenizer) -> Callable[[str], bytes]:
@@ -60,12 +65,12 @@ def _speller(backend: Tokenizer) -> Callable[[str], bytes]:
         return _spell_byte_level
     model = backend.model
     if "WordPiece" in types or isinstance(model, WordPiece):
-        prefix = getattr(model, "continuing_subword_prefix", None) or "##"
+        prefix = _setting(model, "continuing_subword_prefix") or "##"
         return lambda piece: (piece[len(prefix) :] if piece.startswith(prefix) else f" {piece}").encode()
-    if suffix := getattr(model, "end_of_word_suffix", None):
+    if suffix := _setting(model, "end_of_word_suffix"):
         return lambda piece: (f"{piece.removesuffix(suffix)} " if piece.endswith(suffix) else piece).encode()
     marks = _word_start_marks([*nodes, *_nodes(backend.normalizer)])
-    has_byte_pieces = "ByteFallback" in types or getattr(model, "byte_fallback", False)
+    has_byte_pieces = "ByteFallback" in types or bool(_setting(model, "byte_fallback"))
 
     def spell(piece: str) -> bytes:
         if has_byte_pieces and (match := _BYTE_PIECE.fullmatch(piece)):

@@ -5,8 +5,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import zarr
 
-from .store import ShardPlan, plan_shards, read_arrays, write_arrays
+from .artifact import storage_errors
+from .contracts import CONTRACT_VERSION, TOKENS
+from .errors import ArtifactError
+from .shard_plan import ShardPlan, plan_shards
+from .store import ATTRIBUTE, read_array, write_array
 
 
 @dataclass(frozen=True)
@@ -25,14 +30,30 @@ class Tokens:
 
     @classmethod
     def read(cls, url: str) -> "Tokens":
-        """Read a tokens artifact."""
-        arrays, attributes = read_arrays(url, "tokens")
-        return cls(**arrays, attributes=attributes)
+        """Read a tokens artifact.
+
+        Raises:
+            ArtifactError: there is none.
+            ContractError: it does not obey the contract.
+        """
+        try:
+            group = zarr.open_group(store=url, mode="r")
+            arrays = {name: read_array(group, name) for name in TOKENS.names}
+            attributes: Any = group.attrs[ATTRIBUTE]
+        except (FileNotFoundError, KeyError):
+            raise ArtifactError(f"{url}: found no tokens; run `fusechat tokenize` first") from None
+        TOKENS.validate(arrays, axes={"dialogues+1": len(arrays["offsets"])}, place=url)
+        return cls(**arrays, attributes=dict(attributes))
 
     def write(self, url: str) -> None:
-        """Write a tokens artifact."""
-        names = ("token_ids", "is_target", "content_span", "offsets")
-        write_arrays(url, "tokens", {name: getattr(self, name) for name in names}, self.attributes)
+        """Write a tokens artifact; what was there is replaced."""
+        arrays = {name: getattr(self, name) for name in TOKENS.names}
+        TOKENS.validate(arrays, axes={"dialogues+1": len(self.offsets)}, place=url)
+        with storage_errors(url):
+            group = zarr.open_group(store=url, mode="a")
+            for name, values in arrays.items():
+                write_array(group, name, values, fill_value=TOKENS.spec(name).fill_value)
+            group.attrs[ATTRIBUTE] = {"contract_version": CONTRACT_VERSION, "artifact": "tokens", **self.attributes}
 
     @property
     def num_dialogues(self) -> int:

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusechat.errors import ArtifactError, ContractError, StorageError
-from fusechat.store import COMMIT_ARRAY, RowStore, decode_gaps, encode_gaps, plan_shards
+from fusechat.row_codec import decode_gaps, encode_gaps
+from fusechat.shard_plan import plan_shards
+from fusechat.store import COMMIT_ARRAY, RowStore
 
 K = 4
 STEP = 1 / 32
