@@ -1,0 +1,1 @@
+"""Evaluation: the models of a run in; held-out loss, exact answers, intervals and a page people look at out."""

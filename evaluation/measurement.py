@@ -22,7 +22,7 @@ from fusechat.tokens import Tokens
 
 from .answers import greedy_answers, stop_ids
 from .held_out_loss import dialogue_nats
-from .models import MeasuredModel, loaded_network
+from .models import MeasuredModel, load_network, memory_errors
 
 SAMPLED_ROLES = ("pivot", "sft", "fused")
 """Roles of the models that answer the sample prompts."""
@@ -106,7 +106,8 @@ def _figures(
     section, template = config.evaluation, tokens.attributes["template"]
     folder = model_files.resolve_model(config.model_named(model.reader))
     tokenizer, _ = load_tokenizer(str(folder), template=template)
-    with loaded_network(model, section.dtype) as network:
+    with memory_errors(model):
+        network = load_network(model, section.dtype)
         nats = dialogue_nats(
             network, tokens, label=model.label, dialogue_ids=dialogue_ids, batch_tokens=section.batch_tokens,
             on_batch=on_tokens,
@@ -116,13 +117,13 @@ def _figures(
             stops=stop_ids(network, tokens), max_new_tokens=section.max_new_tokens, batch_tokens=section.batch_tokens,
             on_batch=lambda num_answers: on_tokens(num_answers * section.max_new_tokens),
         )  # fmt: skip
-        device = network.device
-        return {
-            "dtype": str(network.dtype).removeprefix("torch."),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            "parameters": network.num_parameters(),
-            "tokens": tokens.num_tokens,
-            "rows": tokens.num_rows,
-            "nats": [None if np.isnan(value) else float(value) for value in nats],
-            "answers": [ids if ids is None else tokenizer.decode(ids, skip_special_tokens=True) for ids in answers],
-        }
+    device = network.device
+    return {
+        "dtype": str(network.dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "parameters": network.num_parameters(),
+        "tokens": tokens.num_tokens,
+        "rows": tokens.num_rows,
+        "nats": [None if np.isnan(value) else float(value) for value in nats],
+        "answers": [ids if ids is None else tokenizer.decode(ids, skip_special_tokens=True) for ids in answers],
+    }

@@ -4,16 +4,15 @@ Knows nothing about what is measured.
 """
 
 import difflib
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from fusechat import artifact, model_files
 from fusechat.artifact import Artifact
@@ -97,44 +96,39 @@ def _measured_model(config: RunConfig, model_id: str) -> MeasuredModel:
 def resolved_dtype(dtype: str) -> str:
     """The dtype that `evaluation.dtype` means on this machine.
 
-    On a CPU with avx512_bf16 the forward of SmolLM2-135M did 380 tokens/s a core in float32 and 265 in bfloat16, whose
-    rounding of the logits also moved the loss by 0.0007 nats a token: as much as two models may differ.
+    On a CPU with avx512_bf16 the body of SmolLM2-135M read 380 tokens a second of one core's time in float32 and 265 in
+    bfloat16, whose rounding also moved the mean loss by 0.0007 nats a token.
     """
     if dtype != "auto":
         return dtype
     return "auto" if torch.cuda.is_available() else "float32"
 
 
-@contextmanager
-def loaded_network(model: MeasuredModel, dtype: str) -> Iterator[Any]:
-    """The model's network, on the GPUs if there are any, for the time of a `with` block: one at a time fits the memory.
+def load_network(model: MeasuredModel, dtype: str) -> PreTrainedModel:
+    """The model's network, on the GPUs if there are any.
 
     Raises:
-        ModelError: it cannot be loaded, or does not fit into the memory.
+        ModelError: it cannot be loaded.
     """
     transformers.utils.logging.disable_progress_bar()
     placement = {"device_map": "auto"} if torch.cuda.is_available() else {}
-    network = None
     try:
-        network = AutoModelForCausalLM.from_pretrained(model.folder, dtype=resolved_dtype(dtype), **placement).eval()
-        yield network
-    except torch.OutOfMemoryError as error:
-        way_out = (
-            "leave the sources out with evaluation.sources: false" if model.role == "source" else "use larger GPUs"
-        )
-        raise ModelError(
-            f"{model.label}: the GPU's memory does not hold it ({str(error).splitlines()[0]}); "
-            f"lower evaluation.batch_tokens, or {way_out}"
-        ) from None
-    except (OSError, ValueError, KeyError) as error:
-        if network is not None:
-            raise
+        return AutoModelForCausalLM.from_pretrained(model.folder, dtype=resolved_dtype(dtype), **placement).eval()
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(
             f"{model.label}: {model.folder} cannot be loaded ({str(error).splitlines()[0]}); "
             "expected a Hugging Face folder of a causal language model"
         ) from error
-    finally:
-        del network
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+
+
+@contextmanager
+def memory_errors(model: MeasuredModel) -> Iterator[None]:
+    """Turn a GPU memory that is too small into one clear ModelError."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        way_out = "leave the sources out (evaluation.sources: false)" if model.role == "source" else "use larger GPUs"
+        raise ModelError(
+            f"{model.label}: the GPU's memory does not hold it ({str(error).splitlines()[0]}); "
+            f"lower evaluation.batch_tokens, or {way_out}"
+        ) from None

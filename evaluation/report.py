@@ -112,7 +112,7 @@ def _notes(held_out: HeldOut, nats: dict[str, np.ndarray]) -> list[str]:
         )
     elif few:
         notes.append(
-            f"Fewer than {MIN_DIALOGUES} held-out dialogues of kind {', '.join(few)}: no intervals are given for it."
+            f"Fewer than {MIN_DIALOGUES} held-out dialogues of kind {', '.join(few)}: no intervals are given there."
         )
     for model_id, values in nats.items():
         missing = int(np.isnan(values).sum())

@@ -147,7 +147,7 @@ class _ChatTemplate:
         roles = [message.role for message in dialogue.messages]
         messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
         try:
-            return self._tokenizer.apply_chat_template(
+            text = self._tokenizer.apply_chat_template(
                 messages, chat_template=self._text, tokenize=False, add_generation_prompt=prompt
             )
         except jinja2.TemplateSyntaxError as error:
@@ -159,6 +159,8 @@ class _ChatTemplate:
                 f"dialogue {dialogue.id!r}: the chat template of {self._name} refuses the roles {', '.join(roles)} "
                 f"({error}); set `template` of this model to `pivot` or to a Jinja file that takes them"
             ) from None
+        assert isinstance(text, str)  # tokenize=False gives text
+        return text
 
     def _marks(self, dialogue: Dialogue) -> list[str]:
         """Placeholders, one for each message; none stands within another or in the template."""
@@ -239,7 +241,8 @@ def _find_once(contents: list[str], text: str) -> list[Range] | None:
 
 def _covered(content: str, shown: str) -> Range:
     """Which characters of the content are shown; what is not is white space at its ends."""
-    if shown == content:
-        return 0, len(content)
-    start = len(content) - len(content.lstrip()) - (len(shown) - len(shown.lstrip())) if shown.strip() else 0
+    if not shown.strip():
+        start = content.find(shown)
+    else:
+        start = len(content) - len(content.lstrip()) - (len(shown) - len(shown.lstrip()))
     return start, start + len(shown)

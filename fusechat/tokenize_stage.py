@@ -94,7 +94,8 @@ def tokenize(config: RunConfig, name: str, *, progress: Progress | None = None) 
         vocab_size = _vocab_size(Path(folder), len(tokenizer))
         for split, claim in claims.items():
             if claim.artifact is None:
-                dialogues = list(read_dialogues(config.dialogues_path / f"{split}.jsonl"))
+                path = config.dialogues_path / f"{split}.jsonl"
+                dialogues = list(read_dialogues(path)) if dialogues_artifact.counts[split] else []
                 digest = dialogues_artifact.counts[f"{split}_digest"]
                 attributes = {**settings, "template": template, "vocab_size": vocab_size, "dialogues_digest": digest}
                 tokens = _tokenize_all(dialogues, tokenizer, template, attributes, f"tokenize {name} {split}", progress)
