@@ -40,6 +40,24 @@ class VocabularyTables(NamedTuple):
     """Pivot ids that spell each source id."""
     source_to_pivot: np.ndarray
     """int32 [source vocabulary], -1: unmapped."""
+    candidates: np.ndarray
+    """int32 [source vocabulary, 4], what the loops ask of every candidate, side by side: its image, its first segment
+    (-1: none), its length in bytes, its first byte."""
+
+
+def make_tables(
+    source: Surfaces, pivot: Surfaces, trie: Trie, segments: Segments, source_to_pivot: np.ndarray
+) -> VocabularyTables:
+    """Lay out the tables of the loops."""
+    size = len(source.offsets) - 1
+    candidates = np.full((size, 4), -1, np.int32)
+    candidates[:, 0] = source_to_pivot
+    spelled = np.flatnonzero(np.diff(segments.offsets) > 0)
+    candidates[spelled, 1] = segments.token_ids[segments.offsets[spelled]]
+    candidates[:, 2] = np.diff(source.offsets)
+    some = np.flatnonzero(candidates[:, 2] > 0)
+    candidates[some, 3] = source.data[source.offsets[some]]
+    return VocabularyTables(source, pivot, trie, segments, source_to_pivot, candidates)
 
 
 class SourceRows(NamedTuple):
@@ -110,7 +128,7 @@ def project_map(
 
 def pass_through(arrays: dict[str, np.ndarray], k: int) -> Projection:
     """Rows of a source with the pivot's tokenizer, cut or padded to k."""
-    ids, logprobs = arrays["topk_ids"].astype(np.int32)[:, :k], arrays["topk_logprobs"][:, :k]
+    ids, logprobs = arrays["topk_ids"].astype(np.int32)[:, :k], arrays["topk_logprobs"].astype(np.float32)[:, :k]
     if (missing := k - ids.shape[1]) > 0:
         ids = np.pad(ids, ((0, 0), (0, missing)))
         logprobs = np.pad(logprobs, ((0, 0), (0, missing)), constant_values=-np.inf)
@@ -217,6 +235,9 @@ def _open_row(pivot, source, rows, tables, scratch, i, j, weight, any_cut):
         candidate, mass = rows.topk_ids[j, c], weight * rows.topk_probs[j, c]
         if mass <= 0.0 or candidate == s_label or (any_cut and scratch.cut[c]):
             continue
+        if s_extra == 0 and p_extra == 0:
+            ended += _open_candidate(tables, scratch, candidate, mass, label)
+            continue
         start, stop = offsets[candidate], offsets[candidate + 1]
         if s_extra > 0 and not _same_bytes(data, start, stop, offsets[s_label], s_extra):
             continue
@@ -235,20 +256,18 @@ def _open_row(pivot, source, rows, tables, scratch, i, j, weight, any_cut):
 @njit(cache=True)
 def _open_candidate(tables, scratch, candidate, mass, label):
     """A candidate at a shared boundary: its first segment if that is the label, else its image under the map."""
-    segment, stop = tables.segments.offsets[candidate], tables.segments.offsets[candidate + 1]
-    image = tables.source_to_pivot[candidate]
-    if segment == stop:
+    image, first = tables.candidates[candidate, 0], tables.candidates[candidate, 1]
+    if first < 0:
         add_mass(scratch, image, 0.0 if image == label else mass)
         return 0.0
-    first = tables.segments.token_ids[segment]
     if first == label or image == label:
         image = first  # only what spells the label may add to it: the label's mass is what the next row begins with
     add_mass(scratch, image, mass)
     if first != label:
         return 0.0
-    length = tables.source.offsets[candidate + 1] - tables.source.offsets[candidate]
     covered = tables.pivot.offsets[label + 1] - tables.pivot.offsets[label]
-    return push_candidate(scratch, candidate, covered, segment + 1, mass, length)
+    segment = tables.segments.offsets[candidate] + 1
+    return push_candidate(scratch, candidate, covered, segment, mass, tables.candidates[candidate, 2])
 
 
 @njit(cache=True)
@@ -322,22 +341,33 @@ def _longer_tokens(pivot, source, rows, tables, scratch, i, last, weight):
     if back - front != width + _template_bytes(tables.pivot, label, width, pivot.opens_turn[i], False):
         return 0.0
     node = descend(tables.trie, tables.pivot.data, front, back, 0)
-    if node < 0:
+    if node < 0 or tables.trie.first_child[node] == tables.trie.first_child[node + 1]:
         return 0.0
+    first_child, last_child = tables.trie.first_child[node], tables.trie.first_child[node + 1]
     cut, offsets = 0.0, tables.source.offsets
     for c in range(rows.topk_ids.shape[1]):
         candidate, prob = rows.topk_ids[j, c], rows.topk_probs[j, c]
         scratch.cut[c] = False
         if prob <= 0.0 or candidate == source.token_ids[j]:
             continue
-        image, covered = longest_match(
-            tables.trie, tables.source.data, offsets[candidate], offsets[candidate + 1], node
-        )
-        if covered > 0:
+        child = _child(tables.trie, first_child, last_child, tables.candidates[candidate, 3])
+        if child < 0:
+            continue
+        start, stop = offsets[candidate] + 1, offsets[candidate + 1]
+        image, _ = longest_match(tables.trie, tables.source.data, start, stop, child)
+        if image >= 0:
             scratch.cut[c] = True
             cut += prob
             add_mass(scratch, image, weight * prob)
     return min(cut, 1.0 - rows.label_probs[j])
+
+
+@njit(cache=True)
+def _child(trie, first, last, byte):
+    """The child, of those from `first` to `last`-1, that a byte leads to, or -1; also -1 for no byte (-1)."""
+    while first < last and trie.bytes[first] < byte:
+        first += 1
+    return first if first < last and trie.bytes[first] == byte else -1
 
 
 @njit(cache=True)

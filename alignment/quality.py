@@ -107,13 +107,13 @@ def summarise(figures: ShardFigures) -> dict[str, Any]:
 
 def _figures(sums: np.ndarray) -> dict[str, Any]:
     named = dict(zip(COLUMNS, sums.tolist(), strict=True))
-    bits = np.log(2) * max(named["bytes"], 1)
+    bits = float(np.log(2) * named["bytes"])
     return {
         "rows": int(named["rows"]),
         "coverage": _share(named["real_rows"], named["rows"]),
         "mass_home": _share(named["aligned_mass"], named["source_mass"]),
-        "bits_per_byte_source": round(named["source_nats_even"] / bits, 6),
-        "bits_per_byte_lost": round((named["aligned_nats_even"] - named["source_nats_even"]) / bits, 6),
+        "bits_per_byte_source": _share(named["source_nats_even"], bits),
+        "bits_per_byte_lost": _share(named["aligned_nats_even"] - named["source_nats_even"], bits),
         "bits_per_byte_lost_share": _share(
             named["aligned_nats_even"] - named["source_nats_even"], named["source_nats_even"]
         ),

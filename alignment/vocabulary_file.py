@@ -20,7 +20,7 @@ from fusechat.token_surface import token_surfaces
 
 from .cooccurrence import Cooccurrence
 from .piece_segmentation import Segments, encode_pieces, pivot_trie, segment_pieces
-from .projection import VocabularyTables
+from .projection import VocabularyTables, make_tables
 from .released import candidate_map, word_start_mark
 from .vocabulary_mapping import VocabularyMap, build_map
 from .vocabulary_trie import Surfaces, Trie, flatten_surfaces
@@ -101,7 +101,7 @@ def make_vocabularies(
             pivot_mark=texts.marks[0],
             source_mark=texts.marks[1],
         )
-    tables = VocabularyTables(
+    tables = make_tables(
         flatten_surfaces(source_bytes, source_size),
         flatten_surfaces(pivot_bytes, pivot_size),
         trie,
@@ -119,8 +119,8 @@ def save_vocabularies(url: str, found: Vocabularies) -> None:
     np.savez(
         buffer, source_to_pivot=t.source_to_pivot, origin=found.origin, count_source_ids=c.source_ids,
         count_pivot_ids=c.pivot_ids, counts=c.counts, count_shape=np.array(c.shape), source_bytes=t.source.data,
-        source_offsets=t.source.offsets, pivot_bytes=t.pivot.data, pivot_offsets=t.pivot.offsets, trie_keys=t.trie.keys,
-        trie_children=t.trie.children, trie_token_ids=t.trie.token_ids, segment_ids=t.segments.token_ids,
+        source_offsets=t.source.offsets, pivot_bytes=t.pivot.data, pivot_offsets=t.pivot.offsets, trie_first_child=t.trie.first_child,
+        trie_bytes=t.trie.bytes, trie_token_ids=t.trie.token_ids, segment_ids=t.segments.token_ids,
         segment_offsets=t.segments.offsets, pivot_texts=_pack(texts.pivot), source_texts=_pack(texts.source),
         marks=np.array(texts.marks),
     )  # fmt: skip
@@ -139,10 +139,10 @@ def load_vocabularies(url: str) -> Vocabularies:
             stored = dict(np.load(io.BytesIO(file.read())))
     except FileNotFoundError:
         raise ArtifactError(f"{url}: found no {FILE_NAME}; run align again, it counts first") from None
-    tables = VocabularyTables(
+    tables = make_tables(
         Surfaces(stored["source_bytes"], stored["source_offsets"]),
         Surfaces(stored["pivot_bytes"], stored["pivot_offsets"]),
-        Trie(stored["trie_keys"], stored["trie_children"], stored["trie_token_ids"]),
+        Trie(stored["trie_first_child"], stored["trie_bytes"], stored["trie_token_ids"]),
         Segments(stored["segment_ids"], stored["segment_offsets"]),
         stored["source_to_pivot"],
     )

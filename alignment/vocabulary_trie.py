@@ -22,12 +22,12 @@ class Surfaces(NamedTuple):
 
 
 class Trie(NamedTuple):
-    """A byte trie; node 0 is the root. Children stand in one open-addressing hash table keyed by node and byte."""
+    """A byte trie, nodes numbered breadth first, so that the children of a node stand side by side; node 0 is the root."""
 
-    keys: np.ndarray
-    """int64 [slots]: node * 256 + byte, -1 where free; the number of slots is a power of two."""
-    children: np.ndarray
-    """int32 [slots]"""
+    first_child: np.ndarray
+    """int32 [nodes+1]: the children of node n are first_child[n] to first_child[n+1]-1, by byte."""
+    bytes: np.ndarray
+    """uint8 [nodes]: the byte that leads to each node."""
     token_ids: np.ndarray
     """int32 [nodes]: the id spelled by the path to this node, or -1."""
 
@@ -52,48 +52,57 @@ def build_trie(surfaces: Surfaces, reachable: np.ndarray) -> Trie:
     Args:
         reachable: bool [vocabulary]; of two reachable ids that spell the same bytes the smaller one is found.
     """
-    slots = 1 << max(4, int(2 * len(surfaces.data)).bit_length())
-    keys, children = np.full(slots, -1, np.int64), np.empty(slots, np.int32)
-    token_ids = np.full(len(surfaces.data) + 1, NO_TOKEN, np.int32)
-    nodes = _insert_all(surfaces.data, surfaces.offsets, reachable, keys, children, token_ids)
-    return Trie(keys, children, token_ids[:nodes].copy())
+    offsets, data = surfaces.offsets, surfaces.data.tobytes()
+    pieces = [(data[offsets[i] : offsets[i + 1]], int(i)) for i in np.flatnonzero(reachable & (np.diff(offsets) > 0))]
+    pieces.sort()
+    ids = np.array([token_id for _, token_id in pieces], np.int32)
+    capacity = sum(len(piece) for piece, _ in pieces) + 1
+    arrays = np.empty(capacity + 1, np.int32), np.zeros(capacity, np.uint8), np.full(capacity, NO_TOKEN, np.int32)
+    nodes = _number_nodes(surfaces.data, offsets, ids, *arrays)
+    return Trie(arrays[0][: nodes + 1].copy(), arrays[1][:nodes].copy(), arrays[2][:nodes].copy())
 
 
 @njit(cache=True)
-def _insert_all(data, offsets, reachable, keys, children, token_ids):
-    nodes = 1
-    for token_id in range(len(offsets) - 1):
-        if not reachable[token_id] or offsets[token_id] == offsets[token_id + 1]:
-            continue
-        node = 0
-        for place in range(offsets[token_id], offsets[token_id + 1]):
-            key = np.int64(node) * 256 + data[place]
-            slot = find_slot(keys, key)
-            if keys[slot] < 0:
-                keys[slot], children[slot] = key, nodes
-                nodes += 1
-            node = children[slot]
-        if token_ids[node] < 0:
-            token_ids[node] = token_id
+def _number_nodes(data, offsets, ids, first_child, node_bytes, token_ids):
+    """Breadth first over pieces in byte order: a node is a run of pieces that share their first `depth` bytes."""
+    low, high, depth = (
+        np.zeros(len(node_bytes), np.int64),
+        np.empty(len(node_bytes), np.int64),
+        np.zeros(len(node_bytes), np.int64),
+    )
+    high[0], nodes, node = len(ids), 1, 0
+    while node < nodes:
+        first_child[node] = nodes
+        place, level = low[node], depth[node]
+        while place < high[node] and offsets[ids[place] + 1] - offsets[ids[place]] == level:
+            if token_ids[node] < 0 and level > 0:
+                token_ids[node] = ids[place]  # of equal pieces the first is the smallest id
+            place += 1
+        while place < high[node]:
+            byte = data[offsets[ids[place]] + level]
+            low[nodes], depth[nodes], node_bytes[nodes] = place, level + 1, byte
+            while place < high[node] and data[offsets[ids[place]] + level] == byte:
+                place += 1
+            high[nodes] = place
+            nodes += 1
+        node += 1
+    first_child[nodes] = nodes
     return nodes
 
 
-@njit(cache=True, inline="always")
-def find_slot(keys, key):
-    """Where a key stands, or the free slot where it would."""
-    mask = len(keys) - 1
-    slot = ((key * np.int64(-7046029254386353131)) >> np.int64(20)) & mask
-    while keys[slot] >= 0 and keys[slot] != key:
-        slot = (slot + 1) & mask
-    return slot
-
-
-@njit(cache=True, inline="always")
-def step(keys, children, node, byte):
+@njit(cache=True)
+def step(trie, node, byte):
     """The child of a node, or -1."""
-    key = np.int64(node) * 256 + byte
-    slot = find_slot(keys, key)
-    return children[slot] if keys[slot] == key else -1
+    low, high = trie.first_child[node], trie.first_child[node + 1]
+    while high - low > 8:
+        middle = (low + high) // 2
+        if trie.bytes[middle] <= byte:
+            low = middle
+        else:
+            high = middle
+    while low < high and trie.bytes[low] < byte:
+        low += 1
+    return low if low < high and trie.bytes[low] == byte else -1
 
 
 @njit(cache=True)
@@ -106,7 +115,7 @@ def longest_match(trie, data, start, stop, node):
     found, covered = trie.token_ids[node], 0
     place = start
     while place < stop:
-        node = step(trie.keys, trie.children, node, data[place])
+        node = step(trie, node, data[place])
         if node < 0:
             break
         place += 1
@@ -119,7 +128,7 @@ def longest_match(trie, data, start, stop, node):
 def descend(trie, data, start, stop, node):
     """The node reached from `node` through `data[start:stop]`, or -1."""
     for place in range(start, stop):
-        node = step(trie.keys, trie.children, node, data[place])
+        node = step(trie, node, data[place])
         if node < 0:
             break
     return node

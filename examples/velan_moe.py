@@ -45,7 +45,7 @@ class MoESettings:
     hidden_size: int = 128
     num_layers: int = 4
     num_experts: int = 4
-    num_steps: int = 300
+    num_steps: int = 200
     """Optimizer steps; a fixed number rather than a time, so that every machine gets the same model."""
     batch_dialogues: int = 32
     learning_rate: float = 3e-3

@@ -15,6 +15,7 @@ from typing import Any
 
 from vllm import PoolingParams, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
+from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
 from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -22,8 +23,8 @@ from fusechat.errors import TeacherError
 
 Request = tuple[list[int], PoolingParams | SamplingParams]
 
-_in_process = threading.Lock()
-"""Held while an engine lives in this process: vLLM's parallel groups are global there."""
+_engine_here = threading.Lock()
+"""Held while this process has an engine: vLLM's parallel groups are global in it."""
 
 
 @dataclass
@@ -37,18 +38,18 @@ class _Job:
 class EngineThread:
     """Runs until `close`, or until the engine fails; then every call raises TeacherError."""
 
-    def __init__(self, build: Callable[[], LLMEngine], *, name: str, in_process: bool) -> None:
+    def __init__(self, build: Callable[[], LLMEngine], *, name: str) -> None:
         """Start the thread and wait for the engine.
 
         Raises:
             TeacherError: this process holds an engine already.
             Exception: whatever `build` raises.
         """
-        if in_process and not _in_process.acquire(blocking=False):
+        if not _engine_here.acquire(blocking=False):
             raise TeacherError(
                 f"{name}: this process holds an engine already; close it first, or open this one elsewhere"
             )
-        self.name, self._owns_process = name, in_process
+        self.name = name
         self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._jobs: dict[int, _Job] = {}
         self._lock = threading.Lock()
@@ -57,7 +58,11 @@ class EngineThread:
         started: Future[LLMEngine] = Future()
         self._thread = threading.Thread(target=self._run, args=(build, started), name=f"engine-{name}", daemon=True)
         self._thread.start()
-        self.engine = started.result()
+        try:
+            self.engine = started.result()
+        except Exception:
+            self._thread.join()
+            raise
 
     @property
     def alive(self) -> bool:
@@ -109,21 +114,21 @@ class EngineThread:
                 for output in engine.step():
                     self._deliver(output)
         except Exception as error:
-            # In-process, an engine that raised has half-done requests in unknown state; out of process it is dead.
+            # Whatever raised, requests are half done and their state is unknown: the engine is of no further use.
             failure = TeacherError(f"{self.name}: the engine died: {type(error).__name__}: {error}")
             failure.__cause__ = error
             self._fail(failure)
 
     def _admit(self, engine: LLMEngine, job: _Job) -> None:
         admitted: list[str] = []
+        self._jobs[job.number] = job
         try:
             for place, (token_ids, params) in enumerate(job.requests):
                 admitted.append(engine.add_request(f"{job.number}-{place}", tokens_input(token_ids), params))
-        except ValueError as error:  # vLLM refuses the request; the engine is sound
+        except (ValueError, VLLMClientError) as error:  # vLLM refuses the request; the engine is sound
             engine.abort_request(admitted, internal=True)
+            del self._jobs[job.number]
             job.future.set_exception(TeacherError(f"{self.name}: the engine refused dialogue {len(admitted)}: {error}"))
-            return
-        self._jobs[job.number] = job
 
     def _deliver(self, output: Any) -> None:
         number, place = map(int, output.request_id.split("-")[:2])
@@ -149,8 +154,6 @@ class EngineThread:
     def _shut_down(self, engine: LLMEngine | None) -> None:
         if engine is not None:
             engine.engine_core.shutdown()
-        if self._owns_process:
-            self.engine = None
-            del engine
-            cleanup_dist_env_and_memory()
-            _in_process.release()
+        self.engine = engine = None
+        cleanup_dist_env_and_memory()
+        _engine_here.release()

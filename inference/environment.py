@@ -9,8 +9,8 @@ import os
 def prepare_environment(tensor_parallel_size: int) -> dict[str, str]:
     """Set what an engine of this many ranks wants, where the user has not; returns what was set.
 
-    - `VLLM_ENABLE_V1_MULTIPROCESSING`: 0: an engine of one rank lives in this process and starts in seconds, not in the
-      better part of a minute. (The teacher asks for processes itself where there are more ranks.)
+    - `VLLM_ENABLE_V1_MULTIPROCESSING`: 0: the engine lives in this process (its further ranks do not), which starts in
+      seconds where a process of its own takes the better part of a minute.
     - `VLLM_CPU_OMP_THREADS_BIND`: `nobind`, because two engines on one host would bind to the same cores.
     - `OMP_NUM_THREADS`: the cores shared by the ranks, or each rank would start a thread per core.
     - `VLLM_NO_USAGE_STATS`, `VLLM_LOGGING_LEVEL`: no report to the outside, errors only.

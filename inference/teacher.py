@@ -4,21 +4,20 @@ Goes in: token ids with target marks. Comes out: `TopKRows` per dialogue. The te
 Knows nothing about stores, shards, Ray or text.
 """
 
-import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from fusechat.config import EngineSection
-from fusechat.errors import ConfigError, ModelError, TeacherError
+from fusechat.errors import ConfigError, FuseChatError, ModelError, TeacherError
 
 from .environment import prepare_environment
 from .rows import TopKRows, check_dialogue, target_ranges, unpack_rows
 
 
 class Teacher:
-    """An open engine. Close it, or use it as a context manager; one single-rank engine per process at a time.
+    """An open engine. Close it, or use it as a context manager; one per process at a time.
 
     Calls may come from several threads; their dialogues share the engine's batches.
     """
@@ -49,6 +48,7 @@ class Teacher:
         """
         section = EngineSection.model_validate(engine or {})
         prepare_environment(section.tensor_parallel_size)
+        from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.llm_engine import LLMEngine
 
         from .engine_arguments import engine_arguments
@@ -57,17 +57,14 @@ class Teacher:
         self.model, self.k, self.capture, self.max_tokens, self.mode = model, k, capture, max_tokens, mode
         runner = capture if mode == "score" else "generate"
         arguments = engine_arguments(model, revision, section, runner, k=k, max_tokens=max_tokens)
-        several = section.tensor_parallel_size > 1 or os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] != "0"
         try:
-            self._thread = EngineThread(
-                lambda: LLMEngine.from_engine_args(arguments, enable_multiprocessing=several),
-                name=model,
-                in_process=not several,
-            )
-        except (ValueError, OSError) as error:
+            self._thread = EngineThread(lambda: LLMEngine.from_engine_args(arguments), name=model)
+        except (ValueError, OSError, VLLMClientError) as error:
             raise ModelError(f"{model}: vLLM cannot open it: {str(error).strip()}") from error
-        except RuntimeError as error:
-            raise TeacherError(f"{model}: the engine did not start: {error}") from error
+        except FuseChatError:
+            raise
+        except Exception as error:
+            raise TeacherError(f"{model}: the engine did not start: {type(error).__name__}: {error}") from error
         config = self._thread.engine.vllm_config
         self.vocab_size = int(config.model_config.get_vocab_size())
         self.info = _describe(config, capture)
@@ -133,25 +130,25 @@ class Teacher:
             stop_token_ids: the only ids that end an answer early; the tokenizer's end-of-turn belongs here.
             seed: of the sampling; prompt i is sampled with seed + i.
         Raises:
+            ConfigError: settings that vLLM does not allow.
             TeacherError: a prompt that with its answer exceeds `max_tokens`, or the engine died.
         """
         from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError
 
         self._expect("generate")
         stops = list(stop_token_ids)
-        requests = [
-            (
-                prompt.tolist(),
-                SamplingParams(
-                    max_tokens=max_new_tokens,
-                    temperature=temperature,
-                    stop_token_ids=stops,
-                    seed=seed + i,
-                    detokenize=False,
-                ),
-            )
-            for i, prompt in enumerate(prompts)
-        ]
+        options = {
+            "max_tokens": max_new_tokens,
+            "temperature": temperature,
+            "stop_token_ids": stops,
+            "detokenize": False,
+        }
+        try:
+            params = [SamplingParams(**options, seed=seed + i) for i in range(len(prompts))]
+        except (ValueError, VLLMClientError) as error:
+            raise ConfigError(f"{self.model}: cannot sample so: {error}") from None
+        requests = [(prompt.tolist(), of_one) for prompt, of_one in zip(prompts, params, strict=True)]
         answers = [
             np.asarray(output.outputs[0].token_ids, dtype=np.int32) for output in self._thread.submit(requests).result()
         ]
@@ -173,11 +170,8 @@ class Teacher:
 
             from .prompt_logprobs import sampling_params
 
-            return (
-                sampling_params(self.k)
-                if is_target.any()
-                else SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
-            )
+            plain = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
+            return sampling_params(self.k) if is_target.any() else plain
         from vllm import PoolingParams
 
         from .topk_pooler import RANGES, TASK

@@ -17,7 +17,7 @@ import numpy as np
 from fusechat.errors import ConfigError
 
 from . import kernels
-from .tensors import TensorSource
+from .tensors import FileTensor, TensorSource
 
 BLOCK = 65_536
 """Elements of a block; base and five targets are 1.5 MiB in float32, which a second-level cache holds."""
@@ -32,7 +32,8 @@ PerTarget = float | list[float] | dict[str, float]
 class Block:
     """Elements start..stop of one flattened tensor, read when they are first asked for.
 
-    A block gives `targets` or `deltas`: the deltas are made in the targets' place.
+    `base`, `targets` and `deltas` are what a method needs. A block gives `targets` or `deltas`: the deltas are made in
+    the targets' place. The hot loops take `bits`, which saves writing everything in float32 first.
     """
 
     def __init__(self, group: "TensorGroup", index: int) -> None:
@@ -49,40 +50,57 @@ class Block:
     @property
     def base(self) -> np.ndarray:
         """float32 [c]"""
-        return self._rows[0]
+        return self._values[0]
 
     @property
     def targets(self) -> np.ndarray:
         """float32 [n, c]"""
         assert not self._subtracted, "the deltas stand in the targets' place"
-        return self._rows[1:]
+        return self._values[1:]
 
     @property
     def deltas(self) -> np.ndarray:
         """float32 [n, c]: target minus base. May be overwritten where the block is merged, not where sums are taken."""
+        return self.base_and_deltas[1:]
+
+    @property
+    def base_and_deltas(self) -> np.ndarray:
+        """float32 [n+1, c]"""
         if not self._subtracted:
             self._subtracted = True
-            for row in self._rows[1:]:
-                np.subtract(row, self.base, out=row)
-        return self._rows[1:]
+            for row in self._values[1:]:
+                np.subtract(row, self._values[0], out=row)
+        return self._values
 
     @cached_property
     def squares(self) -> np.ndarray:
         """float64 [n]: sum of the squared deltas."""
-        out = np.empty(len(self._rows) - 1)
-        if self._subtracted:
-            kernels.sums_of_squares(self.deltas, out)
-        else:
-            kernels.sums_of_squared_differences(self.base, self.targets, out)
+        out = np.empty(len(self.bits) - 1)
+        kernels.sums_of_squares(self.bits, out)
         return out
 
     @cached_property
-    def _rows(self) -> np.ndarray:
-        sources = [self._group.base, *self._group.targets]
-        rows = np.empty((len(sources), self.stop - self.start), np.float32)
-        for source, row in zip(sources, rows, strict=True):
+    def bits(self) -> np.ndarray:
+        """[n+1, c]: base and targets as they were read; uint16 (bfloat16) or uint32 (float32)."""
+        sources, size = self._group.sources, self.stop - self.start
+        if self._group.is_bfloat16:
+            narrow = np.empty((len(sources), size), np.uint16)
+            for number, source in enumerate(sources):
+                narrow[number] = source.raw(self.start, self.stop).view(np.uint16)
+            return narrow
+        wide = np.empty((len(sources), size), np.float32)
+        for source, row in zip(sources, wide, strict=True):
             source.read(self.start, self.stop, row)
-        return rows
+        return wide.view(np.uint32)
+
+    @cached_property
+    def _values(self) -> np.ndarray:
+        """float32 [n+1, c]; a copy, which methods may overwrite."""
+        if self.bits.dtype == np.uint32:
+            return self.bits.view(np.float32).copy()
+        values = np.empty(self.bits.shape, np.float32)
+        kernels.widen_bfloat16(self.bits.reshape(-1), values.reshape(-1).view(np.uint32))
+        return values
 
 
 @dataclass(frozen=True)
@@ -112,6 +130,16 @@ class TensorGroup:
     def shape(self) -> tuple[int, ...]:
         return self.base.shape
 
+    @cached_property
+    def sources(self) -> list[Any]:
+        """The base, then the targets."""
+        return [self.base, *self.targets]
+
+    @cached_property
+    def is_bfloat16(self) -> bool:
+        """True if all models hold the tensor as plain bfloat16 in a file."""
+        return all(isinstance(source, FileTensor) and source.dtype == "BF16" for source in self.sources)
+
     @property
     def num_elements(self) -> int:
         return math.prod(self.shape)
@@ -137,7 +165,7 @@ class TensorGroup:
         self._release(0, self.num_elements)
 
     def _release(self, start: int, stop: int) -> None:
-        for source in (self.base, *self.targets):
+        for source in self.sources:
             source.release(start, stop)
 
     def mean_squares(self) -> np.ndarray:

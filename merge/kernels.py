@@ -9,10 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import float32, float64, njit, uint16, uint32, uint64
+from numba import float32, float64, int64, njit, uint16, uint32, uint64
 
 TILE = 1024
 """Elements per tile: 4 KiB in float32."""
+LANES = 4
+"""Tables that neighbouring elements are counted in; a power of two."""
 
 
 def _kernel(function: Callable, fastmath: bool | set[str] = False) -> Any:
@@ -28,11 +30,25 @@ def _sum_kernel(function: Callable) -> Any:
     return _kernel(function, {"reassoc", "contract", "nsz"})
 
 
+def _fused_kernel(function: Callable) -> Any:
+    # The cache on disk knows a kernel by its function, not by its options: each needs a function of its own.
+    return _kernel(function, {"contract"})
+
+
 @_kernel
 def widen_bfloat16(raw, out):
     """bfloat16 bits, uint16 [c] -> float32 bits, uint32 [c]."""
     for i in range(raw.size):
         out[i] = uint32(raw[i]) << uint32(16)
+
+
+@_kernel
+def largest_magnitude(bits, mask):
+    """Largest of bits & mask; unsigned [c], 0 if empty."""
+    largest = bits.dtype.type(0)
+    for i in range(bits.size):
+        largest = max(largest, bits[i] & mask)
+    return largest
 
 
 @_kernel
@@ -43,69 +59,95 @@ def narrow_bfloat16(values, out):
         out[i] = uint16((bits + uint32(0x7FFF) + ((bits >> uint32(16)) & uint32(1))) >> uint32(16))
 
 
-@_sum_kernel
-def sums_of_squares(deltas, out):
-    """out [n] = sum of the squares of each row of float32 [n, c], in float64."""
-    for j in range(deltas.shape[0]):
-        row = deltas[j]
-        total = 0.0
+@_kernel
+def _load_deltas(rows, start, stop, bits, values):
+    """Widen a tile of all rows into `values` [n+1, TILE], and subtract row 0, the base, from the others."""
+    shift = uint32(16) if rows.itemsize == 2 else uint32(0)
+    for j in range(rows.shape[0]):
+        row = rows[j, start:stop]
+        out = bits[j, : stop - start]
         for i in range(row.size):
-            total += float64(row[i]) * float64(row[i])
-        out[j] = total
+            out[i] = uint32(row[i]) << shift
+    base = values[0, : stop - start]
+    for j in range(1, rows.shape[0]):
+        out = values[j, : stop - start]
+        for i in range(base.size):
+            out[i] -= base[i]
 
 
 @_sum_kernel
-def sums_of_squared_differences(base, targets, out):
-    """out [n] = sum of the squares of targets - base; float32 [n, c] and [c], in float64."""
-    for j in range(targets.shape[0]):
-        row = targets[j]
-        total = 0.0
-        for i in range(row.size):
-            difference = float64(row[i] - base[i])
-            total += difference * difference
-        out[j] = total
+def _sum_of_squares(row):
+    total = 0.0
+    for i in range(row.size):
+        total += float64(row[i]) * float64(row[i])
+    return total
 
 
-def _weighted_sum(rows, weights, out):
-    """out [c] = sum_j weights_j * rows_j, in the order of j; float32 [n, c] and [n]."""
+@_kernel
+def sums_of_squares(rows, out):
+    """out [n] = sum of the squared deltas of each target, in float64.
+
+    Args:
+        rows: bits of the base and the targets, [n+1, c]: uint16 for bfloat16, uint32 for float32. So everywhere here.
+    """
+    bits = np.empty((rows.shape[0], TILE), np.uint32)
+    values = bits.view(np.float32)
+    out[:] = 0.0
+    for start in range(0, rows.shape[1], TILE):
+        stop = min(start + TILE, rows.shape[1])
+        _load_deltas(rows, start, stop, bits, values)
+        for j in range(1, rows.shape[0]):
+            out[j - 1] += _sum_of_squares(values[j, : stop - start])
+
+
+@_kernel
+def weighted_sum(rows, weights, out):
+    """out [c] = sum_j weights_j * rows_j; float32 [n, c] and [n]. In the order of j, every product rounded."""
     for start in range(0, out.size, TILE):
         stop = min(start + TILE, out.size)
         total = out[start:stop]
-        for i in range(total.size):
-            total[i] = float32(0.0)
+        total[:] = float32(0.0)
         for j in range(rows.shape[0]):
             row = rows[j, start:stop]
-            weight = weights[j]
             for i in range(total.size):
-                total[i] += weight * row[i]
+                total[i] += weights[j] * row[i]
 
 
-weighted_sum = _kernel(_weighted_sum)
-"""Every product is rounded before it is added, as torch does where it multiplies and adds in two steps."""
-fused_weighted_sum = _kernel(_weighted_sum, {"contract"})
-"""Products are added unrounded where the processor can, as in torch's addcmul."""
+@_fused_kernel
+def fused_weighted_sum(rows, weights, out):
+    """`weighted_sum` with products that are added unrounded where the processor can, as in torch's addcmul."""
+    for start in range(0, out.size, TILE):
+        stop = min(start + TILE, out.size)
+        total = out[start:stop]
+        total[:] = float32(0.0)
+        for j in range(rows.shape[0]):
+            row = rows[j, start:stop]
+            for i in range(total.size):
+                total[i] += weights[j] * row[i]
 
 
-@_sum_kernel
-def variance(deltas, out):
-    """Population variance over the targets of each element, computed in float64 and rounded; float32 [n, c] -> [c].
+@_kernel
+def variance(rows, out):
+    """Population variance over the targets of each element, computed in float64 and rounded; float32 [c].
 
-    Differences are taken from the first target, so that equal targets give exactly 0 and nothing cancels.
+    Differences are taken from the first target's delta, so that equal deltas give exactly 0 and nothing cancels.
     """
-    count = deltas.shape[0]
+    count = rows.shape[0] - 1
     factor = 1.0 / (count * count)
+    bits = np.empty((rows.shape[0], TILE), np.uint32)
+    values = bits.view(np.float32)
     sums = np.empty(TILE, np.float64)
     squares = np.empty(TILE, np.float64)
     for start in range(0, out.size, TILE):
         stop = min(start + TILE, out.size)
-        first = deltas[0, start:stop]
+        _load_deltas(rows, start, stop, bits, values)
         result = out[start:stop]
-        for i in range(result.size):
-            sums[i] = 0.0
-            squares[i] = 0.0
-        for j in range(1, count):
-            row = deltas[j, start:stop]
-            for i in range(result.size):
+        first = values[1, : result.size]
+        sums[:] = 0.0
+        squares[:] = 0.0
+        for j in range(2, count + 1):
+            row = values[j, : result.size]
+            for i in range(row.size):
                 difference = float64(row[i]) - float64(first[i])
                 sums[i] += difference
                 squares[i] += difference * difference
@@ -115,39 +157,54 @@ def variance(deltas, out):
 
 @_kernel
 def count_high(bits, counts):
-    """counts [32768] += how many elements have these upper 16 bits, the sign bit left out; bits uint32 [c].
+    """How many elements have which upper 16 bits, the sign bit left out; bits uint32 [c].
 
-    Returns the number of elements that are not 0.
+    Args:
+        counts: uint32 [LANES, 32768]; += the counts, in several lanes, because equal neighbours would wait for each other.
+    Returns:
+        The number of elements that are not 0.
     """
     present = 0
     for i in range(bits.size):
         magnitude = bits[i] & uint32(0x7FFFFFFF)
-        counts[magnitude >> uint32(16)] += 1
+        counts[i & (LANES - 1), magnitude >> uint32(16)] += uint32(1)
         present += 1 if magnitude != uint32(0) else 0
     return present
 
 
 @_kernel
 def count_low(bits, high, counts):
-    """counts [65536] += how many elements have these lower 16 bits, among those whose upper bits are `high`."""
+    """counts uint32 [LANES, 65536] += how many have which lower 16 bits, among those whose upper bits are `high`."""
     for i in range(bits.size):
         if (bits[i] & uint32(0x7FFFFFFF)) >> uint32(16) == uint32(high):
-            counts[bits[i] & uint32(0xFFFF)] += 1
+            counts[i & (LANES - 1), bits[i] & uint32(0xFFFF)] += uint32(1)
 
 
 @_sum_kernel
-def squares_where(deltas, statistic, threshold, above, tied):
+def _squares_where(row, statistic, threshold):
+    above = 0.0
+    tied = 0.0
+    for i in range(row.size):
+        square = float64(row[i]) * float64(row[i])
+        above += square if statistic[i] > threshold else 0.0
+        tied += square if statistic[i] == threshold else 0.0
+    return above, tied
+
+
+@_kernel
+def squares_where(rows, statistic, threshold, above, tied):
     """above, tied [n] = sums of the squared deltas where statistic > threshold and where they are equal (float64)."""
-    for j in range(deltas.shape[0]):
-        row = deltas[j]
-        first = 0.0
-        second = 0.0
-        for i in range(row.size):
-            square = float64(row[i]) * float64(row[i])
-            first += square if statistic[i] > threshold else 0.0
-            second += square if statistic[i] == threshold else 0.0
-        above[j] = first
-        tied[j] = second
+    bits = np.empty((rows.shape[0], TILE), np.uint32)
+    values = bits.view(np.float32)
+    above[:] = 0.0
+    tied[:] = 0.0
+    for start in range(0, rows.shape[1], TILE):
+        stop = min(start + TILE, rows.shape[1])
+        _load_deltas(rows, start, stop, bits, values)
+        for j in range(1, rows.shape[0]):
+            first, second = _squares_where(values[j, : stop - start], statistic[start:stop], threshold)
+            above[j - 1] += first
+            tied[j - 1] += second
 
 
 @_kernel
@@ -155,28 +212,66 @@ def keep_selected(row, statistic, threshold, tie_limit, offset):
     """row [c] = 0 where |statistic| < threshold; ties stay if the hash of their place is below tie_limit (of 2**32)."""
     for i in range(row.size):
         value = abs(statistic[i])
-        if value < threshold:
-            row[i] = float32(0.0)
-        elif value == threshold:
-            mixed = uint32(uint64(offset + i) * uint64(2654435761))
-            if uint64(mixed) >= uint64(tie_limit):
-                row[i] = float32(0.0)
+        mixed = int64((uint64(offset + i) * uint64(2654435761)) & uint64(0xFFFFFFFF))
+        stays = (value > threshold) | ((value == threshold) & (mixed < int64(tie_limit)))
+        row[i] = row[i] if stays else float32(0.0)
 
 
 @_sum_kernel
 def _masses(row, signs, vote):
-    """Sum of |row|, and of the part whose sign, times the vote's, is the elected one."""
+    """Sum of |row|, of the part whose sign, times the vote's, is the elected one, and of the squares."""
     everything = float32(0.0)
     kept = float32(0.0)
+    squares = 0.0
     for i in range(row.size):
         size = abs(row[i])
         everything += size
         kept += size if vote * row[i] * signs[i] > float32(0.0) else float32(0.0)
-    return everything, kept
+        squares += float64(size) * float64(size)
+    return everything, kept, squares
 
 
 @_kernel
-def elected_sum(base, deltas, votes, weights, floor, normalize, scale, out, mass, kept):
+def _elect(values, size, votes, weights, floor, normalize, scale, scratch, out, masses):
+    """`elected_sum` of one tile: values float32 [n+1, TILE] are the base and the deltas; scratch float32 [3, TILE]."""
+    one = float32(1.0)
+    zero = float32(0.0)
+    base = values[0, :size]
+    signs = scratch[0, :size]
+    numerator = scratch[1, :size]
+    divisor = scratch[2, :size]
+    scratch[:] = zero
+    for j in range(votes.size):
+        row = values[j + 1, :size]
+        vote = votes[j]
+        for i in range(row.size):
+            signs[i] += vote * row[i]
+    for i in range(signs.size):
+        signs[i] = one if signs[i] >= zero else -one
+    for j in range(votes.size):
+        row = values[j + 1, :size]
+        vote = votes[j]
+        for i in range(row.size):
+            weight = weights[j] if vote * row[i] * signs[i] > zero else zero
+            numerator[i] += weight * row[i]
+            divisor[i] += weight
+        everything, agreeing, squares = _masses(row, signs, vote)
+        masses[0, j] += float64(everything)
+        masses[1, j] += float64(agreeing)
+        masses[2, j] += squares
+    for i in range(out.size):
+        total = divisor[i]
+        if floor > zero:
+            total = max(total, floor)
+        elif total == zero:
+            total = one
+        if not normalize:
+            total = one
+        out[i] = base[i] + scale * (numerator[i] / total)
+
+
+@_kernel
+def elected_sum(rows, votes, weights, floor, normalize, scale, out, masses):
     """Sign election and disjoint weighted sum (TIES, section 3; the erase step of SCE).
 
     s = 1 where sum_j votes_j * delta_j >= 0, else -1; target j agrees where votes_j * delta_j has the sign s.
@@ -184,49 +279,28 @@ def elected_sum(base, deltas, votes, weights, floor, normalize, scale, out, mass
     Sums run in the order of j and every product is rounded, as in torch.
 
     Args:
-        base, out: float32 [c]. deltas: float32 [n, c]. votes, weights: float32 [n].
+        votes, weights: float32 [n].
         floor: smallest divisor; 0: a divisor of 0 counts as 1.
-        mass, kept: float64 [n]; += sum of |delta_j|, all and agreeing.
+        out: float32 [c].
+        masses: float64 [3, n]; += sum of |delta_j|, of the agreeing ones, and of delta_j squared.
     """
-    one = float32(1.0)
-    zero = float32(0.0)
-    signs = np.empty(TILE, np.float32)
-    numerator = np.empty(TILE, np.float32)
-    divisor = np.empty(TILE, np.float32)
+    bits = np.empty((rows.shape[0], TILE), np.uint32)
+    values = bits.view(np.float32)
+    scratch = np.empty((3, TILE), np.float32)
     for start in range(0, out.size, TILE):
         stop = min(start + TILE, out.size)
-        result = out[start:stop]
-        first = base[start:stop]
-        for i in range(result.size):
-            signs[i] = zero
-            numerator[i] = zero
-            divisor[i] = zero
-        for j in range(deltas.shape[0]):
-            row = deltas[j, start:stop]
-            vote = votes[j]
-            for i in range(result.size):
-                signs[i] += vote * row[i]
-        for i in range(result.size):
-            signs[i] = one if signs[i] >= zero else -one
-        for j in range(deltas.shape[0]):
-            row = deltas[j, start:stop]
-            vote = votes[j]
-            for i in range(result.size):
-                weight = weights[j] if vote * row[i] * signs[i] > zero else zero
-                numerator[i] += weight * row[i]
-                divisor[i] += weight
-            everything, agreeing = _masses(row, signs[: row.size], vote)
-            mass[j] += float64(everything)
-            kept[j] += float64(agreeing)
-        for i in range(result.size):
-            total = divisor[i]
-            if floor > zero:
-                total = max(total, floor)
-            elif total == zero:
-                total = one
-            if not normalize:
-                total = one
-            result[i] = first[i] + scale * (numerator[i] / total)
+        _load_deltas(rows, start, stop, bits, values)
+        _elect(values, stop - start, votes, weights, floor, normalize, scale, scratch, out[start:stop], masses)
+
+
+@_kernel
+def elected_sum_of_deltas(values, votes, weights, floor, normalize, scale, out, masses):
+    """`elected_sum` where the base and the deltas are there as float32 [n+1, c]."""
+    scratch = np.empty((3, TILE), np.float32)
+    for start in range(0, out.size, TILE):
+        stop = min(start + TILE, out.size)
+        tile = values[:, start:stop]
+        _elect(tile, stop - start, votes, weights, floor, normalize, scale, scratch, out[start:stop], masses)
 
 
 @_sum_kernel

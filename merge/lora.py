@@ -61,21 +61,27 @@ def adapted_tensors(adapter: Checkpoint, base: dict[str, FileTensor]) -> dict[st
     """
     settings = _settings(adapter)
     factors: dict[str, dict[str, FileTensor]] = {}
-    found: dict[str, TensorSource] = {}
+    whole: dict[str, FileTensor] = {}
     for key, tensor in adapter.tensors.items():
         name = key.removeprefix(_PREFIX)
         pair = _PAIR.match(name)
         if pair:
             factors.setdefault(pair["module"], {})[(pair["embedding"] or "") + pair["side"]] = tensor
-        elif name in base:  # modules_to_save: a whole tensor
-            found[name] = tensor
-        else:
+            continue
+        name = name.replace(".base_layer.", ".")  # an embedding that PEFT saved beside its factors
+        if name not in base:
             raise ModelError(f"{tensor.file}: tensor {key!r} is no LoRA factor, and the base has no {name!r}")
+        if tensor.shape != base[name].shape:
+            raise ModelError(
+                f"{tensor.file}: tensor {key!r} has shape {list(tensor.shape)}, the base's {list(base[name].shape)}"
+            )
+        whole[name] = tensor
+    found: dict[str, TensorSource] = dict(whole)
     for module, sides in factors.items():
         name = f"{module}.weight"
         if name not in base:
             raise ModelError(f"{adapter.folder}: adapts {name!r}, which the base does not have")
-        found[name] = _low_rank(adapter, base[name], module, sides, settings)
+        found[name] = _low_rank(adapter, whole.get(name, base[name]), module, sides, settings)
     return found
 
 

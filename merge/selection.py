@@ -55,11 +55,12 @@ def largest(
         order: (float32 [c], k) -> indices of k largest; asked only where a tensor of one block has ties that do not all
             fit. There the selection is that of the library function which other implementations call.
     """
-    high = _Counts((len(counts), 2**15 + 1))
-    group.map(lambda block: _count_high(statistic(block), high.mine()))
-    found = [_rank_in(row[:-1], count(int(row[-1]))) for row, count in zip(high.total(), counts, strict=True)]
+    high = _Counts((len(counts), kernels.LANES, 2**15))
+    present = np.sum(group.map(lambda block: _count_high(statistic(block), high.mine())), axis=0)
+    wanted = [count(int(size)) for count, size in zip(counts, present, strict=True)]
+    found = [_rank_in(row, k) for row, k in zip(high.total(), wanted, strict=True)]
 
-    low = _Counts((len(counts), 2**16))
+    low = _Counts((len(counts), kernels.LANES, 2**16))
     group.map(lambda block: _count_low(statistic(block), found, low.mine()))
     selections = []
     for number, (place, row) in enumerate(zip(found, low.total(), strict=True)):
@@ -105,7 +106,7 @@ def _chosen(
 
 
 class _Counts:
-    """Integer counts, one array per thread, so that blocks need no lock."""
+    """Counts, one array per thread, so that blocks need no lock; up to 2**32 equal elements per thread."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._shape, self._local = shape, threading.local()
@@ -113,17 +114,18 @@ class _Counts:
 
     def mine(self) -> np.ndarray:
         if not hasattr(self._local, "counts"):
-            self._local.counts = np.zeros(self._shape, np.int64)
+            self._local.counts = np.zeros(self._shape, np.uint32)
             self._all.append(self._local.counts)
         return self._local.counts
 
     def total(self) -> np.ndarray:
-        return np.sum(self._all, axis=0) if self._all else np.zeros(self._shape, np.int64)
+        """[m, bins]: over threads and lanes."""
+        return np.sum(self._all, axis=(0, 2), dtype=np.int64)
 
 
-def _count_high(statistics: np.ndarray, counts: np.ndarray) -> None:
-    for row, totals in zip(statistics, counts, strict=True):
-        totals[-1] += kernels.count_high(row.view(np.uint32), totals)
+def _count_high(statistics: np.ndarray, counts: np.ndarray) -> list[int]:
+    """Counts each row of statistics; returns how many of each are not 0."""
+    return [kernels.count_high(row.view(np.uint32), lanes) for row, lanes in zip(statistics, counts, strict=True)]
 
 
 def _count_low(statistics: np.ndarray, found: list[_Place | None], counts: np.ndarray) -> None:

@@ -107,7 +107,6 @@ def _merge_tensor(
     merge: BlockMerge = find_method(plan.method)(group, **plan.parameters)
 
     def store(block: Block) -> BlockFigures:
-        squares = block.squares
         values = np.ascontiguousarray(merge.merge(block), np.float32)
         raw = np.empty(values.size * item_bytes, np.uint8)
         narrow(values, tensor.dtype, raw)
@@ -117,7 +116,7 @@ def _merge_tensor(
                 "look at the method's weights and scale"
             )
         writer.write(tensor.name, block.start * item_bytes, raw)
-        return BlockFigures(squares, block.mass, block.kept_mass)
+        return BlockFigures(block.squares, block.mass, block.kept_mass)
 
     record = _record(merge, group.map(store))
     group.release()

@@ -29,9 +29,13 @@ class ShardWriter:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         self._places = {name: 8 + len(text) + place for name, place in places.items()}
-        self._descriptor = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        os.ftruncate(self._descriptor, 8 + len(text) + position)
-        self._write(np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8), 0)
+        self._file = self._partial.open("wb", buffering=0)
+        try:
+            os.ftruncate(self._file.fileno(), 8 + len(text) + position)
+            self._write(np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8), 0)
+        except OSError:
+            self.discard()
+            raise
 
     def write(self, name: str, first_byte: int, data: np.ndarray) -> None:
         """Write bytes of a tensor, uint8, from `first_byte` of it on. Safe to call from several threads."""
@@ -40,15 +44,14 @@ class ShardWriter:
     def _write(self, data: np.ndarray, place: int) -> None:
         view = data.data
         while view:
-            count = os.pwrite(self._descriptor, view, place)
+            count = os.pwrite(self._file.fileno(), view, place)
             view, place = view[count:], place + count
 
     def close(self) -> None:
         """All bytes are written: give the file its name."""
-        os.close(self._descriptor)
+        self._file.close()
         self._partial.replace(self._path)
 
     def discard(self) -> None:
-        """Delete what was written."""
-        os.close(self._descriptor)
+        """Delete what was written. Threads that still write do so into the deleted file, which closes after the last."""
         self._partial.unlink(missing_ok=True)

@@ -3,13 +3,16 @@
 All targets are merged but the SFT-only control. Killed and started again, it goes on after the last whole shard.
 """
 
+from typing import Any
+
 from fusechat import artifact, model_files
 from fusechat.artifact import Artifact
 from fusechat.config import RunConfig
+from fusechat.errors import UserError
 from fusechat.logs import Progress
 
 from .checkpoint_merge import merge_checkpoints
-from .parameters import find_method, parameter_names
+from .parameters import check_parameters, find_method, parameter_names, try_method
 
 
 def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
@@ -23,7 +26,7 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
     """
     section, pivot = config.merge, model_files.resolve_model(config.pivot)
     parents = {source.name: artifact.load(config.target_path(source.name), "target") for source in config.sources}
-    parameters = _seeded(config)
+    parameters = _checked_parameters(config)
     settings = {
         "method": section.method,
         "parameters": parameters,
@@ -36,17 +39,29 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
     if claim.artifact is not None:
         return claim.artifact
     targets = {name: config.target_path(name) for name in parents}
-    report = merge_checkpoints(
-        method=section.method, base=pivot, targets=targets, out=config.fused_path, parameters=parameters,
-        dtype=section.dtype, threads=section.threads, progress=progress,
-        companions=next(iter(targets.values())),  # a target has the pivot's files, and the template it was trained under
-    )  # fmt: skip
+    try:
+        report = merge_checkpoints(
+            method=section.method, base=pivot, targets=targets, out=config.fused_path, parameters=parameters,
+            dtype=section.dtype, threads=section.threads, progress=progress,
+            companions=next(iter(targets.values())),  # it has the pivot's files, and the template it was trained under
+        )  # fmt: skip
+    except UserError:
+        if [path.name for path in config.fused_path.iterdir()] == [artifact.PLAN_FILE]:
+            artifact.remove(str(config.fused_path))  # nothing was written: a corrected run is not a changed one
+        raise
     total = report["total"]
     per_target = {key: dict(zip(targets, total[key], strict=True)) for key in total if key != "elements"}
     return claim.finish({"tensors": len(report["tensors"]), "weights": total["elements"], **per_target})
 
 
-def _seeded(config: RunConfig) -> dict:
-    """The method's parameters, with the run's seed for methods that draw at random."""
-    takes_seed = "seed" in parameter_names(find_method(config.merge.method))
-    return {**({"seed": config.run.seed} if takes_seed else {}), **config.merge.parameters}
+def _checked_parameters(config: RunConfig) -> dict[str, Any]:
+    """The method's parameters, defaults filled in, with the run's seed for methods that draw at random.
+
+    Raises:
+        ConfigError: parameters that the method does not have or that do not fit the targets.
+    """
+    method = find_method(config.merge.method)
+    seed = {"seed": config.run.seed} if "seed" in parameter_names(method) else {}
+    checked = check_parameters(method, {**seed, **config.merge.parameters})
+    try_method(method, checked, [source.name for source in config.sources])
+    return checked

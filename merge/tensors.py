@@ -6,7 +6,6 @@ and pages are released after use, so that they do not count as memory of this pr
 
 import math
 import mmap
-import threading
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +23,8 @@ ITEM_BYTES = {
 }  # fmt: skip
 """Bytes of an element, by safetensors dtype."""
 
-_buffers = threading.local()
+PAGES = 65_536
+"""Bytes that the system maps at once around a page that is touched; what is released must be cut at these places."""
 
 
 class TensorSource(Protocol):
@@ -104,18 +104,10 @@ class FileTensor:
 
     def _advise(self, advice: int, start: int, stop: int) -> None:
         size = ITEM_BYTES[self.dtype]
-        first = (self.offset + start * size) // mmap.PAGESIZE * mmap.PAGESIZE
-        length = self.offset + stop * size - first
-        if length:
-            self.mapping.madvise(advice, first, length)
-
-
-def byte_buffer(num_bytes: int) -> np.ndarray:
-    """A uint8 buffer of this thread; the next call hands out the same memory."""
-    held = getattr(_buffers, "held", None)
-    if held is None or held.size < num_bytes:
-        held = _buffers.held = np.empty(num_bytes, np.uint8)
-    return held[:num_bytes]
+        first = (self.offset + start * size) // PAGES * PAGES
+        last = -(-(self.offset + stop * size) // PAGES) * PAGES
+        if stop > start:
+            self.mapping.madvise(advice, first, last - first)
 
 
 def widen(raw: np.ndarray, dtype: str, out: np.ndarray) -> None:
@@ -150,8 +142,7 @@ def first_not_finite(raw: np.ndarray, dtype: str) -> int | None:
         "F64": (np.uint64, 0x7FF0000000000000, 0x7FFFFFFFFFFFFFFF),
     }
     unsigned, exponent, magnitude = masks[dtype]
-    bits = byte_buffer(raw.size).view(unsigned)
-    np.bitwise_and(raw.view(unsigned), unsigned(magnitude), out=bits)
-    if bits.size == 0 or bits.max() < exponent:
+    bits = _aligned(raw, unsigned)
+    if kernels.largest_magnitude(bits, unsigned(magnitude)) < exponent:
         return None
-    return int(np.argmax(bits >= exponent))
+    return int(np.argmax((bits & unsigned(magnitude)) >= exponent))

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+
 from alignment.piece_segmentation import segment_pieces
-from alignment.projection import VocabularyTables, pass_through, project_chain, project_map, source_rows
+from alignment.projection import make_tables, project_chain, source_rows
 from alignment.token_alignment import align_spans, collect_target_rows
 from alignment.vocabulary_trie import build_trie, flatten_surfaces
-from fusechat.contracts import RowKind
 
 END = b"</s>"
 
@@ -59,7 +59,7 @@ def _tables(source, pivot, source_end, pivot_end):
     for i in range(len(source)):
         images[i] = segments.token_ids[segments.offsets[i]]
     images[source_end] = pivot_end
-    return VocabularyTables(flatten_surfaces([*source, None]), surfaces, trie, segments, images)
+    return make_tables(flatten_surfaces([*source, None]), surfaces, trie, segments, images)
 
 
 def _reference(text, source, source_ids, probs, pivot, pivot_ids, images):
@@ -72,7 +72,7 @@ def _reference(text, source, source_ids, probs, pivot, pivot_ids, images):
     pivot_starts = np.concatenate([[0], np.cumsum([len(pivot[i]) for i in pivot_ids])])
     reached = np.zeros(len(source_ids) + 2)
     reached[0] = 1.0
-    rows = [dict() for _ in range(len(pivot_ids) + 1)]
+    rows = [{} for _ in range(len(pivot_ids) + 1)]
 
     def add(row, token, mass):
         rows[row][token] = rows[row].get(token, 0.0) + mass
@@ -103,18 +103,24 @@ def _reference(text, source, source_ids, probs, pivot, pivot_ids, images):
         if starts[first] == ends[i]:
             for v in range(len(source)):
                 same = first < len(source_ids) and v == source_ids[first]
-                if not same and len(_cut(text[: starts[first]] + source[v], place_of)) > i and _cut(
-                    text[: starts[first]] + source[v], place_of
-                )[: i + 1] != list(pivot_ids[: i + 1]):
+                if (
+                    not same
+                    and len(_cut(text[: starts[first]] + source[v], place_of)) > i
+                    and _cut(text[: starts[first]] + source[v], place_of)[: i + 1] != list(pivot_ids[: i + 1])
+                ):
                     taken += probs[first, v]
-        whole = reached[first] if starts[first] == ends[i] else reached[first - 1] * probs[first - 1, source_ids[first - 1]]
+        whole = (
+            reached[first] if starts[first] == ends[i] else reached[first - 1] * probs[first - 1, source_ids[first - 1]]
+        )
         add(i, token, whole * (1 - taken))
     add(len(pivot_ids), images[len(source)], reached[len(source_ids)] * probs[-1, len(source)])
     totals = [1.0]
     for i, row in enumerate(rows):
         label = pivot_ids[i] if i < len(pivot_ids) else images[len(source)]
         totals.append(row.get(label, 0.0))
-    return [{t: m / totals[i] for t, m in row.items()} for i, row in enumerate(rows)], np.array(totals[1:]) / totals[:-1]
+    return [{t: m / totals[i] for t, m in row.items()} for i, row in enumerate(rows)], np.array(totals[1:]) / totals[
+        :-1
+    ]
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from alignment import stage
 from alignment.cooccurrence import merge_counts
 from alignment.vocabulary_file import load_vocabularies
@@ -37,7 +38,11 @@ def write_random_rows(config: RunConfig, name: str, seed: int = 0) -> None:
     own = np.take_along_axis(logprobs, np.argmax(ids == labels[:, None], axis=1)[:, None], 1)[:, 0]
     for shard in store.missing_shards():
         rows = store.plan.rows(shard)
-        arrays = {"topk_ids": ids[rows].astype(store_dtype(vocab_size)), "topk_logprobs": logprobs[rows], "label_logprob": own[rows]}
+        arrays = {
+            "topk_ids": ids[rows].astype(store_dtype(vocab_size)),
+            "topk_logprobs": logprobs[rows],
+            "label_logprob": own[rows],
+        }
         store.write_shard(shard, arrays)
     claim.finish({})
 
@@ -114,7 +119,8 @@ def test_stage_shards_by_plain_function_equal_the_run(config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "rules", [{"token_rule": "released", "vocabulary_rule": "released"}, {"row_rule": "map"}, {"vocabulary_rule": "min_edit"}]
+    "rules",
+    [{"token_rule": "released", "vocabulary_rule": "released"}, {"row_rule": "map"}, {"vocabulary_rule": "min_edit"}],
 )
 def test_stage_run_other_rules_write_whole_stores(config, tmp_path, rules):
     name = config.sources[0].name
@@ -155,7 +161,9 @@ def test_stage_tokens_of_other_dialogues_are_refused(config):
     name = config.sources[0].name
     tokens = Tokens.read(config.tokens_url(name))
     attributes = {**tokens.attributes, "dialogues_digest": "another"}
-    Tokens(tokens.token_ids, tokens.is_target, tokens.content_span, tokens.offsets, attributes).write(config.tokens_url(name))
+    Tokens(tokens.token_ids, tokens.is_target, tokens.content_span, tokens.offsets, attributes).write(
+        config.tokens_url(name)
+    )
     with pytest.raises(AlignmentError, match="expected the same dialogues"):
         stage.run(config, name)
 

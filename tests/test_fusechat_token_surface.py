@@ -1,7 +1,5 @@
 """Surfaces: the bytes each id spells, by hand for every kind of tokenizer, and against the tokenizers' own decoding."""
 
-import json
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -133,9 +131,3 @@ def test_surfaces_of_a_text_joined_are_the_text(kind: str, text: str) -> None:
     surfaces = token_surfaces(BACKENDS[kind])
     ids = BACKENDS[kind].encode(text, add_special_tokens=False).ids
     assert b"".join(surfaces[token_id] or b"?" for token_id in ids) == text.encode()
-
-
-def test_a_decoder_rebuilt_from_its_state_spells_the_same() -> None:
-    backend = sentencepiece(decoders.Metaspace())
-    state = json.loads(backend.to_str())
-    assert token_surfaces(Tokenizer.from_str(json.dumps(state))) == token_surfaces(backend)

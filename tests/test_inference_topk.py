@@ -37,7 +37,9 @@ def score(logits: torch.Tensor, labels: torch.Tensor, k: int, *, cuts: tuple[int
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("columns", "k"), [(5, 3), (7, 7), (97, 10), (4_099, 1), (4_096, 10), (5_003, 64), (50_001, 10)])
+@pytest.mark.parametrize(
+    ("columns", "k"), [(5, 3), (7, 7), (97, 10), (4_099, 1), (4_096, 10), (5_003, 64), (50_001, 10)]
+)
 def test_reduce_block_equals_a_full_sort(columns: int, k: int, dtype: torch.dtype) -> None:
     torch.manual_seed(columns)
     logits = (torch.randn(9, columns) * 5).to(dtype)
@@ -80,7 +82,9 @@ def test_reduce_block_with_a_kernel_orders_its_ties_by_id() -> None:
 def test_merge_ranks_ids_above_2_to_24_stay_exact() -> None:
     logits = torch.zeros(1, 4)
     logits[0, 3] = 9.0
-    found = unpack_rows(merge_ranks(reduce_block(logits, torch.tensor([2**24 + 1]), 1, first_id=2**24 + 1)[:, None]).numpy())
+    found = unpack_rows(
+        merge_ranks(reduce_block(logits, torch.tensor([2**24 + 1]), 1, first_id=2**24 + 1)[:, None]).numpy()
+    )
     assert found.topk_ids.tolist() == [[2**24 + 4]]
 
 

@@ -236,8 +236,7 @@ def _row_gradient(log_q: Tensor, log_p: Tensor, options: LossOptions) -> tuple[T
         outside = (log_q - log_p - value)[:, -1:] if bucket else torch.zeros_like(value)
         return value.squeeze(1), q * (log_q - log_p - value), outside
     value = (p * (log_p - log_q if options.divergence == "kl" else -log_q)).sum(dim=1)
-    outside = 1 - torch.exp(log_p - log_q)[:, -1:] if bucket else None
-    return value, q - p, outside
+    return value, q - p, 1 - torch.exp(log_p - log_q)[:, -1:] if bucket else None
 
 
 class _Gradients:

@@ -46,7 +46,7 @@ def install(model: PreTrainedModel, options: LossOptions) -> None:
             return plain_forward(*args, **kwargs)
         backbone = self.base_model(*args, **{**kwargs, "use_cache": False})
         hidden = backbone.last_hidden_state
-        head = self.get_output_embeddings()
+        head: Any = self.get_output_embeddings()
         sums = fused_linear_fusion_sums(
             hidden.reshape(-1, hidden.shape[-1]).index_select(0, fusion["hidden_index"]),
             _whole(head.weight),
@@ -75,7 +75,7 @@ def head_transform(config: PretrainedConfig) -> HeadTransform:
     return HeadTransform(1.0 if scale is None else float(scale), getattr(text, "final_logit_softcapping", None))
 
 
-def _whole(parameter: Tensor | None) -> Tensor | None:
+def _whole(parameter: Any) -> Any:
     """A parameter that FSDP2 left in pieces is gathered; its gradient goes back in pieces."""
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
@@ -90,4 +90,5 @@ def _router_loss(config: PretrainedConfig, backbone: Any, attention_mask: Tensor
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
     experts = getattr(text, "num_experts", None) or text.num_local_experts
-    return coefficient * load_balancing_loss_func(logits, experts, text.num_experts_per_tok, attention_mask)
+    balance: Any = load_balancing_loss_func(logits, experts, text.num_experts_per_tok, attention_mask)
+    return coefficient * balance

@@ -38,12 +38,12 @@ class FusionTrainer(SFTTrainer):
     """Trains on the batches of a FusionCollator."""
 
     # The loss is divided by the number of target tokens of the whole step, so accumulation must not divide it again.
-    loss_is_scaled_for_ga = True
+    loss_is_scaled_for_ga = True  # type: ignore[assignment]
 
     def __init__(
         self, model: PreTrainedModel, args: SFTConfig, *, collator: FusionCollator, unit_lengths: np.ndarray,
         options: LossOptions, tokenizer: PreTrainedTokenizerBase,
-        name_dialogues: Callable[[list[int]], list[str]] = lambda numbers: [str(number) for number in numbers],
+        name_dialogues: Callable[[list[int]], list[str]] = lambda numbers: list(map(str, numbers)),
         callbacks: list[TrainerCallback] | None = None, peft_config: Any = None, pace: CheckpointPace | None = None,
     ) -> None:  # fmt: skip
         """
@@ -66,7 +66,8 @@ class FusionTrainer(SFTTrainer):
             peft_config=peft_config,
         )  # fmt: skip
         self.remove_callback(PrinterCallback)
-        fusion_head.install(self.model.get_base_model() if peft_config is not None else self.model, options)
+        trained: Any = self.model
+        fusion_head.install(trained.get_base_model() if peft_config is not None else trained, options)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         per_pass = self._train_batch_size * self.args.world_size
@@ -149,7 +150,7 @@ class FusionTrainer(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint aside and rename it, so that one that has its name is whole."""
-        output, started = Path(self.args.output_dir), time.monotonic()
+        output, started = Path(str(self.args.output_dir)), time.monotonic()
         self._staging = True
         with storage_errors(output):
             super()._save_checkpoint(model, trial)
@@ -196,7 +197,9 @@ def sft_config(arguments: dict[str, Any]) -> SFTConfig:
     except (TypeError, ValueError, ImportError) as error:
         raise ConfigError(f"training.trl: {error}") from error
     if config.deepspeed_plugin is not None and config.deepspeed_plugin.zero_stage == 3:
-        raise ConfigError("training.trl.deepspeed: found ZeRO stage 3, expected at most 2; to shard the weights use FSDP2")
+        raise ConfigError(
+            "training.trl.deepspeed: found ZeRO stage 3, expected at most 2; to shard the weights use FSDP2"
+        )
     return config
 
 

@@ -148,8 +148,10 @@ def _train(
     transformers.utils.logging.disable_progress_bar()
     load_arguments = model_arguments(arguments)
     packed, flat = packing_arguments(arguments, str(load_arguments.get("attn_implementation", "sdpa")))
-    settings = sft_config({**arguments, "output_dir": str(target / CHECKPOINTS)})
-    dataset = FusionDataset(inputs.tokens, choice=inputs.choice, max_tokens=settings.max_length, **inputs.stores)
+    checkpoints = target / CHECKPOINTS
+    settings: Any = sft_config({**arguments, "output_dir": str(checkpoints)})
+    max_tokens = settings.max_length or config.dialogues.max_tokens
+    dataset = FusionDataset(inputs.tokens, choice=inputs.choice, max_tokens=max_tokens, **inputs.stores)
     units, lengths = _units(dataset, packed)
     tokenizer = transformers.AutoTokenizer.from_pretrained(inputs.pivot_folder)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -164,9 +166,9 @@ def _train(
         name_dialogues=lambda numbers: _dialogue_ids(config, numbers),
         pace=None if {"save_strategy", "save_steps"} & training.trl.keys() else CheckpointPace(),
     )  # fmt: skip
-    resumed = last_checkpoint(Path(settings.output_dir))
+    resumed = last_checkpoint(checkpoints)
     if trainer.is_world_process_zero():
-        remove_partial(Path(settings.output_dir))
+        remove_partial(checkpoints)
     if resumed is not None:
         progress.say(f"train {name}: goes on from step {resumed.name.removeprefix('checkpoint-')}")
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
@@ -177,7 +179,7 @@ def _train(
         counts = _counts(dataset, units, trainer.state.global_step, read_metrics(target))
         write_model_card(target, config, name, claim.plan, counts)
         claim.finish(counts)
-        shutil.rmtree(settings.output_dir, ignore_errors=True)
+        shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def _units(dataset: FusionDataset, packed: bool) -> tuple[list[np.ndarray], np.ndarray]:

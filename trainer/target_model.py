@@ -39,9 +39,10 @@ def load_pivot(folder: Path, arguments: dict[str, Any]) -> PreTrainedModel:
         ModelError: transformers cannot load it, or weights are missing in the folder.
     """
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(folder, **arguments, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **arguments, output_loading_info=True)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelError(f"{folder}: transformers cannot load it: {str(error).splitlines()[0]}") from error
+    model, report = loaded
     if report["missing_keys"]:
         raise ModelError(
             f"{folder}: its files lack {len(report['missing_keys'])} weights, the first {sorted(report['missing_keys'])[0]!r}; "
@@ -61,28 +62,39 @@ def lora_config(section: LoraSection | None) -> LoraConfig | None:
 
 
 def whole_model(
-    trained: PreTrainedModel | PeftModel, state: dict[str, Tensor] | None, folder: Path, lora: LoraSection | None
+    trained: Any, state: dict[str, Tensor] | None, folder: Path, lora: LoraSection | None
 ) -> PreTrainedModel:
     """The trained model in one piece, adapters merged.
 
     Args:
+        trained: the model that was trained, with or without adapters.
         state: the gathered weights, where the trained model holds only its process's share of them.
         folder: the pivot's.
     """
     if state is not None:
-        fresh: Any = load_pivot(folder, {"dtype": "float32"})
-        trained = get_peft_model(fresh, lora_config(lora)) if lora else fresh
-        trained.load_state_dict(state)
-    if isinstance(trained, PeftModel):
-        trained = trained.merge_and_unload()
-    return trained
+        trained = load_pivot(folder, {"dtype": "float32"})
+        if lora is not None:
+            trained = get_peft_model(trained, lora_config(lora))  # type: ignore[arg-type]
+        _load_gathered(trained, state)
+    return trained.merge_and_unload() if isinstance(trained, PeftModel) else trained
+
+
+def _load_gathered(model: Any, state: dict[str, Tensor]) -> None:
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    own = model.state_dict()
+    loaded = {own[name].data_ptr() for name in state.keys() & own.keys()}
+    # A tied head may be left out: it is the embedding, which was loaded.
+    absent = [name for name in missing if own[name].data_ptr() not in loaded]
+    if absent or unexpected:
+        raise ModelError(f"gathered weights: {absent or unexpected} found on one side only, expected the pivot's names")
 
 
 def save_target(model: PreTrainedModel, pivot_folder: Path, target: Path, template: str) -> None:
     """Write the target's folder: weights in the pivot's dtype, beside the pivot's own files."""
     with storage_errors(target):
-        del model.forward  # the fusion loss was laid over the class's own
-        model.to(pivot_dtype(pivot_folder)).save_pretrained(target)
+        vars(model).pop("forward", None)  # the fusion loss was laid over the class's own
+        torch.nn.Module.to(model, pivot_dtype(pivot_folder))
+        model.save_pretrained(target)
         for pattern in _COPIED:
             for path in pivot_folder.glob(pattern):
                 if not any(path.match(name) for name in _NOT_COPIED):

@@ -58,12 +58,13 @@ def sce(
     coefficients, votes = normalised(mean_squares), np.ones(len(group.targets))
 
     def merge(block: Block) -> np.ndarray:
-        if mergekit and selection is not None:
+        masked = selection if mergekit else None
+        if masked is not None:
             statistic = spread.of(block)
             for row in block.deltas:
-                selection.keep(row, statistic, block)
+                masked.keep(row, statistic, block)
         floor = MERGEKIT_SMALLEST_DIVISOR if mergekit else 0.0
-        return sums.elected(block, votes=votes, weights=coefficients, floor=floor)
+        return sums.elected(block, votes=votes, weights=coefficients, floor=floor, changed=masked is not None)
 
     return BlockMerge(merge, coefficients)
 
@@ -84,7 +85,7 @@ class Spread:
             values = self._values[block.start : block.stop]
             if self._ready[block.index]:
                 return values
-        kernels.variance(block.deltas, values)
+        kernels.variance(block.bits, values)
         self._ready[block.index] = self._values is not None
         return values
 
@@ -98,7 +99,7 @@ def _selected_squares(group: TensorGroup, spread: Spread, selection: Selection |
         if selection.chosen is not None:
             return np.square(block.deltas[:, selection.chosen], dtype=np.float64).sum(axis=1)
         above, tied = np.empty(len(group.targets)), np.empty(len(group.targets))
-        kernels.squares_where(block.deltas, spread.of(block), np.float32(selection.threshold), above, tied)
+        kernels.squares_where(block.bits, spread.of(block), np.float32(selection.threshold), above, tied)
         return above + tied * selection.tie_share
 
     return np.sum(group.map(squares), axis=0)

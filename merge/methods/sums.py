@@ -33,6 +33,7 @@ def elected(
     floor: float = 0.0,
     normalize: bool = True,
     scale: float = 1.0,
+    changed: bool = True,
 ) -> np.ndarray:
     """base + scale * the weighted mean (or sum) of the deltas that have the elected sign.
 
@@ -41,13 +42,16 @@ def elected(
     Args:
         votes, weights: [n].
         floor: smallest divisor of the mean; with 0, a divisor of 0 counts as 1.
+        changed: the method has overwritten the block's deltas.
     """
-    out = np.empty_like(block.base)
-    block.mass, block.kept_mass = np.zeros(len(weights)), np.zeros(len(weights))
-    kernels.elected_sum(
-        block.base, block.deltas, votes.astype(np.float32), weights.astype(np.float32), np.float32(floor), normalize,
-        np.float32(scale), out, block.mass, block.kept_mass,
-    )  # fmt: skip
+    out, masses = np.empty(block.stop - block.start, np.float32), np.zeros((3, len(weights)))
+    settings = (votes.astype(np.float32), weights.astype(np.float32), np.float32(floor), normalize, np.float32(scale))
+    if changed:
+        kernels.elected_sum_of_deltas(block.base_and_deltas, *settings, out, masses)
+    else:
+        kernels.elected_sum(block.bits, *settings, out, masses)
+        block.squares = masses[2]
+    block.mass, block.kept_mass = masses[:2]
     return out
 
 

@@ -50,7 +50,9 @@ def ties(
         for row, selection, trim in zip(block.deltas, selections, trims, strict=False):
             if trim:
                 selection.keep(row, row, block)
-        return sums.elected(block, votes=factors, weights=factors, normalize=normalize, scale=scale)
+        return sums.elected(
+            block, votes=factors, weights=factors, normalize=normalize, scale=scale, changed=bool(selections)
+        )
 
     return BlockMerge(merge, factors * scale)
 

@@ -1,0 +1,92 @@
+"""LoRA adapters as targets, against PEFT's own merge."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from merge_models import llama_weights, save_model
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from test_merge_inputs import values
+from transformers import AutoModelForCausalLM
+
+from fusechat.errors import ModelError
+from merge.inputs import Inputs
+from merge.plan import check_changed
+
+
+def save_adapter(base: Path, folder: Path, **settings: Any) -> dict[str, torch.Tensor]:
+    """Train-like random factors through PEFT; returns PEFT's merged weights."""
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=10, **settings))
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name or "modules_to_save" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    adapted.save_pretrained(folder)
+    return adapted.merge_and_unload().state_dict()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["q_proj", "down_proj"]},
+        {"target_modules": "all-linear", "use_rslora": True},
+        {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"v_proj": 2}, "alpha_pattern": {"v_proj": 3}},
+        {"target_modules": ["embed_tokens", "o_proj"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    ],
+    ids=["plain", "rslora", "patterns", "embedding", "whole head"],
+)
+def test_adapter_as_target_equals_peft_merge(tmp_path: Path, settings: dict) -> None:
+    base = save_model(tmp_path / "base", llama_weights())
+    merged = save_adapter(base, tmp_path / "adapter", **settings)
+    inputs = Inputs(base, {"t": tmp_path / "adapter"})
+    check_changed(inputs)
+    changed = 0
+    for name, weights in llama_weights().items():
+        found = values(inputs, name)
+        torch.testing.assert_close(found, merged[name], atol=1e-6, rtol=0)
+        changed += not torch.equal(found, weights)
+    assert changed > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"use_dora": True}, "use_dora: the adapter has DoRA"),
+        ({"peft_type": "IA3"}, "peft_type is 'IA3', expected LORA"),
+    ],
+)
+def test_other_adapters_are_refused(tmp_path: Path, change: dict, message: str) -> None:
+    base = save_model(tmp_path / "base", llama_weights())
+    save_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ModelError, match=message):
+        Inputs(base, {"t": tmp_path / "adapter"})
+
+
+def test_adapter_with_broken_factors_is_named(tmp_path: Path) -> None:
+    base = save_model(tmp_path / "base", llama_weights())
+    save_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    whole = load_file(file)
+    up = next(name for name in whole if "lora_B" in name)
+
+    def refused(factors: dict[str, torch.Tensor], message: str) -> None:
+        save_file(factors, file)
+        with pytest.raises(ModelError, match=message):
+            Inputs(base, {"t": tmp_path / "adapter"})
+
+    refused({name: value for name, value in whole.items() if name != up}, r"has the factors \['A'\], expected A and B")
+    refused(whole | {up: torch.zeros(7, 4)}, r"its update is \[7, 32\], the base's tensor .* \[32, 32\]")
+    refused(whole | {up: torch.zeros(32, 3)}, "do not multiply")
+    stray = {name.replace("layers.0", "layers.9"): value for name, value in whole.items()}
+    refused(stray, r"adapts 'model.layers.9.self_attn.q_proj.weight', which the base does not have")
+    refused(whole | {"base_model.model.what": torch.zeros(1)}, "is no LoRA factor")
+    save_file({name: torch.zeros_like(value) for name, value in whole.items()}, file)
+    with pytest.raises(ModelError, match="equals the base"):
+        check_changed(Inputs(base, {"t": tmp_path / "adapter"}))
