@@ -285,7 +285,7 @@ def main() -> None:
     parser.add_argument(
         "--tokens", type=int, default=1_000_000, help="smallest stage run; the largest has eight times as many"
     )
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/out"), help="where model rows are kept")
+    parser.add_argument("--out", type=Path, default=Path("models/rows"), help="where model rows are kept")
     parser.add_argument(
         "--rules", nargs="+", choices=list(RULES), default=list(RULES), help="rules of the quality table"
     )

@@ -174,10 +174,10 @@ def count_high(bits, counts):
 
 @_kernel
 def count_low(bits, high, counts):
-    """counts uint32 [LANES, 65536] += how many have which lower 16 bits, among those whose upper bits are `high`."""
+    """counts uint32 [1, 65536] += how many have which lower 16 bits, among those whose upper bits are `high`."""
     for i in range(bits.size):
         if (bits[i] & uint32(0x7FFFFFFF)) >> uint32(16) == uint32(high):
-            counts[i & (LANES - 1), bits[i] & uint32(0xFFFF)] += uint32(1)
+            counts[0, bits[i] & uint32(0xFFFF)] += uint32(1)
 
 
 @_sum_kernel
@@ -209,12 +209,18 @@ def squares_where(rows, statistic, threshold, above, tied):
 
 @_kernel
 def keep_selected(row, statistic, threshold, tie_limit, offset):
-    """row [c] = 0 where |statistic| < threshold; ties stay if the hash of their place is below tie_limit (of 2**32)."""
+    """row [c] = 0 where |statistic| < threshold; ties stay if the hash of their place is below tie_limit (of 2**32).
+
+    `row` and `statistic` may be the same memory.
+    """
+    if tie_limit < 2**32:
+        for i in range(row.size):
+            if abs(statistic[i]) == threshold:
+                mixed = (uint64(offset + i) * uint64(2654435761)) & uint64(0xFFFFFFFF)
+                if mixed >= uint64(tie_limit):
+                    row[i] = float32(0.0)
     for i in range(row.size):
-        value = abs(statistic[i])
-        mixed = int64((uint64(offset + i) * uint64(2654435761)) & uint64(0xFFFFFFFF))
-        stays = (value > threshold) | ((value == threshold) & (mixed < int64(tie_limit)))
-        row[i] = row[i] if stays else float32(0.0)
+        row[i] = row[i] if abs(statistic[i]) >= threshold else float32(0.0)
 
 
 @_sum_kernel
@@ -297,9 +303,11 @@ def elected_sum(rows, votes, weights, floor, normalize, scale, out, masses):
 def elected_sum_of_deltas(values, votes, weights, floor, normalize, scale, out, masses):
     """`elected_sum` where the base and the deltas are there as float32 [n+1, c]."""
     scratch = np.empty((3, TILE), np.float32)
+    tile = np.empty((values.shape[0], TILE), np.float32)
     for start in range(0, out.size, TILE):
         stop = min(start + TILE, out.size)
-        tile = values[:, start:stop]
+        for j in range(values.shape[0]):  # rows of a slice would count as strided, and strided loops are scalar
+            tile[j, : stop - start] = values[j, start:stop]
         _elect(tile, stop - start, votes, weights, floor, normalize, scale, scratch, out[start:stop], masses)
 
 

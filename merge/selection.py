@@ -60,7 +60,7 @@ def largest(
     wanted = [count(int(size)) for count, size in zip(counts, present, strict=True)]
     found = [_rank_in(row, k) for row, k in zip(high.total(), wanted, strict=True)]
 
-    low = _Counts((len(counts), kernels.LANES, 2**16))
+    low = _Counts((len(counts), 1, 2**16))
     group.map(lambda block: _count_low(statistic(block), found, low.mine()))
     selections = []
     for number, (place, row) in enumerate(zip(found, low.total(), strict=True)):
@@ -120,7 +120,7 @@ class _Counts:
 
     def total(self) -> np.ndarray:
         """[m, bins]: over threads and lanes."""
-        return np.sum(self._all, axis=(0, 2), dtype=np.int64)
+        return np.array([np.sum(rows, axis=(0, 1), dtype=np.int64) for rows in zip(*self._all, strict=True)])
 
 
 def _count_high(statistics: np.ndarray, counts: np.ndarray) -> list[int]:
