@@ -8,9 +8,9 @@ normalisation, merges). Knows nothing about dialogues.
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from collections.abc import Sequence
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer

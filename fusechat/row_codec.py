@@ -1,7 +1,8 @@
 """Top-k logprobs as integers on a grid, and back.
 
-Entry 0 of a coded row holds -log(tail mass)/step, entry j the distance of logprob j to logprob j-1. The tail fixes the
-level of the row, so that rounding can neither lift its mass above 1 nor swallow a small tail.
+Entry 0 of a coded row holds log(tail/(1 - tail))/step + 8192, where tail is the mass outside the row, entry j the
+distance of logprob j to logprob j-1. The tail fixes the level of the row, so that rounding can neither lift its mass
+above 1 nor swallow a small tail; the logit keeps the relative precision of both.
 """
 
 import numpy as np
@@ -10,6 +11,8 @@ from .errors import ContractError
 
 GAP_PADDING = 65_535
 NO_TAIL = 65_534
+TAIL_ZERO = 8192
+"""Code of a tail of one half."""
 MIN_TAIL = 1e-7
 """Tail mass that float32 cannot tell from none."""
 MASS_SLACK = 1e-3
@@ -23,18 +26,19 @@ def encode_gaps(logprobs: np.ndarray, step: float) -> np.ndarray:
         ContractError: NaN, a mass above 1, or values that do not descend.
     """
     padding = ~np.isfinite(logprobs)
-    tail = 1 - np.exp(logprobs).sum(axis=1, dtype=np.float64)
-    if np.isnan(logprobs).any() or (tail < -MASS_SLACK).any():
-        raise ContractError(
-            "topk_logprobs: found NaN or a row whose mass is above 1, expected logprobs of a distribution"
-        )
+    mass = np.exp(logprobs.astype(np.float64)).sum(axis=1)
+    if np.isnan(logprobs).any() or (mass > 1 + MASS_SLACK).any():
+        raise ContractError("topk_logprobs: found NaN or a row whose mass is above 1, expected logprobs of a distribution")
     below_best = np.where(padding, 0, logprobs[:, :1] - np.where(padding, 0, logprobs))
     gaps = np.diff(np.rint(below_best * np.float32(1 / step)).astype(np.int32), axis=1, prepend=0)
     if ((gaps < 0) & ~padding).any():
         raise ContractError("topk_logprobs: found an ascending row, expected each row to descend")
     codes = np.where(padding, GAP_PADDING, np.minimum(gaps, NO_TAIL - 1))
-    grid = np.minimum(np.rint(-np.log(np.maximum(tail, MIN_TAIL)) / step), NO_TAIL - 1)
-    codes[:, 0] = np.where(padding[:, 0], GAP_PADDING, np.where(tail < MIN_TAIL, NO_TAIL, np.maximum(grid, 1)))
+    tail = 1 - mass
+    with np.errstate(divide="ignore"):
+        logit = np.log(np.maximum(tail, MIN_TAIL)) - np.log(mass)
+    grid = np.clip(np.rint(logit / step) + TAIL_ZERO, 0, 2 * TAIL_ZERO)
+    codes[:, 0] = np.where(padding[:, 0], GAP_PADDING, np.where(tail < MIN_TAIL, NO_TAIL, grid))
     return codes.astype(np.uint16)
 
 
@@ -46,9 +50,9 @@ def decode_gaps(codes: np.ndarray, step: float) -> np.ndarray:
     gaps[:, 0] = 0
     logprobs = np.cumsum(gaps, axis=1, dtype=np.int32) * np.float32(-step)
     logprobs[padding] = -np.inf
-    tail = np.where(first == NO_TAIL, 0, np.exp(first * np.float32(-step)))
-    mass = np.exp(logprobs).sum(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        level = np.log1p(-tail) - np.log(mass)
+    # log(1 - tail), from the tail's logit
+    level = np.where(first == NO_TAIL, 0, -np.logaddexp(0, (first - TAIL_ZERO) * step))
+    with np.errstate(divide="ignore"):
+        level -= np.log(np.exp(logprobs).sum(axis=1))
     np.add(logprobs, level[:, None].astype(np.float32), out=logprobs, where=~padding)
     return logprobs

@@ -6,7 +6,7 @@ nothing else. Group attributes carry the plan; a store that another plan made is
 
 On disk (core codecs only: transpose, blosc, zstd, bytes, crc32c, sharding):
 - `topk_ids`: as declared;
-- `topk_logprobs`: uint16 on a grid of `logprob_step` nats: entry 0 holds -log(tail mass)/step, entry j the distance of
+- `topk_logprobs`: uint16 on a grid of `logprob_step` nats: entry 0 holds the tail's logit, entry j the distance of
   logprob j to logprob j-1; 65535 marks padding. The tail fixes the level of the row, so that rounding can neither lift
   its mass above 1 nor swallow a small tail;
 - `label_logprob`: float32 rounded to 1/1024 nat, which lets the low bits compress away.

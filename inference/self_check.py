@@ -96,10 +96,10 @@ def check_form(rows: TopKRows, labels: np.ndarray, vocab_size: int, place: str) 
     """
     logprobs, label = rows.topk_logprobs, rows.label_logprob
     nan_count = int(np.isnan(logprobs).sum() + np.isnan(label).sum())
-    if not len(rows) or nan_count:
-        raise TeacherError(
-            f"{place}: found {nan_count} NaN in {len(rows)} rows, expected rows without any; nothing is written"
-        )
+    if nan_count:
+        raise TeacherError(f"{place}: found {nan_count} NaN in {len(rows)} rows, expected none; nothing is written")
+    if not len(rows):
+        raise TeacherError(f"{place}: found no target token in the dialogues of the self-check, expected some to check")
     mass = np.exp(logprobs.astype(np.float64)).sum(axis=1)
     hit = rows.topk_ids == labels[:, None]
     kept = np.where(hit, logprobs, -np.inf).max(axis=1)
@@ -123,9 +123,12 @@ def check_form(rows: TopKRows, labels: np.ndarray, vocab_size: int, place: str) 
 
 def look_up(rows: TopKRows, ids: np.ndarray) -> np.ndarray:
     """float32 [rows, k]: what `rows` says of the given ids [rows, k]; of an id it does not keep, its smallest logprob."""
-    found = ids[:, :, None] == rows.topk_ids[:, None, :]
-    values = np.where(found, rows.topk_logprobs[:, None, :], -np.inf).max(axis=2)
-    return np.where(found.any(axis=2), values, rows.topk_logprobs[:, -1:])
+    line = np.arange(len(ids), dtype=np.int64)[:, None] << 32  # one key per row and id, so that one search does for all
+    keys = (line + rows.topk_ids).ravel()
+    order = np.argsort(keys)
+    wanted = line + ids
+    places = order[np.searchsorted(keys, wanted, sorter=order).clip(max=len(keys) - 1)]
+    return np.where(keys[places] == wanted, rows.topk_logprobs.ravel()[places], rows.topk_logprobs[:, -1:])
 
 
 def compare_rows(rows: TopKRows, topk_logprobs: np.ndarray, label_logprob: np.ndarray) -> tuple[float, float]:
@@ -151,6 +154,8 @@ def reference_logprobs(
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
     topk, label, done = [], [], 0
     for token_ids, marks in pairs:
+        if not marks.any():
+            continue
         rows = torch.from_numpy(np.flatnonzero(marks))
         tokens = torch.from_numpy(token_ids.astype(np.int64))
         with torch.inference_mode():

@@ -8,6 +8,7 @@ business, because the pooler calls that `compute_logits`.
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
@@ -28,11 +29,32 @@ class ShardLogits(nn.Module):
         self.processor = processor
         self.shard: tuple[Any, int] | None = None
         """Of the head that ran last: vLLM's `shard_indices` (which columns are ours) and the number of ranks."""
+        self._wide: WideHead | None = None
 
     def forward(self, lm_head: nn.Module, hidden_states: Tensor, embedding_bias: Tensor | None = None) -> Tensor:
         """[rows, hidden] -> [rows, columns of this rank, padding included], soft cap and scale applied."""
         self.shard = (lm_head.shard_indices, lm_head.tp_size)
-        return self.processor(lm_head, hidden_states, embedding_bias, skip_gather=True)
+        head: Any = lm_head
+        if hidden_states.device.type == "cpu" and self.processor.head_dtype == torch.float32 != hidden_states.dtype:
+            self._wide = self._wide or WideHead(lm_head)
+            head, hidden_states = self._wide, hidden_states.float()
+            embedding_bias = None if embedding_bias is None else embedding_bias.float()
+        return self.processor(head, hidden_states, embedding_bias, skip_gather=True)
+
+
+class WideHead:
+    """A float32 copy of a head, for CPUs: vLLM would cast the whole weight again at every call.
+
+    Stands in for both the head and its `quant_method`. Costs 4 bytes per weight of the head.
+    """
+
+    def __init__(self, lm_head: nn.Module) -> None:
+        self.weight = lm_head.weight.detach().float()
+        self.quant_method, self.tp_size = self, lm_head.tp_size
+
+    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[rows, hidden] -> [rows, columns], all float32."""
+        return nn.functional.linear(x, self.weight, bias)
 
 
 def __getattr__(name: str) -> type[nn.Module]:

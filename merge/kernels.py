@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import float32, float64, int64, njit, uint16, uint32, uint64
+from numba import float32, float64, njit, uint16, uint32, uint64
 
 TILE = 1024
 """Elements per tile: 4 KiB in float32."""
@@ -213,14 +213,19 @@ def keep_selected(row, statistic, threshold, tie_limit, offset):
 
     `row` and `statistic` may be the same memory.
     """
-    if tie_limit < 2**32:
-        for i in range(row.size):
-            if abs(statistic[i]) == threshold:
-                mixed = (uint64(offset + i) * uint64(2654435761)) & uint64(0xFFFFFFFF)
-                if mixed >= uint64(tie_limit):
-                    row[i] = float32(0.0)
-    for i in range(row.size):
-        row[i] = row[i] if abs(statistic[i]) >= threshold else float32(0.0)
+    magnitudes = np.empty(TILE, np.float32)  # a copy, because loops over memory that overlaps are scalar
+    for start in range(0, row.size, TILE):
+        tile = row[start : start + TILE]
+        for i in range(tile.size):
+            magnitudes[i] = abs(statistic[start + i])
+        for i in range(tile.size):
+            tile[i] = tile[i] if magnitudes[i] >= threshold else float32(0.0)
+        if tie_limit < 2**32:
+            first = uint64(offset + start)
+            for i in range(tile.size):
+                mixed = ((first + uint64(i)) * uint64(2654435761)) & uint64(0xFFFFFFFF)
+                leaves = (magnitudes[i] == threshold) & (mixed >= uint64(tie_limit))
+                tile[i] = float32(0.0) if leaves else tile[i]
 
 
 @_sum_kernel

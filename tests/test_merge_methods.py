@@ -228,7 +228,7 @@ def test_merging_copies_of_one_model_returns_it(seed: int, count: int, method: s
     base, targets = models((6, 5), count=1, seed=seed)
     parameters = {"density": 1.0} if method == "ties" else {}
     merged = merge_tensors(method, base, targets * count, **parameters)
-    torch.testing.assert_close(merged, targets[0], atol=2e-8, rtol=0)
+    torch.testing.assert_close(merged, targets[0], atol=5e-8, rtol=0)
 
 
 @given(st.integers(0, 10_000), st.permutations(range(3)), st.sampled_from([*DETERMINISTIC, "dare_ties", "dare_linear"]))
@@ -242,7 +242,7 @@ def test_permuting_targets_with_their_weights_changes_nothing(seed: int, order: 
         parameters = {} if method in ("sce", "varm") else {"weights": [weights[place] for place in places]}
         return merge_tensors(method, base, named, **parameters)
 
-    torch.testing.assert_close(merged([0, 1, 2]), merged(order), atol=2e-8, rtol=0)
+    torch.testing.assert_close(merged([0, 1, 2]), merged(order), atol=5e-8, rtol=0)
 
 
 @given(st.integers(0, 10_000), st.integers(-60, 60), st.sampled_from([*DETERMINISTIC, "slerp", "dare_ties"]))
