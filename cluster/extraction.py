@@ -72,8 +72,10 @@ def _job(config: RunConfig, name: str, store: RowStore, shards: list[int], task:
 def _make_replica(config: RunConfig, name: str, placement: Placement) -> tuple[Any, Any]:
     group = placement.reserve()
     options = {**placement.actor_options(group), "max_concurrency": max(2, config.extraction.shards_in_flight)}
-    handle = ray.remote(TeacherActor).options(**options).remote(
-        config.dump(), name, engine_arguments=placement.engine_arguments(), owns_process=True
+    handle = (
+        ray.remote(TeacherActor)
+        .options(**options)
+        .remote(config.dump(), name, engine_arguments=placement.engine_arguments(), owns_process=True)
     )
     return handle, group
 

@@ -143,7 +143,8 @@ class TrainingSection(Section):
     tail: Literal["renormalise", "bucket"] = "renormalise"
     """What happens to the mass outside the k entries: normalised away (as released), or one bucket for the rest."""
     row_choice: Literal["min_ce", "min_ce_released", "min_ce_token", "average", "source", "pivot", "none"] = "min_ce"
-    """Which row supervises: per dialogue the smaller loss in nats per byte; the released per-token mean; per token; both, averaged by weight; always one of them; no fusion."""
+    """Which row supervises: per dialogue the smaller loss in nats per byte; the released per-token mean; per token;
+    both, averaged by weight; always one of them; no fusion."""
     train_control: bool = True
     """Also train the SFT-only control of the same steps."""
     lora: LoraSection | None = None

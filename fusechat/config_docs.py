@@ -34,7 +34,15 @@ def _describe(path: str, section: type[BaseModel], lines: list[str], seen: set[t
         lines += ["", f"## {path}", "", "The same fields as `pivot`, for each entry of the list."]
         return
     seen.add(section)
-    lines += ["", f"## {path}", "", (section.__doc__ or "").strip(), "", "| field | type | default | meaning |", "|---|---|---|---|"]
+    lines += [
+        "",
+        f"## {path}",
+        "",
+        (section.__doc__ or "").strip(),
+        "",
+        "| field | type | default | meaning |",
+        "|---|---|---|---|",
+    ]
     nested = []
     for name, field in section.model_fields.items():
         inner = _section_type(field.annotation)
@@ -51,9 +59,15 @@ def _item_type(annotation: Any) -> Any:
 
 
 def _type_text(annotation: Any) -> str:
-    text = annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__origin__") else str(annotation)
+    text = (
+        annotation.__name__
+        if isinstance(annotation, type) and not hasattr(annotation, "__origin__")
+        else str(annotation)
+    )
     text = re.sub(r"typing\.|fusechat\.config\.|pathlib\.", "", text)
-    return text.replace("Literal[", "").replace("]", "").replace("'", "`").replace("|", "or") if "Literal" in text else f"`{text}`".replace("|", "or")
+    if "Literal" in text:
+        return text.replace("Literal[", "").replace("]", "").replace("'", "`").replace("|", "or")
+    return f"`{text}`".replace("|", "or")
 
 
 def _default(field: Any, inner: Any) -> str:

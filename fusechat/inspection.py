@@ -119,7 +119,8 @@ def _verify(store: RowStore) -> None:
     if problems:
         raise ArtifactError(
             f"{store.url}: {len(problems)} problems:\n  " + "\n  ".join(problems)
-            + f"\nDelete the objects `<array>/c/<shard>...` named here, {RECORD_FILE} too, and run the stage again: it writes what is missing."
+            + f"\nDelete the objects `<array>/c/<shard>...` named here, {RECORD_FILE} too, and run the stage again: "
+            "it writes what is missing."
         )  # fmt: skip
     print(f"all {store.plan.num_shards} shards read, every checksum holds")
 

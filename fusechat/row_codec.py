@@ -28,7 +28,9 @@ def encode_gaps(logprobs: np.ndarray, step: float) -> np.ndarray:
     padding = ~np.isfinite(logprobs)
     mass = np.exp(logprobs.astype(np.float64)).sum(axis=1)
     if np.isnan(logprobs).any() or (mass > 1 + MASS_SLACK).any():
-        raise ContractError("topk_logprobs: found NaN or a row whose mass is above 1, expected logprobs of a distribution")
+        raise ContractError(
+            "topk_logprobs: found NaN or a row whose mass is above 1, expected logprobs of a distribution"
+        )
     below_best = np.where(padding, 0, logprobs[:, :1] - np.where(padding, 0, logprobs))
     gaps = np.diff(np.rint(below_best * np.float32(1 / step)).astype(np.int32), axis=1, prepend=0)
     if ((gaps < 0) & ~padding).any():
@@ -48,7 +50,7 @@ def decode_gaps(codes: np.ndarray, step: float) -> np.ndarray:
     gaps = np.where(padding, 0, codes).astype(np.int32)
     first = gaps[:, 0].copy()
     gaps[:, 0] = 0
-    logprobs = np.cumsum(gaps, axis=1, dtype=np.int32) * np.float32(-step)
+    logprobs = (np.cumsum(gaps, axis=1, dtype=np.int32) * -step).astype(np.float32)
     logprobs[padding] = -np.inf
     # log(1 - tail), from the tail's logit
     level = np.where(first == NO_TAIL, 0, -np.logaddexp(0, (first - TAIL_ZERO) * step))

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from . import artifact, model_files
 from .artifact import Artifact, storage_errors
@@ -13,7 +14,7 @@ from .config import ModelSection, RunConfig
 from .dialogues import Dialogue, dialogues_digest, read_dialogues
 from .errors import ConfigError, DialogueError
 from .logs import Progress
-from .tokenization import cut_dialogue, tokenize_dialogue
+from .tokenization import cut_dialogue, tokenize_dialogues
 from .tokens import Tokens
 
 SPLITS = ("train", "held_out")
@@ -62,7 +63,7 @@ def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) ->
         for note in notes:
             progress.say(f"dialogues: {note}")
     for line in counts["skipped"]:
-        progress.say(f"dialogues: skipped {line}")
+        progress.say(f"dialogues: {line}")
     return claim.finish(counts)
 
 
@@ -121,12 +122,17 @@ def _tokenizer_source(config: RunConfig, model: ModelSection) -> tuple[str, str 
 
 
 def _tokenize_all(
-    dialogues: list[Dialogue], tokenizer: object, template: str, attributes: dict, label: str, progress: Progress
+    dialogues: list[Dialogue],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    attributes: dict,
+    label: str,
+    progress: Progress,
 ) -> Tokens:
     parts = []
     with progress.task(label, len(dialogues), "dialogues") as task:
-        for dialogue in dialogues:
-            parts.append(tokenize_dialogue(tokenizer, template, dialogue))
+        for part in tokenize_dialogues(tokenizer, template, dialogues):
+            parts.append(part)
             task.advance()
     offsets = np.concatenate([[0], np.cumsum([len(part.token_ids) for part in parts])]).astype(np.int64)
     return Tokens(
@@ -139,7 +145,7 @@ def _tokenize_all(
 
 
 def _cut_all(
-    dialogues: list[Dialogue], tokenizer: object, template: str, max_tokens: int
+    dialogues: list[Dialogue], tokenizer: PreTrainedTokenizerBase, template: str, max_tokens: int
 ) -> tuple[list[Dialogue], list[str]]:
     kept, notes = [], []
     for dialogue in dialogues:

@@ -48,5 +48,7 @@ def test_docs_links_and_named_files_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)#]+)\)", text):
         assert link.startswith("http") or (page.parent / link).exists(), link
-    for file in re.findall(r"`((?:fusechat|inference|alignment|trainer|merge|evaluation|cluster|benchmarks|examples)/[\w/]+\.py)`", text):
+    for file in re.findall(
+        r"`((?:fusechat|inference|alignment|trainer|merge|evaluation|cluster|benchmarks|examples)/[\w/]+\.py)`", text
+    ):
         assert (ROOT / file).is_file(), file

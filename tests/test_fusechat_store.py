@@ -61,6 +61,7 @@ def test_store_round_trip_is_within_half_a_step(tmp_path: Path) -> None:
     assert store.plan.num_shards > 2
     for shard, rows in fill(store).items():
         read = store.read_shard(shard)
+        store.contract.validate(read)
         np.testing.assert_array_equal(read["topk_ids"], rows["topk_ids"])
         assert np.exp(read["topk_logprobs"]).sum(axis=1).max() <= 1 + 1e-6
         assert np.abs(read["topk_logprobs"] - rows["topk_logprobs"]).max() <= STEP  # half a step, and that of the level

@@ -67,7 +67,7 @@ def test_artifact_on_s3_is_claimed_finished_and_refused(bucket: str) -> None:
     assert not claim.finished
     claim.finish({"rows": 1})
     assert artifact.claim(url, "tokens", settings={"k": 1}, parents={}).finished
-    with pytest.raises(ArtifactError, match="settings.k: 1 -> 2"):
+    with pytest.raises(ArtifactError, match=r"settings\.k: 1 -> 2"):
         artifact.claim(url, "tokens", settings={"k": 2}, parents={})
     restarted = artifact.claim(url, "tokens", settings={"k": 2}, parents={}, if_changed="restart")
     assert not restarted.finished and not restarted.resumed

@@ -62,7 +62,9 @@ def test_run_with_another_plan_is_refused_with_the_difference(
     assert re.search(r"settings\.k: 5 -> 4", refused.stderr) and "if_changed=restart" in refused.stderr
 
 
-def test_status_and_inspect_show_what_is_there(finished_run: tuple[Path, subprocess.CompletedProcess[str]], output: Path) -> None:
+def test_status_and_inspect_show_what_is_there(
+    finished_run: tuple[Path, subprocess.CompletedProcess[str]], output: Path
+) -> None:
     shown = fusechat("status", "-c", finished_run[0]).stdout
     assert len(re.findall(r"\bdone\b", shown)) == 12, shown
     for kind in ("logprobs/llama", "logprobs/mixtral", "aligned/mixtral"):
@@ -83,12 +85,15 @@ def test_fused_model_opens_with_transformers_and_vllm(output: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(output / "fused")
     model = AutoModelForCausalLM.from_pretrained(output / "fused")
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], add_generation_prompt=True, return_dict=False)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hello"}], add_generation_prompt=True, return_dict=False
+    )
     import torch
 
     expected = model(torch.tensor([prompt])).logits[0, -1].argmax().item()
     code = (
-        "import os, sys, json; os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING='0', VLLM_LOGGING_LEVEL='ERROR', VLLM_CPU_KVCACHE_SPACE='1')\n"
+        "import os, sys, json\n"
+        "os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING='0', VLLM_LOGGING_LEVEL='ERROR', VLLM_CPU_KVCACHE_SPACE='1')\n"
         "from vllm import LLM, SamplingParams\n"
         f"llm = LLM({str(output / 'fused')!r}, enforce_eager=True, max_model_len=256, dtype='float32')\n"
         f"out = llm.generate([{{'prompt_token_ids': {prompt}}}], SamplingParams(max_tokens=1, temperature=0), use_tqdm=False)\n"
