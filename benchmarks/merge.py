@@ -19,7 +19,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import shutil
 import statistics
 import subprocess
@@ -84,9 +83,16 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
     figures |= json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     peaks = {layers: child(folder, "ours", "sce", layers)["peak_rss"] for layers in (10, 30)}
     figures["peak_rss_growth"] = round(peaks[30] / peaks[10], 4)
+    figures["peak_rss_gib"] = round(peaks[30] / 2**30, 3)
     figures["peak_rss_over_largest_tensor_gib"] = round((peaks[30] - 2 * VOCABULARY * HIDDEN) / 2**30, 3)
-    figures["cpus"], figures["machine"] = os.cpu_count(), platform.processor() or platform.machine()
+    figures["cpus"], figures["machine"] = os.cpu_count(), cpu_name()
     return figures
+
+
+def cpu_name() -> str:
+    """As the system names it."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def say(text: str) -> None:
@@ -108,7 +114,13 @@ def run_once(folder: Path, who: str, method: str, layers: int) -> dict[str, floa
     started = time.perf_counter()
     merge()
     call = time.perf_counter() - started
-    return {"call_s": call, "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    return {"call_s": call, "peak_rss": peak_rss()}
+
+
+def peak_rss() -> int:
+    """Bytes. (The system's own ru_maxrss starts with the peak of the process that this one was forked from.)"""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
 
 
 def ours(folder: Path, method: str) -> Callable[[], Any]:

@@ -161,11 +161,11 @@ def read_json(url: str) -> Any | None:
         ) from None
 
 
-def write_json(url: str, document: Any) -> None:
-    """Write a JSON document at a path or URL so that no reader ever sees half of it."""
+def write_json(url: str, document: Any, *, indent: int | None = 1) -> None:
+    """Write a JSON document at a path or URL so that no reader ever sees half of it; without indent, on one line."""
     import fsspec
 
-    text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(document, indent=indent, ensure_ascii=False) + "\n"
     with storage_errors(url):
         if "://" in url:
             with fsspec.open(url, "w", encoding="utf-8") as file:  # object stores put whole objects

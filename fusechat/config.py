@@ -163,7 +163,9 @@ class MergeSection(Section):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Dtype of the fused weights; auto: the pivot's."""
     threads: int | None = Field(None, ge=1)
-    """Threads of the merge; default: one per core."""
+    """Threads of the merge; default: one per core, and on a cluster four per worker."""
+    max_shard_bytes: int = Field(5 * 10**9, ge=1)
+    """Largest file of the fused model, bytes (a single tensor may exceed it)."""
 
 
 class EvaluationSection(Section):

@@ -54,7 +54,7 @@ def steps(config: RunConfig) -> list[Step]:
         found.append(Step("align", name, (config.aligned_url(name),), _stage_call("alignment.stage", name)))
     for name in targets:
         found.append(Step("train", name, (str(config.target_path(name)),), _stage_call("trainer.stage", name)))
-    found.append(Step("merge", "", (str(config.fused_path),), _stage_call("merge.stage")))
+    found.append(Step("merge", "", (str(config.fused_path),), _merge))
     found.append(Step("evaluate", "", (str(config.report_path),), _stage_call("evaluation.stage")))
     return found
 
@@ -104,6 +104,12 @@ def _tokenize(config: RunConfig, name: str, progress: Progress) -> list[Artifact
 
 def _extract(config: RunConfig, names: list[str], progress: Progress) -> dict[str, Artifact]:
     return importlib.import_module("cluster.extraction").run(config, names, progress=progress)
+
+
+def _merge(config: RunConfig, progress: Progress) -> Artifact:
+    # A local Ray has no cores and no disks but those that a merge in this process uses already.
+    module = "cluster.merging" if config.cluster.address else "merge.stage"
+    return importlib.import_module(module).run(config, progress=progress)
 
 
 def _stage_call(module: str, *arguments: str) -> Callable[[RunConfig, Progress], Artifact]:

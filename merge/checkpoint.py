@@ -6,14 +6,15 @@ shapes and places, all checked against the files' sizes. Pickles are never opene
 
 import json
 import math
-import mmap
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fusechat.errors import ModelError
 from fusechat.model_files import read_model_config
 
-from .tensors import ITEM_BYTES, FileTensor
+from .tensors import ITEM_BYTES, FileTensor, OpenFile
 
 INDEX_FILE = "model.safetensors.index.json"
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -23,10 +24,10 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 class Checkpoint:
-    """The tensors of a folder, its files mapped for as long as they are referred to."""
+    """The tensors of a folder, its files open for as long as they are referred to."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Map the files and check their headers.
+        """Open the files and check their headers.
 
         Raises:
             ModelError: no safetensors, only pickles, a broken or cut file; file and tensor are named.
@@ -91,16 +92,19 @@ class Checkpoint:
                 raise ModelError(f"{self.folder / file}: tensor {name!r} of {INDEX_FILE} is not in it")
 
     def _read_header(self, path: Path) -> None:
-        size = path.stat().st_size
+        file = OpenFile(path)
+        size = file.num_bytes
         if size < 8:
             raise ModelError(f"{path}: cut or no safetensors file: it has {size} bytes")
-        with path.open("rb") as file:
-            mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-        length = int.from_bytes(mapping[:8], "little")
+        start = np.empty(8, np.uint8)
+        file.read(0, start)
+        length = int.from_bytes(start.tobytes(), "little")
         if length > min(size - 8, LARGEST_HEADER):
             raise ModelError(f"{path}: cut or no safetensors file: {size} bytes, its header says {length}")
         try:
-            header = json.loads(mapping[8 : 8 + length])
+            text = np.empty(length, np.uint8)
+            file.read(8, text)
+            header = json.loads(text.tobytes())
             header.pop("__metadata__", None)
             entries = {name: _entry(entry) for name, entry in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -117,7 +121,7 @@ class Checkpoint:
                 )
             if name in self.tensors:
                 raise ModelError(f"{path}: tensor {name!r} is also in {self.tensors[name].file}")
-            self.tensors[name] = FileTensor(name, path, mapping, dtype, shape, 8 + length + first)
+            self.tensors[name] = FileTensor(name, file, dtype, shape, 8 + length + first)
 
 
 def _entry(entry: dict[str, Any]) -> tuple[str, tuple[int, ...], int, int]:

@@ -6,9 +6,10 @@ they move up, then the small files, `config.json` last: a folder without it open
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ COMPANIONS = (
 )  # fmt: skip
 """Files that are copied beside the weights."""
 
+ShardRunner = Callable[[MergePlan, list[int], Callable[[int], None]], None]
+"""(plan, shards that are not whole, told the bytes of what is written) -> all those shards are whole."""
+
 
 def merge_checkpoints(
     *,
@@ -44,6 +48,7 @@ def merge_checkpoints(
     threads: int | None = None,
     companions: str | Path | None = None,
     progress: Progress | None = None,
+    merge_shards: ShardRunner | None = None,
 ) -> dict[str, Any]:
     """Merge checkpoints into one Hugging Face folder.
 
@@ -60,6 +65,7 @@ def merge_checkpoints(
         max_shard_bytes: largest output file, bytes (a single tensor may exceed it).
         threads: that read, merge and write; default: one per core.
         companions: folder whose tokenizer, template and generation settings are copied; default: the base's.
+        merge_shards: who merges the shards that are not whole yet, if there are several; default: this process.
     Returns:
         The report, as it is written to merge_report.json.
     Raises:
@@ -75,14 +81,19 @@ def merge_checkpoints(
         if begin(plan):
             return read_json(str(Path(out) / REPORT_FILE))  # type: ignore[return-value]
         sizes = [sum(tensor.num_bytes for tensor in shard) for shard in plan.shards]
-        done = [read_shard_record(plan, index) is not None for index in range(len(sizes))]
-        finished = sum(size for size, whole in zip(sizes, done, strict=True) if whole) / 1e6
-        inputs = Inputs(plan.base, plan.targets)
-        with progress.task(f"merge {plan.method_name}", sum(sizes) / 1e6, "MB", finished) as task:
-            for index, whole in enumerate(done):
-                if not whole:
-                    merge_shard(plan, index, inputs, pool, lambda num_bytes: task.advance(num_bytes / 1e6))
+        missing = [index for index in range(len(sizes)) if read_shard_record(plan, index) is None]
+        finished = sum(sizes) - sum(sizes[index] for index in missing)
+        with progress.task(f"merge {plan.method_name}", sum(sizes) / 1e6, "MB", finished / 1e6) as task:
+            here = len(missing) < 2 or merge_shards is None
+            runner = partial(_merge_here, pool) if here else merge_shards
+            runner(plan, missing, lambda num_bytes: task.advance(num_bytes / 1e6))
     return finish(plan, companions=companions)
+
+
+def _merge_here(pool: ThreadPoolExecutor, plan: MergePlan, shards: list[int], on_done: Callable[[int], None]) -> None:
+    inputs = Inputs(plan.base, plan.targets)
+    for index in shards:
+        merge_shard(plan, index, inputs, pool, on_done)
 
 
 @contextmanager
@@ -120,6 +131,8 @@ def begin(plan: MergePlan) -> bool:
             path.unlink()
     with storage_errors(out):
         work.mkdir(parents=True, exist_ok=True)
+        for path in work.glob("*.partial"):  # left by a merge that was killed
+            path.unlink()
         write_json(str(work / "plan.json"), {"fingerprint": plan.fingerprint})
     return False
 
@@ -146,7 +159,7 @@ def finish(plan: MergePlan, *, companions: str | Path | None = None) -> dict[str
             write_json(str(out / INDEX_FILE), _index(plan))
         _copy_companions(Path(companions or plan.base), Path(plan.base), out)
         (out / "README.md").write_text(model_card(plan, report), encoding="utf-8")
-        write_json(str(out / REPORT_FILE), report)
+        write_json(str(out / REPORT_FILE), report, indent=None)
         write_json(str(out / "config.json"), _config(plan))
         shutil.rmtree(work)
     return report

@@ -7,8 +7,9 @@ Knows nothing about methods or files.
 """
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -19,10 +20,11 @@ from fusechat.errors import ConfigError
 from . import kernels
 from .tensors import FileTensor, TensorSource
 
-BLOCK = 65_536
-"""Elements of a block; base and five targets are 1.5 MiB in float32, which a second-level cache holds."""
-RELEASED_BLOCKS = 64
-"""From this many blocks on (4 M elements) each block is released after each pass; a smaller tensor at its end."""
+BLOCK = 131_072
+"""Elements of a block: enough that the calls around the compiled loops cost little, few enough for a third-level cache."""
+KEPT_ELEMENTS = 2**22
+"""Largest tensor that is read once and kept for all passes (48 MiB for a base and five targets in bfloat16, per thread); of
+a larger one every pass reads its blocks again."""
 
 Result = TypeVar("Result")
 PerTarget = float | list[float] | dict[str, float]
@@ -81,17 +83,8 @@ class Block:
 
     @cached_property
     def bits(self) -> np.ndarray:
-        """[n+1, c]: base and targets as they were read; uint16 (bfloat16) or uint32 (float32)."""
-        sources, size = self._group.sources, self.stop - self.start
-        if self._group.is_bfloat16:
-            narrow = np.empty((len(sources), size), np.uint16)
-            for number, source in enumerate(sources):
-                narrow[number] = source.raw(self.start, self.stop).view(np.uint16)
-            return narrow
-        wide = np.empty((len(sources), size), np.float32)
-        for source, row in zip(sources, wide, strict=True):
-            source.read(self.start, self.stop, row)
-        return wide.view(np.uint32)
+        """[n+1, c]: base and targets as they were read; uint16 (bfloat16) or uint32 (float32). Not to be overwritten."""
+        return self._group.read(self.index, self.start, self.stop)
 
     @cached_property
     def _values(self) -> np.ndarray:
@@ -113,6 +106,21 @@ class BlockMerge:
     """Coefficient of each target [n], for the report; None where a method has none."""
 
 
+class Memory(threading.local):
+    """Arrays of each thread, used again from tensor to tensor: fresh memory costs a page fault per 4 KiB."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, np.ndarray] = {}
+
+    def take(self, purpose: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        """An array of this thread; what was taken before for the same purpose is overwritten."""
+        num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+        held = self._held.get(purpose)
+        if held is None or held.size < num_bytes:
+            self._held[purpose] = held = np.empty(num_bytes, np.uint8)
+        return held[:num_bytes].view(dtype).reshape(shape)
+
+
 @dataclass
 class TensorGroup:
     """One tensor of the base and of n targets."""
@@ -123,8 +131,12 @@ class TensorGroup:
     target_names: list[str]
     map_blocks: Callable[..., Iterable[Any]] = map
     """`map`, or the `map` of a thread pool."""
+    memory: Memory | None = None
+    """What this tensor is kept in, where its arrays are dropped before the next tensor is merged in the same thread."""
     scope_mean_squares: np.ndarray | None = None
     """float64 [n]: mean squared delta over the tensor's layer or model, if the method's `granularity` asks for one."""
+    _kept: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False)
+    """Block index -> its bits."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -140,33 +152,52 @@ class TensorGroup:
         """True if all models hold the tensor as plain bfloat16 in a file."""
         return all(isinstance(source, FileTensor) and source.dtype == "BF16" for source in self.sources)
 
-    @property
+    @cached_property
     def num_elements(self) -> int:
         return math.prod(self.shape)
 
-    @property
+    @cached_property
     def num_blocks(self) -> int:
         return -(-self.num_elements // BLOCK)
 
     def map(self, function: Callable[[Block], Result]) -> list[Result]:
         """Run a function over all blocks, possibly in several threads; results in the order of the blocks."""
 
-        def call(index: int) -> Result:
-            block = Block(self, index)
-            result = function(block)
-            if self.num_blocks > RELEASED_BLOCKS:
-                self._release(block.start, block.stop)
-            return result
+        return list(self.map_blocks(lambda index: function(Block(self, index)), range(self.num_blocks)))
 
-        return list(self.map_blocks(call, range(self.num_blocks)))
+    @property
+    def is_kept(self) -> bool:
+        """True if the tensor is read once, for all passes."""
+        return self.num_elements <= KEPT_ELEMENTS
 
-    def release(self) -> None:
-        """The tensor will not be read again."""
-        self._release(0, self.num_elements)
+    def allocate(self, purpose: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        """An array that lives as long as the tensor is merged; one per purpose."""
+        return np.empty(shape, dtype) if self.memory is None else self.memory.take(purpose, shape, dtype)
 
-    def _release(self, start: int, stop: int) -> None:
-        for source in self.sources:
-            source.release(start, stop)
+    def read(self, index: int, start: int, stop: int) -> np.ndarray:
+        """The bits of a block, see `Block.bits`."""
+        if index in self._kept:
+            return self._kept[index]
+        dtype = np.uint16 if self.is_bfloat16 else np.uint32
+        count = len(self.sources)
+        if self.is_kept:
+            bits = self._room[count * start : count * stop].reshape(count, stop - start)
+        else:
+            bits = np.empty((count, stop - start), dtype)
+        for source, row in zip(self.sources, bits, strict=True):
+            if self.is_bfloat16:
+                source.read_raw(start, row.view(np.uint8))
+            else:
+                source.read(start, stop, row.view(np.float32))
+        if self.is_kept:
+            self._kept[index] = bits
+        return bits
+
+    @cached_property
+    def _room(self) -> np.ndarray:
+        """All kept blocks, one after the other."""
+        dtype = np.uint16 if self.is_bfloat16 else np.uint32
+        return self.allocate("bits", (len(self.sources) * self.num_elements,), dtype)
 
     def mean_squares(self) -> np.ndarray:
         """float64 [n]: mean squared delta of each target over the tensor."""
@@ -183,10 +214,14 @@ class TensorGroup:
             return np.full(len(names), default if value is None else value, np.float64)
         if isinstance(value, Mapping):
             if set(value) != set(names):
-                raise ConfigError(f"{parameter}: found names {sorted(value)}, expected the targets {sorted(names)}")
+                raise ConfigError(
+                    f"merge.parameters.{parameter}: found names {sorted(value)}, expected the targets {sorted(names)}"
+                )
             value = [value[name] for name in names]
         if len(value) != len(names):
-            raise ConfigError(f"{parameter}: found {len(value)} numbers, expected one for each of {len(names)} targets")
+            raise ConfigError(
+                f"merge.parameters.{parameter}: found {len(value)} numbers, expected one for each of {len(names)} targets"
+            )
         return np.array(value, np.float64)
 
 

@@ -3,6 +3,7 @@
 Everything that does not fit is refused here, with file and tensor. Knows nothing about methods or output.
 """
 
+import resource
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ _SHOWN = 5
 
 
 class Inputs:
-    """Base and targets, their files mapped."""
+    """Base and targets, their files open."""
 
     def __init__(self, base: str | Path, targets: Mapping[str, str | Path]) -> None:
         """Open and compare.
@@ -33,6 +34,7 @@ class Inputs:
             ModelError: broken files; another architecture, tokenizer or shape than the base's; missing or extra tensors.
             ConfigError: no targets, or a target in the base's own folder.
         """
+        _allow_open_files()
         if not targets:
             raise ConfigError("targets: found none, expected at least one model to merge into the base")
         for name, folder in targets.items():
@@ -49,6 +51,11 @@ class Inputs:
     @property
     def checkpoints(self) -> list[Checkpoint]:
         return [self.base, *self.targets.values()]
+
+    def file_sizes(self) -> dict[str, int]:
+        """Path -> bytes of every weight file."""
+        files = dict.fromkeys(tensor.file for model in self.checkpoints for tensor in model.tensors.values())
+        return {str(path): path.stat().st_size for path in files}
 
     def merged_tensors(self) -> list[FileTensor]:
         """The base's tensors that are merged, in the order of its files."""
@@ -117,6 +124,14 @@ class Inputs:
                 more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
                 raise ModelError(f"{target.folder}: {what}: {', '.join(names[:_SHOWN])}{more}")
         return found
+
+
+def _allow_open_files() -> None:
+    """Every weight file stays open; six models of 200 files are more than the usual limit, which may be raised."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _check_shape(

@@ -30,6 +30,11 @@ def _sum_kernel(function: Callable) -> Any:
     return _kernel(function, {"reassoc", "contract", "nsz"})
 
 
+def _order_kernel(function: Callable) -> Any:
+    # As above, but every product is rounded before it is added.
+    return _kernel(function, {"reassoc", "nsz"})
+
+
 def _fused_kernel(function: Callable) -> Any:
     # The cache on disk knows a kernel by its function, not by its options: each needs a function of its own.
     return _kernel(function, {"contract"})
@@ -228,16 +233,25 @@ def keep_selected(row, statistic, threshold, tie_limit, offset):
                 tile[i] = float32(0.0) if leaves else tile[i]
 
 
-@_sum_kernel
-def _masses(row, signs, vote):
-    """Sum of |row|, of the part whose sign, times the vote's, is the elected one, and of the squares."""
+@_order_kernel
+def _add_agreeing(row, signs, vote, weight, numerator, divisor):
+    """Add weight * row to the numerator and the weight to the divisor where vote * row has the elected sign.
+
+    Returns:
+        sums of |row|, of the part that agrees, and of the squares.
+    """
     everything = float32(0.0)
     kept = float32(0.0)
     squares = 0.0
     for i in range(row.size):
-        size = abs(row[i])
+        value = row[i]
+        size = abs(value)
+        agrees = vote * value * signs[i] > float32(0.0)
+        added = weight if agrees else float32(0.0)
+        numerator[i] += added * value
+        divisor[i] += added
         everything += size
-        kept += size if vote * row[i] * signs[i] > float32(0.0) else float32(0.0)
+        kept += size if agrees else float32(0.0)
         squares += float64(size) * float64(size)
     return everything, kept, squares
 
@@ -261,12 +275,7 @@ def _elect(values, size, votes, weights, floor, normalize, scale, scratch, out, 
         signs[i] = one if signs[i] >= zero else -one
     for j in range(votes.size):
         row = values[j + 1, :size]
-        vote = votes[j]
-        for i in range(row.size):
-            weight = weights[j] if vote * row[i] * signs[i] > zero else zero
-            numerator[i] += weight * row[i]
-            divisor[i] += weight
-        everything, agreeing, squares = _masses(row, signs, vote)
+        everything, agreeing, squares = _add_agreeing(row, signs, votes[j], weights[j], numerator, divisor)
         masses[0, j] += float64(everything)
         masses[1, j] += float64(agreeing)
         masses[2, j] += squares

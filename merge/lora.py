@@ -48,9 +48,6 @@ class LowRankTensor:
     def read_ahead(self) -> None:
         self.base.read_ahead()
 
-    def release(self, start: int, stop: int) -> None:
-        self.base.release(start, stop)
-
 
 def adapted_tensors(adapter: Checkpoint, base: dict[str, FileTensor]) -> dict[str, TensorSource]:
     """Name -> tensor of the base with the adapter laid on; tensors that the adapter leaves alone are not listed.

@@ -77,9 +77,6 @@ class _Zeros:
     def read_ahead(self) -> None:
         pass
 
-    def release(self, start: int, stop: int) -> None:
-        pass
-
 
 def _keyword_parameters(method: Callable) -> dict[str, inspect.Parameter]:
     parameters = inspect.signature(method, eval_str=True).parameters

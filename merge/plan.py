@@ -57,6 +57,8 @@ class MergePlan:
     shards: tuple[tuple[TensorPlan, ...], ...]
     fingerprint: str
     """Digest of all that decides the output."""
+    file_sizes: dict[str, int] = field(default_factory=dict)
+    """Path -> bytes of every weight file that is read."""
     scopes: dict[str, list[float]] = field(default_factory=dict)
     """Layer or model -> mean squared update of each target, for methods whose `granularity` asks for it."""
     notes: dict[str, Any] = field(default_factory=dict)
@@ -109,7 +111,7 @@ def make_plan(
     return MergePlan(
         method=method, parameters=checked,
         base=str(base), targets={name: str(path) for name, path in targets.items()}, out=str(out), dtype=dtype,
-        shards=shards,
+        shards=shards, file_sizes=inputs.file_sizes(),
         fingerprint=hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:16],
         scopes=_scope_mean_squares(inputs, granularity, pool.map) if granularity != "matrix" else {},
         notes=summary(inputs),
@@ -143,13 +145,14 @@ def check_finite(inputs: Inputs, map_: Callable[..., Any] = map) -> None:
 
 def _find_not_finite(piece: tuple[FileTensor, int, int]) -> int | None:
     tensor, first, last = piece
-    tensor.read_ahead()
+    item_bytes = ITEM_BYTES[tensor.dtype]
+    memory = np.empty(min(BLOCK, last - first) * item_bytes, np.uint8)
     for start in range(first, last, BLOCK):
-        stop = min(start + BLOCK, last)
-        place = first_not_finite(tensor.raw(start, stop), tensor.dtype)
+        raw = memory[: min(BLOCK, last - start) * item_bytes]
+        tensor.read_raw(start, raw)
+        place = first_not_finite(raw, tensor.dtype)
         if place is not None:
             return start + place
-    tensor.release(first, last)
     return None
 
 
@@ -196,7 +199,8 @@ def _shards(inputs: Inputs, dtype: str, max_shard_bytes: int) -> tuple[tuple[Ten
 
 def _check_space(out: Path, num_bytes: int) -> None:
     existing = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
-    there = sum(path.stat().st_size for path in out.glob("**/*.safetensors")) if out.is_dir() else 0
+    # Of an earlier call; whole shards are used again, partial ones overwritten.
+    there = sum(path.stat().st_size for path in out.glob("**/*.safetensors*")) if out.is_dir() else 0
     free = shutil.disk_usage(existing).free
     if free + there < num_bytes:
         raise StorageError(

@@ -14,6 +14,8 @@ import numpy as np
 from . import kernels
 from .group import Block, TensorGroup
 
+ORDERED_ELEMENTS = 65_536
+"""Largest tensor whose ties are broken in the order of a library's function, which has to see it whole."""
 Statistic = Callable[[Block], np.ndarray]
 """Block -> float32 [m, c]: m statistics of every element; their absolute values are compared."""
 
@@ -26,7 +28,7 @@ class Selection:
     tie_share: float
     """Of the elements that equal the threshold, the share that is selected."""
     chosen: np.ndarray | None = None
-    """bool [all elements]: the selection itself, for a tensor of one block whose ties do not all fit."""
+    """bool [all elements]: the selection itself, for a small tensor whose ties do not all fit."""
 
     def keep(self, row: np.ndarray, statistic: np.ndarray, block: Block) -> None:
         """Set the elements of `row` that are not selected to 0, in place; float32 [c].
@@ -52,8 +54,8 @@ def largest(
 
     Args:
         counts: m functions: number of elements that are not 0 -> k, how many to select.
-        order: (float32 [c], k) -> indices of k largest; asked only where a tensor of one block has ties that do not all
-            fit. There the selection is that of the library function which other implementations call.
+        order: (float32 [c], k) -> indices of k largest; asked only where a tensor of at most ORDERED_ELEMENTS has ties
+            that do not all fit. There the selection is that of the library function which other implementations call.
     """
     high = _Counts((len(counts), kernels.LANES, 2**15))
     present = np.sum(group.map(lambda block: _count_high(statistic(block), high.mine())), axis=0)
@@ -71,7 +73,7 @@ def largest(
         assert within is not None  # the upper half was found in these very counts
         threshold = np.array(place.index << 16 | within.index, np.uint32).view(np.float32)
         selection = Selection(float(threshold), within.wanted / int(row[within.index]))
-        if selection.tie_share < 1 and group.num_blocks == 1:
+        if selection.tie_share < 1 and group.num_elements <= ORDERED_ELEMENTS and group.num_blocks == 1:
             selection = _chosen(group, statistic, number, selection, order, place.k)
         selections.append(selection)
     return selections

@@ -1,7 +1,8 @@
 """One shard of the output: a plan in, a whole safetensors file and a record of its tensors out.
 
 Blocks are read, merged and written by a few threads; while one waits for the disk, another works. A large tensor is cut
-over the threads, small ones are shared out whole. Memory is a few blocks per thread, whatever the model's size.
+over the threads and read a block at a time, small ones are shared out whole and kept for all passes over them. Memory is
+one small tensor of all models per thread, whatever the model's size.
 """
 
 import json
@@ -15,7 +16,7 @@ import numpy as np
 from fusechat.artifact import storage_errors, write_json
 from fusechat.errors import ModelError
 
-from .group import BLOCK, Block, BlockMerge, TensorGroup
+from .group import KEPT_ELEMENTS, Block, BlockMerge, Memory, TensorGroup
 from .inputs import Inputs
 from .parameters import find_method
 from .plan import MergePlan, TensorPlan, scope_of
@@ -26,8 +27,6 @@ READ_AHEAD = 4
 """Tensors that the system is asked to read before they are wanted."""
 WORK_FOLDER = ".merge"
 """Below the output folder: the plan, and the shards that are whole."""
-LARGE_BLOCKS = 64
-"""From this many blocks on (4 M elements) a tensor is cut over the threads."""
 
 
 def shard_record_path(plan: MergePlan, index: int) -> Path:
@@ -62,22 +61,24 @@ def merge_shard(
             writer.discard()
             raise
         writer.close()
-        write_json(str(shard_record_path(plan, index)), {"fingerprint": plan.fingerprint, "tensors": records})
+        record = {"fingerprint": plan.fingerprint, "tensors": records}
+        write_json(str(shard_record_path(plan, index)), record, indent=None)
 
 
 def _merged(
     plan: MergePlan, tensors: tuple[TensorPlan, ...], inputs: Inputs, writer: ShardWriter, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[str, dict[str, Any], int]]:
-    large = [tensor for tensor in tensors if _size(tensor) > LARGE_BLOCKS * BLOCK]
-    small = [tensor for tensor in tensors if _size(tensor) <= LARGE_BLOCKS * BLOCK]
+    large = [tensor for tensor in tensors if _size(tensor) > KEPT_ELEMENTS]
+    small = [tensor for tensor in tensors if _size(tensor) <= KEPT_ELEMENTS]
     following = dict(zip([tensor.name for tensor in small], small[READ_AHEAD:], strict=False))
+    memory = Memory()
     for tensor in large:
-        yield tensor.name, _merge_tensor(plan, tensor, inputs, writer, pool.map), tensor.num_bytes
+        yield tensor.name, _merge_tensor(plan, tensor, inputs, writer, pool.map, memory), tensor.num_bytes
 
     def merge_small(tensor: TensorPlan) -> dict[str, Any]:
         if tensor.name in following:
             _read_ahead(inputs, following[tensor.name].name)
-        return _merge_tensor(plan, tensor, inputs, writer, map)
+        return _merge_tensor(plan, tensor, inputs, writer, map, memory)
 
     for tensor, record in zip(small, pool.map(merge_small, small), strict=True):
         yield tensor.name, record, tensor.num_bytes
@@ -94,14 +95,19 @@ def _read_ahead(inputs: Inputs, name: str) -> None:
 
 
 def _merge_tensor(
-    plan: MergePlan, tensor: TensorPlan, inputs: Inputs, writer: ShardWriter, map_blocks: Callable
+    plan: MergePlan,
+    tensor: TensorPlan,
+    inputs: Inputs,
+    writer: ShardWriter,
+    map_blocks: Callable,
+    memory: Memory,
 ) -> dict[str, Any]:
     """Merge and write one tensor; returns its record."""
     base, item_bytes = inputs.base_tensors[tensor.name], ITEM_BYTES[tensor.dtype]
     if not tensor.merged or _size(tensor) == 0:
         writer.write(tensor.name, 0, base.raw(0, base.num_elements))
         return {}
-    group = TensorGroup(tensor.name, base, inputs.sources(tensor.name), list(inputs.targets), map_blocks)
+    group = TensorGroup(tensor.name, base, inputs.sources(tensor.name), list(inputs.targets), map_blocks, memory)
     if plan.scopes:
         group.scope_mean_squares = np.array(plan.scopes[scope_of(tensor.name, plan.parameters["granularity"])])
     merge: BlockMerge = find_method(plan.method)(group, **plan.parameters)
@@ -118,9 +124,7 @@ def _merge_tensor(
         writer.write(tensor.name, block.start * item_bytes, raw)
         return BlockFigures(block.squares, block.mass, block.kept_mass)
 
-    record = _record(merge, group.map(store))
-    group.release()
-    return record
+    return _record(merge, group.map(store))
 
 
 class BlockFigures(NamedTuple):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,8 @@ class ShardWriter:
 
     def __init__(self, path: Path, tensors: Sequence[TensorPlan]) -> None:
         self._path = path
-        self._partial = path.with_name(path.name + ".partial")
+        # A name of its own: a worker that was given up for dead may still be writing the same shard.
+        self._partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         places: dict[str, int] = {}
         position = 0

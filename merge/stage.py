@@ -11,13 +11,15 @@ from fusechat.config import RunConfig
 from fusechat.errors import UserError
 from fusechat.logs import Progress
 
-from .checkpoint_merge import merge_checkpoints
+from .checkpoint_merge import ShardRunner, merge_checkpoints
 from .parameters import check_parameters, find_method, parameter_names, try_method
 
 
-def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
+def run(config: RunConfig, *, progress: Progress | None = None, merge_shards: ShardRunner | None = None) -> Artifact:
     """Merge the targets of a run.
 
+    Args:
+        merge_shards: who merges the shards of a model of several; default: this process.
     Raises:
         ArtifactError: a target is not trained yet, or another plan's work is in the output folder.
         ConfigError: an unknown method or parameter, a value out of range.
@@ -42,7 +44,8 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
     try:
         report = merge_checkpoints(
             method=section.method, base=pivot, targets=targets, out=config.fused_path, parameters=parameters,
-            dtype=section.dtype, threads=section.threads, progress=progress,
+            dtype=section.dtype, max_shard_bytes=section.max_shard_bytes, threads=section.threads, progress=progress,
+            merge_shards=merge_shards,
             companions=next(iter(targets.values())),  # it has the pivot's files, and the template it was trained under
         )  # fmt: skip
     except UserError:

@@ -1,17 +1,21 @@
 """Tensors that are read a range of elements at a time, as float32, wherever they lie.
 
-A range counts elements of the flattened tensor. Files are mapped, so that bytes are not copied before they are widened,
-and pages are released after use, so that they do not count as memory of this process. Knows nothing about methods.
+A range counts elements of the flattened tensor. Files are read, not mapped: one copy into memory that is used again costs
+less than a page fault per few pages, and a file that is cut while it is read is an error, not the end of the process.
+Knows nothing about methods.
 """
 
 import math
-import mmap
+import os
+import weakref
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
+from fusechat.errors import ModelError
 
 from . import kernels
 
@@ -22,9 +26,6 @@ ITEM_BYTES = {
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 """Bytes of an element, by safetensors dtype."""
-
-PAGES = 65_536
-"""Bytes that the system maps at once around a page that is touched; what is released must be cut at these places."""
 
 
 class TensorSource(Protocol):
@@ -38,9 +39,6 @@ class TensorSource(Protocol):
 
     def read_ahead(self) -> None:
         """Ask the system to have the tensor in memory soon; returns at once."""
-
-    def release(self, start: int, stop: int) -> None:
-        """Elements start..stop will not be read again soon."""
 
 
 @dataclass(frozen=True)
@@ -63,23 +61,51 @@ class MemoryTensor:
     def read_ahead(self) -> None:
         pass
 
-    def release(self, start: int, stop: int) -> None:
-        pass
+
+class OpenFile:
+    """A file that is open for reading until nothing refers to it any more."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+        self.num_bytes = os.fstat(self._descriptor).st_size
+
+    def read(self, place: int, out: np.ndarray) -> None:
+        """Fill `out`, uint8, with the bytes from `place` on. Safe to call from several threads.
+
+        Raises:
+            ModelError: the file ends before.
+        """
+        view = out.data
+        while view:
+            count = os.preadv(self._descriptor, [view], place)
+            if count == 0:
+                raise ModelError(f"{self.path}: cut while it was being read: it ends at byte {place}; fetch it again")
+            view, place = view[count:], place + count
+
+    def read_ahead(self, place: int, num_bytes: int) -> None:
+        """Ask the system to have these bytes in its cache soon."""
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            os.posix_fadvise(self._descriptor, place, num_bytes, os.POSIX_FADV_WILLNEED)
 
 
 @dataclass(frozen=True)
 class FileTensor:
-    """A tensor in a mapped safetensors file."""
+    """A tensor in a safetensors file."""
 
     name: str
-    file: Path
-    mapping: mmap.mmap
+    open_file: OpenFile
     dtype: str
     shape: tuple[int, ...]
     offset: int
     """First byte of its data in the file."""
 
     @property
+    def file(self) -> Path:
+        return self.open_file.path
+
+    @cached_property
     def num_elements(self) -> int:
         return math.prod(self.shape)
 
@@ -91,37 +117,26 @@ class FileTensor:
         widen(self.raw(start, stop), self.dtype, out)
 
     def raw(self, start: int, stop: int) -> np.ndarray:
-        """The bytes of elements start..stop as they stand in the file: uint8, read-only, not copied."""
-        size = ITEM_BYTES[self.dtype]
-        return np.frombuffer(self.mapping, np.uint8, (stop - start) * size, self.offset + start * size)
+        """The bytes of elements start..stop as they stand in the file: uint8."""
+        out = np.empty((stop - start) * ITEM_BYTES[self.dtype], np.uint8)
+        self.read_raw(start, out)
+        return out
+
+    def read_raw(self, start: int, out: np.ndarray) -> None:
+        """Fill `out`, uint8, with the bytes of the elements from `start` on."""
+        self.open_file.read(self.offset + start * ITEM_BYTES[self.dtype], out)
 
     def read_ahead(self) -> None:
-        self._advise(mmap.MADV_WILLNEED, 0, self.num_elements)
-
-    def release(self, start: int, stop: int) -> None:
-        # The pages stay in the system's cache; they only stop counting as memory of this process.
-        self._advise(mmap.MADV_DONTNEED, start, stop)
-
-    def _advise(self, advice: int, start: int, stop: int) -> None:
-        size = ITEM_BYTES[self.dtype]
-        first = (self.offset + start * size) // PAGES * PAGES
-        last = -(-(self.offset + stop * size) // PAGES) * PAGES
-        if stop > start:
-            self.mapping.madvise(advice, first, last - first)
+        self.open_file.read_ahead(self.offset, self.num_bytes)
 
 
 def widen(raw: np.ndarray, dtype: str, out: np.ndarray) -> None:
     """Bytes of a dtype -> float32."""
-    values = _aligned(raw, {"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "F64": np.float64}[dtype])
+    values = raw.view({"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "F64": np.float64}[dtype])
     if dtype == "BF16":
         kernels.widen_bfloat16(values, out.view(np.uint32))
     else:
         out[:] = values
-
-
-def _aligned(raw: np.ndarray, dtype: type) -> np.ndarray:
-    values: np.ndarray = raw.view(dtype)
-    return values if values.flags.aligned else values.copy()
 
 
 def narrow(values: np.ndarray, dtype: str, out: np.ndarray) -> None:
@@ -142,7 +157,7 @@ def first_not_finite(raw: np.ndarray, dtype: str) -> int | None:
         "F64": (np.uint64, 0x7FF0000000000000, 0x7FFFFFFFFFFFFFFF),
     }
     unsigned, exponent, magnitude = masks[dtype]
-    bits = _aligned(raw, unsigned)
+    bits = raw.view(unsigned)
     if kernels.largest_magnitude(bits, unsigned(magnitude)) < exponent:
         return None
     return int(np.argmax((bits & unsigned(magnitude)) >= exponent))

@@ -157,9 +157,6 @@ class JoinedTensor:
     def read_ahead(self) -> None:
         self.target.read_ahead()
 
-    def release(self, start: int, stop: int) -> None:
-        self.target.release(0, math.prod(self.target.shape))
-
 
 def _runs(rows: np.ndarray, first: int) -> list[tuple[int, int, int]]:
     """Stretches of rows that follow each other in the target: (first base row, count, first target row or -1)."""

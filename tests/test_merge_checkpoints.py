@@ -78,7 +78,7 @@ def test_result_does_not_depend_on_threads_or_shards(
 ) -> None:
     merge_checkpoints(method="sce", **folders, threads=1)
     one = load_model(folders["out"])
-    monkeypatch.setattr(merge.shard_merge, "LARGE_BLOCKS", 0)  # every tensor is cut over the threads
+    monkeypatch.setattr(merge.shard_merge, "KEPT_ELEMENTS", 0)  # every tensor is cut over the threads
     other = {**folders, "out": tmp_path / "other"}
     merge_checkpoints(method="sce", **other, threads=3, max_shard_bytes=SMALL_SHARDS)
     many = load_model(tmp_path / "other")
@@ -178,6 +178,21 @@ def test_bad_weights_show_before_anything_is_written(folders: dict[str, Any], tm
     assert not folders["out"].exists()
 
 
+def test_file_that_is_cut_while_it_is_read_is_named(folders: dict[str, Any]) -> None:
+    plan = make_test_plan(folders, "sce")
+    begin(plan)
+    inputs = Inputs(plan.base, plan.targets)
+    file = folders["targets"]["second"] / "model.safetensors"
+    os.truncate(file, file.stat().st_size // 2)
+    with (
+        thread_pool(1) as pool,
+        pytest.raises(ModelError, match=r"second/model.safetensors: cut while it was being read"),
+    ):
+        for index in range(len(plan.shards)):
+            merge_shard(plan, index, inputs, pool)
+    assert not list((folders["out"] / ".merge").glob("*.partial"))
+
+
 def test_too_little_space_shows_before_anything_is_written(
     folders: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,18 +227,17 @@ def test_disk_that_fills_up_leaves_whole_shards_and_the_merge_goes_on(
 
 
 def test_killed_merge_leaves_no_model_and_goes_on_to_the_same_result(folders: dict[str, Any], tmp_path: Path) -> None:
-    """Killed at the third shard, in a process of its own."""
+    """Killed amid the third shard, in a process of its own."""
     code = f"""
 import os, signal
-import merge.checkpoint_merge as module
 from merge import merge_checkpoints
-real, seen = module.merge_shard, []
-def killed(plan, index, *rest):
-    if len(seen) == 2:
+from merge.shard_writer import ShardWriter
+real = ShardWriter.write
+def killed(writer, *arguments):
+    real(writer, *arguments)
+    if writer._path.name.startswith('model-00003'):
         os.kill(os.getpid(), signal.SIGKILL)
-    seen.append(index)
-    real(plan, index, *rest)
-module.merge_shard = killed
+ShardWriter.write = killed
 merge_checkpoints(method='ties', base={str(folders["base"])!r}, out={str(folders["out"])!r}, max_shard_bytes={SMALL_SHARDS},
     targets={ {name: str(path) for name, path in folders["targets"].items()}!r})
 """
@@ -232,7 +246,7 @@ merge_checkpoints(method='ties', base={str(folders["base"])!r}, out={str(folders
     out = folders["out"]
     assert not list(out.glob("*.safetensors")) and not (out / "config.json").exists()
     kept = {path.name: path.stat().st_mtime_ns for path in (out / ".merge").glob("*.safetensors")}
-    assert len(kept) == 2
+    assert len(kept) == 2 and list((out / ".merge").glob("model-00003-*.partial"))
     merge_checkpoints(method="ties", **folders, max_shard_bytes=SMALL_SHARDS)
     assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
     merge_checkpoints(method="ties", **{**folders, "out": tmp_path / "uninterrupted"})

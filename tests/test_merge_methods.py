@@ -1,5 +1,6 @@
 """Each merge method beside a slow obvious reference on whole tensors, the released SCE's figures, and properties."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import merge.methods
 from fusechat.errors import ConfigError, ContractError
 from merge import merge_tensors
-from merge.group import BLOCK, Block, BlockMerge, TensorGroup
-from merge.methods import METHODS
+from merge.group import BLOCK, TensorGroup
+from merge.methods import METHODS, Method
 
 RELEASED = Path(__file__).parent / "data" / "released_sce.npz"
 SEVERAL_BLOCKS = (3, BLOCK // 2 + 77)
@@ -88,8 +90,6 @@ class MemorySource:
         out[:] = self._flat[start:stop]
 
     def read_ahead(self) -> None: ...
-
-    def release(self, start: int, stop: int) -> None: ...
 
 
 @pytest.mark.parametrize("variant", ["released", "mergekit"])
@@ -321,18 +321,38 @@ def test_tensors_that_do_not_fit_are_named(targets: list[Tensor] | dict[str, Ten
         merge_tensors("sce", torch.zeros(3, 2), targets)
 
 
-def median(group: TensorGroup, *, scale: float = 1.0) -> BlockMerge:
-    """The method of docs/extending.md."""
-
-    def merge(block: Block) -> np.ndarray:
-        return block.base + np.float32(scale) * np.median(block.deltas, axis=0)
-
-    return BlockMerge(merge)
+EXTENDING = Path(__file__).parents[1] / "docs" / "extending.md"
 
 
-def test_a_function_is_a_method() -> None:
+@pytest.fixture
+def median(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Method:
+    """The method that docs/extending.md shows, put where it says."""
+    code = EXTENDING.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    (tmp_path / "median.py").write_text(code, encoding="utf-8")
+    monkeypatch.setattr(merge.methods, "__path__", [*merge.methods.__path__, str(tmp_path)])
+    found = merge.methods.discover()
+    assert set(found) - set(METHODS) == {"median"}
+    monkeypatch.setitem(METHODS, "median", found["median"])
+    monkeypatch.delitem(sys.modules, "merge.methods.median")
+    return found["median"]
+
+
+def test_method_of_the_docs_is_found_by_its_file_and_merges(median: Method) -> None:
     base, targets = models(SEVERAL_BLOCKS)
     expected = base + 0.5 * torch.stack(targets).sub(base).median(dim=0).values
-    torch.testing.assert_close(merge_tensors(median, base, targets, scale=0.5), expected)
+    torch.testing.assert_close(merge_tensors("median", base, targets, scale=0.5), expected)
+    assert torch.equal(
+        merge_tensors(median, base, targets, scale=0.5), merge_tensors("median", base, targets, scale=0.5)
+    )
     with pytest.raises(ConfigError, match="median has no such parameter; did you mean 'scale'"):
-        merge_tensors(median, base, targets, scales=1.0)
+        merge_tensors("median", base, targets, scales=1.0)
+    with pytest.raises(ConfigError, match=r"merge.parameters.scale: median: found 'much'"):
+        merge_tensors("median", base, targets, scale="much")
+
+
+def test_methods_are_those_of_the_design() -> None:
+    published = "sce varm linear task_arithmetic ties dare_ties dare_linear slerp"
+    assert set(METHODS) == set(published.split())
+    for name, method in METHODS.items():
+        assert method.__doc__ and "Args:" in method.__doc__, name

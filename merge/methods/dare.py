@@ -52,7 +52,12 @@ def dare_ties(
     scale: float = 1.0,
     seed: int = 0,
 ) -> BlockMerge:
-    """Like `dare_linear`, but the surviving updates go through the sign election and disjoint merge of TIES."""
+    """base + scale * the disjoint weighted mean of m_j delta_j / density: `dare_linear`'s draws, then TIES' election.
+
+    Args:
+        normalize: divide by the summed weights of the agreeing targets; else their sum alone.
+        density, weights, scale, seed: as in `dare_linear`.
+    """
     factors = group.per_target(weights, parameter="weights", default=1 / len(group.targets))
 
     def merge(block: Block) -> np.ndarray:

@@ -16,8 +16,9 @@ from ..group import Block, BlockMerge, TensorGroup, normalised
 from ..selection import Selection, largest
 from . import sums
 
-KEPT_ELEMENTS = 2**22
-"""Largest tensor whose variances are kept between passes (16 MiB); of a larger one they are computed again."""
+KEPT_VARIANCES = 2**25
+"""Elements of the largest tensor whose variances are kept between passes (128 MiB); of a larger one they are computed
+again."""
 MERGEKIT_UNIFORM_BELOW = 1e-6
 MERGEKIT_SMALLEST_DIVISOR = 1e-6
 
@@ -73,8 +74,8 @@ class Spread:
     """The variance over the targets of every element of a group."""
 
     def __init__(self, group: TensorGroup) -> None:
-        keeps = group.num_elements <= KEPT_ELEMENTS
-        self._values = np.empty(group.num_elements, np.float32) if keeps else None
+        keeps = group.num_elements <= KEPT_VARIANCES
+        self._values = group.allocate("variance", (group.num_elements,), np.float32) if keeps else None
         self._ready = [False] * group.num_blocks
 
     def of(self, block: Block) -> np.ndarray:

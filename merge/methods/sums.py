@@ -63,5 +63,7 @@ def checked_sum(weights: np.ndarray) -> float:
     """
     total = float(weights.sum())
     if abs(total) <= 1e-8 * np.abs(weights).sum():
-        raise ConfigError(f"weights: {weights.tolist()} add up to 0 and cannot be normalised; set normalize: false")
+        raise ConfigError(
+            f"merge.parameters.weights: {weights.tolist()} add up to 0 and cannot be normalised; set normalize: false"
+        )
     return total

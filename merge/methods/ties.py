@@ -38,7 +38,7 @@ def ties(
     factors = group.per_target(weights, parameter="weights", default=1 / len(group.targets))
     shares = group.per_target(density, parameter="density", default=1.0)
     if not ((shares > 0) & (shares <= 1)).all():
-        raise ConfigError(f"density: found {shares.tolist()}, expected shares above 0 and at most 1")
+        raise ConfigError(f"merge.parameters.density: found {shares.tolist()}, expected shares above 0 and at most 1")
     size = group.num_elements
     trims = shares < 1
     selections = []

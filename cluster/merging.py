@@ -1,0 +1,96 @@
+"""Merging on Ray: the output shards of a big model are spread over workers; every worker reads and writes files itself.
+
+Workers need the models and the run's folder under the same paths, on a file system that all machines share. What
+crosses Ray is the plan, shard numbers and counts. The bytes written are those of a merge in one process.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from fusechat.artifact import Artifact
+from fusechat.config import RunConfig
+from fusechat.errors import ClusterError
+from fusechat.logs import Progress
+from merge import stage
+from merge.plan import MergePlan
+from merge.shard_actor import ShardActor
+
+from .placement import Placement, num_replicas
+from .session import ray_session
+from .teacher_pool import Job, TeacherPool
+
+THREADS = 4
+"""Of a worker by default, and the CPUs it reserves: enough for a network disk, few enough to fit between other work."""
+MAX_ATTEMPTS = 3
+"""Of one shard; then it is set aside."""
+
+
+def run(config: RunConfig, *, progress: Progress) -> Artifact:
+    """Merge the targets of a run as `merge.stage.run` does; the shards of a model that has several go over Ray.
+
+    Killed and started again, it goes on with the shards that are not whole.
+
+    Raises:
+        ClusterError: no Ray at cluster.address, no worker could start, or shards failed; what is whole is kept.
+        The errors of `merge.stage.run`.
+    """
+
+    def merge_shards(plan: MergePlan, shards: list[int], on_done: Callable[[int], None]) -> None:
+        with ray_session(config.cluster):
+            spread(plan, shards, on_done, threads=config.merge.threads, say=progress.say)
+
+    return stage.run(config, progress=progress, merge_shards=merge_shards)
+
+
+def spread(
+    plan: MergePlan,
+    shards: list[int],
+    on_done: Callable[[int], None],
+    *,
+    threads: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Merge shards of a begun plan on the connected Ray.
+
+    Args:
+        shards: numbers of the shards to merge.
+        on_done: told the bytes of each shard when it is whole.
+        threads: of each worker, and the CPUs it reserves; default: THREADS, or what the largest machine has.
+    Raises:
+        ClusterError: no worker could start, or shards failed MAX_ATTEMPTS times.
+    """
+    cpus = threads or min(THREADS, _largest_machine())
+    # Workers start in folders of their own, so that relative paths would mean others there.
+    plan = replace(plan, base=_absolute(plan.base), out=_absolute(plan.out),
+                   targets={name: _absolute(folder) for name, folder in plan.targets.items()},
+                   file_sizes={_absolute(path): size for path, size in plan.file_sizes.items()})  # fmt: skip
+    worker = ray.remote(ShardActor).options(num_cpus=cpus, num_gpus=0)
+    reference = ray.put(plan)
+    job = Job(
+        name="merge",
+        shards=deque((shard, 0) for shard in shards),
+        make_replica=lambda: (worker.remote(reference, cpus), None),
+        num_replicas=num_replicas(Placement(cpus, 0, "uni"), None, len(shards)),
+        on_done=lambda result: on_done(result["bytes"]),
+    )
+    say(f"merge: {len(shards)} shards over {job.num_replicas} workers of {cpus} threads on Ray")
+    TeacherPool(shards_in_flight=1, max_attempts=MAX_ATTEMPTS, on_event=say).run([job])
+    if job.failure is not None:
+        raise ClusterError(f"merge: no worker could start: {job.failure}") from job.failure
+    if job.set_aside:
+        lines = [f"  {plan.shard_name(shard)}: {why}" for shard, why in job.set_aside.items()]
+        raise ClusterError("merge: shards failed; all others are kept:\n" + "\n".join(lines))
+
+
+def _largest_machine() -> int:
+    sizes: list[Any] = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    return max(1, int(max(sizes, default=1)))
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute())
