@@ -65,14 +65,20 @@ def narrow_bfloat16(values, out):
 
 
 @_kernel
-def _load_deltas(rows, start, stop, bits, values):
-    """Widen a tile of all rows into `values` [n+1, TILE], and subtract row 0, the base, from the others."""
+def _load(rows, start, stop, bits):
+    """Widen a tile of all rows into `bits` [n+1, TILE], which are float32's."""
     shift = uint32(16) if rows.itemsize == 2 else uint32(0)
     for j in range(rows.shape[0]):
         row = rows[j, start:stop]
         out = bits[j, : stop - start]
         for i in range(row.size):
             out[i] = uint32(row[i]) << shift
+
+
+@_kernel
+def _load_deltas(rows, start, stop, bits, values):
+    """Widen a tile of all rows into `values` [n+1, TILE], and subtract row 0, the base, from the others."""
+    _load(rows, start, stop, bits)
     base = values[0, : stop - start]
     for j in range(1, rows.shape[0]):
         out = values[j, : stop - start]
@@ -106,29 +112,56 @@ def sums_of_squares(rows, out):
 
 
 @_kernel
-def weighted_sum(rows, weights, out):
-    """out [c] = sum_j weights_j * rows_j; float32 [n, c] and [n]. In the order of j, every product rounded."""
+def _add_weighted(values, size, weights, scale, out):
+    base = values[0, :size]
+    out[:] = float32(0.0)
+    for j in range(weights.size):
+        row = values[j + 1, :size]
+        for i in range(out.size):
+            out[i] += weights[j] * row[i]
+    for i in range(out.size):
+        out[i] = base[i] + scale * out[i]
+
+
+@_kernel
+def weighted_sum(rows, weights, scale, out):
+    """out [c] = base + scale * sum_j weights_j * delta_j; weights float32 [n]. In the order of j, every product rounded."""
+    bits = np.empty((rows.shape[0], TILE), np.uint32)
+    values = bits.view(np.float32)
     for start in range(0, out.size, TILE):
         stop = min(start + TILE, out.size)
-        total = out[start:stop]
-        total[:] = float32(0.0)
-        for j in range(rows.shape[0]):
-            row = rows[j, start:stop]
-            for i in range(total.size):
-                total[i] += weights[j] * row[i]
+        _load_deltas(rows, start, stop, bits, values)
+        _add_weighted(values, stop - start, weights, scale, out[start:stop])
+
+
+@_kernel
+def weighted_sum_of_deltas(values, weights, scale, out):
+    """`weighted_sum` where the base and the deltas are there as float32 [n+1, c]."""
+    tile = np.empty((values.shape[0], TILE), np.float32)
+    for start in range(0, out.size, TILE):
+        stop = min(start + TILE, out.size)
+        for j in range(values.shape[0]):
+            tile[j, : stop - start] = values[j, start:stop]
+        _add_weighted(tile, stop - start, weights, scale, out[start:stop])
 
 
 @_fused_kernel
-def fused_weighted_sum(rows, weights, out):
-    """`weighted_sum` with products that are added unrounded where the processor can, as in torch's addcmul."""
+def mean_of_targets(rows, weights, divisor, out):
+    """out [c] = sum_j weights_j * target_j / divisor; products are added unrounded where the processor can, as in torch's
+    addcmul."""
+    bits = np.empty((rows.shape[0], TILE), np.uint32)
+    values = bits.view(np.float32)
     for start in range(0, out.size, TILE):
         stop = min(start + TILE, out.size)
+        _load(rows, start, stop, bits)
         total = out[start:stop]
         total[:] = float32(0.0)
-        for j in range(rows.shape[0]):
-            row = rows[j, start:stop]
+        for j in range(weights.size):
+            row = values[j + 1, : total.size]
             for i in range(total.size):
                 total[i] += weights[j] * row[i]
+        for i in range(total.size):
+            total[i] /= divisor
 
 
 @_kernel

@@ -1,6 +1,7 @@
 """Opening checkpoints and laying targets on the base: forms, vocabularies, adapters, and everything that does not fit."""
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,18 @@ def test_checkpoint_at_odd_places_in_its_file_is_read(tmp_path: Path) -> None:
     inputs = Inputs(moved, {"t": folder})
     for name, tensor in llama_weights().items():
         assert torch.equal(values(inputs, name), tensor)
+
+
+def test_more_files_than_the_usual_limit_of_open_ones(tmp_path: Path) -> None:
+    weights = llama_weights()
+    base = save_model(tmp_path / "base", weights, shards=20)
+    targets = {f"t{j}": save_model(tmp_path / f"t{j}", updated(weights, seed=j), shards=20) for j in range(1, 5)}
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    try:
+        check_finite(Inputs(base, targets))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_missing_folder_is_named(tmp_path: Path, base: Path) -> None:

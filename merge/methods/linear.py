@@ -20,9 +20,8 @@ def linear(group: TensorGroup, *, weights: PerTarget | None = None, normalize: b
     divisor = rounded.sum() if normalize else np.float32(1)
 
     def merge(block: Block) -> np.ndarray:
-        out = np.empty_like(block.base)
-        kernels.fused_weighted_sum(block.targets, rounded, out)
-        out /= divisor
+        out = np.empty(block.stop - block.start, np.float32)
+        kernels.mean_of_targets(block.bits, rounded, divisor, out)
         return out
 
     return BlockMerge(merge, factors / total)

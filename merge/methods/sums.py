@@ -10,16 +10,20 @@ from .. import kernels
 from ..group import Block
 
 
-def weighted(coefficients: np.ndarray, scale: float = 1.0) -> Callable[[Block], np.ndarray]:
-    """base + scale * sum_j coefficients_j * delta_j."""
+def weighted(coefficients: np.ndarray, scale: float = 1.0, *, changed: bool = False) -> Callable[[Block], np.ndarray]:
+    """base + scale * sum_j coefficients_j * delta_j.
+
+    Args:
+        changed: the method has overwritten the block's deltas.
+    """
     factors = coefficients.astype(np.float32)
 
     def merge(block: Block) -> np.ndarray:
-        out = np.empty_like(block.base)
-        kernels.weighted_sum(block.deltas, factors, out)
-        if scale != 1:
-            out *= np.float32(scale)
-        out += block.base
+        out = np.empty(block.stop - block.start, np.float32)
+        if changed:
+            kernels.weighted_sum_of_deltas(block.base_and_deltas, factors, np.float32(scale), out)
+        else:
+            kernels.weighted_sum(block.bits, factors, np.float32(scale), out)
         return out
 
     return merge
