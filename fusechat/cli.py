@@ -35,8 +35,12 @@ def _run_stage(config_path: Path, overrides: list[str], only: str | None) -> tup
     setup_logging()
     from . import pipeline
 
-    with Progress() as progress:
-        return config, pipeline.run(config, progress=progress, only=only)
+    try:
+        with Progress() as progress:
+            return config, pipeline.run(config, progress=progress, only=only)
+    except KeyboardInterrupt:  # here, because typer ends the process without a word before `main` sees it
+        print("fusechat: interrupted; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -109,9 +113,6 @@ def main() -> None:
     except FuseChatError as error:
         print(f"fusechat: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        print("fusechat: interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise

@@ -5,6 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from fusechat import pipeline
+from fusechat.cli import app
 
 
 def fusechat(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -36,3 +40,13 @@ def test_version_help_and_unknown_verb_answer() -> None:
 def test_inspect_folder_without_artifact_is_refused(tmp_path: Path) -> None:
     result = fusechat("inspect", str(tmp_path))
     assert result.returncode == 2 and "give the folder of an artifact" in result.stderr
+
+
+def test_interrupted_run_says_that_it_can_go_on(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "run", interrupted)
+    result = CliRunner().invoke(app, ["merge", "-c", str(run_file)])
+    assert result.exit_code == 130
+    assert "interrupted; the same command goes on from here" in result.stderr
