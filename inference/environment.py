@@ -3,7 +3,13 @@
 Knows nothing about models; imports nothing heavy.
 """
 
+import contextlib
 import os
+import sys
+from collections.abc import Iterator
+
+LIBRARY_HANDLE = "llvmlite.binding.ffi"
+"""Module of numba's that holds a library handle which answers to every name."""
 
 
 def prepare_environment(tensor_parallel_size: int) -> dict[str, str]:
@@ -26,3 +32,18 @@ def prepare_environment(tensor_parallel_size: int) -> dict[str, str]:
     missing = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(missing)
     return missing
+
+
+@contextlib.contextmanager
+def hidden_library_handle() -> Iterator[None]:
+    """Start an engine within this: vLLM's CPU platform then asks every attribute of every module for its `__dict__`.
+
+    numba's library handle answers that, as any name, with a C function, on which vLLM trips. Whoever uses the module has
+    it already, so that it may be missing among the loaded ones for that time.
+    """
+    module = sys.modules.pop(LIBRARY_HANDLE, None)
+    try:
+        yield
+    finally:
+        if module is not None:
+            sys.modules[LIBRARY_HANDLE] = module

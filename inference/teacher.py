@@ -12,7 +12,7 @@ import numpy as np
 from fusechat.config import EngineSection
 from fusechat.errors import ConfigError, FuseChatError, ModelError, TeacherError
 
-from .environment import prepare_environment
+from .environment import hidden_library_handle, prepare_environment
 from .rows import TopKRows, check_dialogue, target_ranges, unpack_rows
 
 
@@ -57,8 +57,13 @@ class Teacher:
         self.model, self.k, self.capture, self.max_tokens, self.mode = model, k, capture, max_tokens, mode
         runner = capture if mode == "score" else "generate"
         arguments = engine_arguments(model, revision, section, runner, k=k, max_tokens=max_tokens)
+
+        def build() -> LLMEngine:
+            with hidden_library_handle():
+                return LLMEngine.from_engine_args(arguments)
+
         try:
-            self._thread = EngineThread(lambda: LLMEngine.from_engine_args(arguments), name=model)
+            self._thread = EngineThread(build, name=model)
         except (ValueError, OSError, VLLMClientError) as error:
             raise ModelError(f"{model}: vLLM cannot open it: {str(error).strip()}") from error
         except FuseChatError:

@@ -1,10 +1,11 @@
 """One engine at work on shards: tokens in, rows into the store. A plain class; `cluster/` puts it into a Ray actor.
 
-`run_shard` may be called from two threads: the engine is under a lock, packing, compression and writing are not, so
-that one shard is written while the next is on the engine. One shard at a time on the engine also keeps its batches, and
-so on CPUs its rows to the bit, independent of what else is in flight.
+`run_shard` may be called from two threads, so that one shard is written while the next is on the engine. On accelerators
+their dialogues share the engine's batches, and it never drains between two. On CPUs one shard at a time is on the engine:
+that keeps its batches, and so its rows to the bit, independent of what else is in flight.
 """
 
+import contextlib
 import logging
 import os
 import threading
@@ -15,6 +16,7 @@ import numpy as np
 
 from fusechat import model_files
 from fusechat.config import RunConfig
+from fusechat.contracts import id_dtype
 from fusechat.errors import TeacherError
 from fusechat.store import RowStore
 from fusechat.tokens import Tokens
@@ -45,7 +47,7 @@ class TeacherActor:
         """
         self.config, self.name, self.owns_process = RunConfig.model_validate(config), name, owns_process
         self.engine_arguments = engine_arguments or {}
-        self._engine_lock = threading.Lock()
+        self._engine_turn: contextlib.AbstractContextManager = threading.Lock()
         self._teacher: Teacher | None = None
 
     def start(self) -> dict[str, Any]:
@@ -73,6 +75,8 @@ class TeacherActor:
             max_tokens=int(self.tokens.lengths.max()),
             engine=engine,
         )
+        if self._teacher.info["device"] != "cpu":
+            self._engine_turn = contextlib.nullcontext()
         report: dict[str, Any] = {}
         if extraction.self_check_dialogues:
             ids, targets = self._dialogues(range(min(extraction.self_check_dialogues, self.tokens.num_dialogues)))
@@ -90,9 +94,9 @@ class TeacherActor:
         started = time.monotonic()
         dialogues = self.store.plan.dialogues(shard)
         ids, targets = self._dialogues(dialogues)
-        with self._engine_lock:
+        with self._engine_turn:
             rows = self._score(ids, targets)
-        self.store.write_shard(shard, self._pack(rows))
+        self.store.write_shard(shard, pack_rows(rows, self.store.k, int(self.store.attributes["vocab_size"])))
         return {
             "rows": sum(len(part.label_logprob) for part in rows),
             "tokens": sum(len(part) for part in ids),
@@ -120,11 +124,12 @@ class TeacherActor:
         places = [self.tokens.tokens_of(dialogue) for dialogue in dialogues]
         return [self.tokens.token_ids[place] for place in places], [self.tokens.is_target[place] for place in places]
 
-    def _pack(self, rows: "list[TopKRows]") -> dict[str, np.ndarray]:
-        id_dtype = np.uint16 if int(self.store.attributes["vocab_size"]) <= 65_536 else np.uint32
-        k = self.store.k
-        return {
-            "topk_ids": np.concatenate([part.topk_ids for part in rows] or [np.empty((0, k))]).astype(id_dtype),
-            "topk_logprobs": np.concatenate([part.topk_logprobs for part in rows] or [np.empty((0, k), np.float32)]),
-            "label_logprob": np.concatenate([part.label_logprob for part in rows] or [np.empty(0, np.float32)]),
-        }
+
+def pack_rows(parts: "list[TopKRows]", k: int, vocab_size: int) -> dict[str, np.ndarray]:
+    """The logprobs contract's arrays of a shard, from the rows of its dialogues in order."""
+    dtype = id_dtype(vocab_size)
+    return {
+        "topk_ids": np.concatenate([part.topk_ids for part in parts] or [np.empty((0, k))]).astype(dtype),
+        "topk_logprobs": np.concatenate([part.topk_logprobs for part in parts] or [np.empty((0, k), np.float32)]),
+        "label_logprob": np.concatenate([part.label_logprob for part in parts] or [np.empty(0, np.float32)]),
+    }

@@ -1,0 +1,270 @@
+"""What extraction costs: against plain prefill, against vLLM's prompt logprobs, against transformers; and its host side.
+
+    python benchmarks/extraction.py [--model models/smollm2-135m-instruct] [--dialogues FILE] [--limit 270] [--parts ...]
+
+Ratios are of medians over rounds in which the contenders follow each other, each with an engine in a process of its own
+that works only in its turn. `extract` is the whole of it: engine, packing, compression, store, record.
+
+- speed: `extract_over_prefill` (tokens/s of extraction over those of plain prefill, same engine, same prompts), beside it
+  `flop_limit` (what the floating-point operations allow for the share of rows scored), `extract_over_prompt_logprobs`
+  (against vLLM's public path, flat and without detokenizing, writing the same store) and `over_transformers`;
+- wide: `extract_over_prompt_logprobs_k64`;
+- host: `host_rows_per_s_k10` and `_k64` of one core without a model, `bytes_per_row_k10`, `mean_kl_k10` (nats), and with
+  `--wide-model` the bytes per row over a vocabulary of more than 65,536;
+- memory: `peak_rss_gib` of the engine's process, and `rss_growth` from 200 dialogues to 2,000;
+- actors: `two_actors_over_one`: two Ray actors on a core each against one on a core.
+
+The last line is one JSON object.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+# This file is called like a package of ours, which it would hide as long as its own folder is searched first.
+sys.path[0] = str(Path(__file__).parents[1])
+HERE = Path(__file__).parent
+PARTS = ("speed", "wide", "host", "memory", "actors")
+SHARD_TOKENS = 8192
+PLAIN_TEMPLATE = HERE.parent / "examples/templates/plain.jinja"
+
+
+class Contender:
+    """An engine in a process of its own (see extraction_worker.py)."""
+
+    def __init__(self, engine: str, config: Any, folder: Path, *, environment: dict[str, str] | None = None) -> None:
+        path = folder / f"{engine}.{config.extraction.k}.{id(self)}.json"
+        path.write_text(json.dumps(config.dump()), encoding="utf-8")
+        command = [sys.executable, str(HERE / "extraction_worker.py"), engine, str(path)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
+        )
+        self._answer()
+
+    def call(self, *command: str) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        print(*command, file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a contender ended with status {self._process.wait()}; its messages stand above")
+        return json.loads(line)
+
+    def close(self) -> None:
+        self._process.communicate("quit\n")
+
+
+def make_config(folder: Path, model: str, *, k: int, capture: str = "topk_pooler", **dialogues: Any) -> Any:
+    """A run over one model."""
+    from fusechat.config import RunConfig
+
+    has_template = any((Path(model) / name).is_file() for name in ("chat_template.jinja", "chat_template.json"))
+    return RunConfig.model_validate(
+        {
+            "run": {"output": str(folder / f"{capture}.{k}")},
+            "pivot": {"name": "teacher", "model": model, "template": "native" if has_template else str(PLAIN_TEMPLATE)},
+            "sources": [{"name": "unused", "model": model}],
+            "dialogues": {"train": ["none"], "held_out_share": 0, **dialogues},
+            "extraction": {"k": k, "capture": capture, "shard_tokens": SHARD_TOKENS, "self_check_dialogues": 0},
+        }
+    )  # fmt: skip
+
+
+def make_tokens(folder: Path, model: str, dialogues_file: Path, limit: int) -> tuple[Any, Any]:
+    """A run folder with the tokens of the first dialogues of a file; (config, Tokens)."""
+    from fusechat import tokenize_stage
+    from fusechat.tokens import Tokens
+
+    lines = dialogues_file.read_text(encoding="utf-8").splitlines(keepends=True)
+    if len(lines) < limit:
+        say(f"{dialogues_file}: holds {len(lines)} dialogues, {limit} were asked for: they are repeated")
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = folder / "dialogues.jsonl"
+    copies = [json.loads(line) for line in (lines * -(-limit // len(lines)))[:limit]]
+    records = [{**record, "id": f"{number}"} for number, record in enumerate(copies)]
+    chosen.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    config = make_config(folder, model, k=10, train=[str(chosen)])
+    tokenize_stage.prepare_dialogues(config)
+    tokenize_stage.tokenize(config, "teacher")
+    return config, Tokens.read(config.tokens_url("teacher"))
+
+
+def in_turns(contenders: dict[str, tuple[Contender, str]], rounds: int) -> dict[str, float]:
+    """Median seconds of each contender; a first round, which warms up, does not count."""
+    found: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(rounds + 1):
+        for name, (contender, command) in contenders.items():
+            seconds = contender.call(command)["seconds"]
+            say(f"round {number} {name}: {seconds:.2f} s")
+            if number:
+                found[name].append(seconds)
+    return {name: statistics.median(seconds) for name, seconds in found.items()}
+
+
+def measure_speed(folder: Path, base: Any, tokens: Any, rounds: int) -> dict[str, Any]:
+    pooler = Contender("topk_pooler", base, folder)
+    reference = Contender("prompt_logprobs", of_capture(folder, base, "prompt_logprobs", 10), folder)
+    plain = Contender("transformers", base, folder)
+    seconds = in_turns(
+        {
+            "prefill": (pooler, "prefill"), "extract": (pooler, "extract"), "prompt_logprobs": (reference, "extract"),
+            "transformers": (plain, "extract"),
+        },
+        rounds,
+    )  # fmt: skip
+    for contender in (pooler, reference, plain):
+        contender.close()
+    return {
+        "extract_over_prefill": ratio(seconds["prefill"], seconds["extract"]),
+        "flop_limit": round(flop_limit(base.pivot.model, tokens), 4),
+        "rows_share": round(tokens.num_rows / tokens.num_tokens, 4),
+        "extract_over_prompt_logprobs": ratio(seconds["prompt_logprobs"], seconds["extract"]),
+        "over_transformers": ratio(seconds["transformers"], seconds["extract"]),
+        "tokens_per_s": {name: round(tokens.num_tokens / value, 1) for name, value in seconds.items()},
+    }
+
+
+def measure_wide(folder: Path, base: Any, tokens: Any, rounds: int) -> dict[str, Any]:
+    captures = ("topk_pooler", "prompt_logprobs")
+    contenders = {name: Contender(name, of_capture(folder, base, name, 64), folder) for name in captures}
+    seconds = in_turns({name: (contender, "extract") for name, contender in contenders.items()}, rounds)
+    for contender in contenders.values():
+        contender.close()
+    return {
+        "extract_over_prompt_logprobs_k64": ratio(seconds["prompt_logprobs"], seconds["topk_pooler"]),
+        "tokens_per_s_k64": {name: round(tokens.num_tokens / value, 1) for name, value in seconds.items()},
+    }
+
+
+def measure_host(folder: Path, base: Any, tokens: Any, wide: tuple[Any, Any] | None) -> dict[str, Any]:
+    from benchmarks import extraction_store as store
+
+    step, vocab_size = base.extraction.logprob_step, int(tokens.attributes["vocab_size"])
+    everywhere = os.sched_getaffinity(0)
+    found: dict[str, Any] = {}
+    for k in (10, 64):
+        rows = captured(folder, of_capture(folder, base, "topk_pooler", k))
+        if k == 10:
+            found["bytes_per_row_k10"] = round(
+                store.bytes_per_row(rows, folder / "bytes", vocab_size=vocab_size, logprob_step=step), 2
+            )
+            found["mean_kl_k10"] = store.mean_kl(rows, step)
+        os.sched_setaffinity(0, {min(everywhere)})
+        found[f"host_rows_per_s_k{k}"] = round(
+            store.host_rows_per_s(rows, folder / "host", vocab_size=vocab_size, logprob_step=step)
+        )
+        os.sched_setaffinity(0, everywhere)
+        say(f"host, k={k}: {found[f'host_rows_per_s_k{k}']:,} rows/s of {len(rows):,} captured rows")
+    if wide is not None:
+        config, wide_tokens = wide
+        rows, size = captured(folder, config), int(wide_tokens.attributes["vocab_size"])
+        value = store.bytes_per_row(rows, folder / "bytes", vocab_size=size, logprob_step=step)
+        found |= {"bytes_per_row_k10_wide": round(value, 2), "wide_vocabulary": size}
+        found["mean_kl_k10_wide"] = store.mean_kl(rows, step)
+    return found
+
+
+def captured(folder: Path, config: Any) -> Any:
+    from benchmarks import extraction_store as store
+
+    contender, path = Contender("topk_pooler", config, folder), folder / "captured.npz"
+    contender.call("captured", str(path))
+    contender.close()
+    return store.load_rows(path)
+
+
+def measure_memory(folder: Path, model: str, dialogues_file: Path) -> dict[str, Any]:
+    """Peak resident set of a process that extracts so many dialogues."""
+    peaks = {}
+    for limit in (200, 2000):
+        config, _ = make_tokens(folder / f"memory.{limit}", model, dialogues_file, limit)
+        contender = Contender("topk_pooler", config, folder)
+        contender.call("extract")
+        peaks[limit] = contender.call("peak")["peak"]
+        contender.close()
+        say(f"{limit} dialogues: peak {peaks[limit] / 2**30:.3f} GiB")
+    return {"peak_rss_gib": round(peaks[2000] / 2**30, 3), "rss_growth": ratio(peaks[2000], peaks[200])}
+
+
+def measure_actors(folder: Path, base: Any, rounds: int) -> dict[str, Any]:
+    from benchmarks import extraction_actors
+
+    seconds = extraction_actors.measure(of_capture(folder, base, "topk_pooler", 9), rounds, say)
+    return {"two_actors_over_one": ratio(seconds[1], seconds[2])}
+
+
+def of_capture(folder: Path, base: Any, capture: str, k: int) -> Any:
+    """The run of another capture or k over the same tokens."""
+    config = make_config(folder, base.pivot.model, k=k, capture=capture)
+    if config.run.output != base.run.output and not config.run.output.exists():
+        config.run.output.mkdir(parents=True)
+        (config.run.output / "tokens").symlink_to((base.run.output / "tokens").absolute())
+    return config
+
+
+def flop_limit(model: str, tokens: Any) -> float:
+    """Operations of plain prefill over those of prefill and the head's products for the rows that are scored."""
+    from fusechat.model_files import read_model_config
+
+    values = read_model_config(Path(model))
+    hidden, layers, wide = values["hidden_size"], values["num_hidden_layers"], values["intermediate_size"]
+    heads, groups = values["num_attention_heads"], values["num_key_value_heads"]
+    width = values.get("head_dim") or hidden // heads
+    per_token = layers * (2 * hidden * width * (heads + groups) + 3 * hidden * wide)
+    context = float((tokens.lengths.astype(float) ** 2).sum() / 2 / tokens.num_tokens)
+    body = per_token + layers * 2 * context * heads * width
+    head = hidden * int(values["vocab_size"]) * tokens.num_rows / tokens.num_tokens
+    return body / (body + head)
+
+
+def ratio(numerator: float, denominator: float) -> float:
+    return round(numerator / denominator, 4)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="models/smollm2-135m-instruct", help="folder of the teacher")
+    parser.add_argument("--wide-model", help="folder of a teacher with a vocabulary above 65,536, for bytes per row")
+    parser.add_argument("--dialogues", type=Path, default=Path("examples/dialogues/train.jsonl"), help="dialogue file")
+    parser.add_argument("--limit", type=int, default=200, help="dialogues of it that the speed is measured on")
+    parser.add_argument("--rounds", type=int, default=5, help="turns per figure")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
+    arguments = parser.parse_args()
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        base, tokens = make_tokens(folder, arguments.model, arguments.dialogues, arguments.limit)
+        say(f"{tokens.num_dialogues} dialogues, {tokens.num_tokens:,} tokens, {tokens.num_rows:,} rows")
+        if "speed" in arguments.parts:
+            result |= measure_speed(folder, base, tokens, arguments.rounds)
+        if "wide" in arguments.parts:
+            result |= measure_wide(folder, base, tokens, arguments.rounds)
+        if "host" in arguments.parts:
+            wide = None
+            if arguments.wide_model:
+                wide = make_tokens(folder / "wide", arguments.wide_model, arguments.dialogues, arguments.limit)
+            result |= measure_host(folder, base, tokens, wide)
+        if "memory" in arguments.parts:
+            result |= measure_memory(folder, arguments.model, arguments.dialogues)
+        if "actors" in arguments.parts:
+            result |= measure_actors(folder, base, arguments.rounds)
+        result |= {"model": arguments.model, "dialogues": tokens.num_dialogues, "tokens": tokens.num_tokens}
+    print(json.dumps({**result, "cpus": os.cpu_count(), "machine": platform.processor() or platform.machine()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""One and two teacher actors on a local Ray, each on a core of its own, over the same shards."""
+
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from cluster.session import ray_session
+from fusechat.config import ClusterSection
+from inference import stage
+from inference.teacher_actor import TeacherActor
+
+IN_FLIGHT = 2
+
+
+class PinnedActor(TeacherActor):
+    """A teacher that keeps to one core, compression and all."""
+
+    def pin(self, core: int) -> None:
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setaffinity(int(thread), {core})
+
+
+def measure(config: Any, rounds: int, say: Callable[[str], None]) -> dict[int, float]:
+    """Number of actors -> median seconds for all shards; a first round does not count."""
+    _, store = stage.claim_store(config, "teacher")
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    found: dict[int, list[float]] = {1: [], 2: []}
+    with ray_session(ClusterSection(num_cpus=2)):
+        make = ray.remote(PinnedActor).options(num_cpus=1, max_concurrency=IN_FLIGHT)
+        actors = [make.remote(config.dump(), "teacher") for _ in cores]
+        ray.get([actor.start.remote() for actor in actors])
+        ray.get([actor.pin.remote(core) for actor, core in zip(actors, cores, strict=True)])
+        for number in range(rounds + 1):
+            for count, seconds in found.items():
+                for array in ("topk_ids", "topk_logprobs", "label_logprob"):
+                    shutil.rmtree(f"{store.url}/{array}/c", ignore_errors=True)
+                taken = _work_off(actors[:count], list(range(store.plan.num_shards)))
+                say(f"round {number} {count} actors: {taken:.2f} s")
+                if number:
+                    seconds.append(taken)
+    return {count: statistics.median(seconds) for count, seconds in found.items()}
+
+
+def _work_off(actors: list[Any], shards: list[int]) -> float:
+    """Seconds until all shards are written, `IN_FLIGHT` at an actor at a time."""
+    started, waiting = time.perf_counter(), {}
+    free = [actor for actor in actors for _ in range(IN_FLIGHT)]
+    while shards or waiting:
+        while free and shards:
+            actor = free.pop(0)
+            waiting[actor.run_shard.remote(shards.pop(0))] = actor
+        done, _ = ray.wait(list(waiting))
+        for ref in done:
+            ray.get(ref)
+            free.append(waiting.pop(ref))
+    return time.perf_counter() - started

@@ -1,0 +1,130 @@
+# ruff: noqa: E402
+"""One engine of the extraction benchmark, in a process of its own that works only when told to.
+
+Commands come as lines on standard input, each answered by one JSON line: `prefill`, `extract`, `captured`, `peak`, `quit`. The engine
+is the product's own TeacherActor, or a plain transformers model in padded batches as the released script has it.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+# This file is called like a package of ours, which it would hide as long as its own folder is searched first.
+sys.path[0] = str(Path(__file__).parents[1])
+
+import numpy as np
+
+from fusechat.config import RunConfig
+from fusechat.tokens import Tokens
+
+BATCH_DIALOGUES = 8
+"""Dialogues of one padded batch of the transformers contender."""
+NAME = "teacher"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("engine", choices=("topk_pooler", "prompt_logprobs", "transformers"))
+    parser.add_argument("config", type=Path, help="a RunConfig as JSON")
+    arguments = parser.parse_args()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print must not stand among the answers
+    config = RunConfig.model_validate_json(arguments.config.read_text(encoding="utf-8"))
+    contender = Plain(config) if arguments.engine == "transformers" else Engine(config)
+    print(json.dumps({"ready": True}), file=answers, flush=True)
+    for line in sys.stdin:
+        command, *given = line.split()
+        if command == "quit":
+            break
+        started = time.perf_counter()
+        result = getattr(contender, command)(*given) or {}
+        print(json.dumps({"seconds": time.perf_counter() - started, **result}), file=answers, flush=True)
+    contender.close()
+
+
+class Engine:
+    """A teacher as the run has it: actor, engine, store."""
+
+    def __init__(self, config: RunConfig) -> None:
+        from inference import stage
+        from inference.teacher_actor import TeacherActor
+
+        self.config, self.url, self._stage = config, config.logprobs_url(NAME), stage
+        self._fresh_store()
+        self.actor = TeacherActor(config.dump(), NAME)
+        self.actor.start()
+        tokens = self.actor.tokens
+        self._ids = [tokens.token_ids[tokens.tokens_of(number)] for number in range(tokens.num_dialogues)]
+
+    def prefill(self) -> None:
+        """The same prompts through the same engine, no row taken."""
+        self._teacher().prefill(self._ids)
+
+    def extract(self) -> dict[str, Any]:
+        """Everything: engine, packing, compression, store, record."""
+        claim, store = self._fresh_store()
+        self.actor.store = store
+        with ThreadPoolExecutor(self.config.extraction.shards_in_flight) as pool:
+            results = list(pool.map(self.actor.run_shard, range(store.plan.num_shards)))
+        self._stage.finish(claim, store)
+        return {key: sum(result[key] for result in results) for key in ("rows", "tokens")}
+
+    def captured(self, path: str) -> None:
+        """Keep the rows as they leave the engine, before any rounding, in an .npz file."""
+        from inference.rows import concatenate_rows
+
+        tokens = self.actor.tokens
+        marks = [tokens.is_target[tokens.tokens_of(number)] for number in range(tokens.num_dialogues)]
+        rows = concatenate_rows(self._teacher().score(self._ids, marks), self.config.extraction.k)
+        np.savez(path, **vars(rows))
+
+    def peak(self) -> dict[str, int]:
+        """Largest resident set of this process so far, bytes."""
+        return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+    def close(self) -> None:
+        self.actor.close()
+
+    def _teacher(self) -> Any:
+        return self.actor._teacher
+
+    def _fresh_store(self) -> Any:
+        shutil.rmtree(self.url, ignore_errors=True)
+        return self._stage.claim_store(self.config, NAME)
+
+
+class Plain:
+    """A transformers forward over padded batches in the order of the file, with a top-k of every position; stores nothing."""
+
+    def __init__(self, config: RunConfig) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        self._torch, self._k = torch, config.extraction.k
+        self._model = AutoModelForCausalLM.from_pretrained(config.pivot.model, dtype="auto").eval()
+        self._tokens = Tokens.read(config.tokens_url(NAME))
+
+    def extract(self) -> None:
+        torch, tokens = self._torch, self._tokens
+        for first in range(0, tokens.num_dialogues, BATCH_DIALOGUES):
+            numbers = range(first, min(first + BATCH_DIALOGUES, tokens.num_dialogues))
+            parts = [torch.from_numpy(tokens.token_ids[tokens.tokens_of(number)]).long() for number in numbers]
+            ids = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+            mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(part) for part in parts], batch_first=True)
+            with torch.inference_mode():
+                logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+                torch.topk(logits, self._k, dim=-1)
+
+    def close(self) -> None:
+        pass
+
+
+if __name__ == "__main__":
+    main()
