@@ -2,8 +2,8 @@
 
     python benchmarks/extraction.py [--model models/smollm2-135m-instruct] [--dialogues FILE] [--limit 270] [--parts ...]
 
-Ratios are of medians over rounds in which the contenders follow each other, each with an engine in a process of its own
-that works only in its turn. `extract` is the whole of it: engine, packing, compression, store, record.
+Each contender has an engine in a process of its own that works only in its turn; a ratio is the median of those of the
+rounds. `extract` is the whole of it: engine, packing, compression, store, record.
 
 - speed: `extract_over_prefill` (tokens/s of extraction over those of plain prefill, same engine, same prompts), beside it
   `flop_limit` (what the floating-point operations allow for the share of rows scored), `extract_over_prompt_logprobs`
@@ -11,6 +11,8 @@ that works only in its turn. `extract` is the whole of it: engine, packing, comp
 - wide: `extract_over_prompt_logprobs_k64`;
 - host: `host_rows_per_s_k10` and `_k64` of one core without a model, `bytes_per_row_k10`, `mean_kl_k10` (nats), and with
   `--wide-model` the bytes per row over a vocabulary of more than 65,536;
+- head: what a head in the model's own dtype costs in accuracy, nats against a float32 head over the same body:
+  `head_error_mean` (the mean over rows of sum(p * |difference|)) and `head_error_max` over all kept logprobs;
 - memory: `peak_rss_gib` of the engine's process, and `rss_growth` from 200 dialogues to 2,000;
 - actors: `two_actors_over_one`: two Ray actors on a core each against one on a core.
 
@@ -31,7 +33,7 @@ from typing import Any
 # This file is called like a package of ours, which it would hide as long as its own folder is searched first.
 sys.path[0] = str(Path(__file__).parents[1])
 HERE = Path(__file__).parent
-PARTS = ("speed", "wide", "host", "memory", "actors")
+PARTS = ("speed", "wide", "host", "head", "memory", "actors")
 SHARD_TOKENS = 8192
 PLAIN_TEMPLATE = HERE.parent / "examples/templates/plain.jinja"
 
@@ -99,8 +101,8 @@ def make_tokens(folder: Path, model: str, dialogues_file: Path, limit: int) -> t
     return config, Tokens.read(config.tokens_url("teacher"))
 
 
-def in_turns(contenders: dict[str, tuple[Contender, str]], rounds: int) -> dict[str, float]:
-    """Median seconds of each contender; a first round, which warms up, does not count."""
+def in_turns(contenders: dict[str, tuple[Contender, str]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each contender in each round; a first round, which warms up, does not count."""
     found: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
         for name, (contender, command) in contenders.items():
@@ -108,29 +110,27 @@ def in_turns(contenders: dict[str, tuple[Contender, str]], rounds: int) -> dict[
             say(f"round {number} {name}: {seconds:.2f} s")
             if number:
                 found[name].append(seconds)
-    return {name: statistics.median(seconds) for name, seconds in found.items()}
+    return found
 
 
 def measure_speed(folder: Path, base: Any, tokens: Any, rounds: int) -> dict[str, Any]:
     pooler = Contender("topk_pooler", base, folder)
+    own = in_turns({"prefill": (pooler, "prefill"), "extract": (pooler, "extract")}, 4 * rounds)
     reference = Contender("prompt_logprobs", of_capture(folder, base, "prompt_logprobs", 10), folder)
     plain = Contender("transformers", base, folder)
-    seconds = in_turns(
-        {
-            "prefill": (pooler, "prefill"), "extract": (pooler, "extract"), "prompt_logprobs": (reference, "extract"),
-            "transformers": (plain, "extract"),
-        },
-        rounds,
-    )  # fmt: skip
+    others = {
+        "extract": (pooler, "extract"), "prompt_logprobs": (reference, "extract"), "transformers": (plain, "extract"),
+    }  # fmt: skip
+    seconds = in_turns(others, rounds)
     for contender in (pooler, reference, plain):
         contender.close()
     return {
-        "extract_over_prefill": ratio(seconds["prefill"], seconds["extract"]),
+        "extract_over_prefill": median_ratio(own["prefill"], own["extract"]),
         "flop_limit": round(flop_limit(base.pivot.model, tokens), 4),
         "rows_share": round(tokens.num_rows / tokens.num_tokens, 4),
-        "extract_over_prompt_logprobs": ratio(seconds["prompt_logprobs"], seconds["extract"]),
-        "over_transformers": ratio(seconds["transformers"], seconds["extract"]),
-        "tokens_per_s": {name: round(tokens.num_tokens / value, 1) for name, value in seconds.items()},
+        "extract_over_prompt_logprobs": median_ratio(seconds["prompt_logprobs"], seconds["extract"]),
+        "over_transformers": median_ratio(seconds["transformers"], seconds["extract"]),
+        "tokens_per_s": rates(tokens, {**seconds, **own}),
     }
 
 
@@ -141,9 +141,18 @@ def measure_wide(folder: Path, base: Any, tokens: Any, rounds: int) -> dict[str,
     for contender in contenders.values():
         contender.close()
     return {
-        "extract_over_prompt_logprobs_k64": ratio(seconds["prompt_logprobs"], seconds["topk_pooler"]),
-        "tokens_per_s_k64": {name: round(tokens.num_tokens / value, 1) for name, value in seconds.items()},
+        "extract_over_prompt_logprobs_k64": median_ratio(seconds["prompt_logprobs"], seconds["topk_pooler"]),
+        "tokens_per_s_k64": rates(tokens, seconds),
     }
+
+
+def rates(tokens: Any, seconds: dict[str, list[float]]) -> dict[str, float]:
+    return {name: round(tokens.num_tokens / statistics.median(values), 1) for name, values in seconds.items()}
+
+
+def median_ratio(numerators: list[float], denominators: list[float]) -> float:
+    """Of the rounds' own ratios: what slows the machine for a while slows both sides."""
+    return round(statistics.median(a / b for a, b in zip(numerators, denominators, strict=True)), 4)
 
 
 def measure_host(folder: Path, base: Any, tokens: Any, wide: tuple[Any, Any] | None) -> dict[str, Any]:
@@ -174,6 +183,18 @@ def measure_host(folder: Path, base: Any, tokens: Any, wide: tuple[Any, Any] | N
     return found
 
 
+def measure_head(folder: Path, base: Any) -> dict[str, Any]:
+    from fusechat.config import EngineSection
+    from inference.self_check import compare_rows, look_up
+
+    wide = base.model_copy(
+        update={"pivot": base.pivot.model_copy(update={"engine": EngineSection(head_dtype="float32")})}
+    )
+    exact, rows = captured(folder, wide), captured(folder, base)
+    mean, largest = compare_rows(exact, look_up(rows, exact.topk_ids), rows.label_logprob)
+    return {"head_error_mean": round(mean, 5), "head_error_max": round(largest, 4)}
+
+
 def captured(folder: Path, config: Any) -> Any:
     from benchmarks import extraction_store as store
 
@@ -193,14 +214,17 @@ def measure_memory(folder: Path, model: str, dialogues_file: Path) -> dict[str, 
         peaks[limit] = contender.call("peak")["peak"]
         contender.close()
         say(f"{limit} dialogues: peak {peaks[limit] / 2**30:.3f} GiB")
-    return {"peak_rss_gib": round(peaks[2000] / 2**30, 3), "rss_growth": ratio(peaks[2000], peaks[200])}
+    return {"peak_rss_gib": round(peaks[2000] / 2**30, 3), "rss_growth": round(peaks[2000] / peaks[200], 4)}
 
 
 def measure_actors(folder: Path, base: Any, rounds: int) -> dict[str, Any]:
     from benchmarks import extraction_actors
 
-    seconds = extraction_actors.measure(of_capture(folder, base, "topk_pooler", 9), rounds, say)
-    return {"two_actors_over_one": ratio(seconds[1], seconds[2])}
+    config = of_capture(folder, base, "topk_pooler", 9)
+    # Enough shards that what is left for the last one does not decide.
+    small = config.extraction.model_copy(update={"shard_tokens": SHARD_TOKENS // 8})
+    seconds = extraction_actors.measure(config.model_copy(update={"extraction": small}), rounds, say)
+    return {"two_actors_over_one": median_ratio(seconds[1], seconds[2])}
 
 
 def of_capture(folder: Path, base: Any, capture: str, k: int) -> Any:
@@ -227,10 +251,6 @@ def flop_limit(model: str, tokens: Any) -> float:
     return body / (body + head)
 
 
-def ratio(numerator: float, denominator: float) -> float:
-    return round(numerator / denominator, 4)
-
-
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -241,7 +261,9 @@ def main() -> None:
     parser.add_argument("--wide-model", help="folder of a teacher with a vocabulary above 65,536, for bytes per row")
     parser.add_argument("--dialogues", type=Path, default=Path("examples/dialogues/train.jsonl"), help="dialogue file")
     parser.add_argument("--limit", type=int, default=200, help="dialogues of it that the speed is measured on")
-    parser.add_argument("--rounds", type=int, default=5, help="turns per figure")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="turns per figure; four times as many against plain prefill"
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
     arguments = parser.parse_args()
     result: dict[str, Any] = {}
@@ -258,6 +280,8 @@ def main() -> None:
             if arguments.wide_model:
                 wide = make_tokens(folder / "wide", arguments.wide_model, arguments.dialogues, arguments.limit)
             result |= measure_host(folder, base, tokens, wide)
+        if "head" in arguments.parts:
+            result |= measure_head(folder, base)
         if "memory" in arguments.parts:
             result |= measure_memory(folder, arguments.model, arguments.dialogues)
         if "actors" in arguments.parts:

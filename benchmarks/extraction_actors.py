@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,8 +24,8 @@ class PinnedActor(TeacherActor):
             os.sched_setaffinity(int(thread), {core})
 
 
-def measure(config: Any, rounds: int, say: Callable[[str], None]) -> dict[int, float]:
-    """Number of actors -> median seconds for all shards; a first round does not count."""
+def measure(config: Any, rounds: int, say: Callable[[str], None]) -> dict[int, list[float]]:
+    """Number of actors -> seconds for all shards in each round; a first round does not count."""
     _, store = stage.claim_store(config, "teacher")
     cores = sorted(os.sched_getaffinity(0))[:2]
     found: dict[int, list[float]] = {1: [], 2: []}
@@ -43,7 +42,7 @@ def measure(config: Any, rounds: int, say: Callable[[str], None]) -> dict[int, f
                 say(f"round {number} {count} actors: {taken:.2f} s")
                 if number:
                     seconds.append(taken)
-    return {count: statistics.median(seconds) for count, seconds in found.items()}
+    return found
 
 
 def _work_off(actors: list[Any], shards: list[int]) -> float:
