@@ -14,9 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from .vocabulary_trie import NO_TOKEN, Surfaces, Trie, build_trie, flatten_surfaces, longest_match
+from .compiled import compiled
+from .vocabulary_trie import NO_TOKEN, Surfaces, Trie, build_trie, descend, flatten_surfaces, longest_match
 
 _CONTEXTS = ("", "\n")
+_BLOCK = 8192
+"""Pieces that are encoded at once."""
 
 
 class Segments(NamedTuple):
@@ -42,9 +45,11 @@ def encode_pieces(
     found: list[list[int] | None] = [None] * len(pieces)
     for context in _CONTEXTS:
         open_ids = [i for i, text in enumerate(texts) if text is not None and found[i] is None]
-        encodings = backend.encode_batch_fast([context + texts[i] for i in open_ids], add_special_tokens=False)
-        for i, encoding in zip(open_ids, encodings, strict=True):
-            found[i] = _spelled_tail(encoding.ids, surfaces, pieces[i] or b"")
+        for start in range(0, len(open_ids), _BLOCK):  # an encoding holds far more than its ids
+            block = open_ids[start : start + _BLOCK]
+            encodings = backend.encode_batch_fast([f"{context}{texts[i]}" for i in block], add_special_tokens=False)
+            for i, encoding in zip(block, encodings, strict=True):
+                found[i] = _spelled_tail(encoding.ids, surfaces, pieces[i] or b"")
     return found
 
 
@@ -118,3 +123,30 @@ def cut_longest(trie, data, start, stop):
             break
         start += covered
     return ids[:count]
+
+
+@compiled
+def longest_of_segments(trie, segments, pivot, token, node):
+    """The longest id whose path leads from `node` through whole segments of a source token.
+
+    What the pivot would make of a text and the token written after it: a token that reaches beyond the text ends where
+    the pivot cuts the source token anyway. So after three spaces ` return` stays whole where a fourth space alone would
+    have made a longer token: which tokens its tokenizer never joins is not in a vocabulary's bytes, but shows here.
+
+    Args:
+        node: where the text before the token leads.
+    Returns:
+        (id, bytes of the token it covers, place of the next segment); (-1, 0, _) if there is none. An id that ends at
+        `node` itself covers 0 bytes.
+    """
+    found, covered, read = trie.token_ids[node], 0, 0
+    following = segments.offsets[token]
+    for place in range(segments.offsets[token], segments.offsets[token + 1]):
+        piece = segments.token_ids[place]
+        node = descend(trie, pivot.data, pivot.offsets[piece], pivot.offsets[piece + 1], node)
+        if node < 0:
+            break
+        read += pivot.offsets[piece + 1] - pivot.offsets[piece]
+        if trie.token_ids[node] >= 0:
+            found, covered, following = trie.token_ids[node], read, place + 1
+    return found, covered, following

@@ -17,14 +17,14 @@ Two row rules:
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from fusechat.contracts import RowKind
 
-from .piece_segmentation import Segments
+from .compiled import compiled
+from .piece_segmentation import Segments, longest_of_segments
 from .row_masses import add_mass, carry_over, clear_masses, new_scratch, push_candidate, write_row
 from .token_alignment import SpanAlignment, TargetRows
-from .vocabulary_trie import Surfaces, Trie, descend, longest_match
+from .vocabulary_trie import Surfaces, Trie, descend, longest_match, nodes_of
 
 _EXACT, _MAPPED, _INSIDE, _END = (int(k) for k in (RowKind.EXACT, RowKind.MAPPED, RowKind.INSIDE, RowKind.END_OF_TURN))
 
@@ -43,6 +43,8 @@ class VocabularyTables(NamedTuple):
     candidates: np.ndarray
     """int32 [source vocabulary, 4], what the loops ask of every candidate, side by side: its image, its first segment
     (-1: none), its length in bytes, its first byte."""
+    nodes: np.ndarray
+    """int32 [pivot vocabulary]: the trie's node that the bytes of each pivot id lead to, -1: none."""
 
 
 def make_tables(
@@ -57,7 +59,7 @@ def make_tables(
     candidates[:, 2] = np.diff(source.offsets)
     some = np.flatnonzero(candidates[:, 2] > 0)
     candidates[some, 3] = source.data[source.offsets[some]]
-    return VocabularyTables(source, pivot, trie, segments, source_to_pivot, candidates)
+    return VocabularyTables(source, pivot, trie, segments, source_to_pivot, candidates, nodes_of(trie, pivot))
 
 
 class SourceRows(NamedTuple):
@@ -145,7 +147,7 @@ def _empty_projection(rows: int, k: int) -> tuple[Any, ...]:
     )
 
 
-@njit(cache=True)
+@compiled
 def _project_chain(pivot, source, alignment, rows, tables, scratch, out_ids, out_logprobs, out_label, out_kind):
     chained = 0
     # The next source row that the path has not read to its end, or -1: unknown, start afresh at a shared boundary.
@@ -194,7 +196,7 @@ def _project_chain(pivot, source, alignment, rows, tables, scratch, out_ids, out
     return chained
 
 
-@njit(cache=True)
+@compiled
 def _kind(is_end_of_turn, inside, same_bytes):
     if is_end_of_turn:
         return _END
@@ -203,7 +205,7 @@ def _kind(is_end_of_turn, inside, same_bytes):
     return _EXACT if same_bytes else _MAPPED
 
 
-@njit(cache=True)
+@compiled
 def _is_known(source, rows, tables, j):
     """False for the unknown token (its probability is not that of the text) and for rows without a score."""
     label = source.token_ids[j]
@@ -211,7 +213,7 @@ def _is_known(source, rows, tables, j):
     return (spelled or source.is_end_of_turn[j]) and rows.label_probs[j] > 0.0
 
 
-@njit(cache=True)
+@compiled
 def _template_bytes(surfaces, token_id, width, opens_turn, is_end_of_turn):
     """Bytes at the front of a turn's first token that belong to the template (the space before the first word)."""
     if not opens_turn or is_end_of_turn:
@@ -219,7 +221,7 @@ def _template_bytes(surfaces, token_id, width, opens_turn, is_end_of_turn):
     return max(0, surfaces.offsets[token_id + 1] - surfaces.offsets[token_id] - width)
 
 
-@njit(cache=True)
+@compiled
 def _open_row(pivot, source, rows, tables, scratch, i, j, weight, any_cut):
     """Add what the candidates of source row j write at pivot row i; returns the mass of those that end with the label."""
     label, ended = pivot.token_ids[i], 0.0
@@ -253,7 +255,7 @@ def _open_row(pivot, source, rows, tables, scratch, i, j, weight, any_cut):
     return ended
 
 
-@njit(cache=True)
+@compiled
 def _open_candidate(tables, scratch, candidate, mass, label):
     """A candidate at a shared boundary: its first segment if that is the label, else its image under the map."""
     image, first = tables.candidates[candidate, 0], tables.candidates[candidate, 1]
@@ -270,7 +272,7 @@ def _open_candidate(tables, scratch, candidate, mass, label):
     return push_candidate(scratch, candidate, covered, segment, mass, tables.candidates[candidate, 2])
 
 
-@njit(cache=True)
+@compiled
 def _cross_boundaries(pivot, source, rows, tables, scratch, i, j, weight):
     """Follow the source's path through the boundaries inside pivot token i.
 
@@ -294,7 +296,7 @@ def _cross_boundaries(pivot, source, rows, tables, scratch, i, j, weight):
     return j, weight, ended
 
 
-@njit(cache=True)
+@compiled
 def _other_tokens(pivot, source, rows, tables, scratch, i, j, weight):
     """What the pivot would write from row i's first byte on, were candidates of source row j written in mid-token."""
     label = pivot.token_ids[i]
@@ -307,20 +309,19 @@ def _other_tokens(pivot, source, rows, tables, scratch, i, j, weight):
     if node < 0:
         return 0.0
     before, _ = longest_match(tables.trie, tables.pivot.data, front, back - rest, 0)
-    ended, offsets = 0.0, tables.source.offsets
+    ended = 0.0
     for c in range(rows.topk_ids.shape[1]):
         candidate, mass = rows.topk_ids[j, c], weight * rows.topk_probs[j, c]
         if mass <= 0.0 or candidate == source.token_ids[j]:
             continue
-        start, stop = offsets[candidate], offsets[candidate + 1]
-        image, covered = longest_match(tables.trie, tables.source.data, start, stop, node)
+        image, covered, segment = longest_of_segments(tables.trie, tables.segments, tables.pivot, candidate, node)
         add_mass(scratch, image if covered > 0 else before, mass)
         if image == label:
-            ended += push_candidate(scratch, candidate, covered, -1, mass, stop - start)
+            ended += push_candidate(scratch, candidate, covered, segment, mass, tables.candidates[candidate, 2])
     return ended
 
 
-@njit(cache=True)
+@compiled
 def _longer_tokens(pivot, source, rows, tables, scratch, i, last, weight):
     """The share of the path that goes on into a pivot token longer than the label, after source row `last`.
 
@@ -340,29 +341,27 @@ def _longer_tokens(pivot, source, rows, tables, scratch, i, last, weight):
     width = pivot.ends[i] - pivot.starts[i]
     if back - front != width + _template_bytes(tables.pivot, label, width, pivot.opens_turn[i], False):
         return 0.0
-    node = descend(tables.trie, tables.pivot.data, front, back, 0)
+    node = tables.nodes[label]
     if node < 0 or tables.trie.first_child[node] == tables.trie.first_child[node + 1]:
         return 0.0
     first_child, last_child = tables.trie.first_child[node], tables.trie.first_child[node + 1]
-    cut, offsets = 0.0, tables.source.offsets
+    cut = 0.0
     for c in range(rows.topk_ids.shape[1]):
         candidate, prob = rows.topk_ids[j, c], rows.topk_probs[j, c]
         scratch.cut[c] = False
         if prob <= 0.0 or candidate == source.token_ids[j]:
             continue
-        child = _child(tables.trie, first_child, last_child, tables.candidates[candidate, 3])
-        if child < 0:
+        if _child(tables.trie, first_child, last_child, tables.candidates[candidate, 3]) < 0:
             continue
-        start, stop = offsets[candidate] + 1, offsets[candidate + 1]
-        image, _ = longest_match(tables.trie, tables.source.data, start, stop, child)
-        if image >= 0:
+        image, covered, _ = longest_of_segments(tables.trie, tables.segments, tables.pivot, candidate, node)
+        if covered > 0:
             scratch.cut[c] = True
             cut += prob
             add_mass(scratch, image, weight * prob)
     return min(cut, 1.0 - rows.label_probs[j])
 
 
-@njit(cache=True)
+@compiled
 def _child(trie, first, last, byte):
     """The child, of those from `first` to `last`-1, that a byte leads to, or -1; also -1 for no byte (-1)."""
     while first < last and trie.bytes[first] < byte:
@@ -370,7 +369,7 @@ def _child(trie, first, last, byte):
     return first if first < last and trie.bytes[first] == byte else -1
 
 
-@njit(cache=True)
+@compiled
 def _same_bytes(data, start, stop, other, length):
     if stop - start < length:
         return False
@@ -380,7 +379,7 @@ def _same_bytes(data, start, stop, other, length):
     return same == length
 
 
-@njit(cache=True)
+@compiled
 def _project_map(
     token_ids,
     is_end_of_turn,

@@ -6,8 +6,8 @@ Compiled building blocks of `projection`; knows nothing about texts beyond the v
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from .compiled import compiled
 from .vocabulary_trie import longest_match
 
 MIN_PROBABILITY = 1e-30
@@ -56,14 +56,14 @@ def new_scratch(vocab_size: int, source_k: int) -> Scratch:
     )
 
 
-@njit(cache=True)
+@compiled
 def clear_masses(scratch):
     for entry in range(scratch.used[0]):
         scratch.slots[scratch.ids[entry]] = -1
     scratch.used[0] = 0
 
 
-@njit(cache=True)
+@compiled
 def add_mass(scratch, token_id, mass):
     """Add to an id's mass. Ids below 0, and new ids when the memory is full, stay in the row's tail."""
     if token_id < 0 or mass <= 0.0:
@@ -78,7 +78,7 @@ def add_mass(scratch, token_id, mass):
     scratch.masses[slot] += mass
 
 
-@njit(cache=True)
+@compiled
 def push_candidate(scratch, token, read, segment, weight, length):
     """Keep a candidate that wrote the label and goes on; returns its weight if it ended with the label, else 0."""
     if read >= length:
@@ -91,7 +91,7 @@ def push_candidate(scratch, token, read, segment, weight, length):
     return 0.0
 
 
-@njit(cache=True)
+@compiled
 def carry_over(scratch, tables, label):
     """Add what the kept candidates write next, and keep those that write the label; returns the mass that ended."""
     held, ended = scratch.count[0], 0.0
@@ -111,7 +111,7 @@ def carry_over(scratch, tables, label):
     return ended
 
 
-@njit(cache=True)
+@compiled
 def write_row(scratch, label, out_ids, out_logprobs):
     """Write the largest masses, descending; the label, if it is an id, always is among them.
 
@@ -150,7 +150,7 @@ def write_row(scratch, label, out_ids, out_logprobs):
     return own
 
 
-@njit(cache=True)
+@compiled
 def _force(out_ids, out_masses, count, label, mass):
     """Put the label last among the k best if it is not there."""
     for place in range(count):

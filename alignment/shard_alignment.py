@@ -1,24 +1,25 @@
-"""Aligns one shard: tokens of both sides and the source's rows in, the rows of one aligned shard out.
+"""Counts and aligns one shard: tokens of both sides and the source's rows in, counts or the rows of one aligned shard out.
 
-`ShardAligner` is a plain class that `cluster/` wraps as an actor and `stage.run` uses in this process. It holds the
-tokens and tables of one source, and one shard of rows at a time.
+`ShardCounter` and `ShardAligner` are plain classes that `cluster/` wraps as actors and `stage.run` uses in this process.
+They hold the tables of one source, and one shard of tokens and rows at a time.
 """
 
 from typing import Any
 
 import numpy as np
 
+from fusechat.chat_template import load_tokenizer
 from fusechat.config import RunConfig
 from fusechat.contracts import id_dtype
 from fusechat.store import RowStore
-from fusechat.tokens import Tokens
+from fusechat.tokens import Tokens, TokensReader
 
 from .cooccurrence import Cooccurrence, count_ids, count_pairs
 from .projection import Projection, pass_through, project_chain, project_map, source_rows
-from .quality import ShardFigures, measure_shard, write_figures
+from .quality import measure_shard, write_figures
 from .released_shard import DialogueTokens, project_shard, warped_pairs
-from .token_alignment import TargetRows, align_spans, target_rows
-from .vocabulary_file import ReleasedTexts, load_vocabularies
+from .token_alignment import SpanAlignment, TargetRows, align_spans, target_rows
+from .vocabulary_file import ReleasedTexts, load_vocabularies, released_texts
 
 
 class RowReader:
@@ -42,6 +43,31 @@ class RowReader:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+class ShardCounter:
+    """Counts shards of one source; all shards of the plan count, written or not. Cheap to make; `start` reads the tokens."""
+
+    def __init__(self, config: dict[str, Any], source_name: str) -> None:
+        self._config = RunConfig.model_validate(config)
+        self._name = source_name
+
+    def start(self) -> dict[str, Any]:
+        """Open the tokens and the plan (`stage.claim_store` made it); decode both vocabularies for the released rule."""
+        self._pivot, self._source = open_both_tokens(self._config, self._name)
+        self._plan = RowStore.open(self._config.aligned_url(self._name), "aligned").plan
+        self._shape = tuple(int(tokens.attributes["vocab_size"]) for tokens in (self._source, self._pivot))
+        self._texts = None
+        if self._config.alignment.token_rule == "released":
+            self._texts = released_texts(tokenizer_of(self._pivot), tokenizer_of(self._source), self._shape)
+        return {"shards": self._plan.num_shards}
+
+    def run_shard(self, shard: int) -> dict[str, Any]:
+        """Counts of one shard (`counts`: Cooccurrence) and its number of `dialogues`."""
+        dialogues = self._plan.dialogues(shard)
+        pivot, source = self._pivot.read(dialogues), self._source.read(dialogues)
+        counts = count_dialogues(pivot, source, range(len(dialogues)), self._shape, self._texts)
+        return {"counts": counts, "dialogues": len(dialogues)}
+
+
 class ShardAligner:
     """Aligns shards of one source. Cheap to make; `start` reads the tables."""
 
@@ -53,10 +79,7 @@ class ShardAligner:
         """Open tokens, tables and stores (made beforehand by `stage.claim_store`)."""
         config, name = self._config, self._name
         self._url = config.aligned_url(name)
-        self._pivot, self._source = (
-            Tokens.read(config.tokens_url(config.pivot.name)),
-            Tokens.read(config.tokens_url(name)),
-        )
+        self._pivot, self._source = open_both_tokens(config, name)
         self._rows = RowReader(RowStore.open(config.logprobs_url(name), "logprobs"))
         self._store = RowStore.open(self._url, "aligned", mode="r+")
         self._vocabularies = load_vocabularies(self._url)
@@ -67,44 +90,54 @@ class ShardAligner:
         """Align, measure and write one shard."""
         dialogues = self._store.plan.dialogues(shard)
         arrays = self._rows.read(dialogues)
-        pivot, source = target_rows(self._pivot, dialogues), target_rows(self._source, dialogues)
-        projection = self._project(dialogues, pivot, source, arrays)
+        tokens = self._pivot.read(dialogues), self._source.read(dialogues)
+        pivot, source = (target_rows(side, range(len(dialogues))) for side in tokens)
+        spans = align_spans(pivot, source)
+        projection = self._project(tokens, pivot, source, spans, arrays)
         aligned = {
             "topk_ids": projection.topk_ids.astype(id_dtype(self._vocabularies.vocab_size)),
             "topk_logprobs": projection.topk_logprobs,
             "label_logprob": projection.label_logprob,
             "kind": projection.kind,
         }
-        write_figures(self._url, shard, self._measure(pivot, source, arrays, projection))
+        figures = measure_shard(pivot, source, spans, arrays, projection, self._vocabularies.tables)
+        write_figures(self._url, shard, figures)
         self._store.write_shard(shard, aligned)
-        return {
-            "rows": pivot.num_rows,
-            "tokens": int(self._pivot.offsets[dialogues.stop] - self._pivot.offsets[dialogues.start]),
-        }
+        return {"rows": pivot.num_rows, "tokens": tokens[0].num_tokens}
 
     def _project(
-        self, dialogues: range, pivot: TargetRows, source: TargetRows, arrays: dict[str, np.ndarray]
+        self,
+        tokens: tuple[Tokens, Tokens],
+        pivot: TargetRows,
+        source: TargetRows,
+        spans: SpanAlignment,
+        arrays: dict[str, np.ndarray],
     ) -> Projection:
         section, k = self._config.alignment, self._store.k
         if self._same_tokenizer and same_rows(pivot, source):
             return pass_through(arrays, k)
         rows = source_rows(arrays)
         if section.token_rule == "released":
-            p, s = (dialogue_tokens(tokens, dialogues) for tokens in (self._pivot, self._source))
+            p, s = (dialogue_tokens(side, range(side.num_dialogues)) for side in tokens)
             return project_shard(p, s, rows, arrays["topk_logprobs"], self._vocabularies, k)
-        alignment = align_spans(pivot, source)
         tables = self._vocabularies.tables
         if section.row_rule == "map":
-            return project_map(pivot, alignment, rows, tables.source_to_pivot, self._vocabularies.vocab_size, k)
-        return project_chain(pivot, source, alignment, rows, tables, k)
-
-    def _measure(
-        self, pivot: TargetRows, source: TargetRows, arrays: dict[str, np.ndarray], projection: Projection
-    ) -> ShardFigures:
-        return measure_shard(pivot, source, align_spans(pivot, source), arrays, projection, self._vocabularies.tables)
+            return project_map(pivot, spans, rows, tables.source_to_pivot, self._vocabularies.vocab_size, k)
+        return project_chain(pivot, source, spans, rows, tables, k)
 
 
-def same_tokenizer(pivot: Tokens, source: Tokens) -> bool:
+def open_both_tokens(config: RunConfig, source_name: str) -> tuple[TokensReader, TokensReader]:
+    """The pivot's tokens and a source's."""
+    return TokensReader(config.tokens_url(config.pivot.name)), TokensReader(config.tokens_url(source_name))
+
+
+def tokenizer_of(tokens: TokensReader) -> Any:
+    """The tokenizer that made the tokens."""
+    attributes = tokens.attributes
+    return load_tokenizer(str(attributes["model"]), revision=attributes["revision"], template=attributes["template"])[0]
+
+
+def same_tokenizer(pivot: TokensReader, source: TokensReader) -> bool:
     """Whether both sides were cut by the same tokenizer files into the same vocabulary."""
     return all(pivot.attributes[key] == source.attributes[key] for key in ("tokenizer", "vocab_size"))
 

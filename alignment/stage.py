@@ -2,65 +2,60 @@
 
 Two passes: the first counts which tokens begin at the same byte, over the tokens alone, and maps the vocabularies; the
 second lays every row on the pivot's tokens, shard by shard. `run` does both in this process and resumes where it was
-left. On Ray, `cluster/` uses the same pieces: `claim_store` once in the driver (its counting may be given in parts by
-`shard_alignment.count_dialogues` and `cooccurrence.merge_counts`), a ShardAligner per worker or `align_shard`, and
-`finish` at the end.
+left. `cluster.alignment` does the same on Ray with the same pieces: `claim_store`, `map_vocabularies` and `finish` once
+in the driver, a `ShardCounter` and then a `ShardAligner` per worker.
 """
-
-import json
-from functools import lru_cache
-from typing import Any
 
 from fusechat import artifact
 from fusechat.artifact import Artifact, Claim
-from fusechat.chat_template import load_tokenizer
 from fusechat.config import RunConfig
 from fusechat.errors import AlignmentError
 from fusechat.logs import Progress
 from fusechat.store import RowStore
-from fusechat.tokens import Tokens
+from fusechat.tokens import TokensReader
 
 from .cooccurrence import Cooccurrence, merge_counts
 from .quality import read_figures, summarise
-from .shard_alignment import ShardAligner, count_dialogues
+from .shard_alignment import ShardAligner, ShardCounter, open_both_tokens, tokenizer_of
 from .vocabulary_file import has_vocabularies, load_vocabularies, make_vocabularies, released_texts, save_vocabularies
 
 
 def run(config: RunConfig, source_name: str, *, progress: Progress | None = None) -> Artifact:
-    """Align every missing shard of one source.
+    """Align every missing shard of one source, here, one after the other.
 
     Raises:
         ArtifactError: tokens or rows are missing, or another plan's work stands in the folder.
         AlignmentError: the two tokenizations are not of the same dialogues.
     """
     progress = progress or Progress(quiet=True)
-    claim, store = claim_store(config, source_name, progress=progress)
+    claim, store = claim_store(config, source_name)
     if claim.artifact is not None:
         return claim.artifact
-    missing = store.missing_shards()
-    if missing:
+    if not has_vocabularies(store.url):
+        counter = ShardCounter(config.dump(), source_name)
+        counter.start()
+        counts: list[Cooccurrence] = []
+        with progress.task(f"count {source_name}", store.plan.num_dialogues, "dialogues") as task:
+            for shard in range(store.plan.num_shards):
+                found = counter.run_shard(shard)
+                counts = [merge_counts([*counts, found["counts"]])]
+                task.advance(found["dialogues"])
+        map_vocabularies(config, store, source_name, counts[0], progress=progress)
+    if missing := store.missing_shards():
         aligner = ShardAligner(config.dump(), source_name)
         aligner.start()
-        done = store.plan.num_rows - sum(
-            store.plan.rows(shard).stop - store.plan.rows(shard).start for shard in missing
-        )
-        with progress.task(f"align {source_name}", store.plan.num_rows, "rows", done=done) as task:
+        with progress.task(f"align {source_name}", store.plan.num_rows, "rows", done=rows_done(store)) as task:
             for shard in missing:
                 task.advance(aligner.run_shard(shard)["rows"])
     return finish(claim, store)
 
 
-def claim_store(
-    config: RunConfig, source_name: str, *, counts: Cooccurrence | None = None, progress: Progress | None = None
-) -> tuple[Claim, RowStore]:
-    """Claim the aligned folder, count and map the vocabularies if that is not done, and open the store.
+def claim_store(config: RunConfig, source_name: str) -> tuple[Claim, RowStore]:
+    """Claim the aligned folder and open its store. One process does this before any shard is counted or aligned.
 
-    One process does this before any shard is aligned.
-
-    Args:
-        counts: over all dialogues, if they were counted elsewhere; default: counted here.
+    Raises:
+        ArtifactError, AlignmentError: as `run`.
     """
-    progress = progress or Progress(quiet=True)
     pivot_name, url = config.pivot.name, config.aligned_url(source_name)
     parents = {
         "pivot_tokens": artifact.load(config.tokens_url(pivot_name), "tokens"),
@@ -76,16 +71,37 @@ def claim_store(
         "shard_tokens": config.extraction.shard_tokens,
     }
     claim = artifact.claim(url, "aligned", settings=settings, parents=parents, if_changed=config.run.if_changed)
-    pivot, source = Tokens.read(config.tokens_url(pivot_name)), Tokens.read(config.tokens_url(source_name))
+    pivot, source = open_both_tokens(config, source_name)
     _check_dialogues(pivot, source, source_name)
     store = RowStore.create(
         url, "aligned", pivot.plan(config.extraction.shard_tokens), k=config.extraction.k,
         vocab_size=int(pivot.attributes["vocab_size"]), logprob_step=config.extraction.logprob_step,
         settings={**settings, "parents": {role: parent.fingerprint for role, parent in parents.items()}},
     )  # fmt: skip
-    if claim.artifact is None and not has_vocabularies(url):
-        _map_vocabularies(config, store, pivot, source, source_name, counts, progress)
     return claim, store
+
+
+def map_vocabularies(
+    config: RunConfig, store: RowStore, source_name: str, counts: Cooccurrence, *, progress: Progress | None = None
+) -> None:
+    """Map the vocabularies of a claimed store and keep the tables in it; all shards read them.
+
+    Args:
+        counts: over all dialogues.
+    """
+    tokenizers = [tokenizer_of(tokens) for tokens in open_both_tokens(config, source_name)]
+    released = config.alignment.token_rule == "released"
+    texts = released_texts(*tokenizers, counts.shape) if released else None
+    save_vocabularies(store.url, make_vocabularies(*tokenizers, counts, config.alignment, texts))
+    (progress or Progress(quiet=True)).say(
+        f"align {source_name}: {len(counts.counts):,} pairs of tokens counted, vocabularies mapped"
+    )
+
+
+def rows_done(store: RowStore) -> int:
+    """Rows of the shards that are written."""
+    blocks = [store.plan.rows(shard) for shard in store.present_shards()]
+    return sum(block.stop - block.start for block in blocks)
 
 
 def finish(claim: Claim, store: RowStore) -> Artifact:
@@ -103,75 +119,10 @@ def finish(claim: Claim, store: RowStore) -> Artifact:
     )
 
 
-def align_shard(config: dict[str, Any], source_name: str, shard: int) -> dict[str, int]:
-    """Align one shard of a claimed store; a plain function for whoever schedules shards.
-
-    Args:
-        config: `RunConfig.dump()`.
-    Returns:
-        rows and tokens of the shard.
-    """
-    return _aligner(json.dumps(config, sort_keys=True), source_name).run_shard(shard)
-
-
-def count_shard(config: RunConfig, source_name: str, shard: int) -> Cooccurrence:
-    """Counts of one shard's dialogues (span rule), for counting in parallel."""
-    pivot, source = _read_tokens(config.tokens_url(config.pivot.name)), _read_tokens(config.tokens_url(source_name))
-    dialogues = pivot.plan(config.extraction.shard_tokens).dialogues(shard)
-    return count_dialogues(pivot, source, dialogues, _shape(pivot, source))
-
-
-def _map_vocabularies(
-    config: RunConfig,
-    store: RowStore,
-    pivot: Tokens,
-    source: Tokens,
-    name: str,
-    counts: Cooccurrence | None,
-    progress: Progress,
-) -> None:
-    tokenizers = [
-        load_tokenizer(
-            str(tokens.attributes["model"]),
-            revision=tokens.attributes["revision"],
-            template=tokens.attributes["template"],
-        )[0]
-        for tokens in (pivot, source)
-    ]
-    shape = _shape(pivot, source)
-    texts = released_texts(*tokenizers, shape) if config.alignment.token_rule == "released" else None
-    if counts is None:
-        parts: list[Cooccurrence] = []
-        with progress.task(f"count {name}", store.plan.num_dialogues, "dialogues") as task:
-            for shard in range(store.plan.num_shards):
-                dialogues = store.plan.dialogues(shard)
-                part = count_dialogues(pivot, source, dialogues, shape, texts)
-                parts = [merge_counts([*parts, part])]
-                task.advance(len(dialogues))
-        counts = parts[0]
-    save_vocabularies(store.url, make_vocabularies(*tokenizers, counts, config.alignment, texts))
-    progress.say(f"align {name}: {len(counts.counts):,} pairs of tokens counted, vocabularies mapped")
-
-
-def _check_dialogues(pivot: Tokens, source: Tokens, name: str) -> None:
+def _check_dialogues(pivot: TokensReader, source: TokensReader, name: str) -> None:
     digests = [tokens.attributes["dialogues_digest"] for tokens in (pivot, source)]
     if digests[0] != digests[1] or pivot.num_dialogues != source.num_dialogues:
         raise AlignmentError(
             f"{name}: its tokens are of dialogues {digests[1]} ({source.num_dialogues}), the pivot's of {digests[0]} "
             f"({pivot.num_dialogues}); expected the same dialogues: tokenize both again"
         )
-
-
-def _shape(pivot: Tokens, source: Tokens) -> tuple[int, int]:
-    return int(source.attributes["vocab_size"]), int(pivot.attributes["vocab_size"])
-
-
-_read_tokens = lru_cache(maxsize=2)(Tokens.read)
-
-
-@lru_cache(maxsize=1)
-def _aligner(config: str, source_name: str) -> ShardAligner:
-    """A started aligner, kept for the next shard of the same run (`config`: JSON)."""
-    aligner = ShardAligner(json.loads(config), source_name)
-    aligner.start()
-    return aligner

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from .compiled import compiled
+
 NO_TOKEN = -1
 
 
@@ -90,7 +92,7 @@ def _number_nodes(data, offsets, ids, first_child, node_bytes, token_ids):
     return nodes
 
 
-@njit(cache=True)
+@compiled
 def step(trie, node, byte):
     """The child of a node, or -1."""
     low, high = trie.first_child[node], trie.first_child[node + 1]
@@ -105,7 +107,7 @@ def step(trie, node, byte):
     return low if low < high and trie.bytes[low] == byte else -1
 
 
-@njit(cache=True)
+@compiled
 def longest_match(trie, data, start, stop, node):
     """The longest id whose path leads from `node` through `data[start:stop]`.
 
@@ -124,7 +126,7 @@ def longest_match(trie, data, start, stop, node):
     return found, covered
 
 
-@njit(cache=True)
+@compiled
 def descend(trie, data, start, stop, node):
     """The node reached from `node` through `data[start:stop]`, or -1."""
     for place in range(start, stop):
@@ -132,3 +134,12 @@ def descend(trie, data, start, stop, node):
         if node < 0:
             break
     return node
+
+
+@njit(cache=True)
+def nodes_of(trie, surfaces):
+    """int32 [vocabulary]: the node that the bytes of each id lead to, or -1."""
+    nodes = np.empty(len(surfaces.offsets) - 1, np.int32)
+    for token_id in range(len(nodes)):
+        nodes[token_id] = descend(trie, surfaces.data, surfaces.offsets[token_id], surfaces.offsets[token_id + 1], 0)
+    return nodes

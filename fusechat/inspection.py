@@ -35,7 +35,7 @@ def show_artifact(url: str, *, dialogue: int, num_rows: int, verify: bool) -> No
     )
     if record["kind"] in ("logprobs", "aligned"):
         store = RowStore.open(url, record["kind"])
-        for line in store_figures(store):
+        for line in [*store_figures(store), *alignment_figures(record.get("counts", {}))]:
             print(line)
         if verify:
             _verify(store)
@@ -64,6 +64,18 @@ def store_figures(store: RowStore) -> list[str]:
     if "kind" in blocks[0]:
         kinds = np.bincount(np.concatenate([block["kind"] for block in blocks]), minlength=len(RowKind))
         lines.append("kinds: " + "  ".join(f"{RowKind(i).name} {n:,}" for i, n in enumerate(kinds) if n))
+    return lines
+
+
+def alignment_figures(counts: dict[str, Any]) -> list[str]:
+    """How good an alignment is, overall and by kind of text; nothing for other artifacts. See docs/alignment.md."""
+    if "coverage" not in counts:
+        return []
+    columns = ("coverage", "mass_home", "bits_per_byte_lost_share", "label_bits_per_byte_lost_share")
+    lines = [f"{'text':<14}{'rows':>12}{'coverage':>10}{'mass home':>11}{'bits/byte lost':>16}{'by the labels':>15}"]
+    for name, part in {"all": counts, **counts.get("by_text", {})}.items():
+        shown = ["-" if part[column] is None else f"{part[column]:.2%}" for column in columns]
+        lines.append(f"{name:<14}{part['rows']:>12,}{shown[0]:>10}{shown[1]:>11}{shown[2]:>16}{shown[3]:>15}")
     return lines
 
 

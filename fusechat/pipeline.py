@@ -51,7 +51,7 @@ def steps(config: RunConfig) -> list[Step]:
     urls = tuple(config.logprobs_url(name) for name in names)
     found.append(Step("extract", "", urls, lambda config, progress: _extract(config, names, progress)))
     for name in sources:
-        found.append(Step("align", name, (config.aligned_url(name),), _stage_call("alignment.stage", name)))
+        found.append(Step("align", name, (config.aligned_url(name),), _stage_call("cluster.alignment", name)))
     for name in targets:
         found.append(Step("train", name, (str(config.target_path(name)),), _stage_call("trainer.stage", name)))
     found.append(Step("merge", "", (str(config.fused_path),), _merge))

@@ -11,7 +11,7 @@ from .artifact import storage_errors
 from .contracts import CONTRACT_VERSION, TOKENS
 from .errors import ArtifactError
 from .shard_plan import ShardPlan, plan_shards
-from .store import ATTRIBUTE, read_array, write_array
+from .store import ATTRIBUTE, write_array
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,8 @@ class Tokens:
             ArtifactError: there is none.
             ContractError: it does not obey the contract.
         """
-        try:
-            group = zarr.open_group(store=url, mode="r")
-            arrays = {name: read_array(group, name) for name in TOKENS.names}
-            attributes: Any = group.attrs[ATTRIBUTE]
-        except (FileNotFoundError, KeyError):
-            raise ArtifactError(f"{url}: found no tokens; run `fusechat tokenize` first") from None
-        TOKENS.validate(arrays, axes={"dialogues+1": len(arrays["offsets"])}, place=url)
-        return cls(**arrays, attributes=dict(attributes))
+        reader = TokensReader(url)
+        return reader.read(range(reader.num_dialogues))
 
     def write(self, url: str) -> None:
         """Write a tokens artifact; what was there is replaced."""
@@ -90,3 +84,44 @@ class Tokens:
     def plan(self, shard_tokens: int) -> ShardPlan:
         """Cut the dialogues into shards."""
         return plan_shards(self.lengths, np.diff(self.row_offsets), shard_tokens)
+
+
+class TokensReader:
+    """A tokens artifact read by ranges of dialogues, so that memory does not grow with the corpus.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        try:
+            group = zarr.open_group(store=url, mode="r")
+            self._arrays: dict[str, Any] = {name: group[name] for name in TOKENS.names}
+            self.attributes: dict[str, Any] = dict(group.attrs[ATTRIBUTE])  # type: ignore[arg-type]
+        except (FileNotFoundError, KeyError):
+            raise ArtifactError(f"{url}: found no tokens; run `fusechat tokenize` first") from None
+        self.offsets = np.asarray(self._arrays["offsets"][...])
+
+    @property
+    def num_dialogues(self) -> int:
+        return len(self.offsets) - 1
+
+    def read(self, dialogues: range) -> Tokens:
+        """The tokens of consecutive dialogues, counted from 0.
+
+        Raises:
+            ContractError: they do not obey the contract.
+        """
+        first, last = int(self.offsets[dialogues.start]), int(self.offsets[dialogues.stop])
+        arrays = {
+            name: np.asarray(self._arrays[name][first:last]) for name in ("token_ids", "is_target", "content_span")
+        }
+        arrays["offsets"] = self.offsets[dialogues.start : dialogues.stop + 1] - first
+        TOKENS.validate(arrays, axes={"dialogues+1": len(arrays["offsets"])}, place=self.url)
+        return Tokens(**arrays, attributes=self.attributes)
+
+    def plan(self, shard_tokens: int) -> ShardPlan:
+        """Cut the dialogues into shards, as `Tokens.plan`."""
+        rows = np.concatenate([[0], np.cumsum(self._arrays["is_target"][...])])[self.offsets]
+        return plan_shards(np.diff(self.offsets), np.diff(rows), shard_tokens)

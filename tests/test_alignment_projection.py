@@ -21,6 +21,19 @@ def _cut(text, pieces):
     return found
 
 
+def _cut_joined(before, piece, pieces):
+    """Longest match over a text and a piece after it; a token that reaches into the piece ends where the piece is cut."""
+    text, found, place = before + piece, [], 0
+    names = {i: p for p, i in pieces.items()}
+    ends = {len(before) + int(n) for n in np.cumsum([0, *(len(names[i]) for i in _cut(piece, pieces))])}
+    while place < len(text):
+        fitting = (n for n in range(len(text) - place, 0, -1) if place + n <= len(before) or place + n in ends)
+        length = next(n for n in fitting if text[place : place + n] in pieces)
+        found.append(pieces[text[place : place + length]])
+        place += length
+    return found
+
+
 def _random_cut(rng, text, pieces):
     found, place = [], 0
     while place < len(text):
@@ -83,7 +96,7 @@ def _reference(text, source, source_ids, probs, pivot, pivot_ids, images):
             mass = reached[j] * probs[j, v]
             if v == label or mass == 0:
                 continue
-            tokens, end = _cut(text[: starts[j]] + (source[v] if v < len(source) else b""), place_of), 0
+            tokens, end = _cut_joined(text[: starts[j]], source[v] if v < len(source) else b"", place_of), 0
             if v == len(source):
                 tokens.append(images[v])  # the source ends its turn here
             for i, token in enumerate(tokens):
@@ -105,8 +118,8 @@ def _reference(text, source, source_ids, probs, pivot, pivot_ids, images):
                 same = first < len(source_ids) and v == source_ids[first]
                 if (
                     not same
-                    and len(_cut(text[: starts[first]] + source[v], place_of)) > i
-                    and _cut(text[: starts[first]] + source[v], place_of)[: i + 1] != list(pivot_ids[: i + 1])
+                    and len(_cut_joined(text[: starts[first]], source[v], place_of)) > i
+                    and _cut_joined(text[: starts[first]], source[v], place_of)[: i + 1] != list(pivot_ids[: i + 1])
                 ):
                     taken += probs[first, v]
         whole = (

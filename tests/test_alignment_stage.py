@@ -5,62 +5,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from alignment_runs import beside, objects_of, prepared
 
 from alignment import stage
 from alignment.cooccurrence import merge_counts
+from alignment.shard_alignment import ShardAligner, ShardCounter
 from alignment.vocabulary_file import load_vocabularies
 from fusechat import artifact
-from fusechat.config import RunConfig, load_config
+from fusechat.config import RunConfig
 from fusechat.contracts import RowKind
 from fusechat.errors import AlignmentError, ArtifactError
+from fusechat.inspection import show_artifact
 from fusechat.store import RowStore
-from fusechat.tokenize_stage import prepare_dialogues, tokenize
 from fusechat.tokens import Tokens
-
-
-def write_random_rows(config: RunConfig, name: str, seed: int = 0) -> None:
-    """A finished logprobs store with invented rows, in which labels are likely."""
-    tokens, rng = Tokens.read(config.tokens_url(name)), np.random.default_rng(seed)
-    vocab_size, k, url = int(tokens.attributes["vocab_size"]), config.extraction.k, config.logprobs_url(name)
-    parents = {"tokens": artifact.load(config.tokens_url(name), "tokens")}
-    claim = artifact.claim(url, "logprobs", settings={"seed": seed}, parents=parents)
-    store = RowStore.create(
-        url, "logprobs", tokens.plan(config.extraction.shard_tokens), k=k, vocab_size=vocab_size,
-        logprob_step=config.extraction.logprob_step, settings={"seed": seed},
-    )  # fmt: skip
-    labels = tokens.token_ids[tokens.is_target]
-    ids = np.stack([rng.choice(vocab_size, k, replace=False) for _ in labels])
-    place = rng.integers(0, k, len(labels))
-    missing = ~(ids == labels[:, None]).any(axis=1)
-    ids[missing, place[missing]] = labels[missing]
-    probs = -np.sort(-rng.dirichlet(np.full(k + 1, 0.3), len(labels))[:, :k], axis=1)
-    logprobs = np.log(np.maximum(probs, 1e-9)).astype(np.float32)
-    own = np.take_along_axis(logprobs, np.argmax(ids == labels[:, None], axis=1)[:, None], 1)[:, 0]
-    for shard in store.missing_shards():
-        rows = store.plan.rows(shard)
-        arrays = {
-            "topk_ids": ids[rows].astype(store_dtype(vocab_size)),
-            "topk_logprobs": logprobs[rows],
-            "label_logprob": own[rows],
-        }
-        store.write_shard(shard, arrays)
-    claim.finish({})
-
-
-def store_dtype(vocab_size: int) -> str:
-    return "uint16" if vocab_size <= 65_536 else "uint32"
 
 
 @pytest.fixture
 def config(run_file: Path) -> RunConfig:
-    """Tokens of the pivot and its source, and invented rows of the source; several shards."""
-    config = load_config(run_file, ["extraction.shard_tokens=300"])
-    prepare_dialogues(config)
-    for model in config.models:
-        tokenize(config, model.name)
-    for source in config.sources:
-        write_random_rows(config, source.name)
-    return config
+    return prepared(run_file, "extraction.shard_tokens=300")
 
 
 def _changed(config: RunConfig, tmp_path: Path, **alignment: str) -> RunConfig:
@@ -91,31 +53,29 @@ def test_stage_run_twice_skips_and_leaves_the_store_alone(config):
 def test_stage_run_after_lost_shards_writes_the_same_bytes(config):
     name = config.sources[0].name
     url = Path(stage.run(config, name).url)
-    objects = {p: p.read_bytes() for p in url.rglob("c/*") if p.is_file()}
+    objects = objects_of(url)
     record = json.loads((url / "artifact.json").read_text())
     (url / "artifact.json").unlink()
     (url / "label_logprob" / "c" / "1").unlink()
     again = stage.run(config, name)
-    assert {p: p.read_bytes() for p in url.rglob("c/*") if p.is_file()} == objects
+    assert objects_of(url) == objects
     assert again.counts == record["counts"]
 
 
-def test_stage_shards_by_plain_function_equal_the_run(config, tmp_path):
+def test_stage_shards_in_any_order_equal_the_run(config, tmp_path):
     name = config.sources[0].name
-    whole = RowStore.open(stage.run(config, name).url, "aligned")
-    other = config.model_copy(update={"run": config.run.model_copy(update={"store": str(tmp_path / "other")})})
-    for folder in ("tokens", "logprobs"):
-        (tmp_path / "other").mkdir(exist_ok=True)
-        (tmp_path / "other" / folder).symlink_to(Path(config.store_url).resolve() / folder)
-    plan = Tokens.read(config.tokens_url(config.pivot.name)).plan(config.extraction.shard_tokens)
-    counts = merge_counts(stage.count_shard(other, name, shard) for shard in reversed(range(plan.num_shards)))
-    claim, store = stage.claim_store(other, name, counts=counts)
+    whole = Path(stage.run(config, name).url)
+    other = beside(config, tmp_path)
+    claim, store = stage.claim_store(other, name)
+    counter, aligner = ShardCounter(other.dump(), name), ShardAligner(other.dump(), name)
+    counter.start()
+    parts = [counter.run_shard(shard)["counts"] for shard in reversed(range(store.plan.num_shards))]
+    stage.map_vocabularies(other, store, name, merge_counts(parts))
+    aligner.start()
     for shard in reversed(store.missing_shards()):
-        stage.align_shard(other.dump(), name, shard)
-    assert stage.finish(claim, store).counts["kinds"] == artifact.load(whole.url, "aligned").counts["kinds"]
-    for shard in range(store.plan.num_shards):
-        for key, array in store.read_shard(shard).items():
-            np.testing.assert_array_equal(array, whole.read_shard(shard)[key])
+        aligner.run_shard(shard)
+    assert stage.finish(claim, store).counts == artifact.load(whole, "aligned").counts
+    assert objects_of(Path(store.url)) == objects_of(whole)
 
 
 @pytest.mark.parametrize(
@@ -139,13 +99,8 @@ def test_stage_run_other_rule_on_same_folder_is_refused(config, tmp_path):
 
 
 def test_stage_same_tokenizer_rows_pass_through(run_file, tiny_models):
-    overrides = [f"sources.0.model={tiny_models['llama']}", "extraction.shard_tokens=300"]
-    config = load_config(run_file, overrides)
-    prepare_dialogues(config)
-    for model in config.models:
-        tokenize(config, model.name)
+    config = prepared(run_file, "extraction.shard_tokens=300", f"sources.0.model={tiny_models['llama']}")
     name = config.sources[0].name
-    write_random_rows(config, name)
     made = stage.run(config, name)
     rows, aligned = RowStore.open(config.logprobs_url(name), "logprobs"), RowStore.open(made.url, "aligned")
     for shard, block in aligned.iter_shards():
@@ -173,3 +128,16 @@ def test_stage_vocabularies_survive_the_file(config):
     found = load_vocabularies(made.url)
     assert found.origin_counts() == made.counts["vocabulary_map"]
     assert found.counts.matrix().sum() == found.counts.counts.sum() > 0
+
+
+def test_inspect_shows_the_figures_by_kind_of_text(config, capsys):
+    made = stage.run(config, config.sources[0].name)
+    show_artifact(made.url, dialogue=0, num_rows=3, verify=True)
+    lines = capsys.readouterr().out.splitlines()
+    table = lines[next(i for i, line in enumerate(lines) if line.startswith("text ")) :]
+    assert table[0].split() == ["text", "rows", "coverage", "mass", "home", "bits/byte", "lost", "by", "the", "labels"]
+    names = ["all", *made.counts["by_text"]]
+    assert {"prose", "digits", "code", "other_scripts", "end_of_turn"} <= set(names)
+    for name, line in zip(names, table[1:], strict=False):
+        part = made.counts if name == "all" else made.counts["by_text"][name]
+        assert line.split()[:3] == [name, f"{part['rows']:,}", f"{part['coverage']:.2%}"]

@@ -80,6 +80,13 @@ def _lowercasing_words() -> PreTrainedTokenizerFast:
     return fast
 
 
+def _compatible_forms() -> PreTrainedTokenizerFast:
+    """Byte-level BPE over NFKC: one letter may come of several, several of one."""
+    fast = byte_level_tokenizer(400, TEMPLATES[1])
+    fast.backend_tokenizer.normalizer = normalizers.NFKC()
+    return fast
+
+
 @pytest.fixture(scope="module")
 def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
     return {
@@ -87,6 +94,7 @@ def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
         "more_bytes": byte_level_tokenizer(330, TEMPLATES[1]),
         "marks": _sentencepiece_like(),
         "words": _lowercasing_words(),
+        "nfkc": _compatible_forms(),
     }
 
 
@@ -128,7 +136,7 @@ _FEW = settings(
 
 
 @_FEW
-@given(_ANY, st.sampled_from(["bytes", "more_bytes", "marks"]), st.sampled_from(["bytes", "marks", "words"]))
+@given(_ANY, st.sampled_from(["bytes", "more_bytes", "marks"]), st.sampled_from(["bytes", "marks", "words", "nfkc"]))
 def test_align_spans_any_text_is_monotone_and_holds_the_byte(tokenizers, text, one, other):
     try:
         pivot, source = (
@@ -145,6 +153,44 @@ def test_align_spans_any_text_is_monotone_and_holds_the_byte(tokenizers, text, o
     assert ((pivot.starts[met] < ends) | (starts == ends)).all()
     covers = ~pivot.is_end_of_turn & (pivot.starts < pivot.ends)
     assert met[covers & (pivot.starts >= source.starts.min()) & (pivot.starts < source.ends.max())].all()
+
+
+@_FEW
+@given(_ANY, _ANY, st.sampled_from(["bytes", "more_bytes", "marks"]))
+def test_target_rows_any_text_cover_the_content_exactly(tokenizers, text, again, name):
+    rows = _rows(tokenizers[name], TEMPLATES[0], "q", text, "and", again)
+    for turn, content in zip(
+        np.split(np.arange(rows.num_rows), np.flatnonzero(rows.opens_turn)[1:]), (text, again), strict=True
+    ):
+        inside = turn[~rows.is_end_of_turn[turn]]
+        first = len(b"q") if content is text and turn[0] == 0 else len(("q" + text + "and").encode())
+        assert rows.starts[inside[0]] == first
+        assert rows.ends[inside[-1]] == first + len(content.encode())
+        np.testing.assert_array_equal(rows.starts[inside[1:]], rows.ends[inside[:-1]])
+        assert (
+            rows.starts[rows.is_end_of_turn & np.isin(np.arange(rows.num_rows), turn)] == rows.ends[inside[-1]]
+        ).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"), [("\ufb01ne", 3), ("\uff46\uff55\uff4c\uff4c", 3), ("e\u0301", 2), ("\u2460 1\u00bd", 3)]
+)
+def test_project_chain_normalising_tokenizers_keep_the_sources_probability(tokenizers, text, pieces):
+    """Ligatures, wide letters, combining marks and circled digits: NFKC changes their bytes, not where they stand."""
+    pivot, source = (
+        _rows(tokenizers["nfkc"], TEMPLATES[1], "q", text),
+        _rows(tokenizers["bytes"], TEMPLATES[0], "q", text),
+    )
+    content = ~pivot.is_end_of_turn
+    assert pivot.starts[content].min() == 1 and pivot.ends[content].max() == 1 + len(text.encode())
+    found = align_spans(pivot, source)
+    met = found.source_row >= 0
+    assert met.any() and (source.starts[found.source_row[met]] + found.inside[met] == pivot.starts[met]).all()
+    tables = _tables(tokenizers["nfkc"], tokenizers["bytes"])
+    arrays = _fake_rows(np.random.default_rng(0), source, len(tables.source.offsets) - 1, 5)
+    rows = project_chain(pivot, source, found, source_rows(arrays), tables, 5)
+    assert (rows.kind[~met] == RowKind.EMPTY).all()
+    assert (rows.label_logprob[rows.kind != RowKind.EMPTY] <= 0).all()
 
 
 @_FEW
@@ -201,12 +247,19 @@ def test_project_chain_adversarial_text_has_a_row_everywhere(tokenizers, text, n
     assert found.kind[-1] == RowKind.END_OF_TURN
 
 
-def test_align_spans_very_long_word_is_aligned(tokenizers):
+def test_project_chain_word_of_100k_letters_loses_nothing(tokenizers):
     rows = [_rows(tokenizers[name], TEMPLATES[0], "q", "ab" * 50_000) for name in ("bytes", "marks")]
     found = align_spans(*rows)
     content = ~rows[0].is_end_of_turn
     assert (found.source_row[content] >= 0).all()
     assert rows[0].ends[content].max() - rows[0].starts[content].min() == 100_000
+    tables = _tables(tokenizers["bytes"], tokenizers["marks"])
+    arrays = _fake_rows(np.random.default_rng(0), rows[1], len(tables.source.offsets) - 1, 5)
+    projected = project_chain(*rows, found, source_rows(arrays), tables, 5)
+    assert (projected.kind != RowKind.EMPTY).all()
+    # The source's own tokens are one way to write the text; candidates that spell the same add a little.
+    own, found = (sums.sum(dtype=np.float64) for sums in (arrays["label_logprob"], projected.label_logprob))
+    assert own - 1.0 <= found <= 0.99 * own
 
 
 def test_lone_surrogate_is_refused(tmp_path):
@@ -230,23 +283,44 @@ def test_align_spans_other_number_of_dialogues_is_refused(tokenizers):
         align_spans(rows, rows._replace(offsets=np.array([0, 1, rows.num_rows])))
 
 
-def test_project_chain_identity_map_returns_the_row(tokenizers):
+def test_pass_through_returns_the_rows_padded(tokenizers):
     rows = _rows(tokenizers["bytes"], TEMPLATES[0], "q", "How many apples? 12 + 34")
-    tables = _tables(tokenizers["bytes"], tokenizers["bytes"])
-    rng = np.random.default_rng(1)
-    arrays = _fake_rows(rng, rows, 256, 4)
-    arrays["topk_ids"][:, 1:] = [
-        rng.choice(np.flatnonzero(np.arange(3, 100)), 3, replace=False) + 3 for _ in range(rows.num_rows)
-    ]
+    arrays = _fake_rows(np.random.default_rng(1), rows, 256, 4)
     found = pass_through(arrays, 6)
     np.testing.assert_array_equal(found.topk_ids[:, :4], arrays["topk_ids"])
+    np.testing.assert_array_equal(found.topk_logprobs[:, :4], arrays["topk_logprobs"])
     assert np.isneginf(found.topk_logprobs[:, 4:]).all() and (found.kind == RowKind.IDENTITY).all()
-    plain = project_map(rows, align_spans(rows, rows), source_rows(arrays), np.arange(600, dtype=np.int32), 600, 4)
+
+
+@_FEW
+@given(_ANY, st.integers(0, 1000), st.integers(1, 8), st.sampled_from(["bytes", "marks", "words"]))
+def test_project_map_through_the_identity_returns_the_rows(tokenizers, text, seed, k, name):
+    try:
+        rows = _rows(tokenizers[name], TEMPLATES[0], "q", text)
+    except DialogueError:
+        return
+    arrays = _fake_rows(np.random.default_rng(seed), rows, 600, k)
+    found = project_map(rows, align_spans(rows, rows), source_rows(arrays), np.arange(600, dtype=np.int32), 600, k)
     for i in range(rows.num_rows):
-        expected = dict(zip(arrays["topk_ids"][i].tolist(), np.exp(arrays["topk_logprobs"][i]).tolist(), strict=True))
-        got = dict(zip(plain.topk_ids[i].tolist(), np.exp(plain.topk_logprobs[i]).tolist(), strict=True))
-        assert got == pytest.approx(expected, rel=1e-5)
-    assert len(tables.candidates) == len(tables.source.offsets) - 1
+        masses = np.zeros(600)
+        np.add.at(masses, arrays["topk_ids"][i], np.exp(arrays["topk_logprobs"][i].astype(np.float64)))
+        got = np.zeros(600)
+        real = np.isfinite(found.topk_logprobs[i])
+        got[found.topk_ids[i][real]] = np.exp(found.topk_logprobs[i][real])
+        np.testing.assert_allclose(got, masses, rtol=1e-5, atol=1e-9)
+
+
+@_FEW
+@given(st.lists(st.integers(-1, 20), min_size=600, max_size=600), st.integers(0, 1000), st.integers(1, 8))
+def test_project_map_any_map_never_lifts_the_mass_above_the_rows(tokenizers, images, seed, k):
+    rows = _rows(tokenizers["bytes"], TEMPLATES[0], "q", "How many apples? 12 + 34")
+    arrays = _fake_rows(np.random.default_rng(seed), rows, 600, 6)
+    found = project_map(rows, align_spans(rows, rows), source_rows(arrays), np.array(images, np.int32), 600, k)
+    mass = np.exp(found.topk_logprobs.astype(np.float64)).sum(axis=1)
+    assert (mass <= np.exp(arrays["topk_logprobs"].astype(np.float64)).sum(axis=1) + 1e-5).all()
+    for ids, logprobs in zip(found.topk_ids, found.topk_logprobs, strict=True):
+        real = ids[np.isfinite(logprobs)]
+        assert len(set(real.tolist())) == len(real)
 
 
 def test_project_map_two_ids_with_one_image_add_up(tokenizers):
