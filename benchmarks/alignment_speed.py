@@ -1,0 +1,152 @@
+"""What alignment costs, on one core: spans alone, the whole stage with its stores, the released mode's warping.
+
+Process time; the stage runs in a process of its own that gets finished stores, so that its peak memory is its own.
+Real tokens and rows repeated up to the wanted number.
+"""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alignment import align_released, stage
+from alignment.cooccurrence import merge_counts
+from alignment.shard_alignment import ShardAligner, ShardCounter
+from alignment.token_alignment import align_spans, target_rows
+from fusechat import artifact
+from fusechat.config import RunConfig
+from fusechat.contracts import id_dtype
+from fusechat.dialogues import Dialogue
+from fusechat.store import RowStore
+from fusechat.tokens import Tokens
+
+from .alignment_rows import K
+
+ROUNDS = 3
+WARM_TOKENS = 20_000
+Side = tuple[Any, Tokens]
+"""Tokenizer and tokens."""
+
+
+def repeated(tokens: Tokens, times: int) -> Tokens:
+    """The same dialogues again and again."""
+    offsets = (tokens.offsets[:-1] + np.arange(times)[:, None] * tokens.num_tokens).ravel()
+    return Tokens(
+        np.tile(tokens.token_ids, times), np.tile(tokens.is_target, times), np.tile(tokens.content_span, (times, 1)),
+        np.append(offsets, times * tokens.num_tokens), tokens.attributes,
+    )  # fmt: skip
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Process time of a call, the median of some."""
+    found = []
+    for _ in range(ROUNDS):
+        start = time.process_time()
+        work()
+        found.append(time.process_time() - start)
+    return statistics.median(found)
+
+
+def span_speed(pivot: Tokens, source: Tokens, num_tokens: int = 1_000_000) -> float:
+    """Pivot tokens per second and core: target rows and their alignment."""
+    times = max(1, round(num_tokens / pivot.num_tokens))
+    p, s = repeated(pivot, times), repeated(source, times)
+    everything = range(p.num_dialogues)
+    align_spans(target_rows(p, everything), target_rows(s, everything))  # compiles
+    return p.num_tokens / seconds(lambda: align_spans(target_rows(p, everything), target_rows(s, everything)))
+
+
+def released_speed(pivot_tokenizer: Any, source_tokenizer: Any, dialogues: list[Dialogue]) -> float:
+    """Pivot tokens per second of the warping on texts of 1,000 pivot tokens, costs of all pairs of texts included."""
+    text = "\n".join(message.content for dialogue in dialogues for message in dialogue.messages)
+    ids = pivot_tokenizer.encode(text, add_special_tokens=False)
+    starts = range(0, min(len(ids) - 1000, 10_000), 1000)
+    pairs = []
+    for one in (pivot_tokenizer.decode(ids[i : i + 1000]) for i in starts):
+        sides = []
+        for tokenizer in (pivot_tokenizer, source_tokenizer):
+            pieces = tokenizer.encode(one, add_special_tokens=False)
+            sides.append([tokenizer.decode([i]) for i in pieces])
+        pairs.append(sides)
+    align_released(*pairs[0])
+    return sum(len(pair[0]) for pair in pairs) / seconds(lambda: [align_released(*pair) for pair in pairs])
+
+
+def stage_speed(pivot: Side, source: Side, rows: dict[str, np.ndarray], num_tokens: int) -> dict[str, float]:
+    """Seconds, tokens and peak memory of the stage on stores of about `num_tokens` pivot tokens."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, size in (("warm", WARM_TOKENS), ("real", num_tokens)):
+            make_stores(Path(folder) / name, pivot[1], source[1], rows, size)
+        command = [sys.executable, "-m", "benchmarks.alignment_speed", folder]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    if done.returncode:
+        raise RuntimeError(f"the stage in a process of its own failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def stage_config(folder: Path) -> RunConfig:
+    """A run over a pivot and a source whose stores stand in a folder."""
+    sections = {"run": {"output": str(folder)}, "dialogues": {"train": ["none"]}, "extraction": {"k": K}}
+    names = {"pivot": {"name": "pivot", "model": "pivot"}, "sources": [{"name": "source", "model": "source"}]}
+    return RunConfig.model_validate({**sections, **names})
+
+
+def make_stores(folder: Path, pivot: Tokens, source: Tokens, rows: dict[str, np.ndarray], num_tokens: int) -> None:
+    """Tokens artifacts and a logprobs store of repeated dialogues."""
+    config, times = stage_config(folder), max(1, round(num_tokens / pivot.num_tokens))
+    for name, tokens in (("pivot", pivot), ("source", source)):
+        repeated(tokens, times).write(config.tokens_url(name))
+        artifact.claim(config.tokens_url(name), "tokens", settings={"tokens": times}, parents={}).finish({})
+    claim = artifact.claim(config.logprobs_url("source"), "logprobs", settings={"tokens": times}, parents={})
+    vocab_size = int(source.attributes["vocab_size"])
+    store = RowStore.create(
+        claim.url, "logprobs", repeated(source, times).plan(config.extraction.shard_tokens), k=K, vocab_size=vocab_size,
+        logprob_step=config.extraction.logprob_step, settings={},
+    )  # fmt: skip
+    for shard in range(store.plan.num_shards):
+        block = store.plan.rows(shard)
+        place = np.arange(block.start, block.stop) % source.num_rows
+        arrays = {name: array[place] for name, array in rows.items()}
+        store.write_shard(shard, {**arrays, "topk_ids": arrays["topk_ids"].astype(id_dtype(vocab_size))})
+    claim.finish({})
+
+
+def run_stage(config: RunConfig) -> dict[str, float]:
+    """Process time of counting, projection, reading and writing; that of tokenizers and the vocabulary map stands apart."""
+    begun = time.process_time()
+    claim, store = stage.claim_store(config, "source")
+    counter = ShardCounter(config.dump(), "source")
+    counter.start()
+    counts = merge_counts(counter.run_shard(shard)["counts"] for shard in range(store.plan.num_shards))
+    counted = time.process_time()
+    del counter
+    stage.map_vocabularies(config, store, "source", counts)
+    mapped = time.process_time()
+    aligner = ShardAligner(config.dump(), "source")
+    aligner.start()
+    tokens = sum(aligner.run_shard(shard)["tokens"] for shard in store.missing_shards())
+    stage.finish(claim, store)
+    done = time.process_time()
+    return {
+        "tokens": tokens, "seconds": counted - begun + done - mapped, "count_seconds": counted - begun,
+        "map_seconds": mapped - counted, "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }  # fmt: skip
+
+
+def growth(points: list[dict[str, float]]) -> float:
+    """Exponent b of seconds ~ tokens**b, by least squares on logarithms."""
+    x, y = (np.log([point[key] for point in points]) for key in ("tokens", "seconds"))
+    return float(np.polyfit(x, y, 1)[0])
+
+
+if __name__ == "__main__":
+    run_stage(stage_config(Path(sys.argv[1]) / "warm"))  # compiled code is loaded
+    print(json.dumps(run_stage(stage_config(Path(sys.argv[1]) / "real"))))
