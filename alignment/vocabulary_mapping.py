@@ -109,6 +109,9 @@ def build_map(
     else:
         source, pivot = [_spell(p) for p in source_pieces], [_spell(p) for p in pivot_pieces]
         same = _same_piece(source, pivot, matrix.shape[0])
+        if segments is not None:  # of several ids that spell the same, the one that stands in texts
+            alone = np.flatnonzero(np.diff(segments.offsets) == 1)
+            same[alone] = segments.token_ids[segments.offsets[alone]]
         if rule == "frequency":
             images = most_frequent(matrix, same)
             _set(result, np.flatnonzero(images >= 0), images[images >= 0], Origin.COUNTED)

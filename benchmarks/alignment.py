@@ -19,6 +19,7 @@ import os
 import platform
 import statistics
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,12 @@ def measured(rule: str, pivot: tuple, source: tuple, rows: dict, made: dict[Any,
     return {**figures, "vocabulary_map": vocabularies.origin_counts()}
 
 
-def quality(models: Path, dialogues: list[Dialogue], out: Path) -> dict[str, Any]:
-    """`source -> pivot, template, rule` -> figures; and the keys of the result."""
+def quality(models: Path, dialogues: list[Dialogue], out: Path, rules: Sequence[str] = tuple(RULES)) -> dict[str, Any]:
+    """Prints the table of rules; returns the keys of the result.
+
+    Args:
+        rules: `default` and `released` among them.
+    """
     found: dict[str, Any] = {}
     for pivot_name, source_name in (PAIR, PAIR[::-1]):
         pivot, made = tokens_of(models / pivot_name, dialogues), {}  # type: Any, dict[Any, Vocabularies]
@@ -72,11 +77,11 @@ def quality(models: Path, dialogues: list[Dialogue], out: Path) -> dict[str, Any
             text = None if template == "native" else pivot[1].attributes["template"]
             source = tokens_of(models / source_name, dialogues, text)
             rows = model_rows(models / source_name, source[1], out)
-            for rule in RULES:
+            for rule in rules:
                 key = f"{source_name} -> {pivot_name}, {template} template, {rule}"
                 found[key] = measured(rule, pivot, source, rows, made)
                 print_figures(key, found[key])
-    native = {r: [f for key, f in found.items() if key.endswith(f"native template, {r}")] for r in RULES}
+    native = {r: [f for key, f in found.items() if key.endswith(f"native template, {r}")] for r in rules}
     worst = {rule: max(native[rule], key=lambda f: f["bits_per_byte_lost_share"]) for rule in native}
     return {
         "dialogues": len(dialogues),
@@ -143,7 +148,7 @@ def speed(models: Path, dialogues: list[Dialogue], out: Path) -> dict[str, Any]:
     }
 
 
-PARTS = {"quality": quality, "truth": truth, "pairs": pairs, "speed": speed}
+PARTS: dict[str, Callable[..., dict[str, Any]]] = {"quality": quality, "truth": truth, "pairs": pairs, "speed": speed}
 
 
 def print_figures(key: str, figures: dict[str, Any]) -> None:
@@ -155,6 +160,7 @@ def print_figures(key: str, figures: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", nargs="+", choices=list(PARTS), default=list(PARTS), help="what to measure")
+    parser.add_argument("--rules", nargs="+", choices=list(RULES), default=list(RULES), help="of the quality table")
     parser.add_argument("--models", type=Path, default=Path("models"), help="folder with the demo's models")
     parser.add_argument("--dialogues", type=Path, default=Path("examples/dialogues/held_out.jsonl"))
     parser.add_argument("--limit", type=int, default=120, help="dialogues of it")
@@ -166,7 +172,8 @@ def main() -> None:
     results = arguments.out / f"alignment.{arguments.dialogues.stem}.{len(dialogues)}.json"
     kept = json.loads(results.read_text()) if results.exists() else {}
     for part in arguments.part:
-        kept |= PARTS[part](arguments.models, dialogues, arguments.out)
+        options = {"rules": list(dict.fromkeys([*arguments.rules, "default", "released"]))} if part == "quality" else {}
+        kept |= PARTS[part](arguments.models, dialogues, arguments.out, **options)
         results.write_text(json.dumps(kept))
     print(json.dumps(kept))
 

@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerFast
 
 from alignment import map_vocabulary
 from alignment.cooccurrence import count_ids, merge_counts
-from alignment.piece_segmentation import encode_pieces, pivot_trie, segment_pieces
+from alignment.piece_segmentation import Segments, encode_pieces, pivot_trie, segment_pieces
 from alignment.projection import make_tables, pass_through, project_chain, project_map, source_rows
 from alignment.token_alignment import align_spans, collect_target_rows
-from alignment.vocabulary_mapping import nearest_pieces
+from alignment.vocabulary_mapping import build_map, nearest_pieces
 from alignment.vocabulary_trie import flatten_surfaces
 from fusechat.contracts import RowKind
 from fusechat.dialogues import Dialogue, Message, read_dialogues
@@ -377,6 +377,14 @@ def test_map_vocabulary_exact_and_min_edit():
     counts = sparse.csr_matrix((6, 7))
     np.testing.assert_array_equal(map_vocabulary(counts, SOURCE, PIVOT, rule="exact"), [0, 1, -1, -1, -1, -1])
     np.testing.assert_array_equal(map_vocabulary(counts, SOURCE, PIVOT, rule="min_edit"), [0, 1, 3, 4, -1, 4])
+
+
+@pytest.mark.parametrize("rule", ["frequency", "exact", "min_edit"])
+def test_build_map_same_piece_is_the_id_that_stands_in_texts(rule):
+    """Vocabularies with byte pieces spell `1` twice; no tokenizer writes the byte piece for it."""
+    counts = sparse.csr_matrix((1, 2))
+    found = build_map(counts, [b"1"], [b"1", b"1"], rule=rule, segments=Segments(np.array([1]), np.array([0, 1])))
+    assert found.source_to_pivot.tolist() == [1]
 
 
 def test_map_vocabulary_released_prefers_the_rarer_of_equals():
