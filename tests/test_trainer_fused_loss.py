@@ -21,6 +21,8 @@ OPTIONS = [
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(fused_loss.CHUNK_BYTES, "cpu", 4 * 61 * 5)  # five tokens
+    monkeypatch.setattr(fused_loss, "BLOCK_BYTES", 4 * 61 * 10)
+    monkeypatch.setattr(fused_loss, "VOCABULARY_TILE", 16)
 
 
 def problem(dtype: torch.dtype = torch.float32, tokens: int = 17) -> dict[str, Tensor]:
@@ -76,7 +78,11 @@ def test_fused_loss_gradient_equals_finite_differences(options: dict) -> None:
     assert torch.autograd.gradcheck(loss, leaves, eps=1e-6, atol=1e-6, rtol=1e-4, fast_mode=True)
 
 
-def test_fused_loss_of_bfloat16_model_accumulates_in_float32() -> None:
+@pytest.mark.parametrize("in_hardware", [False, True])
+def test_fused_loss_of_bfloat16_model_accumulates_in_float32(
+    in_hardware: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused_loss, "cpu_has_bfloat16_products", lambda: in_hardware)
     p = problem()
     half = {name: value.bfloat16() if name in ("hidden", "weight", "bias") else value for name, value in p.items()}
     exact = {name: value.float() if name in ("hidden", "weight", "bias") else value for name, value in half.items()}
@@ -89,6 +95,21 @@ def test_fused_loss_of_bfloat16_model_accumulates_in_float32() -> None:
     assert gradient.dtype == torch.bfloat16
     expected = torch.autograd.grad(reference, exact["weight"])[0]
     assert torch.allclose(gradient.float(), expected, rtol=2**-7, atol=2e-3)
+
+
+def test_fused_loss_of_bfloat16_products_does_not_drift_over_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block's product is rounded once; their sum is float32, so that a thousand blocks lose no more than one."""
+    monkeypatch.setattr(fused_loss, "cpu_has_bfloat16_products", lambda: True)
+    p = problem(tokens=4000)
+    half = {name: value.bfloat16() if name in ("hidden", "weight", "bias") else value for name, value in p.items()}
+    exact = {name: value.float() if name in ("hidden", "weight", "bias") else value for name, value in half.items()}
+    weights = [half["weight"].float().requires_grad_(), exact["weight"].requires_grad_()]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fused({**half, "weight": weights[0]}, HeadTransform())
+    reference = dense(exact, HeadTransform())
+    left, right = torch.autograd.grad(found, weights[0])[0], torch.autograd.grad(reference, weights[1])[0]
+    assert left.dtype == torch.float32
+    assert (left - right).norm() < 0.01 * right.norm()
 
 
 def test_fused_loss_under_autocast_keeps_float32_gradients() -> None:
