@@ -97,19 +97,18 @@ def test_fused_loss_of_bfloat16_model_accumulates_in_float32(
     assert torch.allclose(gradient.float(), expected, rtol=2**-7, atol=2e-3)
 
 
-def test_fused_loss_of_bfloat16_products_does_not_drift_over_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each block's product is rounded once; their sum is float32, so that a thousand blocks lose no more than one."""
+def test_fused_loss_adds_the_blocks_of_a_bfloat16_gradient_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block's product is rounded once: 200 blocks lose no more than one. Sums in bfloat16 would be over 1 % off."""
     monkeypatch.setattr(fused_loss, "cpu_has_bfloat16_products", lambda: True)
     p = problem(tokens=4000)
-    half = {name: value.bfloat16() if name in ("hidden", "weight", "bias") else value for name, value in p.items()}
-    exact = {name: value.float() if name in ("hidden", "weight", "bias") else value for name, value in half.items()}
-    weights = [half["weight"].float().requires_grad_(), exact["weight"].requires_grad_()]
-    with torch.autocast("cpu", torch.bfloat16):
-        found = fused({**half, "weight": weights[0]}, HeadTransform())
-    reference = dense(exact, HeadTransform())
-    left, right = torch.autograd.grad(found, weights[0])[0], torch.autograd.grad(reference, weights[1])[0]
-    assert left.dtype == torch.float32
-    assert (left - right).norm() < 0.01 * right.norm()
+    gradients = []
+    for block_tokens in (20, 4000):
+        monkeypatch.setattr(fused_loss, "BLOCK_BYTES", 2 * 61 * block_tokens)
+        weight = p["weight"].clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            gradients.append(torch.autograd.grad(fused({**p, "weight": weight}, HeadTransform()), weight)[0])
+    assert gradients[0].dtype == torch.float32
+    assert 0 < (gradients[0] - gradients[1]).norm() < 0.004 * gradients[1].norm()
 
 
 def test_fused_loss_under_autocast_keeps_float32_gradients() -> None:
