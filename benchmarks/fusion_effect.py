@@ -58,7 +58,7 @@ METHODS: dict[str, dict[str, Any]] = {"sce": {}, "varm": {}, "linear": {}}
 SFT_WEIGHTS = (0.9, 0.5)
 """The published one, and one that gives the rows more say."""
 TRAINING = {
-    "num_train_epochs": 10, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "learning_rate": 1e-3,
+    "num_train_epochs": 10, "per_device_train_batch_size": 32, "gradient_accumulation_steps": 1, "learning_rate": 1e-3,
     "gradient_checkpointing": False, "bf16": False, "save_strategy": "no",
 }  # fmt: skip
 
