@@ -149,6 +149,9 @@ class TrainingSection(Section):
     """Also train the SFT-only control of the same steps."""
     lora: LoraSection | None = None
     """Train low-rank adapters instead of all weights."""
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Dtype of the target's files; auto: what the weights were trained in, float32 unless `trl.model_init_kwargs.dtype` says
+    otherwise, because bfloat16 drops most of a small update before the merge can see it. The fused model's is `merge.dtype`."""
     trl: dict[str, Any] = {}
     """Fields of TRL's SFTConfig; those not given are the published ones (lr 5e-6, cosine, warmup 0.03, 3 epochs, batch 128)."""
 
@@ -188,7 +191,7 @@ class EvaluationSection(Section):
 
 
 class ClusterSection(Section):
-    """Where the run's Ray lives."""
+    """Where the run's Ray lives, and what its workers reserve."""
 
     address: str | None = None
     """Ray address (`auto`, `host:port`); default: a local Ray that the run starts and stops."""
@@ -198,6 +201,14 @@ class ClusterSection(Section):
     """CPUs that one engine reserves."""
     gpus_per_node: int = Field(8, ge=1)
     """GPUs of the largest node: a wider engine is spread over nodes."""
+    training_workers: int = Field(1, ge=1)
+    """Processes that train one target together (Ray Train, DDP or FSDP2); 1: this process alone, without Ray."""
+    training_cpus: float = Field(1, gt=0)
+    """CPUs that one training worker reserves."""
+    training_gpus: float | None = Field(None, ge=0)
+    """GPUs that one training worker reserves; default: 1 where the cluster has any, else 0."""
+    training_attempts: int = Field(3, ge=1)
+    """Tries per target when a worker dies; each goes on from the last whole checkpoint."""
 
 
 class RunConfig(Section):

@@ -42,6 +42,7 @@ def steps(config: RunConfig) -> list[Step]:
     names = [model.name for model in config.models]
     sources = [source.name for source in config.sources]
     targets = sources + ([CONTROL] if config.training.train_control else [])
+    training = "trainer.stage" if config.cluster.training_workers == 1 else "cluster.training_job"
     found = [Step("tokenize", "dialogues", (str(config.dialogues_path),), _prepare_dialogues)]
     for name in names:
         urls = (config.tokens_url(name), config.tokens_url(name, "held_out"))
@@ -53,7 +54,7 @@ def steps(config: RunConfig) -> list[Step]:
     for name in sources:
         found.append(Step("align", name, (config.aligned_url(name),), _stage_call("cluster.alignment", name)))
     for name in targets:
-        found.append(Step("train", name, (str(config.target_path(name)),), _stage_call("trainer.stage", name)))
+        found.append(Step("train", name, (str(config.target_path(name)),), _stage_call(training, name)))
     found.append(Step("merge", "", (str(config.fused_path),), _merge))
     found.append(Step("evaluate", "", (str(config.report_path),), _stage_call("evaluation.stage")))
     return found

@@ -105,6 +105,16 @@ def tokenize(config: RunConfig, name: str, *, progress: Progress | None = None) 
     return [claim.artifact for claim in claims.values() if claim.artifact is not None]
 
 
+def template_of(config: RunConfig, name: str) -> str:
+    """Text of the template that the run gives a model.
+
+    Raises:
+        ConfigError, ModelError: as `tokenize`.
+    """
+    folder, revision, text = _tokenizer_source(config, config.model_named(name))
+    return text or load_tokenizer(folder, revision=revision)[1]
+
+
 def _tokenizer_source(config: RunConfig, model: ModelSection) -> tuple[str, str | None, str | None]:
     """Folder, revision and template text (None: the model's own) of a model."""
     folder = str(model_files.resolve_model(model))

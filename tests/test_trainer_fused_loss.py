@@ -21,6 +21,8 @@ OPTIONS = [
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(fused_loss.CHUNK_BYTES, "cpu", 4 * 61 * 5)  # five tokens
+    monkeypatch.setattr(fused_loss, "BLOCK_BYTES", 4 * 61 * 10)
+    monkeypatch.setattr(fused_loss, "VOCABULARY_TILE", 16)
 
 
 def problem(dtype: torch.dtype = torch.float32, tokens: int = 17) -> dict[str, Tensor]:
@@ -76,7 +78,11 @@ def test_fused_loss_gradient_equals_finite_differences(options: dict) -> None:
     assert torch.autograd.gradcheck(loss, leaves, eps=1e-6, atol=1e-6, rtol=1e-4, fast_mode=True)
 
 
-def test_fused_loss_of_bfloat16_model_accumulates_in_float32() -> None:
+@pytest.mark.parametrize("in_hardware", [False, True])
+def test_fused_loss_of_bfloat16_model_accumulates_in_float32(
+    in_hardware: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused_loss, "cpu_has_bfloat16_products", lambda: in_hardware)
     p = problem()
     half = {name: value.bfloat16() if name in ("hidden", "weight", "bias") else value for name, value in p.items()}
     exact = {name: value.float() if name in ("hidden", "weight", "bias") else value for name, value in half.items()}
@@ -89,6 +95,20 @@ def test_fused_loss_of_bfloat16_model_accumulates_in_float32() -> None:
     assert gradient.dtype == torch.bfloat16
     expected = torch.autograd.grad(reference, exact["weight"])[0]
     assert torch.allclose(gradient.float(), expected, rtol=2**-7, atol=2e-3)
+
+
+def test_fused_loss_adds_the_blocks_of_a_bfloat16_gradient_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block's product is rounded once: 200 blocks lose no more than one. Sums in bfloat16 would be over 1 % off."""
+    monkeypatch.setattr(fused_loss, "cpu_has_bfloat16_products", lambda: True)
+    p = problem(tokens=4000)
+    gradients = []
+    for block_tokens in (20, 4000):
+        monkeypatch.setattr(fused_loss, "BLOCK_BYTES", 2 * 61 * block_tokens)
+        weight = p["weight"].clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            gradients.append(torch.autograd.grad(fused({**p, "weight": weight}, HeadTransform()), weight)[0])
+    assert gradients[0].dtype == torch.float32
+    assert 0 < (gradients[0] - gradients[1]).norm() < 0.004 * gradients[1].norm()
 
 
 def test_fused_loss_under_autocast_keeps_float32_gradients() -> None:

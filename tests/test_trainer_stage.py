@@ -1,10 +1,13 @@
 """The stage: run folders in, targets out; options, refusals, resumption, several processes."""
 
+import dataclasses
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 import tiny_models
 import torch
 import trainer_runs
+import zarr
 from peft import get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -19,7 +23,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fusechat import artifact
 from fusechat.config import LoraSection, RunConfig, load_config
 from fusechat.errors import ArtifactError, ConfigError, FuseChatError, ModelError
+from fusechat.store import ATTRIBUTE
+from fusechat.tokens import Tokens
 from trainer import stage, target_model
+from trainer.collator import FusionCollator
 from trainer.fusion_trainer import FusionTrainer
 from trainer.run_log import read_metrics
 
@@ -318,6 +325,110 @@ def test_pivot_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
     file.write_text(file.read_text() + " ")
     with pytest.raises(ModelError, match="tokenizer files have digest"):
         stage.run(config, "other")
+
+
+def _other_vocabulary(config: RunConfig) -> None:
+    _change_attributes(Path(config.aligned_url("other")), vocab_size=401)
+
+
+def _other_rows(config: RunConfig) -> None:
+    # As many as there were, but cut elsewhere into dialogues.
+    tokens = Tokens.read(config.tokens_url("pivot"))
+    moved = tokens.offsets.copy()
+    moved[1] -= 2
+    dataclasses.replace(tokens, offsets=moved).write(config.tokens_url("pivot"))
+
+
+def _other_template(config: RunConfig) -> None:
+    _change_attributes(Path(config.tokens_url("pivot")), template=tiny_models.PLAIN)
+
+
+def _change_attributes(folder: Path, **changes: object) -> None:
+    group = zarr.open_group(str(folder), mode="a")
+    group.attrs[ATTRIBUTE] = {**group.attrs[ATTRIBUTE], **changes}  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_other_vocabulary, r"vocabulary of 401, the pivot's has \d+; run the stages"),
+        (_other_rows, "its rows are not those of"),
+        (_other_template, r"pivot\.template: 'native' is not the template"),
+    ],
+)
+def test_artifacts_that_do_not_belong_together_are_refused_before_the_model_loads(
+    change: Callable[[RunConfig], None], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = trainer_runs.make_run(tmp_path)
+    monkeypatch.setattr(stage.target_model, "load_pivot", lambda *_: pytest.fail("loaded"))
+    change(config)
+    with pytest.raises((ArtifactError, ConfigError), match=message):
+        stage.run(config, "other")
+
+
+@pytest.mark.parametrize(
+    ("save_dtype", "lora", "expected"),
+    [
+        ("auto", None, "float32"),
+        ("auto", {"r": 2}, "float32"),
+        ("bfloat16", None, "bfloat16"),
+        ("float16", None, "float16"),
+    ],
+)
+def test_target_files_hold_what_was_trained_and_open_in_the_pivots_dtype(
+    save_dtype: str, lora: dict | None, expected: str, tmp_path: Path
+) -> None:
+    trl = {"num_train_epochs": 1, "learning_rate": 1e-6}
+    config = trainer_runs.make_run(tmp_path, trl=trl, save_dtype=save_dtype, lora=lora)
+    pivot = AutoModelForCausalLM.from_pretrained(config.pivot.model, dtype="bfloat16")
+    pivot.save_pretrained(config.pivot.model)
+    stage.run(config, "other")
+    found = weights(config)
+    assert {tensor.dtype for tensor in found.values()} == {getattr(torch, expected)}
+    assert AutoModelForCausalLM.from_pretrained(config.target_path("other"), dtype="auto").dtype == torch.bfloat16
+    name = "model.layers.0.mlp.up_proj.weight"
+    moved = (found[name].float() != pivot.state_dict()[name].float()).float().mean()
+    if expected == "float32" and lora is None:
+        assert moved > 0.9
+    elif expected == "bfloat16":
+        assert moved < 0.2  # steps of 1e-6 are below what bfloat16 resolves
+
+
+def test_next_step_is_read_while_this_one_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = trainer_runs.make_run(tmp_path, trl={"num_train_epochs": 1})
+    reads, compute, collate = [threading.Event() for _ in range(6)], FusionTrainer.compute_loss, FusionCollator.__call__
+    threads: list[str] = []
+
+    def reading(self: FusionCollator, features: Any) -> Any:
+        reads[len(threads)].set()
+        threads.append(threading.current_thread().name)
+        return collate(self, features)
+
+    def computing(self: FusionTrainer, *arguments: Any, **keywords: Any) -> Any:
+        # Holds the step until a later batch than its own is being read: accelerate itself is one ahead, so the second next.
+        assert reads[min(self.state.global_step + 2, 5)].wait(60)
+        return compute(self, *arguments, **keywords)
+
+    monkeypatch.setattr(FusionCollator, "__call__", reading)
+    monkeypatch.setattr(FusionTrainer, "compute_loss", computing)
+    stage.run(config, "other")
+    assert len(threads) == 6 and all(name.startswith("read-ahead") for name in threads[2:])
+
+
+def test_reports_to_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trl = {"num_train_epochs": 1, "report_to": "tensorboard"}
+    config = trainer_runs.make_run(tmp_path, trl=trl)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+        stage.run(config, "other")
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    for name in ("sft_loss", "fusion_loss", "source_share", "row_entropy"):
+        logged = [event.value for event in events.Scalars(f"train/{name}")]
+        assert logged == pytest.approx([record[name] for record in read_metrics(config.target_path("other"))])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples" / "fsdp").glob("*.yaml")), ids=lambda path: path.stem)

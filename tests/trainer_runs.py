@@ -23,7 +23,7 @@ def make_run(
     model = tiny_models.save_llama(folder / "pivot")
     arguments = {
         "num_train_epochs": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "learning_rate": 1e-3,
-        "gradient_checkpointing": False, **(trl or {}),
+        "gradient_checkpointing": False, "bf16": False, **(trl or {}),
     }  # fmt: skip
     config = RunConfig.model_validate(
         {

@@ -10,6 +10,8 @@ import torch
 from fusechat.config import RunConfig
 from fusechat.errors import ConfigError
 
+from .precision import bfloat16_is_fast
+
 PUBLISHED_BATCH = 128
 """Dialogues of one optimizer step in the paper."""
 DEFAULT_DEVICE_BATCH = 4
@@ -51,8 +53,7 @@ def training_arguments(config: RunConfig, *, num_processes: int) -> dict[str, An
         **PUBLISHED,
         "seed": config.run.seed,
         "max_length": config.dialogues.max_tokens,
-        # Measured on a CPU without AMX: bfloat16 products are slower there than float32 ones.
-        "bf16": "fp16" not in given and (on_accelerator or torch.cpu._is_amx_tile_supported()),
+        "bf16": "fp16" not in given and bfloat16_is_fast(),
         "use_cpu": not on_accelerator,
         "dataloader_pin_memory": on_accelerator,
         "train_sampling_strategy": "group_by_length",

@@ -11,7 +11,9 @@ every divergence, the model's distribution q scaled by one number per token, but
     dL/dz_label -= sft_weight
 
 So the logits are made in chunks of tokens, turned into their gradient in place, and multiplied at once into the
-gradients of hidden states and weight: three matrix products, nothing is made twice.
+gradients of hidden states and weight: three matrix products, nothing is made twice. A chunk is what passes over it
+should find in the cache; on CPUs several make a block that is multiplied together, because every product into the
+weight's gradient costs a pass over [V, H] in float32, as long as multiplying 350 tokens in bfloat16.
 """
 
 from dataclasses import dataclass
@@ -21,10 +23,15 @@ import torch
 from torch import Tensor
 
 from .losses import IGNORED_LABEL, Divergence, Tail, check_options, row_log_probabilities
+from .precision import cpu_has_bfloat16_products
 
-CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
-"""float32 bytes of one chunk of logits. CPU: measured best where a chunk nearly fits the cache; GPU: keeps the products large."""
+CHUNK_BYTES = {"cpu": 24 << 20, "cuda": 256 << 20}
+"""float32 bytes of one chunk of logits. CPU: measured best where a chunk fits the cache; GPU: keeps the products large."""
+BLOCK_BYTES = 96 << 20
+"""CPU: bytes of one block of logits, in the dtype of the products; a block is several chunks."""
 MAX_CHUNK_TOKENS = 4096
+VOCABULARY_TILE = 4096
+"""Entries of the vocabulary whose gradient is rounded and added while it is in the cache."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ def fused_linear_fusion_sums(
 
     Under autocast the products run in autocast's dtype; sums and gradients accumulate in float32 (float64 if the
     inputs are). A scale given here costs no memory; one multiplied in later costs the backward pass a copy of [V, H].
-    On CPUs without AMX the products run in float32 whatever the model's dtype: float32 is faster there.
+    On CPUs without instructions for bfloat16 the products run in float32 whatever the model's dtype: it is faster there.
     """
     accumulate = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     listed = torch.isfinite(topk_logprobs)
@@ -137,18 +144,23 @@ class _FusedLoss(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             product = _HeadProduct(weight.to(dtype), None if bias is None else bias.to(dtype), head)
             gradients = _Gradients.like(hidden, weight, bias, ctx.needs_input_grad, log_p.dtype)
-            chunk_tokens = max(1, min(_chunk_tokens(hidden.device.type, len(weight)), len(hidden)))
-            logits_buffer = torch.empty(chunk_tokens, len(weight), dtype=dtype, device=hidden.device)
+            block_tokens, chunk_tokens = _block_and_chunk(hidden, weight, dtype)
+            logits_buffer = torch.empty(block_tokens, len(weight), dtype=dtype, device=hidden.device)
             q_buffer = torch.empty(chunk_tokens, len(weight), dtype=log_p.dtype, device=hidden.device)
             sums = torch.zeros(4, dtype=log_p.dtype, device=hidden.device)
-            for start in range(0, len(hidden), chunk_tokens):
-                chunk = slice(start, start + chunk_tokens)
-                rows = hidden[chunk].to(dtype)
-                logits, slope = product.logits(rows, logits_buffer)
-                q = q_buffer[: len(rows)]
-                sums += _score(logits, q, labels[chunk], ids[chunk], log_p[chunk], options)
-                if gradients.wanted:
-                    gradients.add(chunk, q if slope is None else q.mul_(slope), logits, rows, product.weight)
+            for first in range(0, len(hidden), block_tokens):
+                block = slice(first, min(first + block_tokens, len(hidden)))
+                rows = hidden[block].to(dtype)
+                for start in range(0, len(rows), chunk_tokens):
+                    part = slice(start, min(start + chunk_tokens, len(rows)))
+                    tokens = slice(first + part.start, first + part.stop)
+                    logits, slope = product.logits(rows[part], logits_buffer[part])
+                    q = q_buffer[: len(logits)]
+                    sums += _score(logits, q, labels[tokens], ids[tokens], log_p[tokens], options)
+                    if gradients.wanted:
+                        gradients.add_bias(q if slope is None else q.mul_(slope))
+                        logits.copy_(q)
+                gradients.add(block, logits_buffer[: len(rows)], rows, product.weight)
         ctx.save_for_backward(*gradients.finish(hidden, weight, bias, scale))
         total, sft, fusion, correct = sums.unbind()
         ctx.mark_non_differentiable(sft, fusion, correct)
@@ -172,7 +184,7 @@ class _HeadProduct:
 
     def logits(self, rows: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor | float | None]:
         """Logits of some tokens, in the buffer, and their slope by the plain product (None: 1)."""
-        logits = torch.mm(rows, self.weight.t(), out=buffer[: len(rows)])
+        logits = torch.mm(rows, self.weight.t(), out=buffer)
         if self.bias is not None:
             logits.add_(self.bias)
         scale, softcap = self.transform.scale, self.transform.softcap
@@ -260,21 +272,28 @@ class _Gradients:
     def wanted(self) -> bool:
         return not (self.hidden is None and self.weight is None and self.bias is None)
 
-    def add(self, chunk: slice, gradient: Tensor, spare: Tensor, rows: Tensor, weight: Tensor) -> None:
-        """Add one chunk's share.
+    def add(self, block: slice, gradient: Tensor, rows: Tensor, weight: Tensor) -> None:
+        """Add one block's share of hidden states and weight.
 
         Args:
-            gradient: [tokens, V] by the plain product, in the accumulation dtype.
-            spare: [tokens, V] in the product dtype, free to be written.
+            gradient: [tokens, V] by the plain product, in the dtype of the products.
             rows, weight: the factors of the product.
         """
-        factor = gradient if gradient.dtype == rows.dtype else spare.copy_(gradient)
         if self.hidden is not None:
-            self.hidden[chunk] = factor @ weight
-        if self.weight is not None and factor.is_cuda and factor is not gradient:
-            torch.addmm(self.weight, factor.t(), rows, out_dtype=self.weight.dtype, out=self.weight)
-        elif self.weight is not None:
-            self.weight.addmm_(gradient.t(), rows.to(gradient.dtype))
+            self.hidden[block] = gradient @ weight
+        if self.weight is None:
+            return
+        if gradient.dtype == self.weight.dtype:
+            self.weight.addmm_(gradient.t(), rows)
+        elif gradient.is_cuda:
+            torch.addmm(self.weight, gradient.t(), rows, out_dtype=self.weight.dtype, out=self.weight)
+        else:
+            for start in range(0, len(self.weight), VOCABULARY_TILE):
+                tile = slice(start, start + VOCABULARY_TILE)
+                self.weight[tile] += gradient[:, tile].t() @ rows
+
+    def add_bias(self, gradient: Tensor) -> None:
+        """Add one chunk's share of the bias; `gradient` is [tokens, V] in the accumulation dtype."""
         if self.bias is not None:
             self.bias += gradient.sum(dim=0)
 
@@ -295,11 +314,18 @@ class _Gradients:
 def _product_dtype(hidden: Tensor) -> torch.dtype:
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    if device == "cpu" and dtype in (torch.bfloat16, torch.float16) and not torch.cpu._is_amx_tile_supported():
-        return torch.float32
-    return dtype
+    if device != "cpu" or dtype not in (torch.bfloat16, torch.float16):
+        return dtype
+    # float16 needs instructions of its own, which hardly any CPU has.
+    return dtype if dtype == torch.bfloat16 and cpu_has_bfloat16_products() else torch.float32
 
 
-def _chunk_tokens(device: str, vocab_size: int) -> int:
-    budget = CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"])
-    return max(1, min(MAX_CHUNK_TOKENS, budget // (4 * vocab_size)))
+def _block_and_chunk(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> tuple[int, int]:
+    """Tokens of a block and of a chunk; the block's logits take no more than half the weight's gradient, or BLOCK_BYTES."""
+    device, vocab_size, width = hidden.device.type, *weight.shape
+    limit = min(MAX_CHUNK_TOKENS, max(1, len(hidden)))
+    chunk = max(1, min(limit, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * vocab_size)))
+    if device != "cpu":
+        return chunk, chunk
+    block = max(chunk, BLOCK_BYTES // (dtype.itemsize * vocab_size), 2 * width // dtype.itemsize)
+    return min(limit, block // chunk * chunk), chunk

@@ -21,6 +21,7 @@ from fusechat.dialogues import read_dialogues
 from fusechat.errors import ArtifactError, ConfigError, ModelError
 from fusechat.logs import Progress
 from fusechat.store import RowStore
+from fusechat.tokenize_stage import template_of
 from fusechat.tokens import Tokens
 
 from . import target_model
@@ -86,7 +87,7 @@ def read_inputs(config: RunConfig, target_name: str) -> Inputs:
     """Open what a target is trained from, and refuse what does not belong together; no model is loaded.
 
     Raises:
-        ConfigError: no such target.
+        ConfigError: no such target, or a template that the dialogues were not tokenized under.
         ArtifactError: an artifact is missing, or was made from other tokens than the pivot's of this run.
         ModelError: the pivot's tokenizer is not the one the dialogues were tokenized with.
     """
@@ -101,6 +102,11 @@ def read_inputs(config: RunConfig, target_name: str) -> Inputs:
         raise ModelError(
             f"{folder}: its tokenizer files have digest {digests['tokenizer']}, the dialogues were tokenized with "
             f"{tokens.attributes['tokenizer']}; run `fusechat tokenize` again"
+        )
+    if tokens.attributes["template"] != template_of(config, pivot):
+        raise ConfigError(
+            f"pivot.template: {config.pivot.template!r} is not the template that {config.tokens_url(pivot)} was made under; "
+            "set it back, or run all stages from tokenize on again"
         )
     stores: dict[str, RowStore] = {}
     if choice not in ("none", "source"):
@@ -175,7 +181,8 @@ def _train(
     trained, state = trainer.gather()
     if trainer.is_world_process_zero():
         model = target_model.whole_model(trained, state, inputs.pivot_folder, training.lora)
-        target_model.save_target(model, inputs.pivot_folder, target, inputs.tokens.attributes["template"])
+        template = inputs.tokens.attributes["template"]
+        target_model.save_target(model, inputs.pivot_folder, target, template, training.save_dtype)
         counts = _counts(dataset, units, trainer.state.global_step, read_metrics(target))
         write_model_card(target, config, name, claim.plan, counts)
         claim.finish(counts)

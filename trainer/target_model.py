@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from fusechat.artifact import storage_errors
 from fusechat.config import LoraSection
 from fusechat.errors import ModelError
-from fusechat.model_files import read_model_config
 
 _COPIED = ("*.json", "*.jinja", "*.model", "*.txt", "*.py")
 _NOT_COPIED = (
@@ -89,21 +88,21 @@ def _load_gathered(model: Any, state: dict[str, Tensor]) -> None:
         raise ModelError(f"gathered weights: {absent or unexpected} found on one side only, expected the pivot's names")
 
 
-def save_target(model: PreTrainedModel, pivot_folder: Path, target: Path, template: str) -> None:
-    """Write the target's folder: weights in the pivot's dtype, beside the pivot's own files."""
+def save_target(model: PreTrainedModel, pivot_folder: Path, target: Path, template: str, dtype: str = "auto") -> None:
+    """Write the target's folder: its weights beside the pivot's own files.
+
+    config.json is the pivot's, so transformers and vLLM open the target in the pivot's dtype, whatever the files hold.
+
+    Args:
+        dtype: of the weights on disk; `auto`: as they were trained.
+    """
     with storage_errors(target):
         vars(model).pop("forward", None)  # the fusion loss was laid over the class's own
-        torch.nn.Module.to(model, pivot_dtype(pivot_folder))
+        if dtype != "auto":
+            torch.nn.Module.to(model, getattr(torch, dtype))
         model.save_pretrained(target)
         for pattern in _COPIED:
             for path in pivot_folder.glob(pattern):
                 if not any(path.match(name) for name in _NOT_COPIED):
                     shutil.copyfile(path, target / path.name)
         (target / "chat_template.jinja").write_text(template, encoding="utf-8")
-
-
-def pivot_dtype(folder: Path) -> torch.dtype:
-    """Dtype of the weights that a folder's config.json names; float32 where it names none."""
-    config = read_model_config(folder)
-    name = config.get("dtype") or config.get("torch_dtype") or "float32"
-    return getattr(torch, str(name).removeprefix("torch."))

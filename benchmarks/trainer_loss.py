@@ -1,0 +1,72 @@
+"""What the loss alone costs, forward and backward: ours, TRL's chunked log-probabilities, and dense logits."""
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+
+from benchmarks.trainer_contenders import DEVICE, K
+from trainer.fused_loss import LossOptions, fused_linear_fusion_sums
+
+
+def now() -> float:
+    """Seconds, after all that was asked of the device is done."""
+    if DEVICE.type != "cpu":
+        torch.accelerator.synchronize()
+    return time.perf_counter()
+
+
+class _Flops(TorchDispatchMode):
+    """Floating point operations of matrix products."""
+
+    total = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function._schema.name in ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm"):
+            left, right = [value for value in args if isinstance(value, Tensor)][-2:]
+            self.total += 2 * left.numel() * right.shape[-1]
+        return result
+
+
+def measure_loss(vocab_size: int, hidden_size: int, tokens: int) -> dict[str, float]:
+    """The loss alone, forward and backward: seconds and FLOPs, ours against TRL's chunked log-probabilities and dense."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(tokens, hidden_size, generator=generator).to(DEVICE, torch.bfloat16).requires_grad_()
+    weight = (
+        (torch.randn(vocab_size, hidden_size, generator=generator) * 0.02).to(DEVICE, torch.bfloat16).requires_grad_()
+    )
+    labels = torch.randint(0, vocab_size, (tokens,), generator=generator).to(DEVICE)
+    ids = torch.randint(0, vocab_size, (tokens, K), generator=generator).to(DEVICE)
+    rows = torch.log_softmax(torch.randn(tokens, K, generator=generator), 1).to(DEVICE)
+
+    def ours() -> Tensor:
+        return fused_linear_fusion_sums(hidden, weight, labels, ids, rows, LossOptions(), scale=1 / tokens).loss
+
+    def trl_sft() -> Tensor:
+        outputs = ("log_probs", "entropy", "is_top1")
+        return -ChunkedLogProbFunction.apply(hidden, weight, None, labels, 1.0, 32_768, None, 1.0, outputs)[0].mean()
+
+    def dense() -> Tensor:
+        log_q = torch.log_softmax((hidden @ weight.t()).float(), dim=-1)
+        target = torch.zeros_like(log_q, dtype=torch.bfloat16).scatter_add_(1, ids, rows.exp().bfloat16())
+        return -0.9 * log_q.gather(1, labels[:, None]).mean() - 0.1 * (target * log_q).sum(-1).mean()
+
+    found: dict[str, float] = {}
+    for name, loss in (("fusion", ours), ("sft", trl_sft), ("dense", dense)):
+        with _Flops() as flops:
+            torch.autograd.grad(loss(), (hidden, weight))
+        found[f"{name}_gflops"] = flops.total / 1e9
+    for name in ("fusion", "sft", "dense"):
+        loss = {"fusion": ours, "sft": trl_sft, "dense": dense}[name]
+        seconds = []
+        for _ in range(3):
+            began = now()
+            torch.autograd.grad(loss(), (hidden, weight))
+            seconds.append(now() - began)
+        found[f"{name}_seconds"] = float(np.median(seconds))
+    return found

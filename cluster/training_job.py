@@ -1,0 +1,124 @@
+"""Training on Ray: one target by several workers (Ray Train), each of which runs the trainer's own stage.
+
+A run and a target's name go in, the finished target comes out. Ray Train places the workers and joins them into one
+torch.distributed group; what they do there, how it resumes and what it leaves is `trainer.stage.run`'s. Run folder and
+stores must be reachable under the same paths on all nodes.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.train import RunConfig as RayRunConfig
+from ray.train import ScalingConfig, TrainingFailedError, WorkerGroupError
+from ray.train.torch import TorchTrainer
+
+from fusechat import artifact
+from fusechat.artifact import Artifact
+from fusechat.config import RunConfig
+from fusechat.errors import ClusterError, FuseChatError
+from fusechat.logs import Progress
+from trainer import stage
+from trainer.run_log import read_metrics
+
+from .session import ray_session
+
+NEWS_SECONDS = 15.0
+"""Between two looks at what the workers have logged."""
+
+
+def run(config: RunConfig, target_name: str, *, progress: Progress | None = None) -> Artifact:
+    """Train one target on `cluster.training_workers` workers.
+
+    Raises:
+        ClusterError: the cluster cannot hold the workers, or they died `cluster.training_attempts` times.
+        FuseChatError: whatever the stage raises, as it raised it; it is not tried again.
+    """
+    progress = progress or Progress(quiet=True)
+    with ray_session(config.cluster):
+        scaling = _scaling(config)
+        progress.say(f"train {target_name}: {config.cluster.training_workers} workers on Ray")
+        with _news(config, target_name, progress):
+            _fit(config, target_name, scaling, progress)
+    return artifact.load(config.target_path(target_name), "target")
+
+
+def _work(job: dict[str, Any]) -> None:
+    """One worker: the stage, in the process group that Ray Train has made."""
+    os.chdir(job["folder"])
+    if not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    stage.run(RunConfig.model_validate(job["config"]), job["target"])
+
+
+def _scaling(config: RunConfig) -> ScalingConfig:
+    """What the workers reserve.
+
+    Raises:
+        ClusterError: the cluster as it stands could never hold them.
+    """
+    section, there = config.cluster, ray.cluster_resources()
+    gpus = section.training_gpus if section.training_gpus is not None else float(there.get("GPU", 0) > 0)
+    wanted = {"CPU": section.training_cpus, **({"GPU": gpus} if gpus else {})}
+    for kind, amount in wanted.items():
+        if amount * section.training_workers > there.get(kind, 0):
+            raise ClusterError(
+                f"training asks for {section.training_workers} workers with {amount:g} {kind}s each, the cluster has "
+                f"{there.get(kind, 0):g}; lower cluster.training_workers or cluster.training_{kind.lower()}s"
+            )
+    return ScalingConfig(num_workers=section.training_workers, use_gpu=gpus > 0, resources_per_worker=wanted)
+
+
+def _fit(config: RunConfig, name: str, scaling: ScalingConfig, progress: Progress) -> None:
+    """Run to the end; workers that died are replaced together, and go on from the last whole checkpoint."""
+    job = {"config": config.dump(), "target": name, "folder": os.getcwd()}
+    logs = str((config.run.output / "logs" / "ray").absolute())
+    for attempt in range(1, config.cluster.training_attempts + 1):
+        ray_run = RayRunConfig(name=f"train-{name}-{time.time_ns()}", storage_path=logs)
+        try:
+            TorchTrainer(_work, train_loop_config=job, scaling_config=scaling, run_config=ray_run).fit()
+            return
+        except TrainingFailedError as error:
+            cause = _cause(error)
+            if isinstance(cause, FuseChatError):
+                raise cause from error
+            why = (str(cause).strip() or type(cause).__name__).splitlines()[-1]
+            progress.say(f"train {name}: attempt {attempt} of {config.cluster.training_attempts} failed: {why}")
+    raise ClusterError(
+        f"train {name}: the workers failed {config.cluster.training_attempts} times, the last time with: {why}; what "
+        "was trained is kept, and a further run goes on from it"
+    )
+
+
+def _cause(error: TrainingFailedError) -> BaseException:
+    """What a worker raised; the project's own error if any did, because others only lost their company."""
+    if not isinstance(error, WorkerGroupError) or not error.worker_failures:
+        return error
+    causes = list(error.worker_failures.values())
+    return next((cause for cause in causes if isinstance(cause, FuseChatError)), causes[0])
+
+
+@contextmanager
+def _news(config: RunConfig, name: str, progress: Progress) -> Iterator[None]:
+    """Says now and then where the workers are, from the metrics that they leave in the target's folder."""
+    over = threading.Event()
+
+    def watch() -> None:
+        said = 0
+        while not over.wait(NEWS_SECONDS):
+            last = (read_metrics(config.target_path(name)) or [{"step": 0}])[-1]
+            if last["step"] > said:
+                said = last["step"]
+                progress.say(f"train {name}: step {said:,}, loss {last['loss']:.4f}")
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()

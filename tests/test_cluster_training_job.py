@@ -1,0 +1,90 @@
+"""One target by several workers on a real local Ray: the loss curve of one process, errors as they were raised, deaths."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trainer_runs
+
+from cluster import training_job
+from cluster.session import ray_session
+from fusechat import pipeline
+from fusechat.config import ClusterSection, RunConfig, load_config
+from fusechat.errors import ClusterError, FuseChatError
+from fusechat.logs import Progress
+from trainer import stage
+from trainer.run_log import read_metrics
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    # Workers import what this process does.
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
+    with ray_session(ClusterSection(num_cpus=2)):
+        yield
+
+
+def two_workers(folder: Path, *changes: str) -> RunConfig:
+    return load_config(folder / "run.yaml", ["cluster.training_workers=2", *changes])
+
+
+def losses(config: RunConfig) -> list[float]:
+    return [record["loss"] for record in read_metrics(config.target_path("other"))]
+
+
+def test_two_workers_give_the_loss_curve_of_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    single = trainer_runs.make_run(tmp_path / "one", trl={"gradient_accumulation_steps": 2})
+    stage.run(single, "other")
+    trainer_runs.make_run(tmp_path / "two", trl={"gradient_accumulation_steps": 1})
+    config = two_workers(tmp_path / "two")
+    step = next(step for step in pipeline.steps(config) if step.label == "train other")
+    step.make(config, Progress())
+    assert "2 workers on Ray" in capsys.readouterr().err
+    assert losses(config) == pytest.approx(losses(single), abs=1e-5)
+    assert stage.run(config, "other").counts["steps"] == len(losses(single))
+
+
+def test_error_of_a_worker_comes_back_as_it_was_raised(tmp_path: Path) -> None:
+    trainer_runs.make_run(tmp_path, trl={"learning_rate": 1e30, "max_grad_norm": 0, "warmup_steps": 0})
+    with pytest.raises(FuseChatError, match=r"the loss is (nan|inf).*dialogue-\d+; expected"):
+        training_job.run(two_workers(tmp_path), "other")
+
+
+def test_workers_that_die_go_on_from_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    single = trainer_runs.make_run(tmp_path / "one", trl={"gradient_accumulation_steps": 2})
+    stage.run(single, "other")
+    trainer_runs.make_run(tmp_path / "two", trl={"gradient_accumulation_steps": 1, "save_steps": 1})
+    config, whole = two_workers(tmp_path / "two"), training_job._work
+
+    def dies_once(job: dict) -> None:
+        from trainer.fusion_trainer import FusionTrainer
+
+        compute, mark = FusionTrainer.compute_loss, Path(job["config"]["run"]["output"]) / "died"
+
+        def compute_loss(self, *arguments, **keywords):  # type: ignore[no-untyped-def]
+            if self.state.global_step == 3 and self.accelerator.process_index == 1 and not mark.exists():
+                mark.touch()
+                os._exit(1)
+            return compute(self, *arguments, **keywords)
+
+        FusionTrainer.compute_loss = compute_loss  # type: ignore[method-assign]
+        whole(job)
+
+    monkeypatch.setattr(training_job, "_work", dies_once)
+    training_job.run(config, "other")
+    assert (config.run.output / "died").exists()
+    assert losses(config) == pytest.approx(losses(single), abs=1e-5)
+
+
+def test_workers_that_do_not_fit_are_refused_at_once(tmp_path: Path) -> None:
+    trainer_runs.make_run(tmp_path)
+    with pytest.raises(ClusterError, match=r"2 workers with 2 CPUs each, the cluster has 2; lower"):
+        training_job.run(two_workers(tmp_path, "cluster.training_cpus=2"), "other")
+
+
+def test_one_worker_is_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = trainer_runs.make_run(tmp_path, trl={"num_train_epochs": 1})
+    monkeypatch.setattr(training_job, "run", lambda *_, **__: pytest.fail("Ray was asked for"))
+    step = next(step for step in pipeline.steps(config) if step.label == "train other")
+    assert step.make(config, Progress(quiet=True)).counts["steps"] == 6

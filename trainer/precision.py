@@ -1,0 +1,20 @@
+"""Whether this machine multiplies bfloat16 faster than float32. Knows nothing about models or losses."""
+
+import torch
+
+
+def bfloat16_is_fast() -> bool:
+    """Whether bfloat16 products are the faster ones here: on accelerators, and on CPUs with instructions for them.
+
+    Measured on a CPU with AVX512-BF16 but without AMX: 3 to 5 times as fast as float32. A CPU with neither converts every
+    operand, and is slower than in float32.
+    """
+    if torch.accelerator.is_available():
+        return True
+    return cpu_has_bfloat16_products()
+
+
+def cpu_has_bfloat16_products() -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware, and oneDNN, which makes use of it, is built in."""
+    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return bool(native and torch.backends.mkldnn.is_available())
