@@ -82,6 +82,20 @@ def status(config: ConfigOption, set_: SetOption = []) -> None:  # noqa: B006
 
 
 @app.command()
+def plan(
+    config: ConfigOption,
+    set_: SetOption = [],  # noqa: B006
+    as_json: Annotated[bool, typer.Option("--json", help="All figures as JSON.")] = False,
+) -> None:
+    """Show sizes, GPUs, hours, bytes and price of a run before anything is spent."""
+    import importlib
+
+    from .config import load_config
+
+    importlib.import_module("cluster.plan_report").show_plan(load_config(config, set_), as_json=as_json)
+
+
+@app.command()
 def inspect(
     artifact: Annotated[str, typer.Argument(help="Folder or URL of an artifact.")],
     dialogue: Annotated[int, typer.Option(help="Dialogue to show, counted from 0.")] = 0,

@@ -200,6 +200,41 @@ class ClusterSection(Section):
     """GPUs of the largest node: a wider engine is spread over nodes."""
 
 
+class PlanSection(Section):
+    """What `fusechat plan` reckons with; decides nothing in a run."""
+
+    gpus: int = Field(8, ge=1)
+    """GPUs of the fleet."""
+    gpu_memory_gib: float = Field(79.6, gt=0)
+    """Memory of one GPU, GiB; the default is an 80 GB card."""
+    tflops: float = Field(989, gt=0)
+    """Peak of one GPU in 16 bits without sparsity, TFLOP/s; the default is an H100 SXM."""
+    prefill_utilisation: float = Field(0.5, gt=0, le=1)
+    """Share of the peak that scoring reaches."""
+    training_utilisation: float = Field(0.35, gt=0, le=1)
+    """Share of the peak that training reaches."""
+    price_per_gpu_hour: float | None = Field(None, ge=0)
+    """Price of one GPU for an hour, in any currency."""
+    tokens: int | None = Field(None, ge=1)
+    """Training tokens per model; default: counted where dialogues are tokenized, else estimated from the files."""
+    tokens_per_dialogue: float = Field(1000, gt=0)
+    """Mean length of a dialogue, where `tokens` is given."""
+    response_share: float = Field(0.6, gt=0, le=1)
+    """Share of the tokens that the assistant says, where `tokens` is given."""
+    bytes_per_token: float = Field(4.0, gt=0)
+    """UTF-8 bytes that one token spells, where dialogues are not tokenized yet."""
+    tokens_per_second: dict[str, float] = {}
+    """Measured rates: model name -> prefill tokens a second of one engine; in place of the FLOPs and the utilisation."""
+    training_tokens_per_second: float | None = Field(None, gt=0)
+    """Measured rate of training one target, tokens a second of one GPU."""
+    cpus: int = Field(32, ge=1)
+    """Cores that tokenize and align."""
+    cpu_tokens_per_second: float = Field(20_000, gt=0)
+    """Tokens that one core tokenizes, or aligns, in a second."""
+    store_mib_per_second: float = Field(500, gt=0)
+    """Rate at which one process reads and writes models, MiB/s."""
+
+
 class RunConfig(Section):
     """A whole run."""
 
@@ -213,6 +248,7 @@ class RunConfig(Section):
     merge: MergeSection = MergeSection()
     evaluation: EvaluationSection = EvaluationSection()
     cluster: ClusterSection = ClusterSection()
+    plan: PlanSection = PlanSection()
 
     @model_validator(mode="after")
     def _names_differ(self) -> "RunConfig":
