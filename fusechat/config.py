@@ -6,16 +6,21 @@ Imports nothing heavy, so that the command line answers at once.
 """
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import ConfigError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 """A name that is also a folder name."""
+
+
+SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|API_?KEY|ACCESS_KEY", re.IGNORECASE)
+ENV_REFERENCE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
 
 
 class Section(BaseModel):
@@ -198,6 +203,25 @@ class ClusterSection(Section):
     """CPUs that one engine reserves."""
     gpus_per_node: int = Field(8, ge=1)
     """GPUs of the largest node: a wider engine is spread over nodes."""
+    max_gpus: int | None = Field(None, ge=1)
+    """GPUs that an autoscaling cluster may grow to, from none if need be; default: those it has when extraction begins."""
+    working_dir_excludes: list[str] = []
+    """More of the working directory that `submit` leaves at home, in gitignore's syntax."""
+    working_dir_mib: float = Field(100, gt=0)
+    """Largest working directory that `submit` sends, MiB."""
+    env_vars: dict[str, str] = {}
+    """Environment of a submitted job; a secret only as a reference to the nodes' own, such as `HF_TOKEN: ${HF_TOKEN}`."""
+
+    @field_validator("env_vars")
+    @classmethod
+    def _no_secret(cls, values: dict[str, str]) -> dict[str, str]:
+        for name, value in values.items():
+            if SECRET_NAME.search(name) and not ENV_REFERENCE.fullmatch(value):
+                raise ValueError(
+                    f"{name} is called like a secret, and the cluster shows a job's environment to everybody; set it "
+                    f"on the nodes and write {name}: ${{{name}}}"
+                )
+        return values
 
 
 class PlanSection(Section):
