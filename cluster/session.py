@@ -33,9 +33,10 @@ def ray_session(section: ClusterSection) -> Iterator[None]:
     if address:
         _connect(address)
     else:
+        # `local`, because without it Ray joins any cluster that somebody started on this machine.
         ray.init(
-            num_cpus=section.num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-            object_store_memory=OBJECT_STORE_BYTES,
+            address="local", num_cpus=section.num_cpus, include_dashboard=False, log_to_driver=False,
+            logging_level=logging.ERROR, object_store_memory=OBJECT_STORE_BYTES,
         )  # fmt: skip
     try:
         yield

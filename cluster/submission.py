@@ -31,6 +31,9 @@ SILENT_SECONDS = 60.0
 RECONNECT_SECONDS = 900.0
 """How long a lost connection is tried again; the job goes on meanwhile."""
 RETRY_SECONDS = 2.0
+INTERRUPTED = 130
+ON_ITS_CLUSTER = "cluster.address=auto"
+"""Set for a job whose run file names no cluster: it works on the one that it was sent to."""
 
 
 class Submission:
@@ -87,6 +90,8 @@ class Submission:
         working_dir.check_working_dir(self.config, folder, files)
         attempt = 1 + max((int(name.rsplit("-", 1)[1]) for name in self.attempts()), default=0)
         submission_id = f"{self.prefix}{attempt}"
+        if not self.config.cluster.address:
+            overrides = [*overrides, ON_ITS_CLUSTER]
         self.say(f"submit: sending {folder}, {sum(files.values()) / working_dir.MIB:,.1f} MiB in {len(files)} files")
         self.client.submit_job(
             entrypoint=entrypoint(run_file.resolve().relative_to(folder), overrides, stage),
@@ -113,9 +118,13 @@ class Submission:
         """Copy the job's log to standard output until it ends.
 
         Returns:
-            0 if it succeeded; else its own exit status, or 1.
+            0 if it succeeded; else its own exit status, or 1; 130 if this command was interrupted, not the job.
         """
-        asyncio.run(self._copy_log(submission_id))
+        try:
+            asyncio.run(self._copy_log(submission_id))
+        except KeyboardInterrupt:
+            self.say(f"submit: {submission_id} goes on; the same command joins it again, with --stop it ends it")
+            return INTERRUPTED
         job = self.client.get_job_info(submission_id)
         self.say(f"submit: {submission_id}: {job.status}")
         if str(job.status) == "SUCCEEDED":

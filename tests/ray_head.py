@@ -70,7 +70,7 @@ def main(port: str, num_cpus: str) -> None:
     import ray
 
     context = ray.init(
-        num_cpus=int(num_cpus), include_dashboard=True, dashboard_host="127.0.0.1", dashboard_port=int(port),
+        address="local", num_cpus=int(num_cpus), include_dashboard=True, dashboard_host="127.0.0.1", dashboard_port=int(port),
         _node_ip_address="127.0.0.1", log_to_driver=False, logging_level=logging.ERROR,
         object_store_memory=80 * 2**20,
     )  # fmt: skip

@@ -16,7 +16,10 @@ from fusechat.errors import ClusterSetupError
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_with_two_gpus() -> Iterator[None]:
-    ray.init(num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
+    ray.init(
+        address="local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False,
+        object_store_memory=80 * 2**20,
+    )  # fmt: skip
     yield
     ray.shutdown()
 

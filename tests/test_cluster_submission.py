@@ -87,6 +87,7 @@ def test_submitted_stage_runs_and_submitting_it_again_resumes(head: Head, projec
     for job in attempts.values():
         shown = job.model_dump_json()
         assert SECRET not in shown and TOKEN not in shown
+        assert job.entrypoint == "python -m fusechat tokenize -c run.yaml --set cluster.address=auto"
         assert job.runtime_env is not None and set(job.runtime_env["env_vars"]) == {"PYTHONUNBUFFERED"}
     assert SECRET not in first.stdout + first.stderr
 
