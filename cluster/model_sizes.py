@@ -168,12 +168,9 @@ def _sparse_layers(text: dict[str, Any], layers: int) -> int:
 
 
 def _bytes_per_weight(values: dict[str, Any], dtype: str, extra: dict[str, Any]) -> float:
-    method = extra.get("quantization") or (values.get("quantization_config") or {}).get("quant_method")
-    if method:
-        bits = (values.get("quantization_config") or {}).get("bits") or (values.get("quantization_config") or {}).get(
-            "w_bit"
-        )
-        return float(bits) / 8 if bits else 1.0
+    quantization = values.get("quantization_config") or {}
+    if extra.get("quantization") or quantization.get("quant_method"):
+        return float(quantization.get("bits") or quantization.get("w_bit") or 8) / 8
     found = dtype if dtype != "auto" else values.get("dtype") or values.get("torch_dtype") or "bfloat16"
     return BYTES_OF_DTYPE.get(str(found).removeprefix("torch."), 2.0)
 
