@@ -15,6 +15,7 @@ from inference import stage
 from inference.teacher_actor import TeacherActor
 
 from .placement import Placement, num_replicas, plan_placement
+from .preflight import check_cluster
 from .session import ray_session
 from .teacher_pool import Job, TeacherPool
 
@@ -41,6 +42,7 @@ def _score(config: RunConfig, stores: dict[str, RowStore], missing: dict[str, li
     total = sum(store.plan.num_rows for store in stores.values())
     rest = sum(_rows(stores[name], shard) for name in stores for shard in missing[name])
     with ray_session(config.cluster), progress.task("extract", total, "rows", done=total - rest) as task:
+        check_cluster(config, list(stores))
         progress.say(f"extract: starting {len(stores)} teachers on Ray: {', '.join(stores)}")
         jobs = [_job(config, name, store, missing[name], task) for name, store in stores.items()]
         pool = TeacherPool(
@@ -64,7 +66,7 @@ def _job(config: RunConfig, name: str, store: RowStore, shards: list[int], task:
         name=name,
         shards=deque((shard, 0) for shard in shards),
         make_replica=lambda: _make_replica(config, name, placement),
-        num_replicas=num_replicas(placement, config.extraction.replicas, len(shards)),
+        num_replicas=num_replicas(placement, config.extraction.replicas, len(shards), config.cluster.max_gpus),
         on_done=on_done,
     )
 

@@ -49,7 +49,7 @@ def plan_placement(engine: EngineSection, cluster: ClusterSection) -> Placement:
     """
     size = engine.tensor_parallel_size
     resources = ray.cluster_resources()
-    if not resources.get("GPU"):
+    if not resources.get("GPU") and not cluster.max_gpus:
         cpus = cluster.teacher_cpus * size
         if cpus > resources.get("CPU", 0):
             raise ClusterError(
@@ -62,8 +62,10 @@ def plan_placement(engine: EngineSection, cluster: ClusterSection) -> Placement:
     return Placement(cluster.teacher_cpus, size, "ray")
 
 
-def num_replicas(placement: Placement, wanted: int | None, num_shards: int) -> int:
-    """Engines to start: as many as the cluster holds now, at least one, at most one per shard."""
+def num_replicas(placement: Placement, wanted: int | None, num_shards: int, max_gpus: int | None = None) -> int:
+    """Engines to start: as many as the cluster holds now or may grow to, at least one, at most one per shard."""
+    if wanted is None and max_gpus and placement.num_gpus:
+        wanted = max_gpus // placement.num_gpus  # those that find no room yet are what the autoscaler goes by
     if wanted is None:
         resources = ray.cluster_resources()
         fits = [resources.get("CPU", 0) / placement.num_cpus]

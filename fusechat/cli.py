@@ -82,6 +82,47 @@ def status(config: ConfigOption, set_: SetOption = []) -> None:  # noqa: B006
 
 
 @app.command()
+def plan(
+    config: ConfigOption,
+    set_: SetOption = [],  # noqa: B006
+    as_json: Annotated[bool, typer.Option("--json", help="All figures as JSON.")] = False,
+) -> None:
+    """Show sizes, GPUs, hours, bytes and price of a run before anything is spent."""
+    import importlib
+
+    from .config import load_config
+
+    importlib.import_module("cluster.plan_report").show_plan(load_config(config, set_), as_json=as_json)
+
+
+@app.command()
+def submit(
+    config: ConfigOption,
+    address: Annotated[str, typer.Option(help="The cluster's dashboard, such as http://head:8265.")],
+    set_: SetOption = [],  # noqa: B006
+    stage: Annotated[str, typer.Option(help="`run`, or one stage.")] = "run",
+    working_dir: Annotated[Path, typer.Option(help="Folder to send; the run file lies in it.")] = Path("."),
+    submission_id: Annotated[str | None, typer.Option(help="Join (or stop) this job instead of starting one.")] = None,
+    stop: Annotated[bool, typer.Option("--stop", help="End the run's job; what is finished is kept.")] = False,
+    no_follow: Annotated[bool, typer.Option("--no-follow", help="Print the submission id and return.")] = False,
+) -> None:
+    """Run on a Ray cluster as a job: send it, follow its log, join or stop it. The same run again goes on."""
+    import importlib
+
+    from .config import load_config
+    from .errors import ConfigError
+    from .pipeline import STAGES
+
+    if stage not in ("run", *STAGES):
+        raise ConfigError(f"--stage {stage}: expected run, {', '.join(STAGES)}")
+    status = importlib.import_module("cluster.submission").submit(
+        load_config(config, set_), config, address=address, overrides=set_, folder=working_dir, stage=stage,
+        submission_id=submission_id, stop=stop, follow=not no_follow,
+    )  # fmt: skip
+    raise typer.Exit(status)
+
+
+@app.command()
 def inspect(
     artifact: Annotated[str, typer.Argument(help="Folder or URL of an artifact.")],
     dialogue: Annotated[int, typer.Option(help="Dialogue to show, counted from 0.")] = 0,

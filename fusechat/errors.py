@@ -8,7 +8,8 @@ FuseChatError
 │   ├── ContractError      arrays that do not obey the contract between two stages (also a ValueError)
 │   ├── ArtifactError      an artifact that is missing, or was made by another plan
 │   ├── StorageError       a target that cannot be written: full disk, read-only folder (also an OSError)
-│   └── BusyError          another run holds this run folder
+│   ├── BusyError          another run holds this run folder
+│   └── ClusterSetupError  a Ray cluster that does not fit the run: none there, wrong token, other versions, too few GPUs
 ├── AlignmentError         two tokenizations that cannot be laid on one another
 ├── TeacherError           an engine that died, or failed its self-check
 └── ClusterError           Ray could not give what the plan needs, or shards were set aside
@@ -55,6 +56,10 @@ class StorageError(UserError, OSError):
 
 class BusyError(UserError):
     """Another run holds this run folder."""
+
+
+class ClusterSetupError(UserError):
+    """A Ray cluster that does not fit the run."""
 
 
 class AlignmentError(FuseChatError):

@@ -1,5 +1,6 @@
 """Where a model's files are, and digests of what decides its output."""
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -66,6 +67,30 @@ def read_model_config(folder: Path) -> dict:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}/config.json: not readable: {error}") from None
+
+
+def find_config(model: ModelSection) -> dict:
+    """A model's config.json from its local folder or the hub's cache; nothing is downloaded, no weights are needed.
+
+    Raises:
+        ModelError: it is in neither; the message says what to do.
+    """
+    folder = Path(model.model).expanduser()
+    if folder.is_dir():
+        return read_model_config(folder)
+    found: object = None
+    if not model.model.startswith((".", "/", "~")) and model.model.count("/") <= 1:
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        with contextlib.suppress(HFValidationError):
+            found = try_to_load_from_cache(model.model, "config.json", revision=model.revision)
+    if not isinstance(found, str):
+        raise ModelError(
+            f"{model.name}: no config.json of {model.model!r}: it is no local folder and not in the hub's cache; "
+            f"run `hf download {model.model} config.json` (some kB, no weights) or give the path of its folder"
+        )
+    return read_model_config(Path(found).parent)
 
 
 def digests(folder: Path, cache: Path | None = None) -> dict[str, str]:

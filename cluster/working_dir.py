@@ -1,0 +1,89 @@
+"""What `fusechat submit` sends: the working directory without data, stores, models and checkpoints."""
+
+from pathlib import Path
+
+from fusechat.config import RunConfig
+from fusechat.errors import ClusterSetupError
+
+EXCLUDES = (
+    ".git", ".venv", "venv", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis", "node_modules", "wandb",
+    "/data", "/runs", "/models", "/checkpoints", "/stores", "*.zarr",
+    "*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.parquet", "*.arrow",
+)  # fmt: skip
+"""In gitignore's syntax; what .gitignore and .rayignore name is left out too."""
+MIB = 2**20
+NAMED_FOLDERS = 4
+
+
+def excludes_of(config: RunConfig, folder: Path) -> list[str]:
+    """Patterns of what stays at home: the usual, the run's own folders, and the run file's."""
+    found = [*EXCLUDES, *config.cluster.working_dir_excludes]
+    for place in (config.run.output, Path(config.store_url)):
+        if place.is_absolute() and place.is_relative_to(folder):
+            found.append(f"/{place.relative_to(folder)}")
+    return found
+
+
+def sent_files(folder: Path, excludes: list[str]) -> dict[str, int]:
+    """Path within the folder -> bytes, of the files that Ray would send."""
+    # Ray's own walk, so that what is counted is what is sent.
+    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+
+    found: dict[str, int] = {}
+
+    def keep(path: Path) -> None:
+        if path.is_file():
+            found[str(path.relative_to(folder))] = path.stat().st_size
+
+    _dir_travel(folder, [_get_excludes(folder, excludes)], keep, include_gitignore=True)
+    return found
+
+
+def check_working_dir(config: RunConfig, folder: Path, files: dict[str, int]) -> None:
+    """Refuse what cannot work on another machine.
+
+    Raises:
+        ClusterSetupError: too large (the largest folders are named), a result that would be lost with the job's
+            temporary folder, or an input that is not sent.
+    """
+    size, limit = sum(files.values()), config.cluster.working_dir_mib * MIB
+    if size > limit:
+        raise ClusterSetupError(
+            f"{folder}: the working directory has {size / MIB:,.1f} MiB in {len(files):,} files, the limit is "
+            f"{limit / MIB:g} MiB; largest: {_largest(files)}; leave them out with cluster.working_dir_excludes, or send "
+            "another folder with --working-dir"
+        )
+    for name, place in (("run.output", str(config.run.output)), ("run.store", config.store_url)):
+        if "://" not in place and not Path(place).is_absolute():
+            raise ClusterSetupError(
+                f"{name} is {place!r}, which on the cluster lies in the job's temporary folder; give an absolute path "
+                "on a filesystem that all nodes share" + (", or a URL" if name == "run.store" else "")
+            )
+    missing = [path for path in _inputs(config) if not _travels(path, folder, files)]
+    if missing:
+        raise ClusterSetupError(
+            f"{', '.join(missing)}: not sent with the working directory {folder}; put it on a filesystem that all nodes "
+            "share and give its absolute path"
+        )
+
+
+def _inputs(config: RunConfig) -> list[str]:
+    """Relative paths that the run reads."""
+    paths = [path.split("::")[0] for path in [*config.dialogues.train, *config.dialogues.held_out]]
+    paths += [model.template for model in config.models if model.template not in ("native", "pivot")]
+    paths += [model.model for model in config.models if Path(model.model).expanduser().is_dir()]
+    return [path for path in dict.fromkeys(paths) if not Path(path).expanduser().is_absolute()]
+
+
+def _travels(path: str, folder: Path, files: dict[str, int]) -> bool:
+    place = str(Path(path))
+    return place in files or any(file.startswith(f"{place}/") for file in files)
+
+
+def _largest(files: dict[str, int]) -> str:
+    folders: dict[str, int] = {}
+    for path, size in files.items():
+        top = path.split("/")[0] + ("/" if "/" in path else "")
+        folders[top] = folders.get(top, 0) + size
+    largest = sorted(folders.items(), key=lambda item: -item[1])[:NAMED_FOLDERS]
+    return ", ".join(f"{name} {size / MIB:,.1f} MiB" for name, size in largest)

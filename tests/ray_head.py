@@ -1,0 +1,83 @@
+"""A real Ray head with its dashboard on loopback, with token authentication, in a process of its own.
+
+`python ray_head.py DASHBOARD_PORT NUM_CPUS` prints the address of the control store, then waits until standard input ends.
+"""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+TOKEN = "0123456789abcdef" * 4
+
+
+@dataclass
+class Head:
+    """A running head; `stop` ends it."""
+
+    dashboard: str
+    """http URL."""
+    address: str
+    """Of the control store, host:port."""
+    process: subprocess.Popen[str]
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """For a process that talks to this head."""
+        return environment(**more)
+
+    def stop(self) -> None:
+        """End the head and all that it started."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        try:
+            self.process.wait(30)
+        finally:
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's, with the token, this interpreter first in PATH, and nothing of another Ray."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**kept, "PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, **more}
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def start_head(num_cpus: int = 2) -> Head:
+    """Start a head; takes some seconds."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, __file__, str(port), str(num_cpus)], env=environment(), text=True, start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdout is not None
+    address = process.stdout.readline().strip()
+    assert address, "the head did not start"
+    return Head(f"http://127.0.0.1:{port}", address, process)
+
+
+def main(port: str, num_cpus: str) -> None:
+    import ray
+
+    context = ray.init(
+        address="local", num_cpus=int(num_cpus), include_dashboard=True, dashboard_host="127.0.0.1", dashboard_port=int(port),
+        _node_ip_address="127.0.0.1", log_to_driver=False, logging_level=logging.ERROR,
+        object_store_memory=80 * 2**20,
+    )  # fmt: skip
+    print(context.address_info["gcs_address"], flush=True)
+    sys.stdin.read()
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
