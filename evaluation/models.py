@@ -16,11 +16,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from fusechat import artifact, model_files
 from fusechat.artifact import Artifact
-from fusechat.config import RunConfig
+from fusechat.config import CONTROL, RunConfig
 from fusechat.errors import ConfigError, ModelError
-
-CONTROL = "sft"
-"""Name of the SFT-only control among the targets."""
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,7 @@ from typing import Any
 import fsspec
 
 from fusechat.artifact import RECORD_FILE, read_json
-from fusechat.config import RunConfig
-
-from .models import CONTROL
+from fusechat.config import CONTROL, RunConfig
 
 CURVE_POINTS = 400
 """Points kept of a training curve."""

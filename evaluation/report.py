@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fusechat import artifact
 from fusechat.config import RunConfig
 from fusechat.dialogues import Dialogue
 
@@ -20,15 +21,20 @@ from .figures import (
     accuracy_differences,
     accuracy_figures,
     compared_pairs,
+    divergence_differences,
+    divergence_figures,
     loss_differences,
     loss_figures,
 )
 from .intervals import LEVEL, MIN_DIALOGUES
 from .measurement import SAMPLED_ROLES
 from .models import MeasuredModel
+from .row_sample import RowSample
 
-FORMAT = 1
+FORMAT = 2
 """Number of the document's form; another number, another form."""
+MAX_NAMED = 10
+"""Dialogues named in one note."""
 
 
 def build(
@@ -37,8 +43,10 @@ def build(
     held_out: HeldOut,
     dialogues: Sequence[Dialogue],
     measured: dict[str, dict[str, Any]],
+    sample: RowSample | None = None,
 ) -> dict[str, Any]:
     """The whole document."""
+    seed = config.run.seed
     kinds = [kind for kind in config.evaluation.exact_match_kinds if kind in held_out.kind_names]
     asked = [number for number, dialogue in enumerate(dialogues) if dialogue.kind in kinds]
     exact = {
@@ -56,13 +64,15 @@ def build(
         "run": provenance.run_record(config),
         "held_out": _held_out_record(held_out),
         "interval": {"level": LEVEL, "min_dialogues": MIN_DIALOGUES},
-        "notes": _notes(held_out, nats),
+        "notes": [*_notes(held_out, nats), *_source_notes(config, sample)],
+        "divergence": _sample_record(sample),
         "exact_match_kinds": kinds,
         "models": [
             {
                 **_model_record(model, measured[model.id]),
-                "loss": loss_figures(held_out, nats[model.id], seed=config.run.seed),
+                "loss": loss_figures(held_out, nats[model.id], seed=seed),
                 "accuracy": accuracy_figures(held_out, exact[model.id], kinds) if kinds else {},
+                "divergence": divergence_figures(measured[model.id]["divergence"], seed=seed),
                 "nats": measured[model.id]["nats"],
             }
             for model in models
@@ -71,7 +81,10 @@ def build(
             {
                 "model": one,
                 "against": other,
-                "loss": loss_differences(held_out, nats[one], nats[other], seed=config.run.seed),
+                "loss": loss_differences(held_out, nats[one], nats[other], seed=seed),
+                "divergence": divergence_differences(
+                    measured[one]["divergence"], measured[other]["divergence"], seed=seed
+                ),
                 "accuracy": accuracy_differences(held_out, exact[one], exact[other], kinds) if kinds else {},
             }
             for one, other in compared_pairs(list(measured))
@@ -121,6 +134,32 @@ def _notes(held_out: HeldOut, nats: dict[str, np.ndarray]) -> list[str]:
                 f"{model_id}: {missing} held-out dialogues are longer than its positions and were left out for it."
             )
     return notes
+
+
+def _source_notes(config: RunConfig, sample: RowSample | None) -> list[str]:
+    notes = []
+    prepared = artifact.read_json(f"{config.dialogues_path}/{artifact.RECORD_FILE}") or {"counts": {}}
+    if shared := prepared["counts"].get("held_out_in_train"):
+        named = ", ".join(shared[:MAX_NAMED]) + (", ..." if len(shared) > MAX_NAMED else "")
+        notes.append(
+            f"{len(shared)} held-out dialogues are training dialogues too ({named}): the held-out loss of targets and "
+            "fused model is lower than it would be on new dialogues."
+        )
+    if sample and sample.missing:
+        notes.append(f"No finished rows of {', '.join(sample.missing)}: no divergence from them was measured.")
+    return notes
+
+
+def _sample_record(sample: RowSample | None) -> dict[str, Any] | None:
+    """Which rows the divergences were measured on."""
+    if sample is None:
+        return None
+    return {
+        "teachers": list(sample.stores),
+        "training_dialogues": len(sample.dialogues),
+        "of": sample.tokens.num_dialogues,
+        "numbers": sample.dialogues.tolist(),
+    }
 
 
 def _model_record(model: MeasuredModel, found: dict[str, Any]) -> dict[str, Any]:

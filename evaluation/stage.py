@@ -14,6 +14,7 @@ from . import page, report
 from .figures import HeldOut
 from .measurement import Questions, measure, work
 from .models import MeasuredModel, measured_models
+from .row_sample import RowSample, row_sample
 
 
 def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
@@ -30,6 +31,8 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
     tokens = {name: artifact.load(config.tokens_url(name, "held_out"), "tokens") for name in readers}
     parents = {f"tokens {name}": found for name, found in tokens.items()}
     parents |= {model.id: model.artifact for model in models if model.artifact is not None}
+    sample = row_sample(config)
+    parents |= sample.artifacts if sample else {}
     claim = artifact.claim(
         config.report_path,
         "report",
@@ -41,8 +44,8 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
         return claim.artifact
     dialogues = _held_out_dialogues(config, tokens)
     _check_kinds(config, dialogues)
-    measured = _measure_all(config, models, tokens, dialogues, progress)
-    document = report.build(config, models, HeldOut.of(dialogues), dialogues, measured)
+    measured = _measure_all(config, models, tokens, dialogues, sample, progress)
+    document = report.build(config, models, HeldOut.of(dialogues), dialogues, measured, sample)
     artifact.write_json(str(config.report_path / "report.json"), document)
     page.write(document, config.report_path / "index.html")
     return claim.finish(
@@ -92,12 +95,13 @@ def _measure_all(
     models: list[MeasuredModel],
     tokens: dict[str, Artifact],
     dialogues: list[Dialogue],
+    sample: RowSample | None,
     progress: Progress,
 ) -> dict[str, dict[str, Any]]:
     """Model id -> what was measured, one model in memory at a time."""
     questions = Questions.of(config.evaluation, dialogues)
     read = {name: Tokens.read(found.url) for name, found in tokens.items()}
-    total = sum(work(read[model.reader], questions, model.role, config.evaluation) for model in models)
+    total = sum(work(read[model.reader], questions, model.role, config.evaluation, sample) for model in models)
     measured = {}
     with progress.task("evaluate", total, "tokens") as task:
         for model in models:
@@ -107,6 +111,6 @@ def _measure_all(
 
             measured[model.id] = measure(
                 config, model, tokens[model.reader], dialogue_ids=[dialogue.id for dialogue in dialogues],
-                questions=questions, on_tokens=on_tokens,
+                questions=questions, sample=sample, on_tokens=on_tokens,
             )  # fmt: skip
     return measured

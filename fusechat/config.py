@@ -7,21 +7,17 @@ Imports nothing heavy, so that the command line answers at once.
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from .config_section import Name, Section
 from .errors import ConfigError
+from .evaluation_config import EvaluationSection
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-"""A name that is also a folder name."""
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, unknown keys refused, field docstrings kept for docs/configuration.md."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+CONTROL = "sft"
+"""Name of the SFT-only control among the targets."""
 
 
 class RunSection(Section):
@@ -84,6 +80,8 @@ class DialoguesSection(Section):
     """Longest dialogue in the pivot's tokens; a longer one is cut after its last whole turn that fits."""
     on_bad: Literal["refuse", "skip"] = "refuse"
     """A dialogue that breaks the rules ends the run, or is left out, counted and listed."""
+    on_overlap: Literal["refuse", "keep"] = "refuse"
+    """Held-out dialogues that are also training dialogues end the run, or are kept, named in the record and in the report."""
 
 
 class ExtractionSection(Section):
@@ -168,25 +166,6 @@ class MergeSection(Section):
     """Largest file of the fused model, bytes (a single tensor may exceed it)."""
 
 
-class EvaluationSection(Section):
-    """How good the models are."""
-
-    batch_tokens: int = Field(4096, ge=64)
-    """Tokens of one evaluation batch."""
-    exact_match_kinds: list[str] = []
-    """Kinds of dialogue whose last assistant turn is a short exact answer: models are asked, and compared by exact match."""
-    max_new_tokens: int = Field(48, ge=1)
-    """Longest answer, tokens."""
-    samples: list[str] = []
-    """Prompts answered by the pivot, the SFT-only control and the fused model, to look at."""
-    models: list[str] | None = None
-    """Models to measure, out of `pivot`, `sft`, `target.NAME`, `fused`, `source.NAME`; default: all of them."""
-    sources: bool = True
-    """Also measure the sources, each under its own tokenizer and template (only where `models` names none)."""
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Dtype of weights and activations; auto: float32 on CPUs, what the checkpoint says on GPUs."""
-
-
 class ClusterSection(Section):
     """Where the run's Ray lives."""
 
@@ -217,7 +196,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _names_differ(self) -> "RunConfig":
         names = [model.name for model in self.models]
-        reserved = {"sft", "fused"} & set(names)
+        reserved = {CONTROL, "fused"} & set(names)
         if len(set(names)) < len(names) or reserved:
             raise ValueError(f"model names {names} must differ from each other and from 'sft' and 'fused'")
         return self

@@ -11,11 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .artifact import RECORD_FILE, Artifact, read_json, run_lock, write_json
-from .config import RunConfig
+from .config import CONTROL, RunConfig
 from .logs import Progress, append_json_line, format_seconds
-
-CONTROL = "sft"
-"""Name of the SFT-only control among the targets."""
 
 
 @dataclass(frozen=True)

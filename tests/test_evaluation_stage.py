@@ -18,7 +18,7 @@ from evaluation import measurement, report, stage
 from fusechat import artifact
 from fusechat.config import RunConfig, load_config
 from fusechat.dialogues import read_dialogues
-from fusechat.errors import ArtifactError, ConfigError, ModelError
+from fusechat.errors import ArtifactError, ConfigError, DialogueError, ModelError
 from fusechat.logs import Progress
 from fusechat.tokens import Tokens
 
@@ -245,6 +245,24 @@ def test_report_of_hardly_any_held_out_dialogue_invents_nothing(ready: RunConfig
     assert set(found["samples"][0]["answers"]) == {"pivot", "sft", "fused"}
     assert "held-out" in (ready.report_path / "index.html").read_text(encoding="utf-8")
     assert all(part is not None for part in report.summary(found))
+
+
+def test_held_out_dialogues_that_are_training_dialogues_are_refused_by_name_unless_asked_for(
+    run_file: Path, dialogue_files: dict[str, Path], tmp_path: Path
+) -> None:
+    both = tmp_path / "both.jsonl"
+    training = dialogue_files["train"].read_text(encoding="utf-8").splitlines(keepends=True)
+    shared = [line.replace('"id": "d', '"id": "again-d') for line in training[2:4]]
+    both.write_text(dialogue_files["held_out"].read_text(encoding="utf-8") + "".join(shared), encoding="utf-8")
+    with pytest.raises(DialogueError, match=r"2 held-out .* 'again-d2' is training dialogue 'd2', 'again-d3' is"):
+        finish_earlier_stages(load_config(run_file, [f"dialogues.held_out=[{both}]"]))
+    config = load_config(run_file, [f"dialogues.held_out=[{both}]", "dialogues.on_overlap=keep"])
+    finish_earlier_stages(config)
+    stage.run(config)
+    found = json.loads((config.report_path / "report.json").read_text(encoding="utf-8"))
+    assert any(
+        "2 held-out dialogues are training dialogues too (again-d2, again-d3)" in note for note in found["notes"]
+    )
 
 
 def keep_held_out(config: RunConfig, count: int) -> None:
