@@ -14,6 +14,7 @@ from fusechat.config import RunConfig
 from fusechat.dialogues import Dialogue
 
 from . import provenance
+from .answer_sets import set_records
 from .answers import is_exact
 from .figures import (
     ALL,
@@ -27,6 +28,7 @@ from .figures import (
     loss_figures,
 )
 from .intervals import LEVEL, MIN_DIALOGUES
+from .judge import AnswerSet
 from .measurement import SAMPLED_ROLES
 from .models import MeasuredModel
 from .row_sample import RowSample
@@ -44,6 +46,8 @@ def build(
     dialogues: Sequence[Dialogue],
     measured: dict[str, dict[str, Any]],
     sample: RowSample | None = None,
+    sets: Sequence[AnswerSet] = (),
+    judged: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The whole document."""
     seed = config.run.seed
@@ -64,7 +68,7 @@ def build(
         "run": provenance.run_record(config),
         "held_out": _held_out_record(held_out),
         "interval": {"level": LEVEL, "min_dialogues": MIN_DIALOGUES},
-        "notes": [*_notes(held_out, nats), *_source_notes(config, sample)],
+        "notes": [*_notes(held_out, nats), *_source_notes(config, sample), *_judge_notes(judged)],
         "divergence": _sample_record(sample),
         "exact_match_kinds": kinds,
         "models": [
@@ -91,6 +95,8 @@ def build(
         ],
         "answers": _answers(dialogues, asked, measured, exact),
         "samples": _samples(config.evaluation.samples, models, measured, len(asked)),
+        "answer_sets": set_records(config, list(sets)),
+        "judge": judged,
         "artifacts": provenance.artifact_records(config),
         "training": provenance.training_curves(config),
         "merge": provenance.merge_report(config),
@@ -147,6 +153,18 @@ def _source_notes(config: RunConfig, sample: RowSample | None) -> list[str]:
         )
     if sample and sample.missing:
         notes.append(f"No finished rows of {', '.join(sample.missing)}: no divergence from them was measured.")
+    return notes
+
+
+def _judge_notes(judged: dict[str, Any] | None) -> list[str]:
+    notes = []
+    for name, modes in (judged or {"sets": {}})["sets"].items():
+        for mode, models in modes.items():
+            nonsense, asked = (sum(entry[key] for entry in models.values()) for key in ("nonsense", "verdicts"))
+            if nonsense:
+                notes.append(
+                    f"{nonsense} of {asked} {mode} verdicts on {name} were of no readable form; they are not scored."
+                )
     return notes
 
 
@@ -214,6 +232,8 @@ def summary(document: dict[str, Any]) -> Iterator[Any]:
     labels = {model["id"]: model["label"] for model in document["models"]}
     for line in _difference_lines(document, labels):
         yield Text(line)
+    for line in _judge_lines(document, labels):
+        yield Text(line)
     for note in document["notes"]:
         yield Text(f"Note: {note}")
     if document["samples"]:
@@ -241,6 +261,18 @@ def table(document: dict[str, Any]) -> Any:
         shares = [f"{entry['exact']}/{entry['asked']}" for entry in (model["accuracy"][kind] for kind in exact_kinds)]
         found.add_row(model["label"], *losses, *shares)
     return found
+
+
+def _judge_lines(document: dict[str, Any], labels: dict[str, str]) -> Iterator[str]:
+    """Scores and win rates, each with its interval over questions and the judge's own noise."""
+    judged = document["judge"]
+    for name, modes in judged["sets"].items() if judged else ():
+        for mode, key in (("single", "score"), ("pairwise", "win_rate")):
+            for model_id, entry in modes.get(mode, {}).items():
+                interval = "" if entry["low"] is None else f" [{entry['low']:.2f}, {entry['high']:.2f}]"
+                noise = "" if entry["judge_noise"] is None else f", judge's own noise {entry['judge_noise']:.2f}"
+                what = "score" if mode == "single" else f"wins against {labels[judged['baseline']]}"
+                yield f"{name}, {labels[model_id]}: {what} {_number(entry[key])}{interval}{noise}"
 
 
 def _number(value: float | None) -> str:

@@ -11,10 +11,14 @@ from fusechat.logs import Progress
 from fusechat.tokens import Tokens
 
 from . import page, report
+from .answer_sets import finished_answers, read_answer_sets
 from .figures import HeldOut
+from .judge import AnswerSet, judge_answers, num_verdicts
 from .measurement import Questions, measure, work
 from .models import MeasuredModel, measured_models
 from .row_sample import RowSample, row_sample
+
+JUDGE_MEANS = ("concurrency", "max_attempts", "backoff_seconds", "timeout_seconds", "key_variable")
 
 
 def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
@@ -24,6 +28,7 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
         ConfigError: `evaluation` names a kind of dialogue or a model that the run does not have.
         ArtifactError: a model is not finished, or the folder holds another plan's report.
         ModelError: a model cannot be loaded, or its loss is not a number.
+        JudgeError: the judge's endpoint does not answer; the verdicts that came are kept.
     """
     progress = progress or Progress(quiet=True)
     models = measured_models(config)
@@ -33,6 +38,7 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
     parents |= {model.id: model.artifact for model in models if model.artifact is not None}
     sample = row_sample(config)
     parents |= sample.artifacts if sample else {}
+    parents |= finished_answers(config)
     claim = artifact.claim(
         config.report_path,
         "report",
@@ -45,7 +51,9 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
     dialogues = _held_out_dialogues(config, tokens)
     _check_kinds(config, dialogues)
     measured = _measure_all(config, models, tokens, dialogues, sample, progress)
-    document = report.build(config, models, HeldOut.of(dialogues), dialogues, measured, sample)
+    sets = read_answer_sets(config)
+    judged = _judge(config, sets, progress)
+    document = report.build(config, models, HeldOut.of(dialogues), dialogues, measured, sample, sets, judged)
     artifact.write_json(str(config.report_path / "report.json"), document)
     page.write(document, config.report_path / "index.html")
     return claim.finish(
@@ -59,12 +67,25 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
 
 
 def _settings(config: RunConfig, models: list[MeasuredModel]) -> dict[str, Any]:
+    # What changes how figures are reached, and not the figures.
+    excluded: Any = {"batch_tokens": True, "models": True, "sources": True, "judge": set(JUDGE_MEANS)}
     return {
-        **config.evaluation.model_dump(mode="json", exclude={"batch_tokens", "models", "sources"}),
+        **config.evaluation.model_dump(mode="json", exclude=excluded),
         "models": {model.id: model.fingerprint for model in models},
         "seed": config.run.seed,
         "report_format": report.FORMAT,
     }
+
+
+def _judge(config: RunConfig, sets: list[AnswerSet], progress: Progress) -> dict[str, Any] | None:
+    section = config.evaluation.judge
+    if section is None:
+        return None
+    if not sets:
+        raise ConfigError("evaluation.judge: there are no answers to judge; name questions in evaluation.answers")
+    with progress.task("judge", num_verdicts(section, sets), "verdicts") as task:
+        cache = config.run.output / "verdicts.jsonl"
+        return judge_answers(section, sets, cache, seed=config.run.seed, on_reply=task.advance)
 
 
 def _held_out_dialogues(config: RunConfig, tokens: dict[str, Artifact]) -> list[Dialogue]:

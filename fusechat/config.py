@@ -214,6 +214,21 @@ class RunConfig(Section):
         raise ConfigError(f"no model is named {name!r}; the run has {[model.name for model in self.models]}")
 
     @property
+    def model_ids(self) -> list[str]:
+        """Ids of all models that the run will have, as in `evaluation.models`."""
+        sources = [source.name for source in self.sources]
+        control = [CONTROL] if self.training.train_control else []
+        targets = [f"target.{name}" for name in sources]
+        return ["pivot", *control, *targets, "fused", *(f"source.{name}" for name in sources)]
+
+    @property
+    def measured_ids(self) -> list[str]:
+        """Those of them that are evaluated."""
+        section, known = self.evaluation, self.model_ids
+        wanted = section.models or [name for name in known if section.sources or not name.startswith("source.")]
+        return [name for name in known if name in wanted]
+
+    @property
     def store_url(self) -> str:
         """Base URL or folder of the stores."""
         return (self.run.store or str(self.run.output)).rstrip("/")
@@ -233,6 +248,10 @@ class RunConfig(Section):
     def target_path(self, name: str) -> Path:
         """Model folder of a target (a source's name, or `sft` for the control)."""
         return self.run.output / "targets" / name
+
+    def answers_path(self, answer_set: str, model_id: str) -> Path:
+        """Folder of a model's answers to a set of questions."""
+        return self.run.output / "answers" / answer_set / model_id
 
     @property
     def dialogues_path(self) -> Path:

@@ -52,11 +52,14 @@ def steps(config: RunConfig) -> list[Step]:
     for name in targets:
         found.append(Step("train", name, (str(config.target_path(name)),), _stage_call("trainer.stage", name)))
     found.append(Step("merge", "", (str(config.fused_path),), _merge))
+    answers = _answer_folders(config)
+    if answers:
+        found.append(Step("answer", "", answers, _stage_call("cluster.answering")))
     found.append(Step("evaluate", "", (str(config.report_path),), _stage_call("evaluation.stage")))
     return found
 
 
-STAGES = ("tokenize", "extract", "align", "train", "merge", "evaluate")
+STAGES = ("tokenize", "extract", "align", "train", "merge", "answer", "evaluate")
 
 
 def run(config: RunConfig, *, progress: Progress, only: str | None = None) -> dict[str, float]:
@@ -89,6 +92,11 @@ def _say_done(step: Step, progress: Progress, seconds: float, config: RunConfig)
         return
     progress.say(f"{step.label}: done in {format_seconds(seconds)}")
     append_json_line(config.run.output / "logs" / "run.jsonl", {"step": step.label, "seconds": round(seconds, 3)})
+
+
+def _answer_folders(config: RunConfig) -> tuple[str, ...]:
+    sets = [answer_set.name for answer_set in config.evaluation.answers]
+    return tuple(str(config.answers_path(name, model_id)) for name in sets for model_id in config.measured_ids)
 
 
 def _prepare_dialogues(config: RunConfig, progress: Progress) -> Artifact:

@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 import torch
 from evaluation_runs import finish_earlier_stages, finish_model
+from judge_endpoint import Endpoint, serving
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evaluation import measurement, report, stage
 from fusechat import artifact
-from fusechat.config import RunConfig, load_config
+from fusechat.config import RunConfig, RunSection, load_config
 from fusechat.dialogues import read_dialogues
 from fusechat.errors import ArtifactError, ConfigError, DialogueError, ModelError
+from fusechat.evaluation_config import EvaluationSection
 from fusechat.logs import Progress
+from fusechat.questions import answers_file, read_questions, write_answers
 from fusechat.tokens import Tokens
 
 IDS = ["pivot", "sft", "target.mixtral", "fused", "source.mixtral"]
@@ -42,6 +45,12 @@ def finished(
     made = stage.run(config)
     assert made.kind == "report" and made.counts["models"] == len(IDS)
     return config, json.loads((config.report_path / "report.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture
@@ -187,7 +196,7 @@ def test_model_that_changed_is_measured_again_and_others_are_not(ready: RunConfi
     finish_model(ready.fused_path, "fused", seed=77)
     with pytest.raises(ArtifactError, match=r"settings\.models\.fused"):
         stage.run(ready)
-    stage.run(ready.model_copy(update={"run": ready.run.model_copy(update={"if_changed": "restart"})}))
+    stage.run(ready.model_copy(update={"run": restarting(ready)}))
     after = {path.stem: path.read_text() for path in (ready.report_path / "models").iterdir()}
     assert {json.loads(text)["key"] for text in before.values()} ^ {json.loads(text)["key"] for text in after.values()}
     report_after = json.loads((ready.report_path / "report.json").read_text(encoding="utf-8"))
@@ -263,6 +272,46 @@ def test_held_out_dialogues_that_are_training_dialogues_are_refused_by_name_unle
     assert any(
         "2 held-out dialogues are training dialogues too (again-d2, again-d3)" in note for note in found["notes"]
     )
+
+
+def test_answers_are_judged_and_shown_side_by_side(ready: RunConfig, tmp_path: Path, endpoint: Endpoint) -> None:
+    (tmp_path / "asked.txt").write_text("Say hello.\nWhat is 3 + 4?\n")
+    endpoint.reply = lambda body, number: "nonsense" if number == 0 else "SCORE: 6"
+    judge = {"url": endpoint.url, "model": "examiner", "repeats": 2, "concurrency": 1}
+    answers = [{"name": "own", "file": str(tmp_path / "asked.txt")}]
+    evaluation = EvaluationSection.model_validate(
+        {"models": ["sft", "fused"], "kl_dialogues": 0, "judge": judge, "answers": answers}
+    )
+    config = ready.model_copy(update={"evaluation": evaluation})
+    with pytest.raises(ArtifactError, match="answers/own/sft"):
+        stage.run(config)
+    for model_id in ("sft", "fused"):
+        finish_answers(config, model_id)
+    stage.run(config)
+    found = json.loads((config.report_path / "report.json").read_text(encoding="utf-8"))
+    assert found["judge"]["sets"]["own"]["single"]["sft"]["nonsense"] == 1
+    assert found["judge"]["sets"]["own"]["single"]["fused"]["score"] == 6
+    assert any("1 of 8 single verdicts on own were of no readable form" in note for note in found["notes"])
+    shown = found["answer_sets"][0]["shown"]
+    assert shown[0]["answers"] == {"sft": ["sft says 0"], "fused": ["fused says 0"]}
+    endpoint.bodies = []
+    other = evaluation.model_copy(update={"max_new_tokens": 9})
+    stage.run(config.model_copy(update={"evaluation": other, "run": restarting(config)}))
+    assert not endpoint.bodies, "verdicts outlive the report"
+
+
+def finish_answers(config: RunConfig, model_id: str) -> None:
+    """Answers as the answering stage leaves them."""
+    section = config.evaluation.answers[0]
+    folder, questions = config.answers_path("own", model_id), read_questions(section.file, section.form)
+    claim = artifact.claim(folder, "answers", settings={}, parents={})
+    texts = [[f"{model_id} says {number}"] for number in range(len(questions))]
+    write_answers(answers_file(folder, model_id, section.form), model_id, section.form, questions, texts, {})
+    claim.finish({"questions": 2, "answers": 2, "tokens": 9, "no_room": [], "sampling": {}})
+
+
+def restarting(config: RunConfig) -> RunSection:
+    return config.run.model_copy(update={"if_changed": "restart"})
 
 
 def keep_held_out(config: RunConfig, count: int) -> None:
