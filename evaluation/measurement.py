@@ -1,6 +1,6 @@
 """One model's figures: a model, its held-out tokens and questions in; nats of each dialogue and answers out.
 
-What is measured is kept in `models/<id>.json` of the report folder, so that a killed evaluation goes on with the model
+What is measured is kept in `models/ID.KEY.json` of the report folder, so that a killed evaluation goes on with the model
 it was in. Knows nothing about comparisons between models.
 """
 
@@ -76,12 +76,13 @@ def measure(
         positions), `answers` (list [questions], text or null likewise) and `divergence` (teacher -> nats and rows, one
         per dialogue of the sample; empty where there is none).
     """
-    path = config.report_path / "models" / f"{model.id}.json"
     sample = sample if model.reader == config.pivot.name else None
     key = _key(config.evaluation, model, tokens_artifact, sample)
+    # The key is part of the name, so that the runs of an ablation can share the folder.
+    path = config.measured_path / f"{model.id}.{key}.json"
     tokens = Tokens.read(tokens_artifact.url)
     found = artifact.read_json(str(path))
-    if found is None or found["key"] != key:
+    if found is None:
         started = time.monotonic()
         prompts = questions.prompts(model.role)
         found = {"key": key, **_figures(config, model, tokens, dialogue_ids, prompts, sample, on_tokens)}

@@ -64,6 +64,7 @@ def build(
     nats = {model_id: np.array(found["nats"], dtype=np.float64) for model_id, found in measured.items()}
     return {
         "format": FORMAT,
+        "state": "finished",
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "run": provenance.run_record(config),
         "held_out": _held_out_record(held_out),

@@ -67,9 +67,30 @@ for _stage, _text in {
     "align": "Lay every source's rows on the pivot's tokens and vocabulary.",
     "train": "Train one target per source, and the SFT-only control.",
     "merge": "Merge the targets into the fused model.",
+    "answer": "Let the models answer the questions of `evaluation.answers`.",
     "evaluate": "Measure all models on the held-out dialogues.",
 }.items():
     _stage_command(_stage, _text)
+
+
+@app.command()
+def ablate(
+    config: Annotated[Path, typer.Option("-c", "--config", help="The ablation file (YAML).")],
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Run a grid of variants of a run, sharing what they have in common, and show its tables."""
+    from .ablation_config import load_ablation
+
+    resolved = load_ablation(config, set_)
+    from .logs import Progress, setup_logging
+
+    setup_logging()
+    from . import ablation
+    from .summary import show_tables
+
+    with Progress() as progress:
+        tables = ablation.run(resolved, progress=progress)
+    show_tables(resolved.output, tables)
 
 
 @app.command()

@@ -7,7 +7,7 @@ Imports nothing heavy, so that the command line answers at once.
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -29,6 +29,8 @@ class RunSection(Section):
     """URL (`s3://`, `gs://`) or folder of the tokens, logprobs and aligned stores; default: the run's folder."""
     seed: int = 0
     """Seed of everything random."""
+    places: dict[str, str] = {}
+    """Artifacts that stand elsewhere than in the run's folder or store (`aligned/NAME: folder or URL`); `fusechat ablate` sets it."""
     if_changed: Literal["refuse", "restart"] = "refuse"
     """What to do with artifacts that another plan made: refuse and show the difference, or delete them and start afresh."""
 
@@ -233,21 +235,24 @@ class RunConfig(Section):
         """Base URL or folder of the stores."""
         return (self.run.store or str(self.run.output)).rstrip("/")
 
+    def _place(self, key: str, base: str | Path) -> str:
+        return self.run.places.get(key) or f"{base}/{key}"
+
     def tokens_url(self, name: str, split: str = "train") -> str:
         """Tokens artifact of a model; split is `train` or `held_out`."""
-        return f"{self.store_url}/tokens/{name}" + ("" if split == "train" else f".{split}")
+        return self._place(f"tokens/{name}" + ("" if split == "train" else f".{split}"), self.store_url)
 
     def logprobs_url(self, name: str) -> str:
         """Logprobs store of a model."""
-        return f"{self.store_url}/logprobs/{name}"
+        return self._place(f"logprobs/{name}", self.store_url)
 
     def aligned_url(self, source: str) -> str:
         """Aligned store of a source."""
-        return f"{self.store_url}/aligned/{source}"
+        return self._place(f"aligned/{source}", self.store_url)
 
     def target_path(self, name: str) -> Path:
         """Model folder of a target (a source's name, or `sft` for the control)."""
-        return self.run.output / "targets" / name
+        return Path(self._place(f"targets/{name}", self.run.output))
 
     def answers_path(self, answer_set: str, model_id: str) -> Path:
         """Folder of a model's answers to a set of questions."""
@@ -256,19 +261,27 @@ class RunConfig(Section):
     @property
     def dialogues_path(self) -> Path:
         """Folder of the checked dialogues, train.jsonl and held_out.jsonl."""
-        return self.run.output / "dialogues"
+        return Path(self._place("dialogues", self.run.output))
 
     @property
     def fused_path(self) -> Path:
-        return self.run.output / "fused"
+        return Path(self._place("fused", self.run.output))
 
     @property
     def report_path(self) -> Path:
         return self.run.output / "report"
 
+    @property
+    def measured_path(self) -> Path:
+        """Folder of what was measured of each model."""
+        return Path(self._place("report/models", self.run.output))
+
     def dump(self) -> dict[str, Any]:
         """The resolved run as plain values."""
         return self.model_dump(mode="json")
+
+
+Loaded = TypeVar("Loaded", bound=Section)
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
@@ -277,21 +290,27 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     Raises:
         ConfigError: a missing or broken file, an unknown key (the nearest valid one is named), a value out of range.
     """
+    return load_file(path, overrides, RunConfig)
+
+
+def load_file(path: str | Path, overrides: list[str] | tuple[str, ...], root: type[Loaded]) -> Loaded:
+    """Read a YAML file of some root section; errors as for `load_config`."""
     path = Path(path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such run file; see examples/quickstart.yaml for one") from None
+        raise ConfigError(f"{path}: no such run file; see examples/ for some") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: not a readable YAML file: {error}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: found {type(values).__name__}, expected sections such as pivot, sources, dialogues")
+        expected = ", ".join(list(root.model_fields)[:4])
+        raise ConfigError(f"{path}: found {type(values).__name__}, expected keys such as {expected}")
     for override in overrides:
         _apply_override(values, override)
     try:
-        return RunConfig.model_validate(values)
+        return root.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(path, item) for item in error.errors())) from None
+        raise ConfigError("\n".join(_explain(path, item, root) for item in error.errors())) from None
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -316,19 +335,19 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: {'.'.join(parents)} is {type(node).__name__}, it has no {last!r}")
 
 
-def _explain(path: Path, item: Any) -> str:
+def _explain(path: Path, item: Any, root: type[BaseModel]) -> str:
     location = ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
         found = f" (found {item['input']!r})" if not isinstance(item["input"], dict) else ""
         return f"{path}: {location or 'run file'}: {item['msg']}{found}"
-    fields = sorted(_fields_at(item["loc"][:-1]))
+    fields = sorted(_fields_at(item["loc"][:-1], root))
     near = difflib.get_close_matches(str(item["loc"][-1]), fields, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(fields)}"
     return f"{path}: {location}: unknown key; {hint}"
 
 
-def _fields_at(location: tuple[Any, ...]) -> dict[str, Any]:
-    model: type[BaseModel] = RunConfig
+def _fields_at(location: tuple[Any, ...], root: type[BaseModel]) -> dict[str, Any]:
+    model = root
     for part in location:
         if isinstance(part, str) and part in model.model_fields:
             model = _section_type(model.model_fields[part].annotation) or model

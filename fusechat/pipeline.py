@@ -12,6 +12,7 @@ from typing import Any
 
 from .artifact import RECORD_FILE, Artifact, read_json, run_lock, write_json
 from .config import CONTROL, RunConfig
+from .errors import ConfigError
 from .logs import Progress, append_json_line, format_seconds
 
 
@@ -71,7 +72,10 @@ def run(config: RunConfig, *, progress: Progress, only: str | None = None) -> di
         step label -> seconds it took here (0 where it was skipped).
     Raises:
         BusyError: another process works on this run folder.
+        ConfigError: the run has no such stage.
     """
+    if only is not None and only not in [step.stage for step in steps(config)]:
+        raise ConfigError(f"this run has nothing to {only}: name sets of questions in evaluation.answers")
     seconds: dict[str, float] = {}
     with run_lock(config.run.output):
         write_json(str(config.run.output / "run.json"), config.dump())

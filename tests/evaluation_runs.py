@@ -23,12 +23,17 @@ def finish_earlier_stages(config: RunConfig) -> None:
 
 def finish_rows(config: RunConfig) -> None:
     """Random rows: each model's own, and each source's on the pivot's tokens."""
-    for seed, model in enumerate(config.models):
-        made = artifact.load(config.tokens_url(model.name), "tokens")
-        write_rows(config.logprobs_url(model.name), "logprobs", Tokens.read(made.url), {"tokens": made}, seed)
+    for model in config.models:
+        finish_rows_of(config, model.name)
     made = artifact.load(config.tokens_url(config.pivot.name), "tokens")
     for seed, source in enumerate(config.sources, 20):
         write_rows(config.aligned_url(source.name), "aligned", Tokens.read(made.url), {"pivot_tokens": made}, seed)
+
+
+def finish_rows_of(config: RunConfig, name: str) -> None:
+    """Random rows of one model on its own tokens."""
+    made = artifact.load(config.tokens_url(name), "tokens")
+    write_rows(config.logprobs_url(name), "logprobs", Tokens.read(made.url), {"tokens": made}, len(name))
 
 
 def finish_model(folder: Path, kind: str, seed: int) -> None:
