@@ -4,7 +4,6 @@ docs/evaluation.md describes the document. Knows nothing about networks or HTML.
 """
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -33,8 +32,6 @@ from .measurement import SAMPLED_ROLES
 from .models import MeasuredModel
 from .row_sample import RowSample
 
-FORMAT = 2
-"""Number of the document's form; another number, another form."""
 MAX_NAMED = 10
 """Dialogues named in one note."""
 
@@ -50,7 +47,8 @@ def build(
     judged: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The whole document."""
-    seed = config.run.seed
+    seed, course = config.run.seed, provenance.course(config)
+    bad = provenance.bad_metrics(course["training"])
     kinds = [kind for kind in config.evaluation.exact_match_kinds if kind in held_out.kind_names]
     asked = [number for number, dialogue in enumerate(dialogues) if dialogue.kind in kinds]
     exact = {
@@ -63,13 +61,12 @@ def build(
     }
     nats = {model_id: np.array(found["nats"], dtype=np.float64) for model_id, found in measured.items()}
     return {
-        "format": FORMAT,
+        **course,
         "state": "finished",
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "run": provenance.run_record(config),
+        "now": "",
         "held_out": _held_out_record(held_out),
         "interval": {"level": LEVEL, "min_dialogues": MIN_DIALOGUES},
-        "notes": [*_notes(held_out, nats), *_source_notes(config, sample), *_judge_notes(judged)],
+        "notes": [*_notes(held_out, nats), *_source_notes(config, sample), *_judge_notes(judged), *bad],
         "divergence": _sample_record(sample),
         "exact_match_kinds": kinds,
         "models": [
@@ -98,10 +95,7 @@ def build(
         "samples": _samples(config.evaluation.samples, models, measured, len(asked)),
         "answer_sets": set_records(config, list(sets)),
         "judge": judged,
-        "artifacts": provenance.artifact_records(config),
-        "training": provenance.training_curves(config),
-        "merge": provenance.merge_report(config),
-        "config": config.dump(),
+        "harness": None,
     }
 
 

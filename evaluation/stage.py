@@ -10,7 +10,7 @@ from fusechat.errors import ArtifactError, ConfigError
 from fusechat.logs import Progress
 from fusechat.tokens import Tokens
 
-from . import page, report
+from . import page, provenance, report
 from .answer_sets import finished_answers, read_answer_sets
 from .figures import HeldOut
 from .judge import AnswerSet, judge_answers, num_verdicts
@@ -39,6 +39,8 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
     sample = row_sample(config)
     parents |= sample.artifacts if sample else {}
     parents |= finished_answers(config)
+    dialogues = _held_out_dialogues(config, tokens)
+    _check_kinds(config, dialogues)
     claim = artifact.claim(
         config.report_path,
         "report",
@@ -48,8 +50,6 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
     )
     if claim.artifact is not None:
         return claim.artifact
-    dialogues = _held_out_dialogues(config, tokens)
-    _check_kinds(config, dialogues)
     measured = _measure_all(config, models, tokens, dialogues, sample, progress)
     sets = read_answer_sets(config)
     judged = _judge(config, sets, progress)
@@ -73,7 +73,7 @@ def _settings(config: RunConfig, models: list[MeasuredModel]) -> dict[str, Any]:
         **config.evaluation.model_dump(mode="json", exclude=excluded),
         "models": {model.id: model.fingerprint for model in models},
         "seed": config.run.seed,
-        "report_format": report.FORMAT,
+        "report_format": provenance.FORMAT,
     }
 
 

@@ -7,6 +7,7 @@ the stage that needs it.
 import importlib
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,10 +84,16 @@ def run(config: RunConfig, *, progress: Progress, only: str | None = None) -> di
             if only is not None and step.stage != only:
                 continue
             started, before = time.monotonic(), step.records()
-            step.make(config, progress)
+            live = importlib.import_module("evaluation.live")
+            # Evaluation writes the finished report itself.
+            watched = live.watched(config, step.label, say=progress.say) if step.stage != "evaluate" else nullcontext()
+            with watched:
+                step.make(config, progress)
             skipped = all(before) and step.records() == before
             seconds[step.label] = 0.0 if skipped else time.monotonic() - started
             _say_done(step, progress, seconds[step.label], config)
+            if not skipped:
+                live.try_write(config, f"{step.label} done", say=progress.say)
     return seconds
 
 
