@@ -10,6 +10,7 @@ from typing import Any
 from scipy import stats
 
 from fusechat.errors import ConfigError
+from fusechat.model_files import text_digest
 
 from .intervals import LEVEL
 
@@ -69,6 +70,12 @@ def run_tasks(
             label = f"{task}, {metric}" + ("" if variant in ("", "none") else f", {variant}")
             found[label] = {**figure(float(value), error, questions), "questions": questions}
     return found
+
+
+def tasks_digest(folder: Path | None) -> str:
+    """Digest of the task files of a folder; empty without one."""
+    files = [] if folder is None else sorted(path for path in folder.rglob("*") if path.is_file())
+    return text_digest("".join(f"{path.name} {path.read_bytes().hex()}\n" for path in files)) if files else ""
 
 
 def figure(value: float, error: Any, questions: int | None) -> dict[str, float | None]:

@@ -20,6 +20,7 @@ from fusechat.dialogues import Dialogue, Message
 from fusechat.tokenization import tokenize_prompt
 from fusechat.tokens import Tokens
 
+from . import harness
 from .answers import greedy_answers, stop_ids
 from .held_out_loss import dialogue_nats
 from .models import MeasuredModel, load_network, memory_errors
@@ -28,6 +29,8 @@ from .row_sample import RowSample
 
 SAMPLED_ROLES = ("pivot", "sft", "fused")
 """Roles of the models that answer the sample prompts."""
+HARNESS_BATCH = 8
+"""Requests of one batch of the harness."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def measure(
     Returns:
         key, dtype, device, parameters, seconds, tokens, rows, `nats` (list [dialogues], null where the model has too few
         positions), `answers` (list [questions], text or null likewise) and `divergence` (teacher -> nats and rows, one
-        per dialogue of the sample; empty where there is none).
+        per dialogue of the sample; empty where there is none) and `harness` (figure -> value, low, high, questions).
     """
     sample = sample if model.reader == config.pivot.name else None
     key = _key(config.evaluation, model, tokens_artifact, sample)
@@ -104,6 +107,9 @@ def work(
 def _key(section: EvaluationSection, model: MeasuredModel, tokens_artifact: Artifact, sample: RowSample | None) -> str:
     asked = section.model_dump(mode="json", include={"exact_match_kinds", "max_new_tokens", "samples", "dtype"})
     compared = {"sample": sample.key} if sample else {}
+    if section.lm_eval:
+        tasks = section.model_dump(mode="json", include={"lm_eval", "lm_eval_limit"})
+        compared |= {**tasks, "task_files": harness.tasks_digest(section.lm_eval_folder)}
     inputs = {"model": model.fingerprint, "tokens": tokens_artifact.fingerprint, **asked, **compared}
     return artifact.fingerprint(inputs)
 
@@ -138,6 +144,7 @@ def _figures(
             stops=stop_ids(network, tokens), max_new_tokens=section.max_new_tokens, batch_tokens=section.batch_tokens,
             on_batch=lambda num_answers: on_tokens(num_answers * section.max_new_tokens),
         )  # fmt: skip
+        tasks = run_harness(config, network, tokenizer, template)
     device = network.device
     return {
         "dtype": str(network.dtype).removeprefix("torch."),
@@ -150,5 +157,17 @@ def _figures(
             name: {"nats": [None if np.isnan(value) else float(value) for value in sums], "rows": rows.tolist()}
             for name, (sums, rows) in divergences.items()
         },
+        "harness": tasks,
         "answers": [ids if ids is None else tokenizer.decode(ids, skip_special_tokens=True) for ids in answers],
     }
+
+
+def run_harness(config: RunConfig, network: Any, tokenizer: Any, template: str) -> dict[str, dict[str, Any]]:
+    """The figures of `evaluation.lm_eval`; none where no task is asked for."""
+    section = config.evaluation
+    if not section.lm_eval:
+        return {}
+    return harness.run_tasks(
+        network, tokenizer, template, tasks=section.lm_eval, folder=section.lm_eval_folder, limit=section.lm_eval_limit,
+        batch_size=HARNESS_BATCH, seed=config.run.seed,
+    )  # fmt: skip

@@ -10,7 +10,7 @@ from fusechat.errors import ArtifactError, ConfigError
 from fusechat.logs import Progress
 from fusechat.tokens import Tokens
 
-from . import page, provenance, report
+from . import cards, harness, page, provenance, report
 from .answer_sets import finished_answers, read_answer_sets
 from .figures import HeldOut
 from .judge import AnswerSet, judge_answers, num_verdicts
@@ -41,6 +41,8 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
     parents |= finished_answers(config)
     dialogues = _held_out_dialogues(config, tokens)
     _check_kinds(config, dialogues)
+    section = config.evaluation
+    harness_version = harness.check(section.lm_eval, section.lm_eval_folder) if section.lm_eval else None
     claim = artifact.claim(
         config.report_path,
         "report",
@@ -54,8 +56,10 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
     sets = read_answer_sets(config)
     judged = _judge(config, sets, progress)
     document = report.build(config, models, HeldOut.of(dialogues), dialogues, measured, sample, sets, judged)
+    document["harness"] = _harness_record(harness_version, measured)
     artifact.write_json(str(config.report_path / "report.json"), document)
     page.write(document, config.report_path / "index.html")
+    cards.write_cards(document)
     return claim.finish(
         {
             "models": len(models),
@@ -75,6 +79,14 @@ def _settings(config: RunConfig, models: list[MeasuredModel]) -> dict[str, Any]:
         "seed": config.run.seed,
         "report_format": provenance.FORMAT,
     }
+
+
+def _harness_record(version: str | None, measured: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    if version is None:
+        return None
+    models = {model_id: found["harness"] for model_id, found in measured.items()}
+    figures = list(dict.fromkeys(figure for found in models.values() for figure in found))
+    return {"version": version, "figures": figures, "models": models}
 
 
 def _judge(config: RunConfig, sets: list[AnswerSet], progress: Progress) -> dict[str, Any] | None:

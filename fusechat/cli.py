@@ -117,14 +117,30 @@ def inspect(
 
 @app.command()
 def chat(
-    model: Annotated[str, typer.Argument(help="Model folder, such as runs/quickstart/fused.")],
+    models: Annotated[list[str], typer.Argument(help="Model folders, such as runs/quickstart/fused.")],
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0: the most probable token each time.")] = 0.0,
 ) -> None:
-    """Talk to a model."""
+    """Talk to a model, or to several side by side."""
     from .chat import chat_loop
 
-    chat_loop(model, max_new_tokens=max_new_tokens, temperature=temperature)
+    chat_loop(models, max_new_tokens=max_new_tokens, temperature=temperature)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="Model folder, such as runs/quickstart/fused.")],
+    repository: Annotated[str, typer.Argument(help="owner/name on the hub.")],
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Really send it; without it, only say what would be sent.")
+    ] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    token_variable: Annotated[str, typer.Option(help="Environment variable that holds the hub's token.")] = "HF_TOKEN",
+) -> None:
+    """Upload a model to the hub."""
+    from .hub import push as upload
+
+    print(upload(folder, repository, confirmed=yes, private=private, token_variable=token_variable))
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """The run file's section on evaluation."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -74,6 +75,12 @@ class EvaluationSection(Section):
     """Models to measure, out of `pivot`, `sft`, `target.NAME`, `fused`, `source.NAME`; default: all of them."""
     sources: bool = True
     """Also measure the sources, each under its own tokenizer and template (only where `models` names none)."""
+    lm_eval: list[str] = []
+    """Tasks of EleutherAI's harness for every measured model, under its template; needs the extra `lm-eval`."""
+    lm_eval_folder: Path | None = None
+    """Folder of further task files for the harness."""
+    lm_eval_limit: int | None = Field(None, ge=1)
+    """Questions of each task; default: all of them."""
     kl_dialogues: int = Field(64, ge=0)
     """Training dialogues, drawn by the run's seed, on whose rows the divergence from each teacher is measured; 0: none."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"

@@ -1,5 +1,6 @@
 """The page in a real browser: quiet console, no request, every section visible and drawn, keyboard, names, light and dark."""
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -99,7 +100,7 @@ def test_keyboard_and_screen_reader_find_their_way(opened: browser.Browser, repo
     assert opened.value("document.activeElement.closest('nav') !== null")
     assert opened.value("document.documentElement.lang") == "en"
     heads = opened.value("[...document.querySelectorAll('h1, h2, h3')].map((head) => Number(head.tagName[1]))")
-    assert heads.count(1) == 1 and heads[0] == 1 and all(b - a <= 1 for a, b in zip(heads, heads[1:], strict=False))
+    assert heads.count(1) == 1 and heads[0] == 1 and all(b - a <= 1 for a, b in itertools.pairwise(heads))
     nodes = opened.call("Accessibility.getFullAXTree")["nodes"]
     roles = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node["ignored"]]
     images = [name for role, name in roles if role in ("image", "img")]
