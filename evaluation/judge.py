@@ -18,7 +18,7 @@ from fusechat.questions import Question
 
 from .figures import supported
 from .intervals import ratio_interval
-from .judge_client import Reply, Request, ask_all
+from .judge_client import Reply, Request, ask_all, headers
 from .judge_prompts import Messages, pairwise_prompt, read_score, read_verdict, single_prompt
 
 
@@ -81,6 +81,18 @@ def judge_answers(
         "baseline": section.baseline if "pairwise" in section.modes else None, "sets": found,
         "cost": _cost(section, replies),
     }  # fmt: skip
+
+
+def check_judge(section: JudgeSection, sets: Sequence[AnswerSet]) -> None:
+    """Refuse what cannot be judged, before anything costs time.
+
+    Raises:
+        ConfigError: no answers, a baseline that did not answer, or a key that is not there.
+    """
+    if not sets:
+        raise ConfigError("evaluation.judge: there are no answers to judge; name questions in evaluation.answers")
+    num_verdicts(section, sets)
+    headers(section)
 
 
 def num_verdicts(section: JudgeSection, sets: Sequence[AnswerSet]) -> int:

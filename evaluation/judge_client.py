@@ -92,7 +92,7 @@ async def _ask_missing(
             append_json_line(cache, {"key": key, **found})
             on_reply()
 
-    async with httpx.AsyncClient(timeout=section.timeout_seconds, headers=_headers(section)) as client:
+    async with httpx.AsyncClient(timeout=section.timeout_seconds, headers=headers(section)) as client:
         workers = [asyncio.ensure_future(work(client)) for _ in range(min(section.concurrency, len(missing)))]
         try:
             await asyncio.gather(*workers)
@@ -158,7 +158,8 @@ def _asked_wait(response: httpx.Response) -> float | None:
         return None
 
 
-def _headers(section: JudgeSection) -> dict[str, str]:
+def headers(section: JudgeSection) -> dict[str, str]:
+    """The request's authorization; ConfigError where the key's environment variable is not set."""
     if section.key_variable is None:
         return {}
     key = os.environ.get(section.key_variable, "")

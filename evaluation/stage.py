@@ -13,7 +13,7 @@ from fusechat.tokens import Tokens
 from . import cards, harness, page, provenance, report
 from .answer_sets import finished_answers, read_answer_sets
 from .figures import HeldOut
-from .judge import AnswerSet, judge_answers, num_verdicts
+from .judge import AnswerSet, check_judge, judge_answers, num_verdicts
 from .measurement import Questions, measure, work
 from .models import MeasuredModel, measured_models
 from .row_sample import RowSample, row_sample
@@ -41,7 +41,9 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
     parents |= finished_answers(config)
     dialogues = _held_out_dialogues(config, tokens)
     _check_kinds(config, dialogues)
-    section = config.evaluation
+    section, sets = config.evaluation, read_answer_sets(config)
+    if section.judge is not None:
+        check_judge(section.judge, sets)
     harness_version = harness.check(section.lm_eval, section.lm_eval_folder) if section.lm_eval else None
     claim = artifact.claim(
         config.report_path,
@@ -53,7 +55,6 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
     if claim.artifact is not None:
         return claim.artifact
     measured = _measure_all(config, models, tokens, dialogues, sample, progress)
-    sets = read_answer_sets(config)
     judged = _judge(config, sets, progress)
     document = report.build(config, models, HeldOut.of(dialogues), dialogues, measured, sample, sets, judged)
     document["harness"] = _harness_record(harness_version, measured)
@@ -93,8 +94,6 @@ def _judge(config: RunConfig, sets: list[AnswerSet], progress: Progress) -> dict
     section = config.evaluation.judge
     if section is None:
         return None
-    if not sets:
-        raise ConfigError("evaluation.judge: there are no answers to judge; name questions in evaluation.answers")
     with progress.task("judge", num_verdicts(section, sets), "verdicts") as task:
         cache = config.run.output / "verdicts.jsonl"
         return judge_answers(section, sets, cache, seed=config.run.seed, on_reply=task.advance)
