@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from .figures import ALL, supported
+from . import ALL
+from .figures import supported
 from .intervals import LEVEL
 
 MIN_SEEDS = 3

@@ -12,7 +12,8 @@ import yaml
 
 from fusechat.artifact import storage_errors
 
-from .page import ALL, interval, number
+from . import ALL
+from .page import interval, number
 
 BEGIN, END = "<!-- evaluation: begin -->", "<!-- evaluation: end -->"
 MADE_ROLES = ("target", "sft", "fused")

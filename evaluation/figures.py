@@ -13,10 +13,8 @@ import numpy as np
 
 from fusechat.dialogues import Dialogue
 
+from . import ALL
 from .intervals import Interval, accuracy_difference_interval, accuracy_interval, ratio_interval
-
-ALL = "all"
-"""Key of the figure over dialogues of all kinds."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Knows nothing about the run or the report.
 """
 
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ def figure(value: float, error: Any, questions: int | None) -> dict[str, float |
     return {"value": value, "low": value - half, "high": value + half}
 
 
+@cache
 def _manager(folder: Path | None) -> Any:
     try:
         from lm_eval.tasks import TaskManager

@@ -7,6 +7,7 @@ a page too.
 
 import difflib
 import json
+import math
 import re
 from functools import cache
 from importlib import resources
@@ -20,9 +21,9 @@ from markupsafe import Markup, escape
 from fusechat.artifact import storage_errors
 from fusechat.logs import format_seconds
 
+from . import ALL
 from .charts import SERIES_COLOURS, Figure, IntervalRow, bar_chart, heat_map, interval_chart, line_chart
 
-ALL = "all"
 COURSES = {
     "sft_loss": ("SFT loss", "nats per token"),
     "fusion_loss": ("Fusion loss", "nats per row"),
@@ -97,10 +98,18 @@ class Figures:
 
     def as_json(self) -> Markup:
         """All of them for a script element: no character in it can end the element."""
-        text = json.dumps(
-            [{"data": figure["data"], "layout": figure["layout"]} for figure in self.found], allow_nan=False
-        )
+        plain = [_finite({"data": figure["data"], "layout": figure["layout"]}) for figure in self.found]
+        text = json.dumps(plain, allow_nan=False)
         return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _finite(value: Any) -> Any:
+    """The same values, with null for numbers that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @cache

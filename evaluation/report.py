@@ -12,11 +12,10 @@ from fusechat import artifact
 from fusechat.config import RunConfig
 from fusechat.dialogues import Dialogue
 
-from . import provenance
+from . import ALL, provenance
 from .answer_sets import set_records
 from .answers import is_exact
 from .figures import (
-    ALL,
     HeldOut,
     accuracy_differences,
     accuracy_figures,

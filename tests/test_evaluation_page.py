@@ -174,6 +174,13 @@ def test_page_links_lead_to_its_sections(run_file: Path) -> None:
     assert links == set(re.findall(r'<section id="(\w+)"', text)) and len(links) == 14
 
 
+def test_coefficients_that_are_no_numbers_do_not_lose_the_report(run_file: Path) -> None:
+    document = minimal_document(load_config(run_file))
+    document["merge"]["tensors"]["model.layers.0.mlp.up_proj.weight"]["coefficients"][0] = float("nan")
+    figures = page.render(document).split('id="figures">')[1].split("</script>")[0]
+    assert "NaN" not in figures and json.loads(figures)
+
+
 def test_answers_are_marked_where_they_differ_and_stay_text() -> None:
     assert page.marked("the sky is blue", "the sea is blue") == "the <mark>sky</mark> is blue"
     assert page.marked("same <b>", "same <b>") == "same &lt;b&gt;"
