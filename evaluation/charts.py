@@ -18,6 +18,8 @@ ROLE_COLOURS = {
 SERIES_COLOURS = ("#3b7cf0", "#d08722", "#16a394", "#c05fd0", "#e0605f", "#7f9f2f")
 ROW_HEIGHT = 30
 LABEL_CHARACTERS = 26
+LOG_RATIO = 30
+"""Largest ratio of two values that one linear axis still shows."""
 SHADES = [[0, "rgba(59,124,240,0.06)"], [1, "rgba(59,124,240,1)"]]
 
 Figure = dict[str, Any]
@@ -56,7 +58,13 @@ def interval_chart(rows: Sequence[IntervalRow], *, title: str, digits: int = 3, 
         ]
         if inside:
             data.append(_dots(inside, colour, digits, zero))
-    axis = {"range": [low, high], "zeroline": zero, "tickformat": f"+.{digits}f" if zero else "", "nticks": 6}
+    axis = {
+        "range": [low, high],
+        "zeroline": zero,
+        "tickformat": f"+.{digits}~f" if zero else "",
+        "nticks": 5,
+        "tickangle": 0,
+    }
     layout = _layout(height=ROW_HEIGHT * len(rows) + 60, xaxis=axis, annotations=notes)
     layout["yaxis"] = {"categoryorder": "array", "categoryarray": labels[::-1], "automargin": True, "showgrid": False,
                        "range": [-0.6, len(rows) - 0.4]}  # fmt: skip
@@ -93,6 +101,9 @@ def line_chart(
     }
     layout = _layout(height=250, showlegend=len(data) > 1, **axes)
     layout["yaxis"]["automargin"] = True
+    values = [value for line in drawn.values() for _, value in line]
+    if min(values) > 0 and max(values) / min(values) > LOG_RATIO:
+        layout["yaxis"] |= {"type": "log", "dtick": 1}
     layout["legend"] = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
     ends = "; ".join(f"{name} ends at {line[-1][1]:.4g}" for name, line in drawn.items() if line)
     return {"data": data, "layout": layout, "text": f"{title}{f', {unit}' if unit else ''}: {ends}"}
@@ -120,7 +131,7 @@ def bar_chart(bars: dict[str, dict[str, float]], *, title: str, unit: str, stack
         height=(14 + 14 * per_row) * len(names) + 90, showlegend=len(bars) > 1, xaxis={"title": {"text": unit}},
         barmode="stack" if stacked else "group",
     )  # fmt: skip
-    layout["yaxis"] = {"autorange": "reversed", "automargin": True, "showgrid": False}
+    layout["yaxis"] = {"autorange": "reversed", "automargin": True, "showgrid": False, "ticksuffix": " "}
     layout["legend"] = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"}
     text = "; ".join(f"{name} {', '.join(_named(bars, name))}" for name in names)
     return {"data": data, "layout": layout, "text": f"{title}, {unit}: {text}"}

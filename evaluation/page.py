@@ -19,6 +19,7 @@ import yaml
 from markupsafe import Markup, escape
 
 from fusechat.artifact import storage_errors
+from fusechat.config import CONTROL
 from fusechat.logs import format_seconds
 
 from . import ALL
@@ -30,6 +31,8 @@ COURSES = {
     "source_share": ("Share of rows the source won", "0 to 1"),
     "grad_norm": ("Gradient norm", ""),
 }
+FUSION_COURSES = ("fusion_loss", "source_share")
+"""Figures that the control has only as zeros."""
 LAYER = re.compile(r"^(?:.*\.)?(?:layers|h|blocks)\.(\d+)\.(.+?)(?:\.weight)?$")
 MAX_PLAIN_COLUMNS = 12
 """Targets whose coefficients stand side by side in one heat map of matrices; the layers are averaged there."""
@@ -58,7 +61,7 @@ def render(document: dict[str, Any]) -> str:
     figures = Figures()
     charts = {
         "loss": {kind: figures.add(chart) for kind, chart in loss_charts(document).items()},
-        "differences": figures.add(difference_chart(document)),
+        "differences": [(title, figures.add(chart)) for title, chart in difference_charts(document)],
         "divergence": [(name, figures.add(chart)) for name, chart in divergence_charts(document).items()],
         "seconds": figures.add(seconds_chart(document)),
         "rates": figures.add(rate_chart(document)),
@@ -132,18 +135,25 @@ def loss_charts(document: dict[str, Any]) -> dict[str, Figure | None]:
     return found
 
 
-def difference_chart(document: dict[str, Any]) -> Figure | None:
-    """Differences of bits per byte between the models that share the pivot's shape."""
+def difference_charts(document: dict[str, Any]) -> list[tuple[str, Figure | None]]:
+    """(title, chart) of the differences of bits per byte between models of the pivot's shape.
+
+    Those to the untrained pivot are often a hundred times as large as the others: they have an axis of their own.
+    """
     labels = {model["id"]: model["label"] for model in document["models"]}
-    rows = [
-        IntervalRow(
-            f"{_short(labels[entry['model']])} - {_short(labels[entry['against']])}", loss["difference"], loss["low"],
-            loss["high"], loss["supports"],
-        )
-        for entry in document["differences"]
-        if (loss := entry["loss"][ALL])["difference"] is not None and not entry["against"].startswith("source.")
-    ]  # fmt: skip
-    return interval_chart(rows, title="Differences of bits per byte", digits=4, zero=True)
+    rows: dict[bool, list[IntervalRow]] = {False: [], True: []}
+    for entry in document["differences"]:
+        loss, against = entry["loss"][ALL], entry["against"]
+        if loss["difference"] is not None and not against.startswith("source."):
+            name = f"{_short(labels[entry['model']])} - {_short(labels[against])}"
+            row = IntervalRow(name, loss["difference"], loss["low"], loss["high"], loss["supports"])
+            rows[against == "pivot"].append(row)
+    titles = {False: "Between trained models, bits per byte", True: "To the pivot as it was, bits per byte"}
+    return [
+        (titles[pivot], interval_chart(of_kind, title=titles[pivot], digits=4, zero=True))
+        for pivot, of_kind in rows.items()
+        if of_kind
+    ]
 
 
 def divergence_charts(document: dict[str, Any]) -> dict[str, Figure | None]:
@@ -216,6 +226,7 @@ def courses(document: dict[str, Any]) -> list[tuple[str, Figure | None]]:
         series = {
             name: [(record["step"], record[key]) for record in records if key in record]
             for name, records in document["training"].items()
+            if name != CONTROL or key not in FUSION_COURSES
         }
         chart = line_chart({name: line for name, line in series.items() if line}, title=title, unit=unit)
         if chart:

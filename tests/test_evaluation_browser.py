@@ -51,8 +51,8 @@ def test_page_is_quiet_whole_and_readable(
         "s.querySelector('h2').getClientRects().length])"
     )
     assert len(sections) == 14 and all(height > 60 and heads for _, height, heads in sections), sections
-    hidden = "!place.closest('details:not([open])')"
-    places = f"[...document.querySelectorAll('.chart')].filter((place) => {hidden})"
+    unfolded = "!place.closest('details:not([open])')"
+    places = f"[...document.querySelectorAll('.chart')].filter((place) => {unfolded})"
     drawn = opened.value(f"{places}.map((place) => !!place.querySelector('.main-svg') && place.offsetHeight > 60)")
     assert len(drawn) >= 8 and all(drawn)
     assert opened.value("document.documentElement.scrollWidth <= window.innerWidth"), "the page scrolls sideways"

@@ -63,6 +63,12 @@ def test_line_chart_leaves_out_what_is_no_number() -> None:
     assert list(first.y) == [4.0, 3.0, 1.0] and list(second.x) == [1, 4] and "<" not in second.name
 
 
+def test_line_chart_of_very_different_values_has_a_logarithmic_axis() -> None:
+    far = drawn(line_chart({"a": [(1, 200.0), (2, 210.0)], "b": [(1, 20_000.0)]}, title="t", unit="rows per second"))
+    near = drawn(line_chart({"a": [(1, 200.0), (2, 210.0)]}, title="t", unit="rows per second"))
+    assert far.layout.yaxis.type == "log" and near.layout.yaxis.type is None
+
+
 def test_heat_map_and_bars_hold_their_values() -> None:
     found = drawn(heat_map(["0", "1"], ["q", "k"], [[0.2, 0.8], [0.5, None]], title="t", low=0.2, high=0.8)).data[0]
     assert found.z[0][1] == 0.8 and found.zmin == 0.2 and found.zmax == 0.8
