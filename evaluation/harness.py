@@ -65,7 +65,7 @@ def run_tasks(
         questions = results["n-samples"].get(task, {}).get("effective")
         for name, value in entries.items():
             metric, _, variant = name.partition(",")
-            if not isinstance(value, int | float) or "_stderr" in metric:
+            if not isinstance(value, int | float) or "_stderr" in metric or metric == "sample_len":
                 continue
             error = entries.get(f"{metric}_stderr,{variant}")
             label = f"{task}, {metric}" + ("" if variant in ("", "none") else f", {variant}")

@@ -305,9 +305,10 @@ def finish_answers(config: RunConfig, model_id: str) -> None:
     section = config.evaluation.answers[0]
     folder, questions = config.answers_path("own", model_id), read_questions(section.file, section.form)
     claim = artifact.claim(folder, "answers", settings={}, parents={})
+    sampling = {"temperatures": [0.0], "max_new_tokens": 9, "seed": 0}
     texts = [[f"{model_id} says {number}"] for number in range(len(questions))]
-    write_answers(answers_file(folder, model_id, section.form), model_id, section.form, questions, texts, {})
-    claim.finish({"questions": 2, "answers": 2, "tokens": 9, "no_room": [], "sampling": {}})
+    write_answers(answers_file(folder, model_id, section.form), model_id, section.form, questions, texts, sampling)
+    claim.finish({"questions": 2, "answers": 2, "tokens": 9, "no_room": [], "sampling": sampling})
 
 
 def restarting(config: RunConfig) -> RunSection:
