@@ -1,5 +1,6 @@
 """The answers that the run's models gave to `evaluation.answers`: a run in; questions and answers, side by side, out."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from fusechat import artifact
@@ -30,7 +31,8 @@ def read_answer_sets(config: RunConfig) -> list[AnswerSet]:
     """All sets with the answers of all models; a question that a model had no room for is None there."""
     found = []
     for section in config.evaluation.answers:
-        questions, answers = read_questions(section.file, section.form), {}
+        questions = read_questions(section.file, section.form)
+        answers: dict[str, Sequence[Sequence[str] | None]] = {}
         for model_id in config.measured_ids:
             folder = config.answers_path(section.name, model_id)
             no_room = set(artifact.load(folder, "answers").counts["no_room"])

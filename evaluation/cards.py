@@ -25,7 +25,7 @@ def write_cards(document: dict[str, Any]) -> list[Path]:
     Returns:
         the cards that were written; a model folder without one gets none.
     """
-    written = []
+    written: list[Path] = []
     if document["config"]["run"]["places"]:
         return written
     for model in document["models"]:

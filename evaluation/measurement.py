@@ -106,7 +106,7 @@ def work(
 
 def _key(section: EvaluationSection, model: MeasuredModel, tokens_artifact: Artifact, sample: RowSample | None) -> str:
     asked = section.model_dump(mode="json", include={"exact_match_kinds", "max_new_tokens", "samples", "dtype"})
-    compared = {"sample": sample.key} if sample else {}
+    compared: dict[str, Any] = {"sample": sample.key} if sample else {}
     if section.lm_eval:
         tasks = section.model_dump(mode="json", include={"lm_eval", "lm_eval_limit"})
         compared |= {**tasks, "task_files": harness.tasks_digest(section.lm_eval_folder)}

@@ -253,7 +253,9 @@ def coefficients(merge: dict[str, Any] | None) -> list[tuple[str, Figure | None]
         of_matrix = [of_tensor for match, of_tensor in cells.values() if match[2] == matrix]
         means.append([sum(column) / len(of_matrix) for column in zip(*of_matrix, strict=True)])
     title = "Mean coefficient over the layers, matrices by targets"
-    found = [(title, heat_map(targets[:MAX_PLAIN_COLUMNS], matrices, means, title=title, low=low, high=high))]
+    found: list[tuple[str, Figure | None]] = [
+        (title, heat_map(targets[:MAX_PLAIN_COLUMNS], matrices, means, title=title, low=low, high=high))
+    ]
     for place, target in enumerate(targets):
         grid = {(match[2], int(match[1])): of_tensor[place] for match, of_tensor in cells.values()}
         lines = [[grid.get((matrix, layer)) for layer in layers] for matrix in matrices]

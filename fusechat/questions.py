@@ -44,7 +44,8 @@ def read_questions(path: str | Path, form: Form) -> list[Question]:
     Raises:
         DialogueError: a file that cannot be read, or a row that is no question; the place is named.
     """
-    found, places = [], {}
+    found: list[Question] = []
+    places: dict[str, str] = {}
     for number, (place, row) in enumerate(_rows(Path(path), form), 1):
         if isinstance(row, DialogueError):
             raise DialogueError(f"{place}: {row}")

@@ -135,7 +135,7 @@ class AnswerActor:
                 first = seed + turn * MAX_TURN_SEEDS + group[0][0]
                 found = self._generate([prompt for _, prompt in group], section.max_new_tokens, temperature, first)
                 for (number, _), ids in zip(group, found, strict=True):
-                    answers[number].append(self._tokenizer.decode(ids.tolist(), skip_special_tokens=True).strip())
+                    answers[number].append(str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=True)).strip())
                     num_tokens += len(ids)
         return answers, num_tokens
 
