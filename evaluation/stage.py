@@ -19,6 +19,7 @@ from .models import MeasuredModel, measured_models
 from .row_sample import RowSample, row_sample
 
 JUDGE_MEANS = ("concurrency", "max_attempts", "backoff_seconds", "timeout_seconds", "key_variable")
+"""Fields of the judge that say how verdicts are fetched, not what they are."""
 
 
 def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
@@ -42,9 +43,13 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
     dialogues = _held_out_dialogues(config, tokens)
     _check_kinds(config, dialogues)
     section, sets = config.evaluation, read_answer_sets(config)
-    if section.judge is not None:
+    # What is finished asks for no key and no harness.
+    to_do = (
+        artifact.read_json(f"{config.report_path}/{artifact.RECORD_FILE}") is None or config.run.if_changed == "restart"
+    )
+    if section.judge is not None and to_do:
         check_judge(section.judge, sets)
-    harness_version = harness.check(section.lm_eval, section.lm_eval_folder) if section.lm_eval else None
+    harness_version = harness.check(section.lm_eval, section.lm_eval_folder) if section.lm_eval and to_do else None
     claim = artifact.claim(
         config.report_path,
         "report",

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from evaluation import ablation_tables, report
+from evaluation import ablation_tables, terminal
 
 from .artifact import read_json
 from .config import RunConfig
@@ -17,7 +17,7 @@ def show_summary(config: RunConfig, seconds: dict[str, float]) -> None:
     console = Console(highlight=False)
     found = read_json(str(config.report_path / "report.json"))
     console.print()
-    for part in report.summary(found):
+    for part in terminal.summary(found):
         console.print(part)
     console.print("\nArtifacts")
     for label, place in (

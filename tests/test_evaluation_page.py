@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects
 import pytest
 
-from evaluation import live, page, provenance
+from evaluation import live, page, page_charts, provenance
 from evaluation.charts import IntervalRow, bar_chart, heat_map, interval_chart, line_chart
 from fusechat.config import RunConfig, load_config
 
@@ -86,7 +86,7 @@ def merge_report() -> dict[str, Any]:
 
 
 def test_coefficients_have_a_heat_map_of_matrices_by_targets_and_one_per_target() -> None:
-    found = page.coefficients(merge_report())
+    found = page_charts.coefficients(merge_report())
     assert [title.split(" by")[0].split(",")[0] for title, _ in found] == [
         "Mean coefficient over the layers", "Coefficients of x", "Coefficients of y",
     ]  # fmt: skip
@@ -96,7 +96,7 @@ def test_coefficients_have_a_heat_map_of_matrices_by_targets_and_one_per_target(
     without = merge_report()
     for record in without["tensors"].values():
         del record["coefficients"]
-    assert page.coefficients(without) == page.coefficients(None) == []
+    assert page_charts.coefficients(without) == page_charts.coefficients(None) == []
 
 
 def judged() -> dict[str, Any]:

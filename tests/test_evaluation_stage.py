@@ -15,7 +15,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from evaluation import measurement, report, stage
+from evaluation import measurement, stage, terminal
 from fusechat import artifact
 from fusechat.config import RunConfig, RunSection, load_config
 from fusechat.dialogues import read_dialogues
@@ -146,7 +146,7 @@ def test_every_question_is_answered_by_every_model_and_samples_by_the_pivots_sha
 
 def test_summary_shows_models_kinds_verdicts_and_answers(finished: tuple[RunConfig, dict]) -> None:
     console = Console(width=110, record=True, quiet=False, file=open("/dev/null", "w", encoding="utf-8"))  # noqa: SIM115
-    for part in report.summary(finished[1]):
+    for part in terminal.summary(finished[1]):
         console.print(part)
     shown = console.export_text()
     for word in ("bits per byte", "pivot llama", "sft", "target mixtral", "fused", "arithmetic exact", "<b>Say</b>"):
@@ -253,7 +253,7 @@ def test_report_of_hardly_any_held_out_dialogue_invents_nothing(ready: RunConfig
     assert {entry["loss"]["all"]["supports"] for entry in found["differences"]} == {"too few"}
     assert set(found["samples"][0]["answers"]) == {"pivot", "sft", "fused"}
     assert "held-out" in (ready.report_path / "index.html").read_text(encoding="utf-8")
-    assert all(part is not None for part in report.summary(found))
+    assert all(part is not None for part in terminal.summary(found))
 
 
 def test_held_out_dialogues_that_are_training_dialogues_are_refused_by_name_unless_asked_for(
