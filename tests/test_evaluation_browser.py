@@ -104,7 +104,7 @@ def test_keyboard_and_screen_reader_find_their_way(opened: browser.Browser, repo
     nodes = opened.call("Accessibility.getFullAXTree")["nodes"]
     roles = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node["ignored"]]
     images = [name for role, name in roles if role in ("image", "img")]
-    assert len(images) >= 8 and all(":" in name for name in images), "each chart says what it shows"
+    assert len(images) >= 8 and all(":" in name for name in images), f"each chart says what it shows: {images}"
     assert {"main", "navigation", "heading", "table", "columnheader", "rowheader"} <= {role for role, _ in roles}
 
 
