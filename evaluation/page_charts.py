@@ -81,7 +81,8 @@ def judge_charts(document: dict[str, Any]) -> list[tuple[str, Figure | None]]:
                 if entry[key] is not None
             ]
             title = f"{name}: " + ("scores, 1 to 10" if mode == "single" else "share of wins, a tie counts half")
-            found.append((title, interval_chart(rows, title=title, digits=2)))
+            if rows:
+                found.append((title, interval_chart(rows, title=title, digits=2)))
     return found
 
 
