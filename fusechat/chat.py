@@ -26,7 +26,8 @@ def chat_loop(models: list[str], *, max_new_tokens: int, temperature: float) -> 
         elif len(speakers) == 1:
             speakers[0].answer(line, stream=True)
         else:
-            _show_side_by_side({speaker.model: speaker.answer(line, stream=False) for speaker in speakers})
+            answers = [speaker.answer(line, stream=False) for speaker in speakers]
+            _show_side_by_side(_short_names(models), answers)
 
 
 class _Speaker:
@@ -58,16 +59,25 @@ class _Speaker:
         return text
 
 
-def _show_side_by_side(answers: dict[str, str]) -> None:
+def _short_names(models: list[str]) -> list[str]:
+    """The last parts of the models' paths, as many as tell them apart."""
+    for length in range(1, max(len(Path(model).parts) for model in models)):
+        names = ["/".join(Path(model).parts[-length:]) for model in models]
+        if len(set(names)) == len(models):
+            return names
+    return models
+
+
+def _show_side_by_side(names: list[str], answers: list[str]) -> None:
     """A column per model."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, expand=True)
-    for model in answers:
-        table.add_column(Text(model), ratio=1, overflow="fold")
-    table.add_row(*(Text(answer) for answer in answers.values()))
+    for name in names:
+        table.add_column(Text(name), ratio=1, overflow="fold")
+    table.add_row(*map(Text, answers))
     Console(highlight=False).print(table)
 
 

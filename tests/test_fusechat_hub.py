@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fusechat.chat import _short_names
 from fusechat.errors import ConfigError, ModelError
 from fusechat.hub import push
 
@@ -138,4 +139,10 @@ def test_several_models_answer_one_line_side_by_side(tiny_models: dict[str, Path
     command = [sys.executable, "-m", "fusechat", "chat", *map(str, tiny_models.values()), "--max-new-tokens", "4"]
     result = subprocess.run(command, input="Hello\n/reset\n/quit\n", capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
-    assert all(folder.name[-5:] in result.stdout for folder in tiny_models.values())
+    assert result.stdout.splitlines()[0].split() == ["llama", "mixtral"], result.stdout
+
+
+def test_models_are_called_by_as_much_of_their_paths_as_tells_them_apart() -> None:
+    assert _short_names(["runs/a/fused", "runs/a/targets/sft"]) == ["fused", "sft"]
+    assert _short_names(["runs/a/fused", "runs/b/fused"]) == ["a/fused", "b/fused"]
+    assert _short_names(["fused", "fused"]) == ["fused", "fused"]
