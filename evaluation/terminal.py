@@ -54,7 +54,8 @@ def _judge_lines(document: dict[str, Any], labels: dict[str, str]) -> Iterator[s
                 interval = "" if entry["low"] is None else f" [{entry['low']:.2f}, {entry['high']:.2f}]"
                 noise = "" if entry["judge_noise"] is None else f", judge's own noise {entry['judge_noise']:.2f}"
                 what = "score" if mode == "single" else f"wins against {labels[judged['baseline']]}"
-                yield f"{name}, {labels[model_id]}: {what} {_number(entry[key])}{interval}{noise}"
+                value = "-" if entry[key] is None else f"{entry[key]:.2f}"
+                yield f"{name}, {labels[model_id]}: {what} {value}{interval}{noise}"
 
 
 def _number(value: float | None) -> str:
