@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -51,12 +52,15 @@ def _score(config: RunConfig, stores: dict[str, RowStore], missing: dict[str, li
             on_event=progress.say,
         )
         pool.run(jobs)
+    for job in jobs:
+        counts = {"retries": job.retries, "failed_starts": job.failed_starts, "set_aside": len(job.set_aside)}
+        append_json_line(_log_path(config, job.name), {"model": job.name, **counts})
     _raise_failures(jobs)
 
 
 def _job(config: RunConfig, name: str, store: RowStore, shards: list[int], task: Task) -> Job:
     placement = plan_placement(config.model_named(name).engine, config.cluster)
-    log_path, started = config.run.output / "logs" / f"extract.{name}.jsonl", time.time()
+    log_path, started = _log_path(config, name), time.time()
 
     def on_done(result: dict[str, Any]) -> None:
         append_json_line(log_path, {"model": name, "time": round(time.time() - started, 3), **result})
@@ -69,6 +73,10 @@ def _job(config: RunConfig, name: str, store: RowStore, shards: list[int], task:
         num_replicas=num_replicas(placement, config.extraction.replicas, len(shards), config.cluster.max_gpus),
         on_done=on_done,
     )
+
+
+def _log_path(config: RunConfig, name: str) -> Path:
+    return config.run.output / "logs" / f"extract.{name}.jsonl"
 
 
 def _make_replica(config: RunConfig, name: str, placement: Placement) -> tuple[Any, Any]:

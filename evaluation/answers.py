@@ -20,12 +20,9 @@ def stop_ids(network: Any, tokens: Tokens) -> list[int]:
 
     A base model's own end-of-sequence is not what ends a turn under the template it was given here.
     """
-    is_end = tokens.is_target & (tokens.content_span[:, 0] < 0)
-    # White space may stand between a content and its control token: only the last template token of a turn ends it.
-    is_last = is_end & ~np.append(is_end[1:], False)
     own = network.generation_config.eos_token_id
     own_ids = own if isinstance(own, list) else [own] if own is not None else []
-    return sorted({*own_ids, *np.unique(tokens.token_ids[is_last]).tolist()})
+    return sorted({*own_ids, *tokens.turn_end_ids()})
 
 
 @torch.inference_mode()

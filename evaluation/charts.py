@@ -1,26 +1,33 @@
-"""Charts as inline SVG: numbers in, markup out that needs no script and no network.
+"""Charts as plotly figures: numbers in; a figure's data and layout, and a sentence that says what it shows, out.
 
-Colours are CSS classes and variables of the page, so that charts follow its light and dark form; every chart carries a
-text that says what it shows. Knows nothing about models or runs.
+Plain values, not plotly's objects, so that a page can be written every minute of a run without loading the library; the
+page draws them with plotly.js, and a test holds them against plotly's schema. Backgrounds are transparent, texts and
+grids take the page's colours. Knows nothing about models or runs.
 """
 
+import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from markupsafe import Markup, escape
+ROLE_COLOURS = {
+    "pivot": "#7c8594", "sft": "#d08722", "target": "#16a394", "fused": "#3b7cf0", "source": "#a58be0",
+    "lower": "#2fa35b", "higher": "#e0605f", "undecided": "#7c8594", "too few": "#7c8594",
+}  # fmt: skip
+SERIES_COLOURS = ("#3b7cf0", "#d08722", "#16a394", "#c05fd0", "#e0605f", "#7f9f2f")
+ROW_HEIGHT = 30
+LABEL_CHARACTERS = 26
+LOG_RATIO = 30
+"""Largest ratio of two values that one linear axis still shows."""
+SHADES = [[0, "rgba(59,124,240,0.06)"], [1, "rgba(59,124,240,1)"]]
 
-ROW_HEIGHT = 26
-LABEL_WIDTH = 170
-LABEL_CHARACTERS = 24
-VALUE_WIDTH = 200
-WIDTH = 720
-TICKS = 5
+Figure = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class IntervalRow:
-    """A figure with its interval; `colour` a CSS class of the page."""
+    """A figure with its interval; `colour` a key of ROLE_COLOURS."""
 
     label: str
     value: float
@@ -29,149 +36,182 @@ class IntervalRow:
     colour: str
 
 
-def interval_chart(rows: Sequence[IntervalRow], *, title: str, digits: int = 3, zero: bool = False) -> Markup:
-    """Dots with whiskers, one row each, on a common axis.
+def interval_chart(rows: Sequence[IntervalRow], *, title: str, digits: int = 3, zero: bool = False) -> Figure | None:
+    """Dots with whiskers, one row each, on a common axis; None for no rows.
 
     Rows of colour `source` do not stretch the axis: a source may be far worse at a template and still be worth fusing.
+    One that lies outside stands at the edge, with its value.
 
     Args:
         zero: draw a line at 0 and show signs.
     """
     if not rows:
-        return Markup()
+        return None
     low, high = _range([row for row in rows if row.colour != "source"] or rows, zero)
-    left, right = LABEL_WIDTH, WIDTH - VALUE_WIDTH
-    height = ROW_HEIGHT * len(rows) + 30
+    labels = [_label(row.label) for row in rows]
+    data, notes = [], []
+    for colour in dict.fromkeys(row.colour for row in rows):
+        shown = [(row, label) for row, label in zip(rows, labels, strict=True) if row.colour == colour]
+        inside = [(row, label) for row, label in shown if low <= row.value <= high]
+        notes += [
+            _edge_note(row, label, row.value > high, digits) for row, label in shown if (row, label) not in inside
+        ]
+        if inside:
+            data.append(_dots(inside, colour, digits, zero))
+    axis = {
+        "range": [low, high],
+        "zeroline": zero,
+        "tickformat": f"+.{digits}~f" if zero else "",
+        "nticks": 5,
+        "tickangle": 0,
+    }
+    layout = _layout(height=ROW_HEIGHT * len(rows) + 60, xaxis=axis, annotations=notes)
+    layout["yaxis"] = {"categoryorder": "array", "categoryarray": labels[::-1], "automargin": True, "showgrid": False,
+                       "range": [-0.6, len(rows) - 0.4]}  # fmt: skip
+    text = "; ".join(f"{row.label} {_with_interval(row, digits, zero)}" for row in rows)
+    return {"data": data, "layout": layout, "text": f"{title}: {text}"}
 
-    def place(value: float) -> float:
-        return left + (right - left) * (min(max(value, low), high) - low) / (high - low)
 
-    parts = [_axis(low, high, place, height, zero, digits)]
-    for number, row in enumerate(rows):
-        middle = ROW_HEIGHT * number + ROW_HEIGHT / 2
-        shown = _interval_text(row, digits, zero)
-        parts.append(_label(left - 10, middle, _shortened(row.label), "end"))
-        parts.append(_label(right + 10, middle, shown, "start", "number"))
-        if row.low is not None and row.high is not None and row.low <= high and row.high >= low:
-            parts.append(
-                f'<line class="whisker {row.colour}" x1="{place(row.low):.1f}" x2="{place(row.high):.1f}" '
-                f'y1="{middle:.1f}" y2="{middle:.1f}"/>'
-            )
-        if low <= row.value <= high:
-            parts.append(f'<circle class="dot {row.colour}" cx="{place(row.value):.1f}" cy="{middle:.1f}" r="4.5"/>')
-        else:
-            parts.append(_arrow(right if row.value > high else left, middle, row.value > high, row.colour))
-    return _svg(WIDTH, height, title + ": " + "; ".join(f"{row.label} {row.value:.{digits}f}" for row in rows), parts)
-
-
-def line_chart(series: dict[str, list[tuple[float, float]]], *, title: str, unit: str) -> Markup:
-    """One line per name over steps.
+def line_chart(
+    series: dict[str, list[tuple[float, float]]], *, title: str, unit: str, across: str = "step"
+) -> Figure | None:
+    """One line per name; None where there is nothing to draw.
 
     Args:
-        series: name -> (step, value) pairs in order of steps; names keep their colour by position.
+        series: name -> (x, value) pairs in order; names keep their colour by position.
+        across: what x counts.
     """
-    points = [point for line in series.values() for point in line if math.isfinite(point[1])]
-    if not points:
-        return Markup()
-    width, height, left, bottom = 350, 200, 52, 28
-    first, last = min(x for x, _ in points), max(x for x, _ in points)
-    low, high = _padded(min(y for _, y in points), max(y for _, y in points))
+    drawn = {
+        name: [point for point in line if point[1] is not None and math.isfinite(point[1])]
+        for name, line in series.items()
+    }
+    if not any(drawn.values()):
+        return None
+    data = [
+        {
+            "type": "scatter", "mode": "lines" if len(line) > 2 else "lines+markers", "name": _label(name),
+            "x": [x for x, _ in line], "y": [y for _, y in line],
+            "line": {"color": SERIES_COLOURS[number % len(SERIES_COLOURS)], "width": 2},
+        }
+        for number, (name, line) in enumerate(drawn.items()) if line
+    ]  # fmt: skip
+    axes = {
+        "xaxis": {"title": {"text": across}, "zeroline": False},
+        "yaxis": {"title": {"text": unit}, "zeroline": False},
+    }
+    layout = _layout(height=250, showlegend=len(data) > 1, **axes)
+    layout["yaxis"]["automargin"] = True
+    values = [value for line in drawn.values() for _, value in line]
+    if min(values) > 0 and max(values) / min(values) > LOG_RATIO:
+        layout["yaxis"] |= {"type": "log", "dtick": 1}
+    layout["legend"] = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+    ends = "; ".join(f"{name} ends at {line[-1][1]:.4g}" for name, line in drawn.items() if line)
+    return {"data": data, "layout": layout, "text": f"{title}{f', {unit}' if unit else ''}: {ends}"}
 
-    def at(x: float, y: float) -> str:
-        across = (x - first) / ((last - first) or 1)
-        return f"{left + (width - left - 12) * across:.1f},{8 + (height - bottom - 8) * (high - y) / (high - low):.1f}"
 
-    parts = []
-    for tick in _ticks(low, high):
-        y = float(at(first, tick).split(",")[1])
-        parts.append(f'<line class="grid" x1="{left}" x2="{width - 12}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(_label(left - 6, y, f"{tick:.4g}", "end", "tick"))
-    parts.append(_label(left, height - 10, f"step {first:.0f}", "start", "tick"))
-    parts.append(_label(width - 12, height - 10, f"{last:.0f}", "end", "tick"))
-    for number, (name, line) in enumerate(series.items()):
-        path = " ".join(at(x, y) for x, y in line if math.isfinite(y))
-        parts.append(f'<polyline class="series s{number % 6}" points="{path}"><title>{escape(name)}</title></polyline>')
-    ends = "; ".join(f"{name} ends at {line[-1][1]:.4g}" for name, line in series.items() if line)
-    return _svg(width, height, f"{title}, {unit}: {ends}", parts)
-
-
-def heat_map(cells: dict[tuple[int, str], float], *, title: str, low: float, high: float) -> Markup:
-    """Layers across, matrices down, darker where the value is larger.
+def bar_chart(bars: dict[str, dict[str, float]], *, title: str, unit: str, stacked: bool = False) -> Figure | None:
+    """Horizontal bars.
 
     Args:
-        cells: (layer, matrix) -> value.
+        bars: group (its colour and name in the legend) -> row's name -> value.
+    """
+    names = list(dict.fromkeys(name for values in bars.values() for name in values))
+    if not names:
+        return None
+    data = [
+        {
+            "type": "bar", "orientation": "h", "name": _label(group), "x": [values.get(name, 0) for name in names],
+            "y": [_label(name) for name in names],
+            "marker": {"color": SERIES_COLOURS[number % len(SERIES_COLOURS)]},
+        }
+        for number, (group, values) in enumerate(bars.items())
+    ]  # fmt: skip
+    per_row = 1 if stacked else len(bars)
+    layout = _layout(
+        height=(14 + 14 * per_row) * len(names) + 90, showlegend=len(bars) > 1, xaxis={"title": {"text": unit}},
+        barmode="stack" if stacked else "group",
+    )  # fmt: skip
+    layout["yaxis"] = {"autorange": "reversed", "automargin": True, "showgrid": False, "ticksuffix": " "}
+    layout["legend"] = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"}
+    text = "; ".join(f"{name} {', '.join(_named(bars, name))}" for name in names)
+    return {"data": data, "layout": layout, "text": f"{title}, {unit}: {text}"}
+
+
+def heat_map(
+    columns: Sequence[str], rows: Sequence[str], values: Sequence[Sequence[float | None]], *, title: str, low: float,
+    high: float,
+) -> Figure | None:  # fmt: skip
+    """Darker where the value is larger.
+
+    Args:
+        values: [rows][columns]; None where there is none.
         low, high: values of the lightest and the darkest cell.
     """
-    if not cells:
-        return Markup()
-    matrices = list(dict.fromkeys(matrix for _, matrix in cells))
-    layers = sorted({layer for layer, _ in cells})
-    size = max(6, min(18, (WIDTH - LABEL_WIDTH) // len(layers)))
-    parts = [_label(LABEL_WIDTH - 8, 16 * row + 8, matrix, "end", "tick") for row, matrix in enumerate(matrices)]
-    for (layer, matrix), value in cells.items():
-        x, y = LABEL_WIDTH + size * layers.index(layer), 16 * matrices.index(matrix)
-        share = min(max((value - low) / ((high - low) or 1), 0), 1)
-        parts.append(
-            f'<rect class="cell" x="{x}" y="{y}" width="{size - 1}" height="15" style="--share:{share:.3f}">'
-            f"<title>{escape(matrix)}, layer {layer}: {value:.4f}</title></rect>"
-        )
-    height = 16 * len(matrices) + 20
-    parts.append(_label(LABEL_WIDTH, height - 8, f"layer {layers[0]}", "start", "tick"))
-    parts.append(_label(LABEL_WIDTH + size * len(layers), height - 8, str(layers[-1]), "end", "tick"))
-    return _svg(LABEL_WIDTH + size * len(layers), height, title, parts)
+    if not rows or not columns:
+        return None
+    data = [
+        {
+            "type": "heatmap", "x": [_label(name) for name in columns], "y": [_label(name) for name in rows],
+            "z": [list(line) for line in values], "zmin": low, "zmax": high if high > low else low + 1e-9,
+            "colorscale": SHADES, "xgap": 1, "ygap": 1, "colorbar": {"thickness": 10, "outlinewidth": 0},
+            "hovertemplate": "%{y}, %{x}: %{z:.4f}<extra></extra>",
+        }
+    ]  # fmt: skip
+    layout = _layout(height=20 * len(rows) + 90, xaxis={"type": "category", "showgrid": False, "nticks": 12})
+    layout["yaxis"] = {"type": "category", "autorange": "reversed", "automargin": True, "showgrid": False}
+    return {"data": data, "layout": layout, "text": f"{title}: from {low:.4f} to {high:.4f}"}
+
+
+def _dots(shown: list[tuple[IntervalRow, str]], colour: str, digits: int, signed: bool) -> dict[str, Any]:
+    rows = [row for row, _ in shown]
+    return {
+        "type": "scatter", "mode": "markers", "x": [row.value for row in rows], "y": [label for _, label in shown],
+        "marker": {"color": ROLE_COLOURS[colour], "size": 10},
+        "text": [html.escape(f"{row.label}: {_with_interval(row, digits, signed)}") for row in rows],
+        "hovertemplate": "%{text}<extra></extra>",
+        "error_x": {
+            "type": "data", "symmetric": False, "color": ROLE_COLOURS[colour], "thickness": 2.5, "width": 0,
+            "array": [0 if row.high is None else row.high - row.value for row in rows],
+            "arrayminus": [0 if row.low is None else row.value - row.low for row in rows],
+        },
+    }  # fmt: skip
+
+
+def _edge_note(row: IntervalRow, label: str, to_right: bool, digits: int) -> dict[str, Any]:
+    """The value of a row that lies outside the axis, at the edge where it would be."""
+    text = f"{row.value:.{digits}f} \u2192" if to_right else f"\u2190 {row.value:.{digits}f}"
+    return {
+        "x": 1 if to_right else 0, "xref": "paper", "xanchor": "right" if to_right else "left", "y": label, "yref": "y",
+        "showarrow": False, "text": text, "font": {"color": ROLE_COLOURS[row.colour]},
+    }  # fmt: skip
+
+
+def _layout(*, height: int, xaxis: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {
+        "height": height, "margin": {"l": 8, "r": 12, "t": 8, "b": 40}, "showlegend": False, "xaxis": {**xaxis, "automargin": True},
+        "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "size": 12}, "dragmode": False, "hovermode": "closest", **more,
+    }  # fmt: skip
 
 
 def _range(rows: Sequence[IntervalRow], zero: bool) -> tuple[float, float]:
-    edges = [edge for row in rows for edge in (row.value, row.low, row.high) if edge is not None]
-    return _padded(*(min([*edges, 0]), max([*edges, 0])) if zero else (min(edges), max(edges)))
-
-
-def _padded(low: float, high: float) -> tuple[float, float]:
+    edges = [edge for row in rows for edge in (row.value, row.low, row.high) if edge is not None] + [0.0] * zero
+    low, high = min(edges), max(edges)
     pad = (high - low) * 0.06 or abs(high) * 0.06 or 1.0
     return low - pad, high + pad
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Round values within the range, about TICKS of them."""
-    rough = (high - low) / TICKS
-    power = 10 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
-    return [step * number for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def _axis(low: float, high: float, place: Callable[[float], float], height: float, zero: bool, digits: int) -> str:
-    parts = []
-    for tick in _ticks(low, high):
-        x = place(tick)
-        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height - 26}"/>')
-        parts.append(_label(x, height - 14, f"{tick:+.{digits}f}" if zero else f"{tick:.{digits}f}", "middle", "tick"))
-    if zero:
-        parts.append(f'<line class="zero" x1="{place(0):.1f}" x2="{place(0):.1f}" y1="0" y2="{height - 26}"/>')
-    return "".join(parts)
-
-
-def _interval_text(row: IntervalRow, digits: int, signed: bool) -> str:
+def _with_interval(row: IntervalRow, digits: int, signed: bool) -> str:
     form = f"{'+' if signed else ''}.{digits}f"
-    interval = "" if row.low is None or row.high is None else f"  [{row.low:{form}}, {row.high:{form}}]"
+    interval = "" if row.low is None or row.high is None else f" [{row.low:{form}}, {row.high:{form}}]"
     return f"{row.value:{form}}{interval}"
 
 
-def _shortened(text: str) -> str:
-    """At most LABEL_CHARACTERS: what fits beside a chart."""
-    return text if len(text) <= LABEL_CHARACTERS else text[: LABEL_CHARACTERS - 3] + "..."
+def _named(bars: dict[str, dict[str, float]], name: str) -> list[str]:
+    return [f"{group} {values[name]:.4g}" for group, values in bars.items() if name in values]
 
 
-def _label(x: float, y: float, text: str, anchor: str, kind: str = "label") -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" dy="0.35em">{escape(text)}</text>'
-
-
-def _arrow(x: float, y: float, to_right: bool, colour: str) -> str:
-    tip, back = (x, x - 8) if to_right else (x, x + 8)
-    return f'<path class="dot {colour}" d="M{tip:.1f},{y:.1f} L{back:.1f},{y - 4:.1f} L{back:.1f},{y + 4:.1f} Z"/>'
-
-
-def _svg(width: float, height: float, text: str, parts: Sequence[str]) -> Markup:
-    return Markup(
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(text)}" style="max-width:{width}px">'
-        + "".join(parts) + "</svg>"
-    )  # fmt: skip
+def _label(text: str) -> str:
+    """At most LABEL_CHARACTERS, and no markup: plotly reads some tags in its texts."""
+    short = text if len(text) <= LABEL_CHARACTERS else text[: LABEL_CHARACTERS - 3] + "..."
+    return html.escape(short, quote=False)

@@ -13,10 +13,8 @@ import numpy as np
 
 from fusechat.dialogues import Dialogue
 
+from . import ALL
 from .intervals import Interval, accuracy_difference_interval, accuracy_interval, ratio_interval
-
-ALL = "all"
-"""Key of the figure over dialogues of all kinds."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +94,48 @@ def loss_differences(
             "supports": supported(interval),
         }
     return found
+
+
+def divergence_figures(measured: dict[str, Any], *, seed: int) -> dict[str, dict[str, Any]]:
+    """Divergence of one model from each teacher.
+
+    Args:
+        measured: teacher -> `nats` (summed over rows, null where the dialogue was not read) and `rows`, one per dialogue.
+    Returns:
+        teacher -> nats_per_row, low, high, dialogues, rows.
+    """
+    found = {}
+    for teacher, entry in measured.items():
+        nats, rows = np.array(entry["nats"], np.float64), np.array(entry["rows"], np.int64)
+        scored = np.isfinite(nats) & (rows > 0)
+        found[teacher] = {
+            "nats_per_row": float(nats[scored].sum() / rows[scored].sum()) if scored.any() else None,
+            **_bounds(ratio_interval(nats[scored], rows[scored], seed=seed)),
+            "dialogues": int(scored.sum()),
+            "rows": int(rows[scored].sum()),
+        }
+    return found
+
+
+def divergence_differences(first: dict[str, Any], second: dict[str, Any], *, seed: int) -> dict[str, dict[str, Any]]:
+    """Divergence of one model from each teacher minus another's, over the same rows.
+
+    Returns:
+        teacher -> difference (nats per row), low, high, dialogues, supports.
+    """
+    found = {}
+    for teacher in first.keys() & second.keys():
+        nats = np.array(first[teacher]["nats"], np.float64) - np.array(second[teacher]["nats"], np.float64)
+        rows = np.array(first[teacher]["rows"], np.int64)
+        scored = np.isfinite(nats) & (rows > 0)
+        interval = ratio_interval(nats[scored], rows[scored], seed=seed)
+        found[teacher] = {
+            "difference": float(nats[scored].sum() / rows[scored].sum()) if scored.any() else None,
+            **_bounds(interval),
+            "dialogues": int(scored.sum()),
+            "supports": supported(interval),
+        }
+    return dict(sorted(found.items()))
 
 
 def accuracy_figures(held_out: HeldOut, exact: dict[int, bool], kinds: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -84,18 +84,25 @@ def length_batches(lengths: np.ndarray, dialogues: np.ndarray, batch_tokens: int
 
 def _batch_nats(network: PreTrainedModel, tokens: Tokens, batch: np.ndarray) -> np.ndarray:
     """float64 [len(batch)]: nats of each dialogue's target tokens."""
-    device = network.device
+    ids, is_target = padded_batch(tokens, batch)
+    places, positions = np.nonzero(is_target[:, 1:])
+    row_nats = label_nats(network, torch.from_numpy(ids), places, positions)
+    return np.bincount(places, weights=row_nats, minlength=len(batch))
+
+
+def padded_batch(tokens: Tokens, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int64 ids and bool target marks of some dialogues, [batch, width] each.
+
+    Padding stands on the right, where a causal network cannot see it: no attention mask is needed.
+    """
     width = int(tokens.lengths[batch].max())
     ids = np.zeros((len(batch), width), np.int64)
     is_target = np.zeros((len(batch), width), bool)
     for place, dialogue in enumerate(batch):
-        part = tokens.tokens_of(dialogue)
+        part = tokens.tokens_of(int(dialogue))
         ids[place, : tokens.lengths[dialogue]] = tokens.token_ids[part]
         is_target[place, : tokens.lengths[dialogue]] = tokens.is_target[part]
-    # Padding stands on the right, where a causal network cannot see it: no attention mask is needed.
-    places, positions = np.nonzero(is_target[:, 1:])
-    row_nats = label_nats(network, torch.from_numpy(ids).to(device), places, positions)
-    return np.bincount(places, weights=row_nats, minlength=len(batch))
+    return ids, is_target
 
 
 def label_nats(network: PreTrainedModel, ids: torch.Tensor, places: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -107,21 +114,31 @@ def label_nats(network: PreTrainedModel, ids: torch.Tensor, places: np.ndarray, 
     Returns:
         float64 [rows], nats.
     """
-    body = network.base_model
-    output = body(input_ids=ids, use_cache=False)
+    nats, labels = np.empty(len(places)), ids[torch.from_numpy(places), torch.from_numpy(positions) + 1]
+    for block, logits in logit_blocks(network, ids, places, positions):
+        chosen = logits.gather(1, labels[block, None].to(logits.device))[:, 0]
+        nats[block] = (logits.logsumexp(1) - chosen).double().cpu().numpy()
+    return nats
+
+
+def logit_blocks(
+    network: PreTrainedModel, ids: torch.Tensor, places: np.ndarray, positions: np.ndarray
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Logits after the given positions, a block of rows at a time.
+
+    Args:
+        ids, places, positions: as for `label_nats`.
+    Returns:
+        (which rows, their logits, float32 [rows of the block, vocabulary]).
+    """
+    output = network.base_model(input_ids=ids.to(network.device), use_cache=False)
     hidden = output.last_hidden_state
-    place, position = (torch.from_numpy(index).to(hidden.device) for index in (places, positions))
-    labels = ids.to(hidden.device)[place, position + 1]
-    rows = hidden[place, position]
+    rows = hidden[torch.from_numpy(places).to(hidden.device), torch.from_numpy(positions).to(hidden.device)]
     elements = LOGITS_PER_BLOCK if hidden.device.type == "cpu" else LOGITS_PER_GPU_BLOCK
     block_rows = max(1, elements // network.get_output_embeddings().weight.shape[0])
-    nats = []
     for start in range(0, len(rows), block_rows):
         block = slice(start, start + block_rows)
-        logits = head_logits(network, output, rows[block]).float()
-        chosen = logits.gather(1, labels[block, None].to(logits.device))[:, 0]
-        nats.append((logits.logsumexp(1) - chosen).double().cpu())
-    return torch.cat(nats).numpy() if nats else np.empty(0)
+        yield block, head_logits(network, output, rows[block]).float()
 
 
 def head_logits(network: PreTrainedModel, body_output: Any, rows: torch.Tensor) -> torch.Tensor:

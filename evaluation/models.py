@@ -16,11 +16,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from fusechat import artifact, model_files
 from fusechat.artifact import Artifact
-from fusechat.config import RunConfig
+from fusechat.config import CONTROL, RunConfig
 from fusechat.errors import ConfigError, ModelError
-
-CONTROL = "sft"
-"""Name of the SFT-only control among the targets."""
 
 
 @dataclass(frozen=True)
@@ -56,28 +53,13 @@ def measured_models(config: RunConfig) -> list[MeasuredModel]:
         ArtifactError: a target or the fused model is not finished.
         ModelError: a pivot or source that is not there.
     """
-    section = config.evaluation
-    known = model_ids(config)
-    for model_id in section.models or []:
+    known = config.model_ids
+    for model_id in config.evaluation.models or []:
         if model_id not in known:
             near = difflib.get_close_matches(model_id, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"the run has {', '.join(known)}"
             raise ConfigError(f"evaluation.models: found {model_id!r}, which this run does not have; {hint}")
-    wanted = section.models or [model_id for model_id in known if section.sources or not model_id.startswith("source.")]
-    return [_measured_model(config, model_id) for model_id in known if model_id in wanted]
-
-
-def model_ids(config: RunConfig) -> list[str]:
-    """Ids of all models that the run will have."""
-    sources = [source.name for source in config.sources]
-    control = [CONTROL] if config.training.train_control else []
-    return [
-        "pivot",
-        *control,
-        *(f"target.{name}" for name in sources),
-        "fused",
-        *(f"source.{name}" for name in sources),
-    ]
+    return [_measured_model(config, model_id) for model_id in config.measured_ids]
 
 
 def _measured_model(config: RunConfig, model_id: str) -> MeasuredModel:

@@ -1,35 +1,50 @@
 """The report as a page: report.json's content in, one self-contained HTML file out.
 
-No script, no font, no request: it opens from a disk without a network. What models and dialogues say is escaped text.
+plotly.js stands in the file, and the page's own policy forbids it every request: it opens from a disk without a network.
+What models and dialogues say is escaped text. Sections of what is not there yet are left out, so that a running run has
+a page too.
 """
 
+import difflib
+import json
+import math
 import re
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import yaml
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from fusechat.artifact import storage_errors
 from fusechat.logs import format_seconds
 
-from .charts import IntervalRow, heat_map, interval_chart, line_chart
-from .figures import ALL
-
-COURSES = {
-    "sft_loss": ("SFT loss", "nats per token"),
-    "fusion_loss": ("Fusion loss", "nats per row"),
-    "source_share": ("Share of rows the source won", "0 to 1"),
-    "grad_norm": ("Gradient norm", ""),
-}
-LAYER = re.compile(r"^(?:.*\.)?(?:layers|h|blocks)\.(\d+)\.(.+?)(?:\.weight)?$")
+from .charts import SERIES_COLOURS, Figure
+from .page_charts import (
+    coefficients,
+    courses,
+    difference_charts,
+    divergence_charts,
+    judge_charts,
+    kinds_chart,
+    loss_charts,
+    lost_chart,
+    rate_chart,
+    seconds_chart,
+    target_name,
+)  # fmt: skip
 
 
 def write(document: dict[str, Any], path: Path) -> None:
     """Write the page of a report."""
+    text = render(document)
     with storage_errors(path):
-        path.write_text(render(document), encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
 
 
 def render(document: dict[str, Any]) -> str:
@@ -40,82 +55,70 @@ def render(document: dict[str, Any]) -> str:
     )  # fmt: skip
     environment.filters |= {
         "number": number, "interval": interval, "duration": format_seconds, "size": size, "target_name": target_name,
+        "marked": marked, "verdict": lambda supports: supports.replace(" ", "-"),
     }  # fmt: skip
+    figures = Figures()
+    charts = {
+        "loss": {kind: figures.add(chart) for kind, chart in loss_charts(document).items()},
+        "differences": [(title, figures.add(chart)) for title, chart in difference_charts(document)],
+        "divergence": [(name, figures.add(chart)) for name, chart in divergence_charts(document).items()],
+        "seconds": figures.add(seconds_chart(document)),
+        "rates": figures.add(rate_chart(document)),
+        "kinds": figures.add(kinds_chart(document)),
+        "lost": figures.add(lost_chart(document)),
+        "courses": [(title, figures.add(chart)) for title, chart in courses(document)],
+        "coefficients": [(title, figures.add(chart)) for title, chart in coefficients(document["merge"])],
+        "judge": [(title, figures.add(chart)) for title, chart in judge_charts(document)],
+    }
     return environment.get_template("page.html.jinja").render(
         report=document,
         labels={model["id"]: model["label"] for model in document["models"]},
-        loss_charts=loss_charts(document),
-        difference_chart=difference_chart(document),
-        courses=courses(document),
-        coefficients=coefficients(document["merge"]),
+        charts=charts,
+        figures=figures.as_json(),
+        colours=SERIES_COLOURS,
+        plotly=_plotly_script() if figures.found else "",
         run_file=yaml.safe_dump(document["config"], sort_keys=False, allow_unicode=True),
     )
 
 
-def loss_charts(document: dict[str, Any]) -> dict[str, Markup]:
-    """`all` and each kind -> chart of bits per byte."""
-    found = {}
-    for kind in (ALL, *document["held_out"]["kinds"]):
-        rows = [
-            IntervalRow(model["label"], entry["bits_per_byte"], entry["low"], entry["high"], model["role"])
-            for model in document["models"]
-            if (entry := model["loss"][kind])["bits_per_byte"] is not None
-        ]
-        found[kind] = interval_chart(rows, title=f"Bits per byte, {kind}")
-    return found
+class Figures:
+    """The figures of one page, by number."""
 
+    def __init__(self) -> None:
+        self.found: list[Figure] = []
 
-def difference_chart(document: dict[str, Any]) -> Markup:
-    """Differences of bits per byte between the models that share the pivot's shape."""
-    labels = {model["id"]: model["label"] for model in document["models"]}
-    rows = [
-        IntervalRow(
-            f"{_short(labels[entry['model']])} - {_short(labels[entry['against']])}", loss["difference"], loss["low"],
-            loss["high"], loss["supports"].replace(" ", "-"),
+    def add(self, figure: Figure | None) -> Markup:
+        """The place of a figure in the page; nothing where there is none."""
+        if figure is None:
+            return Markup()
+        self.found.append(figure)
+        height = figure["layout"]["height"]
+        return Markup(
+            f'<div class="chart" data-figure="{len(self.found) - 1}" role="img" aria-label="{escape(figure["text"])}" '
+            f'style="min-height:{height}px"></div>'
         )
-        for entry in document["differences"]
-        if (loss := entry["loss"][ALL])["difference"] is not None and not entry["against"].startswith("source.")
-    ]  # fmt: skip
-    return interval_chart(rows, title="Differences of bits per byte", digits=4, zero=True)
+
+    def as_json(self) -> Markup:
+        """All of them for a script element: no character in it can end the element."""
+        plain = [_finite({"data": figure["data"], "layout": figure["layout"]}) for figure in self.found]
+        text = json.dumps(plain, allow_nan=False)
+        return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
-def courses(document: dict[str, Any]) -> list[tuple[str, Markup]]:
-    """(title, chart) of each figure that training logged."""
-    found = []
-    for key, (title, unit) in COURSES.items():
-        series = {
-            name: [(record["step"], record[key]) for record in records if key in record]
-            for name, records in document["training"].items()
-        }
-        chart = line_chart({name: line for name, line in series.items() if line}, title=title, unit=unit)
-        if chart:
-            found.append((f"{title}{f', {unit}' if unit else ''}", chart))
-    return found
+def _finite(value: Any) -> Any:
+    """The same values, with null for numbers that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def coefficients(merge: dict[str, Any] | None) -> list[tuple[str, Markup]]:
-    """(target, heat map of its coefficients by layer and matrix); empty where the method has none."""
-    tensors = {
-        name: record["coefficients"]
-        for name, record in (merge or {}).get("tensors", {}).items()
-        if "coefficients" in record
-    }
-    if not merge or not tensors:
-        return []
-    low, high = min(map(min, tensors.values())), max(map(max, tensors.values()))
-    found = []
-    for place, target in enumerate(merge["targets"]):
-        cells = {
-            (int(match[1]), match[2]): values[place] for name, values in tensors.items() if (match := LAYER.match(name))
-        }
-        title = f"Coefficients of {target_name(target)}: {low:.3f} (lightest) to {high:.3f} (darkest)"
-        found.append((title, heat_map(cells, title=title, low=low, high=high)))
-    return found
-
-
-def target_name(target: Any) -> str:
-    """A target as the merge report names it: a name, or a folder."""
-    return Path(str(target)).name
+@cache
+def _plotly_script() -> Markup:
+    """plotly.js, as the Python package ships it."""
+    text = (resources.files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
+    return Markup(text.replace("</script", "<\\/script"))
 
 
 def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
@@ -139,5 +142,18 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:.2f} TiB"
 
 
-def _short(label: str) -> str:
-    return label.removesuffix(" (sft)").removeprefix("target ").removeprefix("pivot ")
+def marked(text: str | None, other: str | None) -> Markup:
+    """An answer as text, the words that the other answer does not have in its place marked."""
+    if text is None:
+        return Markup('<span class="soft">(no room for an answer)</span>')
+    if not text:
+        return Markup('<span class="soft">(empty)</span>')
+    if other is None or other == text:
+        return escape(text)
+    words, others = re.split(r"(\s+)", text), re.split(r"(\s+)", other)
+    parts = []
+    matcher = difflib.SequenceMatcher(None, others, words, autojunk=False)
+    for operation, _, _, first, last in matcher.get_opcodes():
+        piece = escape("".join(words[first:last]))
+        parts.append(piece if operation == "equal" or not piece.strip() else Markup("<mark>{}</mark>").format(piece))
+    return Markup("").join(parts)

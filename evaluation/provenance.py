@@ -1,22 +1,43 @@
-"""Where the figures come from: a run in; its artifacts, the course of training and the merge's own report out.
+"""Where the figures come from: a run in; its steps, artifacts, extraction, alignment, training and merge out.
 
-Reads records that other stages left, by file alone; what a run does not have is left out.
+Reads records that other stages left, by file alone, also while they still work; what a run does not have is left out.
 """
 
 import json
+import math
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
 from fusechat.artifact import RECORD_FILE, read_json
-from fusechat.config import RunConfig
+from fusechat.config import CONTROL, RunConfig
 
-from .models import CONTROL
-
+FORMAT = 2
+"""Number of report.json's form; another number, another form."""
 CURVE_POINTS = 400
 """Points kept of a training curve."""
+RATE_POINTS = 60
+"""Points kept of an extraction's rate."""
 CURVES = ("loss", "sft_loss", "fusion_loss", "source_share", "grad_norm", "learning_rate")
+
+
+def course(config: RunConfig) -> dict[str, Any]:
+    """The part of the report that the stages before evaluation give; whole or not, it can be read at any time."""
+    artifacts = artifact_records(config)
+    return {
+        "format": FORMAT,
+        "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+        "run": run_record(config),
+        "steps": step_records(config),
+        "artifacts": artifacts,
+        "extraction": extraction_records(config),
+        "alignment": {item["name"]: item["counts"] for item in artifacts if item["stage"] == "align"},
+        "training": training_curves(config),
+        "merge": merge_report(config),
+        "config": config.dump(),
+    }
 
 
 def run_record(config: RunConfig) -> dict[str, Any]:
@@ -31,6 +52,16 @@ def run_record(config: RunConfig) -> dict[str, Any]:
     }
 
 
+def step_records(config: RunConfig) -> list[dict[str, Any]]:
+    """Each step that worked in this folder: its label, the seconds it took in all, and how often it was begun and ended."""
+    found: dict[str, dict[str, Any]] = {}
+    for record in _json_lines(config.run.output / "logs" / "run.jsonl"):
+        entry = found.setdefault(record["step"], {"step": record["step"], "seconds": 0.0, "times": 0})
+        entry["seconds"] += record["seconds"]
+        entry["times"] += 1
+    return list(found.values())
+
+
 def artifact_records(config: RunConfig) -> list[dict[str, Any]]:
     """One record for each finished artifact before the report, in the order of the stages."""
     found = []
@@ -41,23 +72,74 @@ def artifact_records(config: RunConfig) -> list[dict[str, Any]]:
                 key: record.get(key)
                 for key in ("kind", "fingerprint", "parents", "counts", "seconds", "finished", "versions")
             }
-            found.append({"stage": stage, "name": name, "url": str(url), "bytes": _size(str(url)), **kept})
+            found.append({"stage": stage, "name": name, "url": str(url), "bytes": _size(str(url), record), **kept})
     return found
 
 
-def training_curves(config: RunConfig) -> dict[str, list[dict[str, float]]]:
+def extraction_records(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Teacher -> shards, rows, tokens, rate (`[seconds, rows per second]` pairs), retries, failed starts and set-aside shards."""
+    found = {}
+    for model in config.models:
+        lines = _json_lines(config.run.output / "logs" / f"extract.{model.name}.jsonl")
+        shards = [line for line in lines if "rows" in line]
+        if shards:
+            found[model.name] = {
+                "shards": len(shards),
+                "rows": sum(line["rows"] for line in shards),
+                "tokens": sum(line["tokens"] for line in shards),
+                "rate": extraction_rate(shards),
+                **{key: sum(line.get(key, 0) for line in lines) for key in ("retries", "failed_starts", "set_aside")},
+            }
+    return found
+
+
+def extraction_rate(shards: list[dict[str, Any]]) -> list[list[float]]:
+    """[seconds, rows per second] over groups of shards; times of a resumed extraction follow those of the first.
+
+    Args:
+        shards: records in the order in which the shards ended: `time` (seconds since the start), `rows`, `seconds`.
+    """
+    size = -(-len(shards) // RATE_POINTS)
+    points, begin, last, rows, offset = [], None, 0.0, 0, 0.0
+    for number, record in enumerate(shards, 1):
+        if record["time"] < last:  # another process went on, with a clock of its own
+            offset, begin, rows = offset + last, None, 0
+        last = record["time"]
+        if begin is None:  # the engine's start does not count
+            begin = max(record["time"] - record["seconds"], 0.0)
+        rows += record["rows"]
+        if (number % size == 0 or number == len(shards)) and record["time"] > begin:
+            points.append([round(offset + record["time"], 3), round(rows / (record["time"] - begin), 3)])
+            begin, rows = record["time"], 0
+    return points
+
+
+def training_curves(config: RunConfig) -> dict[str, list[dict[str, float | None]]]:
     """Target name (and the control's) -> step, losses and shares over the course of its training, thinned out."""
     found = {}
     for name in [*(source.name for source in config.sources), CONTROL]:
-        path = config.target_path(name) / "metrics.jsonl"
-        if path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            records = [json.loads(line) for line in lines if line.endswith("}")]
+        records = _json_lines(config.target_path(name) / "metrics.jsonl")
+        if records:
             stride = -(-len(records) // CURVE_POINTS) or 1
             # The last step is always among them.
             thinned = records[::-1][::stride][::-1]
-            found[name] = [{key: record[key] for key in ("step", *CURVES) if key in record} for record in thinned]
+            found[name] = [
+                {key: _finite(record[key]) for key in ("step", *CURVES) if key in record} for record in thinned
+            ]
     return found
+
+
+def bad_metrics(curves: dict[str, list[dict[str, float | None]]]) -> list[str]:
+    """A sentence for each training that logged what is no number."""
+    notes = []
+    for name, records in curves.items():
+        keys = sorted({key for record in records for key, value in record.items() if value is None})
+        if keys:
+            steps = [int(record["step"] or 0) for record in records if None in record.values()]
+            notes.append(
+                f"Training of {name} logged values of {', '.join(keys)} that are no numbers, first at step {steps[0]}."
+            )
+    return notes
 
 
 def merge_report(config: RunConfig) -> dict[str, Any] | None:
@@ -79,9 +161,31 @@ def _places(config: RunConfig) -> list[tuple[str, str, str | Path]]:
         *(("align", name, config.aligned_url(name)) for name in sources),
         *(("train", name, config.target_path(name)) for name in [*sources, CONTROL]),
         ("merge", "", config.fused_path),
+        *(
+            ("answer", f"{answer_set.name} {model_id}", config.answers_path(answer_set.name, model_id))
+            for answer_set in config.evaluation.answers
+            for model_id in config.measured_ids
+        ),
     ]
 
 
-def _size(url: str) -> int:
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole records of a JSON Lines file that may still be written; none where there is no file."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+
+def _finite(value: float) -> float | None:
+    """A number as JSON can hold it."""
+    return value if not isinstance(value, float) or math.isfinite(value) else None
+
+
+def _size(url: str, record: dict[str, Any]) -> int:
+    """Bytes of an artifact: as its stage counted them, because listing a large store takes long."""
+    counted = record["counts"].get("bytes")
+    if counted is not None:
+        return int(counted)
     filesystem, path = fsspec.core.url_to_fs(url)
     return int(filesystem.du(path))

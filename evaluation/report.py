@@ -3,32 +3,36 @@
 docs/evaluation.md describes the document. Knows nothing about networks or HTML.
 """
 
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from fusechat import artifact
 from fusechat.config import RunConfig
 from fusechat.dialogues import Dialogue
 
 from . import provenance
+from .answer_sets import set_records
 from .answers import is_exact
 from .figures import (
-    ALL,
     HeldOut,
     accuracy_differences,
     accuracy_figures,
     compared_pairs,
+    divergence_differences,
+    divergence_figures,
     loss_differences,
     loss_figures,
 )
 from .intervals import LEVEL, MIN_DIALOGUES
+from .judge import AnswerSet
 from .measurement import SAMPLED_ROLES
 from .models import MeasuredModel
+from .row_sample import RowSample
 
-FORMAT = 1
-"""Number of the document's form; another number, another form."""
+MAX_NAMED = 10
+"""Dialogues named in one note."""
 
 
 def build(
@@ -37,8 +41,13 @@ def build(
     held_out: HeldOut,
     dialogues: Sequence[Dialogue],
     measured: dict[str, dict[str, Any]],
+    sample: RowSample | None = None,
+    sets: Sequence[AnswerSet] = (),
+    judged: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The whole document."""
+    seed, course = config.run.seed, provenance.course(config)
+    bad = provenance.bad_metrics(course["training"])
     kinds = [kind for kind in config.evaluation.exact_match_kinds if kind in held_out.kind_names]
     asked = [number for number, dialogue in enumerate(dialogues) if dialogue.kind in kinds]
     exact = {
@@ -51,18 +60,20 @@ def build(
     }
     nats = {model_id: np.array(found["nats"], dtype=np.float64) for model_id, found in measured.items()}
     return {
-        "format": FORMAT,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "run": provenance.run_record(config),
+        **course,
+        "state": "finished",
+        "now": "",
         "held_out": _held_out_record(held_out),
         "interval": {"level": LEVEL, "min_dialogues": MIN_DIALOGUES},
-        "notes": _notes(held_out, nats),
+        "notes": [*_notes(held_out, nats), *_source_notes(config, sample), *_judge_notes(judged), *bad],
+        "divergence": _sample_record(sample),
         "exact_match_kinds": kinds,
         "models": [
             {
                 **_model_record(model, measured[model.id]),
-                "loss": loss_figures(held_out, nats[model.id], seed=config.run.seed),
+                "loss": loss_figures(held_out, nats[model.id], seed=seed),
                 "accuracy": accuracy_figures(held_out, exact[model.id], kinds) if kinds else {},
+                "divergence": divergence_figures(measured[model.id]["divergence"], seed=seed),
                 "nats": measured[model.id]["nats"],
             }
             for model in models
@@ -71,17 +82,19 @@ def build(
             {
                 "model": one,
                 "against": other,
-                "loss": loss_differences(held_out, nats[one], nats[other], seed=config.run.seed),
+                "loss": loss_differences(held_out, nats[one], nats[other], seed=seed),
+                "divergence": divergence_differences(
+                    measured[one]["divergence"], measured[other]["divergence"], seed=seed
+                ),
                 "accuracy": accuracy_differences(held_out, exact[one], exact[other], kinds) if kinds else {},
             }
             for one, other in compared_pairs(list(measured))
         ],
         "answers": _answers(dialogues, asked, measured, exact),
         "samples": _samples(config.evaluation.samples, models, measured, len(asked)),
-        "artifacts": provenance.artifact_records(config),
-        "training": provenance.training_curves(config),
-        "merge": provenance.merge_report(config),
-        "config": config.dump(),
+        "answer_sets": set_records(config, list(sets)),
+        "judge": judged,
+        "harness": None,
     }
 
 
@@ -121,6 +134,44 @@ def _notes(held_out: HeldOut, nats: dict[str, np.ndarray]) -> list[str]:
                 f"{model_id}: {missing} held-out dialogues are longer than its positions and were left out for it."
             )
     return notes
+
+
+def _source_notes(config: RunConfig, sample: RowSample | None) -> list[str]:
+    notes = []
+    prepared = artifact.read_json(f"{config.dialogues_path}/{artifact.RECORD_FILE}") or {"counts": {}}
+    if shared := prepared["counts"].get("held_out_in_train"):
+        named = ", ".join(shared[:MAX_NAMED]) + (", ..." if len(shared) > MAX_NAMED else "")
+        notes.append(
+            f"{len(shared)} held-out dialogues are training dialogues too ({named}): the held-out loss of targets and "
+            "fused model is lower than it would be on new dialogues."
+        )
+    if sample and sample.missing:
+        notes.append(f"No finished rows of {', '.join(sample.missing)}: no divergence from them was measured.")
+    return notes
+
+
+def _judge_notes(judged: dict[str, Any] | None) -> list[str]:
+    notes = []
+    for name, modes in (judged or {"sets": {}})["sets"].items():
+        for mode, models in modes.items():
+            nonsense, asked = (sum(entry[key] for entry in models.values()) for key in ("nonsense", "verdicts"))
+            if nonsense:
+                notes.append(
+                    f"{nonsense} of {asked} {mode} verdicts on {name} were of no readable form; they are not scored."
+                )
+    return notes
+
+
+def _sample_record(sample: RowSample | None) -> dict[str, Any] | None:
+    """Which rows the divergences were measured on."""
+    if sample is None:
+        return None
+    return {
+        "teachers": list(sample.stores),
+        "training_dialogues": len(sample.dialogues),
+        "of": sample.tokens.num_dialogues,
+        "numbers": sample.dialogues.tolist(),
+    }
 
 
 def _model_record(model: MeasuredModel, found: dict[str, Any]) -> dict[str, Any]:
@@ -165,60 +216,3 @@ def _samples(
         }
         for place, prompt in enumerate(prompts)
     ]
-
-
-def summary(document: dict[str, Any]) -> Iterator[Any]:
-    """What `fusechat run` prints at the end: rich renderables, one after the other."""
-    from rich.text import Text
-
-    yield table(document)
-    labels = {model["id"]: model["label"] for model in document["models"]}
-    for line in _difference_lines(document, labels):
-        yield Text(line)
-    for note in document["notes"]:
-        yield Text(f"Note: {note}")
-    if document["samples"]:
-        yield Text("\nSample answers")
-    for sample in document["samples"]:
-        yield Text(f"  {sample['prompt']}", style="bold")
-        for model_id, answer in sample["answers"].items():
-            shown = "(no room for an answer)" if answer is None else " ".join(answer.split()) or "(empty)"
-            yield Text(f"    {labels[model_id]:<18} {shown}")
-
-
-def table(document: dict[str, Any]) -> Any:
-    """Models by kinds of dialogue: bits per byte, then the share of exact answers."""
-    from rich.table import Table
-
-    kinds = list(document["held_out"]["kinds"])
-    exact_kinds = document["exact_match_kinds"]
-    title = f"Held-out loss, bits per byte, {document['held_out']['dialogues']} dialogues (lower is better)"
-    found = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    found.add_column("model", no_wrap=True)
-    for name in (ALL, *kinds, *(f"{kind} exact" for kind in exact_kinds)):
-        found.add_column(name, justify="right")
-    for model in document["models"]:
-        losses = [_number(model["loss"][name]["bits_per_byte"]) for name in (ALL, *kinds)]
-        shares = [f"{entry['exact']}/{entry['asked']}" for entry in (model["accuracy"][kind] for kind in exact_kinds)]
-        found.add_row(model["label"], *losses, *shares)
-    return found
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _difference_lines(document: dict[str, Any], labels: dict[str, str]) -> Iterator[str]:
-    """The fused model's differences, with what they support."""
-    words = {
-        "lower": "lower",
-        "higher": "higher",
-        "undecided": "no difference shown",
-        "too few": "too few dialogues to say",
-    }
-    for entry in document["differences"]:
-        loss = entry["loss"][ALL]
-        if entry["model"] != "fused" or loss["difference"] is None or entry["against"].startswith("source."):
-            continue
-        interval = "" if loss["low"] is None else f" [{loss['low']:+.4f}, {loss['high']:+.4f}]"
-        yield f"fused - {labels[entry['against']]}: {loss['difference']:+.4f}{interval} bits per byte: {words[loss['supports']]}"

@@ -10,10 +10,16 @@ from fusechat.errors import ArtifactError, ConfigError
 from fusechat.logs import Progress
 from fusechat.tokens import Tokens
 
-from . import page, report
+from . import cards, harness, page, provenance, report
+from .answer_sets import finished_answers, read_answer_sets
 from .figures import HeldOut
+from .judge import AnswerSet, check_judge, judge_answers, num_verdicts
 from .measurement import Questions, measure, work
 from .models import MeasuredModel, measured_models
+from .row_sample import RowSample, row_sample
+
+JUDGE_MEANS = ("concurrency", "max_attempts", "backoff_seconds", "timeout_seconds", "key_variable")
+"""Fields of the judge that say how verdicts are fetched, not what they are."""
 
 
 def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
@@ -23,6 +29,7 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
         ConfigError: `evaluation` names a kind of dialogue or a model that the run does not have.
         ArtifactError: a model is not finished, or the folder holds another plan's report.
         ModelError: a model cannot be loaded, or its loss is not a number.
+        JudgeError: the judge's endpoint does not answer; the verdicts that came are kept.
     """
     progress = progress or Progress(quiet=True)
     models = measured_models(config)
@@ -30,6 +37,19 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
     tokens = {name: artifact.load(config.tokens_url(name, "held_out"), "tokens") for name in readers}
     parents = {f"tokens {name}": found for name, found in tokens.items()}
     parents |= {model.id: model.artifact for model in models if model.artifact is not None}
+    sample = row_sample(config)
+    parents |= sample.artifacts if sample else {}
+    parents |= finished_answers(config)
+    dialogues = _held_out_dialogues(config, tokens)
+    _check_kinds(config, dialogues)
+    section, sets = config.evaluation, read_answer_sets(config)
+    # What is finished asks for no key and no harness.
+    to_do = (
+        artifact.read_json(f"{config.report_path}/{artifact.RECORD_FILE}") is None or config.run.if_changed == "restart"
+    )
+    if section.judge is not None and to_do:
+        check_judge(section.judge, sets)
+    harness_version = harness.check(section.lm_eval, section.lm_eval_folder) if section.lm_eval and to_do else None
     claim = artifact.claim(
         config.report_path,
         "report",
@@ -39,12 +59,13 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
     )
     if claim.artifact is not None:
         return claim.artifact
-    dialogues = _held_out_dialogues(config, tokens)
-    _check_kinds(config, dialogues)
-    measured = _measure_all(config, models, tokens, dialogues, progress)
-    document = report.build(config, models, HeldOut.of(dialogues), dialogues, measured)
+    measured = _measure_all(config, models, tokens, dialogues, sample, progress)
+    judged = _judge(config, sets, progress)
+    document = report.build(config, models, HeldOut.of(dialogues), dialogues, measured, sample, sets, judged)
+    document["harness"] = _harness_record(harness_version, measured)
     artifact.write_json(str(config.report_path / "report.json"), document)
     page.write(document, config.report_path / "index.html")
+    cards.write_cards(document)
     return claim.finish(
         {
             "models": len(models),
@@ -56,12 +77,31 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
 
 
 def _settings(config: RunConfig, models: list[MeasuredModel]) -> dict[str, Any]:
+    # What changes how figures are reached, and not the figures.
+    excluded: Any = {"batch_tokens": True, "models": True, "sources": True, "judge": set(JUDGE_MEANS)}
     return {
-        **config.evaluation.model_dump(mode="json", exclude={"batch_tokens", "models", "sources"}),
+        **config.evaluation.model_dump(mode="json", exclude=excluded),
         "models": {model.id: model.fingerprint for model in models},
         "seed": config.run.seed,
-        "report_format": report.FORMAT,
+        "report_format": provenance.FORMAT,
     }
+
+
+def _harness_record(version: str | None, measured: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    if version is None:
+        return None
+    models = {model_id: found["harness"] for model_id, found in measured.items()}
+    figures = list(dict.fromkeys(figure for found in models.values() for figure in found))
+    return {"version": version, "figures": figures, "models": models}
+
+
+def _judge(config: RunConfig, sets: list[AnswerSet], progress: Progress) -> dict[str, Any] | None:
+    section = config.evaluation.judge
+    if section is None:
+        return None
+    with progress.task("judge", num_verdicts(section, sets), "verdicts") as task:
+        cache = config.run.output / "verdicts.jsonl"
+        return judge_answers(section, sets, cache, seed=config.run.seed, on_reply=task.advance)
 
 
 def _held_out_dialogues(config: RunConfig, tokens: dict[str, Artifact]) -> list[Dialogue]:
@@ -92,12 +132,13 @@ def _measure_all(
     models: list[MeasuredModel],
     tokens: dict[str, Artifact],
     dialogues: list[Dialogue],
+    sample: RowSample | None,
     progress: Progress,
 ) -> dict[str, dict[str, Any]]:
     """Model id -> what was measured, one model in memory at a time."""
     questions = Questions.of(config.evaluation, dialogues)
     read = {name: Tokens.read(found.url) for name, found in tokens.items()}
-    total = sum(work(read[model.reader], questions, model.role, config.evaluation) for model in models)
+    total = sum(work(read[model.reader], questions, model.role, config.evaluation, sample) for model in models)
     measured = {}
     with progress.task("evaluate", total, "tokens") as task:
         for model in models:
@@ -107,6 +148,6 @@ def _measure_all(
 
             measured[model.id] = measure(
                 config, model, tokens[model.reader], dialogue_ids=[dialogue.id for dialogue in dialogues],
-                questions=questions, on_tokens=on_tokens,
+                questions=questions, sample=sample, on_tokens=on_tokens,
             )  # fmt: skip
     return measured

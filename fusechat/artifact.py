@@ -115,13 +115,22 @@ def claim(
     if not different and earlier.get("kind") == kind:
         whole = Artifact(kind, url, earlier["fingerprint"], earlier) if "fingerprint" in earlier else None
         return Claim(kind, url, plan, whole, resumed=whole is None)
-    if if_changed != "restart":
+    if if_changed != "restart" and not _only_planned(url):
         raise ArtifactError(
             f"{url}: holds work of another plan:\n  " + "\n  ".join(different or [f"kind: {earlier.get('kind')} -> {kind}"])
             + "\nUse another run.output, or --set run.if_changed=restart to delete it and everything made from it."
         )  # fmt: skip
     remove(url)
     return claim(url, kind, settings=settings, parents=parents)
+
+
+def _only_planned(url: str) -> bool:
+    """True if nothing was made there yet: after a user's mistake, a corrected run is not a changed one."""
+    import fsspec
+
+    filesystem, path = fsspec.core.url_to_fs(url)
+    filesystem.invalidate_cache()
+    return [entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=False)] == [PLAN_FILE]
 
 
 def load(url: str | Path, kind: str) -> Artifact:

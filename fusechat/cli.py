@@ -67,9 +67,30 @@ for _stage, _text in {
     "align": "Lay every source's rows on the pivot's tokens and vocabulary.",
     "train": "Train one target per source, and the SFT-only control.",
     "merge": "Merge the targets into the fused model.",
+    "answer": "Let the models answer the questions of `evaluation.answers`.",
     "evaluate": "Measure all models on the held-out dialogues.",
 }.items():
     _stage_command(_stage, _text)
+
+
+@app.command()
+def ablate(
+    config: Annotated[Path, typer.Option("-c", "--config", help="The ablation file (YAML).")],
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Run a grid of variants of a run, sharing what they have in common, and show its tables."""
+    from .ablation_config import load_ablation
+
+    resolved = load_ablation(config, set_)
+    from .logs import Progress, setup_logging
+
+    setup_logging()
+    from . import ablation
+    from .summary import show_tables
+
+    with Progress() as progress:
+        tables = ablation.run(resolved, progress=progress)
+    show_tables(resolved.output, tables)
 
 
 @app.command()
@@ -137,14 +158,30 @@ def inspect(
 
 @app.command()
 def chat(
-    model: Annotated[str, typer.Argument(help="Model folder, such as runs/quickstart/fused.")],
+    models: Annotated[list[str], typer.Argument(help="Model folders, such as runs/quickstart/fused.")],
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0: the most probable token each time.")] = 0.0,
 ) -> None:
-    """Talk to a model."""
+    """Talk to a model, or to several side by side."""
     from .chat import chat_loop
 
-    chat_loop(model, max_new_tokens=max_new_tokens, temperature=temperature)
+    chat_loop(models, max_new_tokens=max_new_tokens, temperature=temperature)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="Model folder, such as runs/quickstart/fused.")],
+    repository: Annotated[str, typer.Argument(help="owner/name on the hub.")],
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Really send it; without it, only say what would be sent.")
+    ] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    token_variable: Annotated[str, typer.Option(help="Environment variable that holds the hub's token.")] = "HF_TOKEN",
+) -> None:
+    """Upload a model to the hub."""
+    from .hub import push as upload
+
+    print(upload(folder, repository, confirmed=yes, private=private, token_variable=token_variable))
 
 
 def main() -> None:

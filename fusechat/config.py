@@ -8,25 +8,19 @@ Imports nothing heavy, so that the command line answers at once.
 import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from .config_section import Name, Section
 from .errors import ConfigError
+from .evaluation_config import EvaluationSection
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-"""A name that is also a folder name."""
-
-
+CONTROL = "sft"
+"""Name of the SFT-only control among the targets."""
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|API_?KEY|ACCESS_KEY", re.IGNORECASE)
 ENV_REFERENCE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, unknown keys refused, field docstrings kept for docs/configuration.md."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class RunSection(Section):
@@ -38,6 +32,8 @@ class RunSection(Section):
     """URL (`s3://`, `gs://`) or folder of the tokens, logprobs and aligned stores; default: the run's folder."""
     seed: int = 0
     """Seed of everything random."""
+    places: dict[str, str] = {}
+    """Artifacts that stand elsewhere than in the run's folder or store (`aligned/NAME: folder or URL`); `fusechat ablate` sets it."""
     if_changed: Literal["refuse", "restart"] = "refuse"
     """What to do with artifacts that another plan made: refuse and show the difference, or delete them and start afresh."""
 
@@ -89,6 +85,8 @@ class DialoguesSection(Section):
     """Longest dialogue in the pivot's tokens; a longer one is cut after its last whole turn that fits."""
     on_bad: Literal["refuse", "skip"] = "refuse"
     """A dialogue that breaks the rules ends the run, or is left out, counted and listed."""
+    on_overlap: Literal["refuse", "keep"] = "refuse"
+    """Held-out dialogues that are also training dialogues end the run, or are kept, named in the record and in the report."""
 
 
 class ExtractionSection(Section):
@@ -174,25 +172,6 @@ class MergeSection(Section):
     """Threads of the merge; default: one per core, and on a cluster four per worker."""
     max_shard_bytes: int = Field(5 * 10**9, ge=1)
     """Largest file of the fused model, bytes (a single tensor may exceed it)."""
-
-
-class EvaluationSection(Section):
-    """How good the models are."""
-
-    batch_tokens: int = Field(4096, ge=64)
-    """Tokens of one evaluation batch."""
-    exact_match_kinds: list[str] = []
-    """Kinds of dialogue whose last assistant turn is a short exact answer: models are asked, and compared by exact match."""
-    max_new_tokens: int = Field(48, ge=1)
-    """Longest answer, tokens."""
-    samples: list[str] = []
-    """Prompts answered by the pivot, the SFT-only control and the fused model, to look at."""
-    models: list[str] | None = None
-    """Models to measure, out of `pivot`, `sft`, `target.NAME`, `fused`, `source.NAME`; default: all of them."""
-    sources: bool = True
-    """Also measure the sources, each under its own tokenizer and template (only where `models` names none)."""
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Dtype of weights and activations; auto: float32 on CPUs, what the checkpoint says on GPUs."""
 
 
 class ClusterSection(Section):
@@ -288,7 +267,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _names_differ(self) -> "RunConfig":
         names = [model.name for model in self.models]
-        reserved = {"sft", "fused"} & set(names)
+        reserved = {CONTROL, "fused"} & set(names)
         if len(set(names)) < len(names) or reserved:
             raise ValueError(f"model names {names} must differ from each other and from 'sft' and 'fused'")
         return self
@@ -306,42 +285,72 @@ class RunConfig(Section):
         raise ConfigError(f"no model is named {name!r}; the run has {[model.name for model in self.models]}")
 
     @property
+    def model_ids(self) -> list[str]:
+        """Ids of all models that the run will have, as in `evaluation.models`."""
+        sources = [source.name for source in self.sources]
+        control = [CONTROL] if self.training.train_control else []
+        targets = [f"target.{name}" for name in sources]
+        return ["pivot", *control, *targets, "fused", *(f"source.{name}" for name in sources)]
+
+    @property
+    def measured_ids(self) -> list[str]:
+        """Those of them that are evaluated."""
+        section, known = self.evaluation, self.model_ids
+        wanted = section.models or [name for name in known if section.sources or not name.startswith("source.")]
+        return [name for name in known if name in wanted]
+
+    @property
     def store_url(self) -> str:
         """Base URL or folder of the stores."""
         return (self.run.store or str(self.run.output)).rstrip("/")
 
+    def _place(self, key: str, base: str | Path) -> str:
+        return self.run.places.get(key) or f"{base}/{key}"
+
     def tokens_url(self, name: str, split: str = "train") -> str:
         """Tokens artifact of a model; split is `train` or `held_out`."""
-        return f"{self.store_url}/tokens/{name}" + ("" if split == "train" else f".{split}")
+        return self._place(f"tokens/{name}" + ("" if split == "train" else f".{split}"), self.store_url)
 
     def logprobs_url(self, name: str) -> str:
         """Logprobs store of a model."""
-        return f"{self.store_url}/logprobs/{name}"
+        return self._place(f"logprobs/{name}", self.store_url)
 
     def aligned_url(self, source: str) -> str:
         """Aligned store of a source."""
-        return f"{self.store_url}/aligned/{source}"
+        return self._place(f"aligned/{source}", self.store_url)
 
     def target_path(self, name: str) -> Path:
         """Model folder of a target (a source's name, or `sft` for the control)."""
-        return self.run.output / "targets" / name
+        return Path(self._place(f"targets/{name}", self.run.output))
+
+    def answers_path(self, answer_set: str, model_id: str) -> Path:
+        """Folder of a model's answers to a set of questions."""
+        return self.run.output / "answers" / answer_set / model_id
 
     @property
     def dialogues_path(self) -> Path:
         """Folder of the checked dialogues, train.jsonl and held_out.jsonl."""
-        return self.run.output / "dialogues"
+        return Path(self._place("dialogues", self.run.output))
 
     @property
     def fused_path(self) -> Path:
-        return self.run.output / "fused"
+        return Path(self._place("fused", self.run.output))
 
     @property
     def report_path(self) -> Path:
         return self.run.output / "report"
 
+    @property
+    def measured_path(self) -> Path:
+        """Folder of what was measured of each model."""
+        return Path(self._place("report/models", self.run.output))
+
     def dump(self) -> dict[str, Any]:
         """The resolved run as plain values."""
         return self.model_dump(mode="json")
+
+
+Loaded = TypeVar("Loaded", bound=Section)
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
@@ -350,21 +359,27 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     Raises:
         ConfigError: a missing or broken file, an unknown key (the nearest valid one is named), a value out of range.
     """
+    return load_file(path, overrides, RunConfig)
+
+
+def load_file(path: str | Path, overrides: list[str] | tuple[str, ...], root: type[Loaded]) -> Loaded:
+    """Read a YAML file of some root section; errors as for `load_config`."""
     path = Path(path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such run file; see examples/quickstart.yaml for one") from None
+        raise ConfigError(f"{path}: no such run file; see examples/ for some") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: not a readable YAML file: {error}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: found {type(values).__name__}, expected sections such as pivot, sources, dialogues")
+        expected = ", ".join(list(root.model_fields)[:4])
+        raise ConfigError(f"{path}: found {type(values).__name__}, expected keys such as {expected}")
     for override in overrides:
         _apply_override(values, override)
     try:
-        return RunConfig.model_validate(values)
+        return root.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(path, item) for item in error.errors())) from None
+        raise ConfigError("\n".join(_explain(path, item, root) for item in error.errors())) from None
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -389,19 +404,19 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: {'.'.join(parents)} is {type(node).__name__}, it has no {last!r}")
 
 
-def _explain(path: Path, item: Any) -> str:
+def _explain(path: Path, item: Any, root: type[BaseModel]) -> str:
     location = ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
         found = f" (found {item['input']!r})" if not isinstance(item["input"], dict) else ""
         return f"{path}: {location or 'run file'}: {item['msg']}{found}"
-    fields = sorted(_fields_at(item["loc"][:-1]))
+    fields = sorted(_fields_at(item["loc"][:-1], root))
     near = difflib.get_close_matches(str(item["loc"][-1]), fields, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(fields)}"
     return f"{path}: {location}: unknown key; {hint}"
 
 
-def _fields_at(location: tuple[Any, ...]) -> dict[str, Any]:
-    model: type[BaseModel] = RunConfig
+def _fields_at(location: tuple[Any, ...], root: type[BaseModel]) -> dict[str, Any]:
+    model = root
     for part in location:
         if isinstance(part, str) and part in model.model_fields:
             model = _section_type(model.model_fields[part].annotation) or model

@@ -12,6 +12,7 @@ FuseChatError
 │   └── ClusterSetupError  a Ray cluster that does not fit the run: none there, wrong token, other versions, too few GPUs
 ├── AlignmentError         two tokenizations that cannot be laid on one another
 ├── TeacherError           an engine that died, or failed its self-check
+├── JudgeError             a judge's endpoint that does not answer
 └── ClusterError           Ray could not give what the plan needs, or shards were set aside
 
 A message has three parts: what was found (value, file, array), what was expected, what to do next.
@@ -68,6 +69,10 @@ class AlignmentError(FuseChatError):
 
 class TeacherError(FuseChatError):
     """An engine that died, or failed its self-check."""
+
+
+class JudgeError(FuseChatError):
+    """A judge's endpoint that does not answer."""
 
 
 class ClusterError(FuseChatError):

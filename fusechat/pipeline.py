@@ -7,15 +7,14 @@ the stage that needs it.
 import importlib
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from .artifact import RECORD_FILE, Artifact, read_json, run_lock, write_json
-from .config import RunConfig
+from .config import CONTROL, RunConfig
+from .errors import ConfigError
 from .logs import Progress, append_json_line, format_seconds
-
-CONTROL = "sft"
-"""Name of the SFT-only control among the targets."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +55,14 @@ def steps(config: RunConfig) -> list[Step]:
     for name in targets:
         found.append(Step("train", name, (str(config.target_path(name)),), _stage_call(training, name)))
     found.append(Step("merge", "", (str(config.fused_path),), _merge))
+    answers = _answer_folders(config)
+    if answers:
+        found.append(Step("answer", "", answers, _stage_call("cluster.answering")))
     found.append(Step("evaluate", "", (str(config.report_path),), _stage_call("evaluation.stage")))
     return found
 
 
-STAGES = ("tokenize", "extract", "align", "train", "merge", "evaluate")
+STAGES = ("tokenize", "extract", "align", "train", "merge", "answer", "evaluate")
 
 
 def run(config: RunConfig, *, progress: Progress, only: str | None = None) -> dict[str, float]:
@@ -72,7 +74,10 @@ def run(config: RunConfig, *, progress: Progress, only: str | None = None) -> di
         step label -> seconds it took here (0 where it was skipped).
     Raises:
         BusyError: another process works on this run folder.
+        ConfigError: the run has no such stage.
     """
+    if only is not None and only not in [step.stage for step in steps(config)]:
+        raise ConfigError(f"this run has nothing to {only}: name sets of questions in evaluation.answers")
     seconds: dict[str, float] = {}
     with run_lock(config.run.output):
         write_json(str(config.run.output / "run.json"), config.dump())
@@ -80,10 +85,16 @@ def run(config: RunConfig, *, progress: Progress, only: str | None = None) -> di
             if only is not None and step.stage != only:
                 continue
             started, before = time.monotonic(), step.records()
-            step.make(config, progress)
+            live = importlib.import_module("evaluation.live")
+            # Evaluation writes the finished report itself.
+            watched = live.watched(config, step.label, say=progress.say) if step.stage != "evaluate" else nullcontext()
+            with watched:
+                step.make(config, progress)
             skipped = all(before) and step.records() == before
             seconds[step.label] = 0.0 if skipped else time.monotonic() - started
             _say_done(step, progress, seconds[step.label], config)
+            if not skipped:
+                live.try_write(config, f"{step.label} done", say=progress.say)
     return seconds
 
 
@@ -93,6 +104,11 @@ def _say_done(step: Step, progress: Progress, seconds: float, config: RunConfig)
         return
     progress.say(f"{step.label}: done in {format_seconds(seconds)}")
     append_json_line(config.run.output / "logs" / "run.jsonl", {"step": step.label, "seconds": round(seconds, 3)})
+
+
+def _answer_folders(config: RunConfig) -> tuple[str, ...]:
+    sets = [answer_set.name for answer_set in config.evaluation.answers]
+    return tuple(str(config.answers_path(name, model_id)) for name in sets for model_id in config.measured_ids)
 
 
 def _prepare_dialogues(config: RunConfig, progress: Progress) -> Artifact:

@@ -1,6 +1,9 @@
-"""What `fusechat run` ends with: the table, sample answers, where the artifacts lie, seconds per stage."""
+"""What `fusechat run` and `fusechat ablate` end with: tables, sample answers, where the artifacts lie, seconds per stage."""
 
-from evaluation import report
+from pathlib import Path
+from typing import Any
+
+from evaluation import ablation_tables, terminal
 
 from .artifact import read_json
 from .config import RunConfig
@@ -14,7 +17,7 @@ def show_summary(config: RunConfig, seconds: dict[str, float]) -> None:
     console = Console(highlight=False)
     found = read_json(str(config.report_path / "report.json"))
     console.print()
-    for part in report.summary(found):
+    for part in terminal.summary(found):
         console.print(part)
     console.print("\nArtifacts")
     for label, place in (
@@ -30,3 +33,21 @@ def show_summary(config: RunConfig, seconds: dict[str, float]) -> None:
         console.print(f"  {label:<24}{f'{value:,.1f}' if value else 'skipped'}")
     console.print(f"  {'all':<24}{format_seconds(sum(seconds.values()))}")
     console.print(f"\nTalk to it: fusechat chat {config.fused_path}", soft_wrap=True)
+
+
+def show_tables(output: Path, tables: list[dict[str, Any]]) -> None:
+    """Print the tables of an ablation on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    for table in tables:
+        heads, rows = ablation_tables.cells(table)
+        shown = Table(title=table["title"], title_justify="left", box=None, pad_edge=False)
+        for head in heads:
+            shown.add_column(head, justify="left" if head == "" else "right")
+        for row in rows:
+            shown.add_row(*row)
+        console.print()
+        console.print(shown)
+    console.print(f"\nTables: {output / 'ablation.md'}, {output / 'ablation.json'}", soft_wrap=True)

@@ -19,6 +19,8 @@ from .tokens import Tokens
 
 SPLITS = ("train", "held_out")
 TEMPLATE_NAMES = ("native", "pivot")
+MAX_NAMED = 10
+"""Dialogues named in one message."""
 
 
 def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
@@ -28,7 +30,8 @@ def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) ->
     exchange does not fit is set aside. Both are counted and named in the artifact.
 
     Raises:
-        DialogueError: a broken dialogue (unless `on_bad: skip`), or none left.
+        DialogueError: a broken dialogue (unless `on_bad: skip`), held-out dialogues that are training dialogues (unless
+            `on_overlap: keep`), or none left.
     """
     progress = progress or Progress(quiet=True)
     section = config.dialogues
@@ -47,9 +50,14 @@ def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) ->
     held_out = list(read_dialogues(section.held_out, on_bad=section.on_bad, bad=bad)) if section.held_out else []
     if not section.held_out:
         train, held_out = _split(train, section.held_out_share)
-    _refuse_overlap(train, held_out)
+    overlap = _overlap(train, held_out)
+    if overlap and section.on_overlap == "refuse":
+        raise DialogueError(_overlap_text(overlap))
     tokenizer, template = load_tokenizer(*_tokenizer_source(config, config.pivot))
-    counts: dict = {"skipped": [f"{place}: {reason}" for place, reason in bad]}
+    counts: dict = {
+        "skipped": [f"{place}: {reason}" for place, reason in bad],
+        "held_out_in_train": list(overlap),
+    }
     for split, dialogues in zip(SPLITS, (train, held_out), strict=True):
         kept, notes = _cut_all(dialogues, tokenizer, template, section.max_tokens)
         if split == "train" and not kept:
@@ -176,14 +184,19 @@ def _split(dialogues: list[Dialogue], share: float) -> tuple[list[Dialogue], lis
     return train, held_out
 
 
-def _refuse_overlap(train: list[Dialogue], held_out: list[Dialogue]) -> None:
+def _overlap(train: list[Dialogue], held_out: list[Dialogue]) -> dict[str, str]:
+    """Held-out dialogue -> the training dialogue of the same messages, by their ids."""
     seen = {dialogue.messages: dialogue.id for dialogue in train}
-    for dialogue in held_out:
-        if dialogue.messages in seen:
-            raise DialogueError(
-                f"held-out dialogue {dialogue.id!r} is training dialogue {seen[dialogue.messages]!r}; "
-                "expected no overlap: remove it from one of the files"
-            )
+    return {dialogue.id: seen[dialogue.messages] for dialogue in held_out if dialogue.messages in seen}
+
+
+def _overlap_text(overlap: dict[str, str]) -> str:
+    named = [f"{one!r} is training dialogue {other!r}" for one, other in list(overlap.items())[:MAX_NAMED]]
+    rest = f" and {len(overlap) - MAX_NAMED} more" if len(overlap) > MAX_NAMED else ""
+    return (
+        f"{len(overlap)} held-out dialogues are also training dialogues: {', '.join(named)}{rest}; expected no overlap: "
+        "remove them from one of the files, or set dialogues.on_overlap: keep and be told so in the report"
+    )
 
 
 def _write_jsonl(path: Path, dialogues: list[Dialogue]) -> None:

@@ -81,6 +81,13 @@ class Tokens:
         width = np.where(self.is_target, self.content_span[:, 1] - self.content_span[:, 0], 0)
         return np.diff(np.concatenate([[0], np.cumsum(width)])[self.offsets])
 
+    def turn_end_ids(self) -> list[int]:
+        """Ids that end an assistant's turn under the template that the tokens were made with."""
+        is_end = self.is_target & (self.content_span[:, 0] < 0)
+        # White space may stand between a content and its control token: only the last template token of a turn ends it.
+        is_last = is_end & ~np.append(is_end[1:], False)
+        return np.unique(self.token_ids[is_last]).tolist()
+
     def plan(self, shard_tokens: int) -> ShardPlan:
         """Cut the dialogues into shards."""
         return plan_shards(self.lengths, np.diff(self.row_offsets), shard_tokens)

@@ -1,11 +1,13 @@
-"""A run folder whose stages before evaluation are done: real tokens, tiny random targets and fused model."""
+"""A run folder whose stages before evaluation are done: real tokens, tiny random targets and fused model, random rows."""
 
 from pathlib import Path
 
 import tiny_models
+from trainer_runs import write_rows
 
 from fusechat import artifact, tokenize_stage
 from fusechat.config import RunConfig
+from fusechat.tokens import Tokens
 
 
 def finish_earlier_stages(config: RunConfig) -> None:
@@ -17,6 +19,21 @@ def finish_earlier_stages(config: RunConfig) -> None:
     folders |= {config.target_path("sft"): "target", config.fused_path: "fused"}
     for seed, (folder, kind) in enumerate(folders.items(), 10):
         finish_model(folder, kind, seed)
+
+
+def finish_rows(config: RunConfig) -> None:
+    """Random rows: each model's own, and each source's on the pivot's tokens."""
+    for model in config.models:
+        finish_rows_of(config, model.name)
+    made = artifact.load(config.tokens_url(config.pivot.name), "tokens")
+    for seed, source in enumerate(config.sources, 20):
+        write_rows(config.aligned_url(source.name), "aligned", Tokens.read(made.url), {"pivot_tokens": made}, seed)
+
+
+def finish_rows_of(config: RunConfig, name: str) -> None:
+    """Random rows of one model on its own tokens."""
+    made = artifact.load(config.tokens_url(name), "tokens")
+    write_rows(config.logprobs_url(name), "logprobs", Tokens.read(made.url), {"tokens": made}, len(name))
 
 
 def finish_model(folder: Path, kind: str, seed: int) -> None:

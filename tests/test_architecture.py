@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 STAGES = ("inference", "alignment", "trainer", "merge", "evaluation")
 PACKAGES = ("fusechat", *STAGES, "cluster")
 OWNERS = {"vllm": "inference", "trl": "trainer", "ray": "cluster"}
-CHOOSERS = {"fusechat/cli.py", "fusechat/pipeline.py", "fusechat/summary.py"}
+CHOOSERS = {"fusechat/cli.py", "fusechat/pipeline.py", "fusechat/summary.py", "fusechat/ablation.py"}
 
 
 def imports_of(path: Path) -> set[str]:

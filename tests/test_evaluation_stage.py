@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 import torch
 from evaluation_runs import finish_earlier_stages, finish_model
+from judge_endpoint import Endpoint, serving
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from evaluation import measurement, report, stage
+from evaluation import measurement, stage, terminal
 from fusechat import artifact
-from fusechat.config import RunConfig, load_config
+from fusechat.config import RunConfig, RunSection, load_config
 from fusechat.dialogues import read_dialogues
-from fusechat.errors import ArtifactError, ConfigError, ModelError
+from fusechat.errors import ArtifactError, ConfigError, DialogueError, ModelError
+from fusechat.evaluation_config import EvaluationSection
 from fusechat.logs import Progress
+from fusechat.questions import answers_file, read_questions, write_answers
 from fusechat.tokens import Tokens
 
 IDS = ["pivot", "sft", "target.mixtral", "fused", "source.mixtral"]
@@ -42,6 +45,12 @@ def finished(
     made = stage.run(config)
     assert made.kind == "report" and made.counts["models"] == len(IDS)
     return config, json.loads((config.report_path / "report.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture
@@ -137,7 +146,7 @@ def test_every_question_is_answered_by_every_model_and_samples_by_the_pivots_sha
 
 def test_summary_shows_models_kinds_verdicts_and_answers(finished: tuple[RunConfig, dict]) -> None:
     console = Console(width=110, record=True, quiet=False, file=open("/dev/null", "w", encoding="utf-8"))  # noqa: SIM115
-    for part in report.summary(finished[1]):
+    for part in terminal.summary(finished[1]):
         console.print(part)
     shown = console.export_text()
     for word in ("bits per byte", "pivot llama", "sft", "target mixtral", "fused", "arithmetic exact", "<b>Say</b>"):
@@ -148,7 +157,7 @@ def test_summary_shows_models_kinds_verdicts_and_answers(finished: tuple[RunConf
 def test_page_is_one_file_and_shows_what_models_say_as_text(finished: tuple[RunConfig, dict]) -> None:
     page = (finished[0].report_path / "index.html").read_text(encoding="utf-8")
     assert "&lt;b&gt;Say&lt;/b&gt; hello &amp; bye." in page and "<b>Say</b>" not in page
-    assert "<script" not in page and "http://" not in page and "https://" not in page and "src=" not in page
+    assert "default-src 'none'" in page
     for section in ("loss", "differences", "exact", "samples", "artifacts", "again"):
         assert f'id="{section}"' in page
 
@@ -187,7 +196,7 @@ def test_model_that_changed_is_measured_again_and_others_are_not(ready: RunConfi
     finish_model(ready.fused_path, "fused", seed=77)
     with pytest.raises(ArtifactError, match=r"settings\.models\.fused"):
         stage.run(ready)
-    stage.run(ready.model_copy(update={"run": ready.run.model_copy(update={"if_changed": "restart"})}))
+    stage.run(ready.model_copy(update={"run": restarting(ready)}))
     after = {path.stem: path.read_text() for path in (ready.report_path / "models").iterdir()}
     assert {json.loads(text)["key"] for text in before.values()} ^ {json.loads(text)["key"] for text in after.values()}
     report_after = json.loads((ready.report_path / "report.json").read_text(encoding="utf-8"))
@@ -205,7 +214,7 @@ def test_model_whose_loss_is_not_a_number_is_named_and_the_others_kept(ready: Ru
     save_file(weights, ready.fused_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"fused: its loss of held-out dialogue 'd10\d\d' is nan"):
         stage.run(ready)
-    assert (ready.report_path / "models" / "sft.json").exists()
+    assert list((ready.report_path / "models").glob("sft.*.json"))
 
 
 def test_misspelt_model_is_refused_with_the_nearest(ready: RunConfig) -> None:
@@ -244,7 +253,66 @@ def test_report_of_hardly_any_held_out_dialogue_invents_nothing(ready: RunConfig
     assert {entry["loss"]["all"]["supports"] for entry in found["differences"]} == {"too few"}
     assert set(found["samples"][0]["answers"]) == {"pivot", "sft", "fused"}
     assert "held-out" in (ready.report_path / "index.html").read_text(encoding="utf-8")
-    assert all(part is not None for part in report.summary(found))
+    assert all(part is not None for part in terminal.summary(found))
+
+
+def test_held_out_dialogues_that_are_training_dialogues_are_refused_by_name_unless_asked_for(
+    run_file: Path, dialogue_files: dict[str, Path], tmp_path: Path
+) -> None:
+    both = tmp_path / "both.jsonl"
+    training = dialogue_files["train"].read_text(encoding="utf-8").splitlines(keepends=True)
+    shared = [line.replace('"id": "d', '"id": "again-d') for line in training[2:4]]
+    both.write_text(dialogue_files["held_out"].read_text(encoding="utf-8") + "".join(shared), encoding="utf-8")
+    with pytest.raises(DialogueError, match=r"2 held-out .* 'again-d2' is training dialogue 'd2', 'again-d3' is"):
+        finish_earlier_stages(load_config(run_file, [f"dialogues.held_out=[{both}]"]))
+    config = load_config(run_file, [f"dialogues.held_out=[{both}]", "dialogues.on_overlap=keep"])
+    finish_earlier_stages(config)
+    stage.run(config)
+    found = json.loads((config.report_path / "report.json").read_text(encoding="utf-8"))
+    assert any(
+        "2 held-out dialogues are training dialogues too (again-d2, again-d3)" in note for note in found["notes"]
+    )
+
+
+def test_answers_are_judged_and_shown_side_by_side(ready: RunConfig, tmp_path: Path, endpoint: Endpoint) -> None:
+    (tmp_path / "asked.txt").write_text("Say hello.\nWhat is 3 + 4?\n")
+    endpoint.reply = lambda body, number: "nonsense" if number == 0 else "SCORE: 6"
+    judge = {"url": endpoint.url, "model": "examiner", "repeats": 2, "concurrency": 1}
+    answers = [{"name": "own", "file": str(tmp_path / "asked.txt")}]
+    evaluation = EvaluationSection.model_validate(
+        {"models": ["sft", "fused"], "kl_dialogues": 0, "judge": judge, "answers": answers}
+    )
+    config = ready.model_copy(update={"evaluation": evaluation})
+    with pytest.raises(ArtifactError, match="answers/own/sft"):
+        stage.run(config)
+    for model_id in ("sft", "fused"):
+        finish_answers(config, model_id)
+    stage.run(config)
+    found = json.loads((config.report_path / "report.json").read_text(encoding="utf-8"))
+    assert found["judge"]["sets"]["own"]["single"]["sft"]["nonsense"] == 1
+    assert found["judge"]["sets"]["own"]["single"]["fused"]["score"] == 6
+    assert any("1 of 8 single verdicts on own were of no readable form" in note for note in found["notes"])
+    shown = found["answer_sets"][0]["shown"]
+    assert shown[0]["answers"] == {"sft": ["sft says 0"], "fused": ["fused says 0"]}
+    endpoint.bodies = []
+    other = evaluation.model_copy(update={"max_new_tokens": 9})
+    stage.run(config.model_copy(update={"evaluation": other, "run": restarting(config)}))
+    assert not endpoint.bodies, "verdicts outlive the report"
+
+
+def finish_answers(config: RunConfig, model_id: str) -> None:
+    """Answers as the answering stage leaves them."""
+    section = config.evaluation.answers[0]
+    folder, questions = config.answers_path("own", model_id), read_questions(section.file, section.form)
+    claim = artifact.claim(folder, "answers", settings={}, parents={})
+    sampling = {"temperatures": [0.0], "max_new_tokens": 9, "seed": 0}
+    texts = [[f"{model_id} says {number}"] for number in range(len(questions))]
+    write_answers(answers_file(folder, model_id, section.form), model_id, section.form, questions, texts, sampling)
+    claim.finish({"questions": 2, "answers": 2, "tokens": 9, "no_room": [], "sampling": sampling})
+
+
+def restarting(config: RunConfig) -> RunSection:
+    return config.run.model_copy(update={"if_changed": "restart"})
 
 
 def keep_held_out(config: RunConfig, count: int) -> None:

@@ -38,11 +38,18 @@ def test_claim_begun_artifact_is_resumed_not_finished(tmp_path: Path) -> None:
 @pytest.mark.parametrize("finish", [True, False])
 def test_claim_of_another_plan_is_refused_and_shows_what_differs(tmp_path: Path, finish: bool) -> None:
     claim = make(tmp_path / "a", settings={"k": 1, "engine": {"dtype": "auto"}})
+    (tmp_path / "a" / "data").touch()
     if finish:
         claim.finish({})
     with pytest.raises(ArtifactError) as error:
         make(tmp_path / "a", settings={"k": 2, "engine": {"dtype": "float32"}})
     assert "settings.k: 1 -> 2" in str(error.value) and "settings.engine.dtype: 'auto' -> 'float32'" in str(error.value)
+
+
+def test_claim_of_a_folder_where_nothing_was_made_yet_takes_the_corrected_plan(tmp_path: Path) -> None:
+    make(tmp_path / "a", settings={"k": 1})
+    claim = make(tmp_path / "a", settings={"k": 2})
+    assert not claim.resumed and claim.finish({}).record["settings"] == {"k": 2}
 
 
 def test_claim_restart_deletes_only_after_a_change(tmp_path: Path) -> None:

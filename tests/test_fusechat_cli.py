@@ -31,6 +31,11 @@ def test_run_users_mistake_is_one_clear_line_and_status_2(run_file: Path, overri
     assert says in result.stderr and "Traceback" not in result.stderr
 
 
+def test_answering_without_questions_is_refused_with_the_field_that_names_some(run_file: Path) -> None:
+    result = fusechat("answer", "-c", str(run_file))
+    assert result.returncode == 2 and "nothing to answer: name sets of questions in evaluation.answers" in result.stderr
+
+
 def test_version_help_and_unknown_verb_answer() -> None:
     assert fusechat("--version").stdout.startswith("fusechat ")
     assert "tokenize" in fusechat("--help").stdout

@@ -36,6 +36,8 @@ from .run_log import RunLog, read_metrics
 
 CONTROL = "sft"
 """The target that is trained on the same steps without any rows."""
+FUSION_FIELDS = ("sft_weight", "divergence", "temperature", "tail", "row_choice")
+"""Fields of `training` that a target without rows does not depend on."""
 CHECKPOINTS = "checkpoints"
 """Folder within the target's while it is trained."""
 
@@ -65,8 +67,10 @@ def run(config: RunConfig, target_name: str, *, progress: Progress | None = None
     processes = PartialState(cpu=not torch.accelerator.is_available())
     inputs = read_inputs(config, target_name)
     arguments = training_arguments(config, num_processes=processes.num_processes)
+    # Without rows the loss is plain SFT, whatever the fusion's settings: one control serves runs that differ in them.
+    unused = {"train_control", *(FUSION_FIELDS if inputs.choice == "none" else ())}
     settings = {
-        "training": config.training.model_dump(mode="json", exclude={"train_control"}),
+        "training": config.training.model_dump(mode="json", exclude=unused),
         "seed": config.run.seed,
         "max_tokens": config.dialogues.max_tokens,
         "row_choice": inputs.choice,

@@ -1,0 +1,151 @@
+"""Answering on Ray: a pool of engines answers the questions of `evaluation.answers`, every measured model for itself."""
+
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from evaluation.models import MeasuredModel, measured_models
+from fusechat import artifact
+from fusechat.artifact import Artifact, Claim
+from fusechat.config import RunConfig
+from fusechat.errors import ClusterError, TeacherError
+from fusechat.evaluation_config import AnswerSetSection
+from fusechat.logs import Progress, Task, append_json_line
+from fusechat.model_files import text_digest
+from fusechat.questions import answers_file, read_questions, temperature_of, write_answers
+from inference.answer_actor import CHUNK_QUESTIONS, AnswerActor, AnsweringModel, Chunk
+
+from .placement import num_replicas, plan_placement
+from .session import ray_session
+from .teacher_pool import Job, TeacherPool
+
+
+def run(config: RunConfig, *, progress: Progress) -> list[Artifact]:
+    """Answer what is missing, and write each model's answers in the form of their set.
+
+    Returns:
+        one artifact per set and model.
+    Raises:
+        DialogueError: a questions file that cannot be read.
+        TeacherError: an engine could not start.
+        ClusterError: chunks were set aside. In both cases all that was answered is kept.
+    """
+    models = measured_models(config)
+    chunks = [chunk for section in config.evaluation.answers for chunk in _chunks(section)]
+    claims = {(section.name, model.id): _claim(config, section, model)
+              for section in config.evaluation.answers for model in models}  # fmt: skip
+    missing = {
+        model.id: [
+            number
+            for number, chunk in enumerate(chunks)
+            if claims[chunk.answer_set, model.id].artifact is None and not chunk.path(config, model.id).is_file()
+        ]
+        for model in models
+    }
+    if any(missing.values()):
+        _answer(config, [model for model in models if missing[model.id]], chunks, missing, progress)
+    sections = {section.name: section for section in config.evaluation.answers}
+    return [
+        claim.artifact or _finish(config, sections[name], model_id, chunks, claim)
+        for (name, model_id), claim in claims.items()
+    ]
+
+
+def _chunks(section: AnswerSetSection) -> list[Chunk]:
+    count = len(read_questions(section.file, section.form))
+    starts = range(0, count, CHUNK_QUESTIONS)
+    return [Chunk(section.name, start, min(start + CHUNK_QUESTIONS, count)) for start in starts]
+
+
+def _claim(config: RunConfig, section: AnswerSetSection, model: MeasuredModel) -> Claim:
+    tokens = artifact.load(config.tokens_url(model.reader), "tokens")  # its template is what the model reads under
+    settings = {
+        **section.model_dump(mode="json", exclude={"file"}),
+        "questions": text_digest(Path(section.file).read_bytes().hex()),
+        "seed": config.run.seed,
+        "model": model.fingerprint,
+        "dtype": config.model_named(model.reader).engine.dtype,
+    }
+    folder = config.answers_path(section.name, model.id)
+    return artifact.claim(
+        folder, "answers", settings=settings, parents={"tokens": tokens}, if_changed=config.run.if_changed
+    )
+
+
+def _answer(
+    config: RunConfig,
+    models: list[MeasuredModel],
+    chunks: list[Chunk],
+    missing: dict[str, list[int]],
+    progress: Progress,
+) -> None:
+    total = sum(chunks[number].stop - chunks[number].start for model in models for number in missing[model.id])
+    with ray_session(config.cluster), progress.task("answer", total, "answers") as task:
+        progress.say(f"answer: starting {len(models)} models on Ray: {', '.join(model.label for model in models)}")
+        jobs = [_job(config, model, chunks, missing[model.id], task) for model in models]
+        pool = TeacherPool(shards_in_flight=1, max_attempts=config.extraction.max_attempts, on_event=progress.say)
+        pool.run(jobs)
+    for job in jobs:
+        if job.failure is not None:
+            raise TeacherError(f"{job.name}: no engine could start: {job.failure}") from job.failure
+    aside = [f"  {job.name}, {chunks[n]}: {why}" for job in jobs for n, why in job.set_aside.items()]
+    if aside:
+        raise ClusterError("questions were set aside; all other answers are kept:\n" + "\n".join(aside))
+
+
+def _job(config: RunConfig, model: MeasuredModel, chunks: list[Chunk], numbers: list[int], task: Task) -> Job:
+    placement = plan_placement(config.model_named(model.reader).engine, config.cluster)
+    log_path = config.run.output / "logs" / f"answer.{model.id}.jsonl"
+
+    def make_replica() -> tuple[Any, Any]:
+        group = placement.reserve()
+        options = {**placement.actor_options(group), "max_concurrency": 2}
+        answering = AnsweringModel(model.id, str(model.folder), model.reader)
+        handle = (
+            ray.remote(AnswerActor)
+            .options(**options)
+            .remote(config.dump(), answering, chunks, engine_arguments=placement.engine_arguments(), owns_process=True)
+        )
+        return handle, group
+
+    def on_done(result: dict[str, Any]) -> None:
+        append_json_line(log_path, {"model": model.id, **result})
+        chunk = chunks[result["shard"]]
+        task.advance(chunk.stop - chunk.start, note=model.label)
+
+    return Job(
+        name=model.id,
+        shards=deque((number, 0) for number in numbers),
+        make_replica=make_replica,
+        num_replicas=num_replicas(placement, config.extraction.replicas, len(numbers)),
+        on_done=on_done,
+    )
+
+
+def _finish(config: RunConfig, section: AnswerSetSection, model_id: str, chunks: list[Chunk], claim: Claim) -> Artifact:
+    """Join the chunks' answers into the set's form."""
+    questions = read_questions(section.file, section.form)
+    parts = [
+        artifact.read_json(str(chunk.path(config, model_id))) for chunk in chunks if chunk.answer_set == section.name
+    ]
+    answers = [turns for part in parts for turns in part["answers"]]  # type: ignore[index]
+    sampling = {
+        "max_new_tokens": section.max_new_tokens,
+        "temperatures": sorted({temperature_of(q, section.form, section.temperature) for q in questions}),
+        "seed": config.run.seed,
+    }
+    texts = [["" if text is None else text for text in turns] for turns in answers]
+    path = answers_file(config.answers_path(section.name, model_id), model_id, section.form)
+    write_answers(path, model_id, section.form, questions, texts, sampling)
+    no_room = [question.id for question, turns in zip(questions, answers, strict=True) if None in turns]
+    return claim.finish(
+        {
+            "questions": len(questions),
+            "answers": sum(text is not None for turns in answers for text in turns),
+            "tokens": sum(part["tokens"] for part in parts),  # type: ignore[index]
+            "no_room": no_room,
+            "sampling": sampling,
+        }
+    )

@@ -1,0 +1,76 @@
+"""The answers that the run's models gave to `evaluation.answers`: a run in; questions and answers, side by side, out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fusechat import artifact
+from fusechat.artifact import Artifact
+from fusechat.config import RunConfig
+from fusechat.questions import answers_file, read_answers, read_questions
+
+from .judge import AnswerSet
+
+SHOWN_QUESTIONS = 20
+"""Questions of a set whose answers stand in the report; all of them stand in the answers' own files."""
+
+
+def finished_answers(config: RunConfig) -> dict[str, Artifact]:
+    """Role -> artifact of each model's answers to each set.
+
+    Raises:
+        ArtifactError: a model did not answer a set yet.
+    """
+    return {
+        f"answers {section.name} {model_id}": artifact.load(config.answers_path(section.name, model_id), "answers")
+        for section in config.evaluation.answers
+        for model_id in config.measured_ids
+    }
+
+
+def read_answer_sets(config: RunConfig) -> list[AnswerSet]:
+    """All sets with the answers of all models; a question that a model had no room for is None there."""
+    found = []
+    for section in config.evaluation.answers:
+        questions = read_questions(section.file, section.form)
+        answers: dict[str, Sequence[Sequence[str] | None]] = {}
+        for model_id in config.measured_ids:
+            folder = config.answers_path(section.name, model_id)
+            no_room = set(artifact.load(folder, "answers").counts["no_room"])
+            given = read_answers(answers_file(folder, model_id, section.form), section.form, questions)
+            answers[model_id] = [
+                None if question.id in no_room else turns for question, turns in zip(questions, given, strict=True)
+            ]
+        found.append(AnswerSet(section.name, questions, answers))
+    return found
+
+
+def set_records(config: RunConfig, sets: list[AnswerSet]) -> list[dict[str, Any]]:
+    """What the report says of each set: how it was sampled, counts per model, and the first questions side by side."""
+    records = []
+    for section, found in zip(config.evaluation.answers, sets, strict=True):
+        counts = {
+            model_id: artifact.load(config.answers_path(found.name, model_id), "answers").counts
+            for model_id in found.answers
+        }
+        records.append(
+            {
+                "name": found.name,
+                "form": section.form,
+                "questions": len(found.questions),
+                "sampling": next(iter(counts.values()))["sampling"],
+                "models": {
+                    model_id: {key: entry[key] for key in ("answers", "tokens", "no_room")}
+                    for model_id, entry in counts.items()
+                },
+                "shown": [
+                    {
+                        "id": question.id,
+                        "category": question.category,
+                        "turns": list(question.turns),
+                        "answers": {model_id: given[number] for model_id, given in found.answers.items()},
+                    }
+                    for number, question in enumerate(found.questions[:SHOWN_QUESTIONS])
+                ],
+            }
+        )
+    return records

@@ -1,0 +1,100 @@
+"""EleutherAI's evaluation harness (lm-eval, an optional extra): a loaded network and tasks in; each figure with its interval out.
+
+Knows nothing about the run or the report.
+"""
+
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from fusechat.errors import ConfigError
+from fusechat.model_files import text_digest
+
+from .intervals import LEVEL
+
+
+def check(tasks: list[str], folder: Path | None) -> str:
+    """Refuse tasks that cannot be run, before any model is loaded; gives the harness's version.
+
+    Args:
+        folder: of further task files.
+    Raises:
+        ConfigError: the harness is not installed, or does not have a task.
+    """
+    known = set(_manager(folder).all_tasks)
+    for task in tasks:
+        if task not in known:
+            raise ConfigError(
+                f"evaluation.lm_eval: found {task!r}, which the harness does not have; name one of its tasks, or put its "
+                "file into evaluation.lm_eval_folder"
+            )
+    from importlib.metadata import version
+
+    return version("lm_eval")
+
+
+def run_tasks(
+    network: Any, tokenizer: Any, template: str, *, tasks: list[str], folder: Path | None, limit: int | None,
+    batch_size: int, seed: int,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Run tasks on one network.
+
+    Args:
+        template: chat template under which the tasks' prompts are put.
+        limit: questions of each task; None: all.
+    Returns:
+        `task, metric` -> value, low, high (null where the harness gives no standard error), questions. A value that is no
+        number is null.
+    """
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    tokenizer.chat_template = template
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model = HFLM(pretrained=network, tokenizer=tokenizer, batch_size=batch_size)
+    results = lm_eval.simple_evaluate(
+        model, tasks=list(tasks), task_manager=_manager(folder), limit=limit, apply_chat_template=True, bootstrap_iters=0,
+        log_samples=False, random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed,
+    )  # fmt: skip
+    found = {}
+    for task, entries in results["results"].items():
+        questions = results["n-samples"].get(task, {}).get("effective")
+        for name, value in entries.items():
+            metric, _, variant = name.partition(",")
+            if not isinstance(value, int | float) or "_stderr" in metric or metric == "sample_len":
+                continue
+            error = entries.get(f"{metric}_stderr,{variant}")
+            label = f"{task}, {metric}" + ("" if variant in ("", "none") else f", {variant}")
+            found[label] = {**figure(float(value), error, questions), "questions": questions}
+    return found
+
+
+def tasks_digest(folder: Path | None) -> str:
+    """Digest of the task files of a folder; empty without one."""
+    files = [] if folder is None else sorted(path for path in folder.rglob("*") if path.is_file())
+    return text_digest("".join(f"{path.name} {path.read_bytes().hex()}\n" for path in files)) if files else ""
+
+
+def figure(value: float, error: Any, questions: int | None) -> dict[str, float | None]:
+    """A value with its 95 % interval; the error may be missing, or a word."""
+    if not math.isfinite(value):
+        return {"value": None, "low": None, "high": None}
+    if not isinstance(error, int | float) or not math.isfinite(error) or not questions or questions < 2:
+        return {"value": value, "low": None, "high": None}
+    half = float(stats.t.ppf((1 + LEVEL) / 2, questions - 1)) * error
+    return {"value": value, "low": value - half, "high": value + half}
+
+
+@cache
+def _manager(folder: Path | None) -> Any:
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise ConfigError(
+            f"evaluation.lm_eval: the harness cannot be imported ({error}); install it: pip install 'fusechat[lm-eval]'"
+        ) from None
+    return TaskManager(include_path=None if folder is None else str(folder))

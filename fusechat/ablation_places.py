@@ -1,0 +1,64 @@
+"""Where the runs of an ablation keep what they share: a run in; a place for each artifact, named by what decides it, out.
+
+Two runs that agree in everything an artifact is made from get one folder for it: rows are extracted once, and merges of
+the same targets train nothing. Should a name leave something out, the stage's own plan refuses the folder with the
+difference: nothing is ever mixed.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from .config import CONTROL, RunConfig
+
+FUSION_FIELDS = {"sft_weight", "divergence", "temperature", "tail", "row_choice"}
+"""Fields of `training` that the control does not depend on."""
+
+
+def shared_places(config: RunConfig, root: Path) -> dict[str, str]:
+    """`run.places` of one run.
+
+    Args:
+        root: folder of the shared artifacts; stores go below `run.store` if the run has one.
+    """
+    keys = _keys(config)
+    places = {key: f"{_base(config, root, key)}/{key}-{digest}" for key, digest in keys.items()}
+    return {**places, "report/models": f"{root}/measured"}
+
+
+def _base(config: RunConfig, root: Path, key: str) -> str:
+    on_store = key.startswith(("tokens/", "logprobs/", "aligned/")) and config.run.store
+    return str(config.run.store).rstrip("/") if on_store else str(root)
+
+
+def _keys(config: RunConfig) -> dict[str, str]:
+    """Artifact -> digest of all that decides it."""
+    pivot, identity = config.pivot, {"model", "revision", "template"}
+    dialogues = _digest(config.dialogues.model_dump(mode="json"), pivot.model_dump(mode="json", include=identity))
+    keys = {"dialogues": dialogues}
+    for model in config.models:
+        tokens = _digest(dialogues, model.model_dump(mode="json", include=identity))
+        keys[f"tokens/{model.name}"] = keys[f"tokens/{model.name}.held_out"] = tokens
+        extraction = config.extraction.model_dump(mode="json", include={"k", "capture", "logprob_step", "shard_tokens"})
+        engine = model.engine.model_dump(mode="json", include={"dtype", "head_dtype", "extra"})
+        keys[f"logprobs/{model.name}"] = _digest(tokens, extraction, engine)
+    tokens, training = keys[f"tokens/{pivot.name}"], config.training
+    for source in config.sources:
+        name, own = source.name, keys[f"logprobs/{source.name}"]
+        aligned = _digest(tokens, own, config.alignment.model_dump(mode="json"))
+        keys[f"aligned/{name}"] = aligned
+        keys[f"targets/{name}"] = _digest(
+            aligned, keys[f"logprobs/{pivot.name}"], training.model_dump(mode="json", exclude={"train_control"}),
+            config.run.seed,
+        )  # fmt: skip
+    control = training.model_dump(mode="json", exclude={"train_control", *FUSION_FIELDS})
+    keys[f"targets/{CONTROL}"] = _digest(tokens, control, config.run.seed)
+    targets = [[source.name, keys[f"targets/{source.name}"]] for source in config.sources]
+    merge = config.merge.model_dump(mode="json", exclude={"threads"})
+    keys["fused"] = _digest(targets, merge, config.run.seed)
+    return keys
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

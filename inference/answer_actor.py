@@ -1,0 +1,191 @@
+"""One engine that answers questions: questions in, one file of answers per chunk out. `cluster/` puts it into a Ray actor.
+
+A chunk is the unit of work and of resumption: its file is written by rename when all its questions are answered. Turns
+are answered one after the other, a chunk's questions together, so that the engine's batches are full.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fusechat import artifact, model_files
+from fusechat.chat_template import load_tokenizer
+from fusechat.config import RunConfig
+from fusechat.dialogues import Message
+from fusechat.errors import TeacherError
+from fusechat.evaluation_config import AnswerSetSection
+from fusechat.questions import Question, read_questions, temperature_of
+from fusechat.tokenization import tokenize_prompt
+from fusechat.tokens import Tokens
+
+if TYPE_CHECKING:
+    from .teacher import Teacher
+
+log = logging.getLogger(__name__)
+CHUNK_QUESTIONS = 32
+MAX_TURN_SEEDS = 1 << 20
+"""Seeds between two turns of a chunk: more than a chunk has questions."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some questions of one set: numbers [start, stop)."""
+
+    answer_set: str
+    start: int
+    stop: int
+
+    def path(self, config: RunConfig, model_id: str) -> Path:
+        """Where its answers stand."""
+        return config.answers_path(self.answer_set, model_id) / "parts" / f"{self.start}-{self.stop}.json"
+
+
+@dataclass(frozen=True)
+class AnsweringModel:
+    """Which model answers: `reader` names the model of the run whose tokenizer and template it reads with."""
+
+    id: str
+    folder: str
+    reader: str
+
+
+class AnswerActor:
+    """Answers chunks of questions with one model."""
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        model: AnsweringModel,
+        chunks: list[Chunk],
+        *,
+        engine_arguments: dict[str, Any] | None = None,
+        owns_process: bool = False,
+    ) -> None:
+        """Cheap: nothing is read before `start`. Arguments as for `TeacherActor`."""
+        self.config, self.model, self.chunks = RunConfig.model_validate(config), model, chunks
+        self.engine_arguments, self.owns_process = engine_arguments or {}, owns_process
+        self._engine_lock = threading.Lock()
+        self._teacher: Teacher | None = None
+
+    def start(self) -> dict[str, Any]:
+        """Open tokenizer, questions and engine.
+
+        Returns:
+            the seconds the start took, and the engine's positions.
+        """
+        from .teacher import Teacher
+
+        started = time.monotonic()
+        tokens = Tokens.read(self.config.tokens_url(self.model.reader))
+        reader = self.config.model_named(self.model.reader)
+        self._template = tokens.attributes["template"]
+        self._tokenizer, _ = load_tokenizer(str(model_files.resolve_model(reader)), template=self._template)
+        self._stops = sorted({*tokens.turn_end_ids(), *_own_stops(Path(self.model.folder))})
+        self._sets = {section.name: section for section in self.config.evaluation.answers}
+        self._questions = {name: read_questions(section.file, section.form) for name, section in self._sets.items()}
+        self._positions = self._needed_positions()
+        engine = reader.engine.model_copy(update={"extra": {**self.engine_arguments, **reader.engine.extra}})
+        self._teacher = Teacher(self.model.folder, max_tokens=self._positions, engine=engine, mode="generate")
+        return {"seconds": time.monotonic() - started, "positions": self._positions}
+
+    def run_shard(self, shard: int) -> dict[str, Any]:
+        """Answer one chunk and write its file.
+
+        Returns:
+            rows (answers given), tokens (of the answers) and seconds.
+        Raises:
+            TeacherError: the engine died.
+        """
+        started = time.monotonic()
+        chunk = self.chunks[shard]
+        section = self._sets[chunk.answer_set]
+        questions = self._questions[chunk.answer_set][chunk.start : chunk.stop]
+        with self._engine_lock:
+            answers, num_tokens = self._answer(section, questions, self.config.run.seed + chunk.start)
+        record = {"answers": answers, "tokens": num_tokens}
+        artifact.write_json(str(chunk.path(self.config, self.model.id)), record)
+        given = sum(answer is not None for answer_turns in answers for answer in answer_turns)
+        return {"rows": given, "tokens": num_tokens, "seconds": time.monotonic() - started}
+
+    def _answer(
+        self, section: AnswerSetSection, questions: list[Question], seed: int
+    ) -> tuple[list[list[str | None]], int]:
+        """For each question a text per turn, None from the first turn on that has no room; and the tokens of all."""
+        answers: list[list[str | None]] = [[] for _ in questions]
+        num_tokens = 0
+        for turn in range(max(len(question.turns) for question in questions)):
+            prompts: dict[float, list[tuple[int, np.ndarray]]] = {}
+            for number, question in enumerate(questions):
+                if turn >= len(question.turns):
+                    continue
+                prompt = self._prompt(question, answers[number], section.max_new_tokens)
+                if prompt is None:
+                    answers[number].append(None)
+                    continue
+                temperature = temperature_of(question, section.form, section.temperature)
+                prompts.setdefault(temperature, []).append((number, prompt))
+            for temperature, group in prompts.items():
+                first = seed + turn * MAX_TURN_SEEDS + group[0][0]
+                found = self._generate([prompt for _, prompt in group], section.max_new_tokens, temperature, first)
+                for (number, _), ids in zip(group, found, strict=True):
+                    answers[number].append(str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=True)).strip())
+                    num_tokens += len(ids)
+        return answers, num_tokens
+
+    def _prompt(self, question: Question, given: list[str | None], max_new_tokens: int) -> np.ndarray | None:
+        """The dialogue so far and the next turn, as token ids; None where no answer fits behind it."""
+        messages = []
+        for turn, text in zip(question.turns, [*given, ""], strict=False):
+            if text is None:
+                return None
+            # A template may refuse an empty content; a model that said nothing is quoted as saying so.
+            messages += [Message("user", turn), Message("assistant", text or "(no answer)")]
+        ids = np.array(tokenize_prompt(self._tokenizer, self._template, messages[:-1]), np.int32)
+        return ids if len(ids) + max_new_tokens <= self._positions else None
+
+    def _generate(self, prompts: list[np.ndarray], longest: int, temperature: float, seed: int) -> list[np.ndarray]:
+        if self._teacher is None:
+            raise TeacherError(f"{self.model.id}: the engine is not running; call start first")
+        try:
+            return self._teacher.generate(
+                prompts, max_new_tokens=longest, temperature=temperature, stop_token_ids=self._stops, seed=seed
+            )
+        except TeacherError as error:
+            if self.owns_process and not self._teacher.alive:
+                log.error("%s", error)
+                os._exit(1)
+            raise
+
+    def _needed_positions(self) -> int:
+        """Tokens that the longest dialogue may take, but no more than the model has positions for."""
+        needed = 0
+        for name, questions in self._questions.items():
+            for question in questions:
+                turns = [tokenize_prompt(self._tokenizer, self._template, [Message("user", t)]) for t in question.turns]
+                needed = max(needed, sum(map(len, turns)) + len(turns) * (self._sets[name].max_new_tokens + 8))
+        values = model_files.read_model_config(Path(self.model.folder))
+        limit = int(values.get("text_config", values).get("max_position_embeddings") or needed)
+        return min(needed, limit)
+
+    def close(self) -> None:
+        """End the engine."""
+        if self._teacher is not None:
+            self._teacher.close()
+            self._teacher = None
+
+
+def _own_stops(folder: Path) -> list[int]:
+    """End-of-sequence ids that a model's own files name."""
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+        if found is not None:
+            return found if isinstance(found, list) else [found]
+    return []

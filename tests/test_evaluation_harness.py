@@ -1,0 +1,84 @@
+"""lm-eval on local data: the obvious number, in the report with its interval; tasks that are not there are refused early."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from evaluation_runs import finish_earlier_stages
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from evaluation import stage
+from evaluation.harness import figure
+from fusechat.config import load_config
+from fusechat.errors import ConfigError
+
+pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog.",
+    "3 + 4 = 7, so there are 7 apples.",
+    "Hello! How are you today?",
+]
+
+
+@pytest.fixture
+def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a task on local data."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    metric = {"metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_better": False}
+    task = {
+        "task": "local_texts", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / "texts.jsonl")}},
+        "test_split": "test", "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}",
+        "metric_list": [metric],
+    }  # fmt: skip
+    (folder / "local_texts.yaml").write_text(yaml.safe_dump(task))
+    return folder
+
+
+def test_task_on_local_data_is_run_and_folded_into_the_report(run_file: Path, tasks: Path) -> None:
+    config = load_config(
+        run_file,
+        [
+            "evaluation.lm_eval=[local_texts]", f"evaluation.lm_eval_folder={tasks}", "evaluation.models=[pivot, fused]",
+            "evaluation.kl_dialogues=0", "evaluation.samples=[]", "evaluation.exact_match_kinds=[]",
+        ],
+    )  # fmt: skip
+    finish_earlier_stages(config)
+    stage.run(config)
+    found = json.loads((config.report_path / "report.json").read_text(encoding="utf-8"))["harness"]
+    assert found["figures"] == ["local_texts, bits_per_byte"]
+    for model_id, folder in (("pivot", config.pivot.model), ("fused", config.fused_path)):
+        entry = found["models"][model_id]["local_texts, bits_per_byte"]
+        assert entry["value"] == pytest.approx(obvious_bits(Path(folder)), rel=1e-3)
+    assert 'id="harness"' in (config.report_path / "index.html").read_text(encoding="utf-8")
+
+
+def obvious_bits(folder: Path) -> float:
+    """Bits per byte of the texts, each after the token that begins a text."""
+    tokenizer, network = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    nats = 0.0
+    for text in TEXTS:
+        ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(text)["input_ids"]]])
+        with torch.no_grad():
+            logprobs = network(ids).logits[0, :-1].log_softmax(-1)
+        nats -= logprobs.gather(1, ids[0, 1:, None]).sum().item()
+    return nats / math.log(2) / sum(len(text.encode()) for text in TEXTS)
+
+
+def test_task_that_the_harness_does_not_have_is_refused_before_any_model_is_read(run_file: Path) -> None:
+    config = load_config(run_file, ["evaluation.lm_eval=[no_such_task]"])
+    finish_earlier_stages(config)
+    with pytest.raises(ConfigError, match="found 'no_such_task'"):
+        stage.run(config)
+    assert not (config.report_path / "plan.json").exists()
+
+
+def test_value_that_is_no_number_is_none_and_error_that_is_none_gives_no_interval() -> None:
+    assert figure(float("nan"), 0.1, 100) == {"value": None, "low": None, "high": None}
+    assert figure(0.5, "N/A", 100) == {"value": 0.5, "low": None, "high": None}
+    assert figure(0.5, 0.1, 100)["low"] == pytest.approx(0.5 - 1.9842 * 0.1, rel=1e-4)
