@@ -4,6 +4,7 @@ Knows nothing about models; imports nothing heavy.
 """
 
 import contextlib
+import ctypes
 import os
 import sys
 from collections.abc import Iterator
@@ -47,3 +48,14 @@ def hidden_library_handle() -> Iterator[None]:
     finally:
         if module is not None:
             sys.modules[LIBRARY_HANDLE] = module
+
+
+def give_memory_back() -> None:
+    """Return freed memory to the system, where the C library can (glibc).
+
+    An engine on a CPU frees tensors of another size in each step; left alone, the heaps of its threads grow with the
+    number of dialogues, by half in 2,000 short ones. Takes milliseconds.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -21,6 +21,8 @@ from fusechat.errors import TeacherError
 from fusechat.store import RowStore
 from fusechat.tokens import Tokens
 
+from .environment import give_memory_back
+
 if TYPE_CHECKING:
     from .teacher import Teacher, TopKRows
 
@@ -97,6 +99,7 @@ class TeacherActor:
         with self._engine_turn:
             rows = self._score(ids, targets)
         self.store.write_shard(shard, pack_rows(rows, self.store.k, int(self.store.attributes["vocab_size"])))
+        give_memory_back()
         return {
             "rows": sum(len(part.label_logprob) for part in rows),
             "tokens": sum(len(part) for part in ids),
