@@ -157,25 +157,29 @@ def read_json(url: str) -> Any | None:
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(
-            f"{url}: not a readable JSON record ({error}); delete the folder to make it again"
+            f"{url}: not a readable JSON record ({error}); delete this file and run the stage that makes it again"
         ) from None
 
 
 def write_json(url: str, document: Any, *, indent: int | None = 1) -> None:
     """Write a JSON document at a path or URL so that no reader ever sees half of it; without indent, on one line."""
+    write_bytes(url, (json.dumps(document, indent=indent, ensure_ascii=False) + "\n").encode())
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Write a file at a path or URL so that no reader ever sees half of it."""
     import fsspec
 
-    text = json.dumps(document, indent=indent, ensure_ascii=False) + "\n"
     with storage_errors(url):
         if "://" in url:
-            with fsspec.open(url, "w", encoding="utf-8") as file:  # object stores put whole objects
-                file.write(text)
+            with fsspec.open(url, "wb") as file:  # object stores put whole objects
+                file.write(data)
             return
         path = Path(url)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
         try:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_bytes(data)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -188,6 +192,19 @@ def remove(url: str) -> None:
     filesystem, path = fsspec.core.url_to_fs(url)
     with storage_errors(url):
         filesystem.rm(path, recursive=True)
+
+
+def delete(url: str) -> None:
+    """Delete a file or object; one that is not there is no error."""
+    import fsspec
+
+    filesystem, path = fsspec.core.url_to_fs(url)
+    with storage_errors(url):
+        try:
+            filesystem.rm_file(path)
+        except FileNotFoundError:
+            return
+        filesystem.invalidate_cache()
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ class Tokens:
         """Read a tokens artifact.
 
         Raises:
-            ArtifactError: there is none.
+            ArtifactError: there is none, or it is damaged.
             ContractError: it does not obey the contract.
         """
         try:
@@ -42,6 +42,10 @@ class Tokens:
             attributes: Any = group.attrs[ATTRIBUTE]
         except (FileNotFoundError, KeyError):
             raise ArtifactError(f"{url}: found no tokens; run `fusechat tokenize` first") from None
+        except ValueError as error:
+            raise ArtifactError(
+                f"{url}: damaged ({error}); delete this folder and run `fusechat tokenize`: it makes the same tokens again"
+            ) from None
         TOKENS.validate(arrays, axes={"dialogues+1": len(arrays["offsets"])}, place=url)
         return cls(**arrays, attributes=dict(attributes))
 
