@@ -31,8 +31,9 @@ def ray_session(section: ClusterSection) -> Iterator[None]:
             ray.init(address=section.address, log_to_driver=False, logging_level=logging.ERROR)
         else:
             ray.init(
-                num_cpus=section.num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-                object_store_memory=OBJECT_STORE_BYTES,
+                # "local": without it Ray joins whatever cluster was last started on this machine.
+                address="local", num_cpus=section.num_cpus, include_dashboard=False, log_to_driver=False,
+                logging_level=logging.ERROR, object_store_memory=OBJECT_STORE_BYTES,
             )  # fmt: skip
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(f"cluster.address {section.address!r}: no Ray there: {error}") from error

@@ -98,7 +98,7 @@ class RowStore:
                 _refuse_other_plan(existing, attributes, plan)
                 return existing
             with tempfile.TemporaryDirectory() as folder:
-                group = zarr.open_group(store=folder, mode="w", attributes={ATTRIBUTE: attributes})
+                group = zarr.open_group(store=folder, mode="w", attributes={ATTRIBUTE: attributes})  # type: ignore[dict-item]
                 write_array(group, "shard_offsets", plan.shard_offsets)
                 write_array(group, "row_offsets", plan.row_offsets)
                 for name in contract.names:
@@ -141,7 +141,8 @@ class RowStore:
         filesystem, path = fsspec.core.url_to_fs(f"{self.url}/{COMMIT_ARRAY}/c")
         filesystem.invalidate_cache()
         try:
-            entries = filesystem.ls(path, detail=True)
+            with storage_errors(self.url):
+                entries = filesystem.ls(path, detail=True)
         except FileNotFoundError:
             return set()
         names = [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["size"]]
@@ -178,9 +179,7 @@ class RowStore:
         block = slice(start, start + self.plan.capacity)
         try:
             self._arrays[name][block] = values
-        except OSError:
-            raise
-        except Exception:  # Zarr decodes what stands there before it writes over it, and stumbles over damage
+        except (ValueError, RuntimeError):  # Zarr decodes what stands there before it writes over it: damage stops it
             delete(self.object_url(name, shard))
             self._arrays[name][block] = values
 
@@ -221,11 +220,12 @@ class RowStore:
         start = shard * self.plan.capacity
         rows = rows or slice(start, start + self.plan.capacity)
         try:
-            if (name, shard) not in self._seen and not self._is_there(name, shard):
-                raise self._damaged(name, shard, "the object is missing or empty")
-            self._seen.add((name, shard))
-            return np.asarray(self._arrays[name][rows])
-        except ArtifactError:
+            with storage_errors(self.url):
+                if (name, shard) not in self._seen and not self._is_there(name, shard):
+                    raise self._damaged(name, shard, "the object is missing or empty")
+                self._seen.add((name, shard))
+                return np.asarray(self._arrays[name][rows])
+        except (ArtifactError, StorageError):
             raise
         except OSError as error:
             raise StorageError(
@@ -260,7 +260,8 @@ class RowStore:
         import fsspec
 
         filesystem, path = fsspec.core.url_to_fs(self.url)
-        return int(filesystem.du(path))
+        with storage_errors(self.url):
+            return int(filesystem.du(path))
 
     def _disk_rows(self, shard: int) -> slice:
         rows, start = self.plan.rows(shard), shard * self.plan.capacity

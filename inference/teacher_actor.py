@@ -16,6 +16,7 @@ import numpy as np
 from fusechat import model_files
 from fusechat.config import RunConfig
 from fusechat.errors import TeacherError
+from fusechat.patience import patiently
 from fusechat.store import RowStore
 from fusechat.tokens import Tokens
 
@@ -86,13 +87,17 @@ class TeacherActor:
             rows, tokens and seconds.
         Raises:
             TeacherError: the engine refused a dialogue of the shard, or died.
+            StorageError: the store cannot be written, or did not answer for `extraction.storage_patience_seconds`.
         """
         started = time.monotonic()
         dialogues = self.store.plan.dialogues(shard)
         ids, targets = self._dialogues(dialogues)
         with self._engine_lock:
             rows = self._score(ids, targets)
-        self.store.write_shard(shard, self._pack(rows))
+        arrays = self._pack(rows)
+        patiently(
+            lambda: self.store.write_shard(shard, arrays), seconds=self.config.extraction.storage_patience_seconds
+        )
         return {
             "rows": sum(len(part.label_logprob) for part in rows),
             "tokens": sum(len(part) for part in ids),
