@@ -103,7 +103,7 @@ def tokens(
     """(run folder with tokens, run file as values)."""
     folder = tmp_path_factory.mktemp("tokens") / "out"
     values = tiny_run(folder, tiny_models, dialogue_files)
-    values["extraction"] = {"k": 5, "shard_tokens": 128, "self_check_dialogues": 0, "max_attempts": 2}
+    values["extraction"] = {"k": 5, "shard_tokens": 64, "self_check_dialogues": 0, "max_attempts": 2}
     config = RunConfig.model_validate(values)
     prepare_dialogues(config)
     tokenize(config, "llama")
