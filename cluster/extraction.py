@@ -73,6 +73,7 @@ def _score(
             on_tick=tick,
         )
         pool.run(jobs)
+        meter.tick({job.name: 0 for job in jobs}, last=True)
     meter.say_result()
     _raise_failures(jobs)
 

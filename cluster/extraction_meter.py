@@ -129,13 +129,14 @@ class ExtractionMeter:
         self._counters[f"shards_{event}"].inc(1, {"teacher": name})
         self._write(name, {"event": event, **{key: value for key, value in record.items() if key != "set_aside"}})
 
-    def tick(self, engines: dict[str, int]) -> None:
+    def tick(self, engines: dict[str, int], *, last: bool = False) -> None:
         """Set the gauges, at most once a second.
 
         Args:
             engines: teacher -> engines at work.
+            last: set them in any case; nothing comes after.
         """
-        if time.monotonic() - self._ticked < GAUGE_SECONDS:
+        if not last and time.monotonic() - self._ticked < GAUGE_SECONDS:
             return
         self._ticked = time.monotonic()
         for name, meter in self.teachers.items():
@@ -144,8 +145,9 @@ class ExtractionMeter:
                 "engines": engines[name],
                 "rows_per_second": rate,
                 "tokens_per_second": meter.rate(meter.tokens),
-                "seconds_left": (meter.task.total - meter.task.done) / rate if rate else float("nan"),
             }
+            if rate:
+                values["seconds_left"] = (meter.task.total - meter.task.done) / rate
             for gauge, value in values.items():
                 self._gauges[gauge].set(value, {"teacher": name})
 
