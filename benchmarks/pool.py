@@ -100,7 +100,13 @@ class Fleet:
                 number, folder, *seconds, factor, actors
             ), None
 
-        return Job("simulated", deque((shard, 0) for shard in range(shards)), make_replica, actors, on_done)
+        return Job(
+            "simulated",
+            deque((shard, 0) for shard in range(shards)),
+            make_replica,
+            lambda left: min(actors, left),
+            on_done,
+        )
 
     def close(self) -> None:
         ray.shutdown()

@@ -86,7 +86,9 @@ def _work_off(
     def make_replica() -> tuple[Any, Any]:
         return ray.remote(actor).options(num_cpus=1).remote(config.dump(), source_name), None
 
-    replicas = num_replicas(Placement(1, 0, "uni"), None, len(shards))
+    def replicas(shards_left: int) -> int:
+        return num_replicas(Placement(1, 0, "uni"), None, shards_left)
+
     job = Job(job_name, deque((shard, 0) for shard in shards), make_replica, replicas, on_done)
     pool = TeacherPool(
         shards_in_flight=SHARDS_IN_FLIGHT, max_attempts=config.extraction.max_attempts, on_event=progress.say

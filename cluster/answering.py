@@ -119,7 +119,7 @@ def _job(config: RunConfig, model: MeasuredModel, chunks: list[Chunk], numbers: 
         name=model.id,
         shards=deque((number, 0) for number in numbers),
         make_replica=make_replica,
-        num_replicas=num_replicas(placement, config.extraction.replicas, len(numbers)),
+        num_replicas=lambda left: num_replicas(placement, config.extraction.replicas, left),
         on_done=on_done,
     )
 

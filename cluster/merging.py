@@ -75,10 +75,10 @@ def spread(
         name="merge",
         shards=deque((shard, 0) for shard in shards),
         make_replica=lambda: (worker.remote(reference, cpus), None),
-        num_replicas=num_replicas(Placement(cpus, 0, "uni"), None, len(shards)),
+        num_replicas=lambda shards_left: num_replicas(Placement(cpus, 0, "uni"), None, shards_left),
         on_done=lambda result: on_done(result["bytes"]),
     )
-    say(f"merge: {len(shards)} shards over {job.num_replicas} workers of {cpus} threads on Ray")
+    say(f"merge: {len(shards)} shards over {job.num_replicas(len(shards))} workers of {cpus} threads on Ray")
     TeacherPool(shards_in_flight=1, max_attempts=MAX_ATTEMPTS, on_event=say).run([job])
     if job.failure is not None:
         raise ClusterError(f"merge: no worker could start: {job.failure}") from job.failure

@@ -2,22 +2,28 @@
 
 Knows nothing about engines: an actor has `start() -> dict` and `run_shard(shard) -> dict`, both cheap to send. An actor
 that dies is replaced and its shards are queued again; a shard that fails `max_attempts` times is set aside. Shards are
-idempotent (the same shard writes the same bytes), so at-least-once is enough.
+idempotent (the same shard writes the same bytes), so at-least-once is enough. How many actors a job wants is asked again
+every few seconds, so that nodes that join late get some.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from fusechat.errors import FuseChatError
+from fusechat.errors import ClusterError, FuseChatError, StorageError
 
 from .placement import release
 
 WAIT_SECONDS = 1.0
+SCALE_SECONDS = 5.0
+"""Between two looks at how many actors a job wants."""
+MAX_REASON = 300
+"""Characters of Ray's account of a death."""
 
 
 @dataclass
@@ -29,16 +35,22 @@ class Job:
     """(shard, failed attempts so far)."""
     make_replica: Callable[[], tuple[Any, Any]]
     """-> (actor handle, its placement group or None)."""
-    num_replicas: int
+    num_replicas: Callable[[int], int]
+    """Shards not done yet -> actors wanted now."""
     on_done: Callable[[dict[str, Any]], None]
-    """Called with what `run_shard` returned."""
+    """Called with shard, attempt (from 1) and what `run_shard` returned."""
+    on_started: Callable[[], None] = lambda: None
+    """Called when the first actor is ready."""
+    on_failed: Callable[[dict[str, Any]], None] = lambda record: None
+    """Called with shard, attempt, set_aside and error when a shard failed or its actor died."""
     set_aside: dict[int, str] = field(default_factory=dict)
     """shard -> last error."""
     retries: int = 0
     failed_starts: int = 0
+    """In a row."""
     started: bool = False
     failure: BaseException | None = None
-    """Set when no actor of this job can start; its shards stay undone."""
+    """Set when no actor of this job can start or its store cannot be written; its shards stay undone."""
 
 
 @dataclass
@@ -54,21 +66,38 @@ class _Replica:
 class TeacherPool:
     """Runs jobs on replicas: `run` returns when all shards of all jobs are done or set aside."""
 
-    def __init__(self, *, shards_in_flight: int, max_attempts: int, on_event: Callable[[str], None] = print) -> None:
-        self.shards_in_flight, self.max_attempts, self._say = shards_in_flight, max_attempts, on_event
+    def __init__(
+        self,
+        *,
+        shards_in_flight: int,
+        max_attempts: int,
+        on_event: Callable[[str], None] = print,
+        on_tick: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            on_tick: called at least every second; what it raises ends the run.
+        """
+        self.shards_in_flight, self.max_attempts = shards_in_flight, max_attempts
+        self._say, self._tick = on_event, on_tick
         self._calls: dict[Any, tuple[_Replica, int | None]] = {}
         self._replicas: list[_Replica] = []
 
     def run(self, jobs: list[Job]) -> None:
         """Work off all jobs. What failed stands in each job's `set_aside` and `failure`."""
         try:
-            for job in jobs:
-                for _ in range(job.num_replicas):
-                    self._add_replica(job)
-            while self._calls:
+            scaled = float("-inf")
+            while True:
+                if time.monotonic() - scaled >= SCALE_SECONDS:
+                    scaled = time.monotonic()
+                    for job in jobs:
+                        self._scale(job)
+                if not self._calls:
+                    return
                 done, _ = ray.wait(list(self._calls), num_returns=1, timeout=WAIT_SECONDS)
                 for ref in done:
                     self._handle(ref)
+                self._tick()
         finally:
             self.close()
 
@@ -76,6 +105,25 @@ class TeacherPool:
         """End all actors and give their placement groups back."""
         for replica in list(self._replicas):
             self._drop(replica)
+
+    def num_ready(self, job: Job) -> int:
+        """Actors of a job that are at work or could be."""
+        return sum(replica.ready for replica in self._of(job))
+
+    def _of(self, job: Job) -> list[_Replica]:
+        return [replica for replica in self._replicas if replica.job is job]
+
+    def _scale(self, job: Job) -> None:
+        """Start the actors that a job wants and lacks. Those without a place wait: an autoscaler goes by them."""
+        if not job.shards or job.failure is not None:
+            return
+        here = self._of(job)
+        wanted = job.num_replicas(len(job.shards) + sum(len(replica.shards) for replica in here))
+        if job.failed_starts < 2 * self.max_attempts:
+            for _ in range(wanted - len(here)):
+                self._add_replica(job)
+        elif not here:
+            job.failure = ClusterError(f"the last {job.failed_starts} engines did not start")
 
     def _add_replica(self, job: Job) -> None:
         handle, group = job.make_replica()
@@ -91,22 +139,28 @@ class TeacherPool:
             result = ray.get(ref)
         except RayTaskError as error:
             self._call_failed(replica, shard, error)
-        except RayActorError as error:
-            self._actor_died(replica, shard, error)
+        except RayError as error:  # death, no memory, no place that could ever hold it
+            self._actor_died(replica, error)
         else:
             if shard is None:
-                replica.ready = replica.job.started = True
+                self._became_ready(replica)
             else:
-                del replica.shards[shard]
-                replica.job.on_done({"shard": shard, **result})
+                attempts = replica.shards.pop(shard)
+                replica.job.on_done({"shard": shard, "attempt": attempts + 1, **result})
             self._feed(replica)
+
+    def _became_ready(self, replica: _Replica) -> None:
+        job, replica.ready, replica.job.failed_starts = replica.job, True, 0
+        if not job.started:
+            job.started = True
+            job.on_started()
 
     def _feed(self, replica: _Replica) -> None:
         """Send shards until enough are in flight. One that failed before goes alone, so that it harms no other."""
         queue = replica.job.shards
         while queue and len(replica.shards) < self.shards_in_flight:
             alone = queue[0][1] > 0 or any(replica.shards.values())
-            if alone and replica.shards:
+            if replica.shards and (alone or not self._may_take_ahead(replica)):
                 break
             shard, attempts = queue.popleft()
             replica.shards[shard] = attempts
@@ -116,21 +170,32 @@ class TeacherPool:
             if not replica.shards:
                 self._drop(replica)
 
+    def _may_take_ahead(self, replica: _Replica) -> bool:
+        """Whether a busy actor may hold one more shard without another one standing idle for it at the end."""
+        others = [other for other in self._of(replica.job) if other is not replica]
+        idle = sum(not other.shards for other in others)
+        return len(replica.job.shards) - idle > len(others)
+
     def _drop_waiting(self, job: Job) -> None:
         """Engines that are still starting have nothing left to do; nothing waits for the slowest node."""
-        for other in [other for other in self._replicas if other.job is job and not other.ready]:
+        for other in [other for other in self._of(job) if not other.ready]:
             self._drop(other)
 
     def _call_failed(self, replica: _Replica, shard: int | None, error: RayTaskError) -> None:
         """The actor lives, the call raised: the shard's fault, or the teacher failed its start or self-check."""
         cause = error.cause if isinstance(error.cause, FuseChatError) else error
         if shard is None:
-            self._start_failed(replica, cause, final=isinstance(cause, FuseChatError))
+            # What is wrong with the first engine is wrong with all; of a later one it may be its node.
+            final = isinstance(cause, FuseChatError) and not replica.job.started
+            self._start_failed(replica, cause, final=final)
+            return
+        if isinstance(cause, StorageError):  # full, read-only or away for long: true for every shard
+            self._give_up(replica.job, cause)
             return
         self._retry(replica.job, shard, replica.shards.pop(shard), cause)
         self._feed(replica)
 
-    def _actor_died(self, replica: _Replica, shard: int | None, error: RayActorError) -> None:
+    def _actor_died(self, replica: _Replica, error: RayError) -> None:
         if replica not in self._replicas:
             return  # another call of the same death was handled before
         job = replica.job
@@ -142,29 +207,32 @@ class TeacherPool:
         for lost_shard, attempts in lost.items():
             self._retry(job, lost_shard, attempts, error)
         self._drop(replica)
-        if job.shards:
-            self._add_replica(job)
+        self._scale(job)
 
     def _start_failed(self, replica: _Replica, error: BaseException, *, final: bool) -> None:
         job = replica.job
         job.failed_starts += 1
         self._drop(replica)
         if final or (job.failed_starts >= self.max_attempts and not job.started):
-            job.failure = error
-            for other in [other for other in self._replicas if other.job is job]:
-                self._drop(other)
-        elif job.shards and job.failed_starts < 2 * self.max_attempts:
-            self._add_replica(job)
-        elif not any(other.job is job for other in self._replicas):
-            job.failure = error
+            self._give_up(job, error)
+            return
+        self._say(f"{job.name}: an engine did not start: {_first_line(error)}")
+        self._scale(job)
+
+    def _give_up(self, job: Job, error: BaseException) -> None:
+        job.failure = error
+        for replica in self._of(job):
+            self._drop(replica)
 
     def _retry(self, job: Job, shard: int, attempts: int, error: BaseException) -> None:
-        if attempts + 1 >= self.max_attempts:
-            job.set_aside[shard] = _first_line(error)
-            self._say(f"{job.name}: shard {shard} set aside after {attempts + 1} attempts: {_first_line(error)}")
+        why, final = _first_line(error), attempts + 1 >= self.max_attempts
+        job.on_failed({"shard": shard, "attempt": attempts + 1, "set_aside": final, "error": why})
+        if final:
+            job.set_aside[shard] = why
+            self._say(f"{job.name}: shard {shard} set aside after {attempts + 1} attempts: {why}")
             return
         job.retries += 1
-        self._say(f"{job.name}: shard {shard} will be tried again ({_first_line(error)})")
+        self._say(f"{job.name}: shard {shard} will be tried again ({why})")
         job.shards.append((shard, attempts + 1))
 
     def _drop(self, replica: _Replica) -> None:
@@ -177,7 +245,11 @@ class TeacherPool:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return (
-        lines[-1] if isinstance(error, RayTaskError) and lines else lines[0] if lines else type(error).__name__
-    ).strip()
+    """What a person wants to know of an error: the last line of a task's, Ray's own reason for a death."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, RayTaskError) and lines:
+        return lines[-1]
+    if isinstance(error, RayActorError):
+        reasons = [line for line in lines[1:] if ":" not in line.split(" ")[0]]
+        return " ".join([*lines[:1], *reasons])[:MAX_REASON]
+    return lines[0] if lines else type(error).__name__

@@ -77,18 +77,19 @@ def artifact_records(config: RunConfig) -> list[dict[str, Any]]:
 
 
 def extraction_records(config: RunConfig) -> dict[str, dict[str, Any]]:
-    """Teacher -> shards, rows, tokens, rate (`[seconds, rows per second]` pairs), retries, failed starts and set-aside shards."""
+    """Teacher -> shards, rows, tokens, rate (`[seconds, rows per second]` pairs), shards tried again and set aside."""
     found = {}
     for model in config.models:
         lines = _json_lines(config.run.output / "logs" / f"extract.{model.name}.jsonl")
-        shards = [line for line in lines if "rows" in line]
+        shards = [line for line in lines if line["event"] == "done"]
         if shards:
             found[model.name] = {
                 "shards": len(shards),
                 "rows": sum(line["rows"] for line in shards),
                 "tokens": sum(line["tokens"] for line in shards),
                 "rate": extraction_rate(shards),
-                **{key: sum(line.get(key, 0) for line in lines) for key in ("retries", "failed_starts", "set_aside")},
+                "retries": sum(line["event"] == "retried" for line in lines),
+                "set_aside": sum(line["event"] == "set_aside" for line in lines),
             }
     return found
 

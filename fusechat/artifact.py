@@ -6,6 +6,7 @@ the difference, or deleted and started afresh. Folders may be local or on an obj
 """
 
 import contextlib
+import errno
 import getpass
 import hashlib
 import json
@@ -21,7 +22,7 @@ from typing import Any
 
 from . import __version__
 from .contracts import CONTRACT_VERSION
-from .errors import ArtifactError, BusyError, StorageError
+from .errors import ArtifactError, BusyError, StorageAwayError, StorageError
 
 RECORD_FILE = "artifact.json"
 PLAN_FILE = "plan.json"
@@ -162,31 +163,35 @@ def read_json(url: str) -> Any | None:
     import fsspec
 
     try:
-        with fsspec.open(url, "r", encoding="utf-8") as file:
+        with storage_errors(url), fsspec.open(url, "r", encoding="utf-8") as file:
             return json.load(file)
     except FileNotFoundError:
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(
-            f"{url}: not a readable JSON record ({error}); delete the folder to make it again"
+            f"{url}: not a readable JSON record ({error}); delete this file and run the stage that makes it again"
         ) from None
 
 
 def write_json(url: str, document: Any, *, indent: int | None = 1) -> None:
     """Write a JSON document at a path or URL so that no reader ever sees half of it; without indent, on one line."""
+    write_bytes(url, (json.dumps(document, indent=indent, ensure_ascii=False) + "\n").encode())
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Write a file at a path or URL so that no reader ever sees half of it."""
     import fsspec
 
-    text = json.dumps(document, indent=indent, ensure_ascii=False) + "\n"
     with storage_errors(url):
         if "://" in url:
-            with fsspec.open(url, "w", encoding="utf-8") as file:  # object stores put whole objects
-                file.write(text)
+            with fsspec.open(url, "wb") as file:  # object stores put whole objects
+                file.write(data)
             return
         path = Path(url)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
         try:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_bytes(data)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -201,24 +206,49 @@ def remove(url: str) -> None:
         filesystem.rm(path, recursive=True)
 
 
+def delete(url: str) -> None:
+    """Delete a file or object; one that is not there is no error."""
+    import fsspec
+
+    filesystem, path = fsspec.core.url_to_fs(url)
+    with storage_errors(url):
+        try:
+            filesystem.rm_file(path)
+        except FileNotFoundError:
+            return
+        filesystem.invalidate_cache()
+
+
+CLIENTS = {"aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "s3fs"}
+"""Packages whose errors mean that an object store was not reached, or failed."""
+
+
 @contextlib.contextmanager
 def storage_errors(url: str | Path) -> Iterator[None]:
-    """Turn a full disk or a read-only target into one clear StorageError."""
-    import errno
+    """Turn a full disk, a read-only target or an object store that fails into one clear StorageError.
 
+    Raises:
+        StorageError: nothing can be written there, now or later, unless the user does something.
+        StorageAwayError: an object store does not answer now. Other errors pass through.
+    """
     try:
         yield
-    except OSError as error:
-        if isinstance(error, StorageError) or error.errno not in (
-            errno.ENOSPC,
-            errno.EROFS,
-            errno.EACCES,
-            errno.EDQUOT,
-        ):
+    except Exception as error:
+        if isinstance(error, StorageError | FileNotFoundError):
             raise
-        raise StorageError(
-            f"{url}: cannot be written: {error.strerror}; what is finished is kept: free space or permissions, "
-            "then start the same command again"
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT) or isinstance(error, PermissionError):
+            reason = getattr(error, "strerror", None) or str(error)
+            raise StorageError(
+                f"{url}: cannot be written: {reason}; what is finished is kept: free space or permissions, "
+                "then start the same command again"
+            ) from error
+        remote = isinstance(error, OSError) or type(error).__module__.split(".")[0] in CLIENTS
+        if "://" not in str(url) or not remote:
+            raise
+        raise StorageAwayError(
+            f"{url}: does not answer ({type(error).__name__}: {error}); what is finished is kept: start the same command "
+            "again when it does"
         ) from error
 
 

@@ -149,11 +149,14 @@ def inspect(
     dialogue: Annotated[int, typer.Option(help="Dialogue to show, counted from 0.")] = 0,
     rows: Annotated[int, typer.Option(help="Rows of it to show.")] = 24,
     verify: Annotated[bool, typer.Option("--verify", help="Read every object and check its checksum.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="The same, and take damaged shards away, to be made again.")
+    ] = False,
 ) -> None:
     """Look into an artifact: sizes, figures, and one dialogue in readable form."""
     from .inspection import show_artifact
 
-    show_artifact(artifact, dialogue=dialogue, num_rows=rows, verify=verify)
+    show_artifact(artifact, dialogue=dialogue, num_rows=rows, verify=verify, mend=repair)
 
 
 @app.command()

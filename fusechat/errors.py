@@ -6,8 +6,9 @@ FuseChatError
 │   ├── DialogueError      a dialogue file or dialogue that breaks the rules (also a ValueError)
 │   ├── ModelError         a model folder or checkpoint that is missing, damaged or does not fit
 │   ├── ContractError      arrays that do not obey the contract between two stages (also a ValueError)
-│   ├── ArtifactError      an artifact that is missing, or was made by another plan
+│   ├── ArtifactError      an artifact that is missing, damaged, or was made by another plan
 │   ├── StorageError       a target that cannot be written: full disk, read-only folder (also an OSError)
+│   │   └── StorageAwayError   a store that does not answer now
 │   ├── BusyError          another run holds this run folder
 │   └── ClusterSetupError  a Ray cluster that does not fit the run: none there, wrong token, other versions, too few GPUs
 ├── AlignmentError         two tokenizations that cannot be laid on one another
@@ -48,15 +49,19 @@ class ContractError(UserError, ValueError):
 
 
 class ArtifactError(UserError):
-    """An artifact that is missing, or was made by another plan."""
+    """An artifact that is missing, damaged, or was made by another plan."""
 
 
 class StorageError(UserError, OSError):
     """A target that cannot be written."""
 
 
+class StorageAwayError(StorageError):
+    """A store that does not answer now; the same call may succeed later."""
+
+
 class BusyError(UserError):
-    """Another run holds this run folder."""
+    """Another run holds this run folder, or is writing this store."""
 
 
 class ClusterSetupError(UserError):

@@ -8,14 +8,18 @@ import numpy as np
 
 from .artifact import RECORD_FILE, read_json
 from .contracts import RowKind
+from .damage import find_damage, repair
 from .errors import ArtifactError, ConfigError
 from .store import RowStore
 from .tokens import Tokens
 
 
-def show_artifact(url: str, *, dialogue: int, num_rows: int, verify: bool) -> None:
+def show_artifact(url: str, *, dialogue: int, num_rows: int, verify: bool, mend: bool = False) -> None:
     """Print the record, the figures and one dialogue of an artifact.
 
+    Args:
+        verify: read every object and check its checksum first.
+        mend: the same, and take the damaged shards away, so that the stage makes them again.
     Raises:
         ArtifactError: there is nothing that FuseChat made; or `verify` found damage (all of it is listed).
     """
@@ -35,10 +39,10 @@ def show_artifact(url: str, *, dialogue: int, num_rows: int, verify: bool) -> No
     )
     if record["kind"] in ("logprobs", "aligned"):
         store = RowStore.open(url, record["kind"])
+        if verify or mend:
+            _verify(store, mend)
         for line in [*store_figures(store), *alignment_figures(record.get("counts", {}))]:
             print(line)
-        if verify:
-            _verify(store)
         for line in dialogue_lines(store, dialogue, num_rows):
             print(line)
     elif record["kind"] == "tokens":
@@ -126,15 +130,23 @@ def token_lines(url: str, dialogue: int, num_rows: int) -> list[str]:
     return lines
 
 
-def _verify(store: RowStore) -> None:
-    problems = store.verify()
-    if problems:
+def _verify(store: RowStore, mend: bool) -> None:
+    damages = find_damage(store)
+    lines = "\n  ".join(map(str, damages))
+    if damages and not mend:
         raise ArtifactError(
-            f"{store.url}: {len(problems)} problems:\n  " + "\n  ".join(problems)
-            + f"\nDelete the objects `<array>/c/<shard>...` named here, {RECORD_FILE} too, and run the stage again: "
-            "it writes what is missing."
-        )  # fmt: skip
-    print(f"all {store.plan.num_shards} shards read, every checksum holds")
+            f"{store.url}: {len(damages)} damaged objects:\n  {lines}\nRun `fusechat inspect {store.url} --repair`, then "
+            "the stage that writes the store: it makes only these shards again."
+        )
+    present, total = len(store.present_shards()), store.plan.num_shards
+    if damages:
+        shards = repair(store, damages)
+        print(
+            f"{len(damages)} damaged objects:\n  {lines}\ntaken away: shards {shards}; the stage that writes the store "
+            "makes them again"
+        )
+    else:
+        print(f"{present} of {total} shards are written; every object read, every checksum holds")
 
 
 def _tokens_url(store: RowStore) -> str:

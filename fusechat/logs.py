@@ -47,6 +47,10 @@ class Task:
         """Units per second since the task began here (what an earlier run had done does not count)."""
         return (self.done - self._first) / max(time.monotonic() - self._started, 1e-9)
 
+    def restart_clock(self) -> None:
+        """Count the rate from now on: what came before was no work."""
+        self._started, self._first = time.monotonic(), self.done
+
     def advance(self, amount: float = 1, note: str = "") -> None:
         """Count `amount` more; `note` stands at the end of the line."""
         self.done += amount

@@ -2,7 +2,8 @@
 
 A shard is a run of whole dialogues, balanced by token count; it owns one Zarr shard in every array, so no two writers
 ever meet in one object. `label_logprob` is written last: its object is the shard's commit mark, and resumption reads
-nothing else. Group attributes carry the plan; a store that another plan made is refused.
+nothing else. Group attributes carry the plan; a store that another plan made is refused. Zarr reads a missing object as
+fill; here it is damage, and so is one that fails its checksum (`damage.py` finds and repairs it).
 
 On disk (core codecs only: transpose, blosc, zstd, bytes, crc32c, sharding):
 - `topk_ids`: as declared;
@@ -13,16 +14,18 @@ On disk (core codecs only: transpose, blosc, zstd, bytes, crc32c, sharding):
 """
 
 import contextlib
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, TransposeCodec, ZstdCodec
 
-from .artifact import differences, storage_errors
+from .artifact import delete, differences, storage_errors, write_bytes
 from .contracts import CONTRACT_VERSION, CONTRACTS, Contract, id_dtype
-from .errors import ArtifactError
+from .errors import ArtifactError, StorageError
 from .row_codec import GAP_PADDING, decode_gaps, encode_gaps
 from .shard_plan import ShardPlan
 
@@ -42,6 +45,10 @@ class RowStore:
         self.k = int(self.attributes["k"])
         self.logprob_step = float(self.attributes["logprob_step"])
         self._arrays: dict[str, zarr.Array] = {name: group[name] for name in contract.names}  # type: ignore[misc]
+        if (self.plan.num_shards, self.plan.num_rows) != (self.attributes["num_shards"], self.attributes["num_rows"]):
+            raise ValueError("shard_offsets or row_offsets are missing")
+        self._seen: set[tuple[str, int]] = set()
+        """(array, shard) of the objects that are known to be there."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -61,6 +68,9 @@ class RowStore:
         settings: dict[str, Any],
     ) -> "RowStore":
         """Open the store of this plan, making it if it is not there. One process does this before any writer starts.
+
+        A store whose description (everything but the shards) is damaged gets a new one and keeps its shards: that they
+        are this plan's is the business of `artifact.claim`.
 
         Args:
             artifact: `logprobs` or `aligned`.
@@ -83,48 +93,59 @@ class RowStore:
             "settings": settings,
         }
         with storage_errors(url):
-            with contextlib.suppress(FileNotFoundError, KeyError):
+            with contextlib.suppress(FileNotFoundError, KeyError, ValueError):
                 existing = cls(url, zarr.open_group(store=url, mode="r+"), contract)
                 _refuse_other_plan(existing, attributes, plan)
                 return existing
-            group = zarr.open_group(store=url, mode="a", attributes={})
-            write_array(group, "shard_offsets", plan.shard_offsets)
-            write_array(group, "row_offsets", plan.row_offsets)
-            for name in contract.names:
-                _create_array(group, contract, name, plan, k, vocab_size)
-            group.attrs[ATTRIBUTE] = attributes  # last: a half-made store has none and is made again
-            return cls(url, group, contract)
+            with tempfile.TemporaryDirectory() as folder:
+                group = zarr.open_group(store=folder, mode="w", attributes={ATTRIBUTE: attributes})  # type: ignore[dict-item]
+                write_array(group, "shard_offsets", plan.shard_offsets)
+                write_array(group, "row_offsets", plan.row_offsets)
+                for name in contract.names:
+                    _create_array(group, contract, name, plan, k, vocab_size)
+                # The group's own document comes last: without it the store is not there and is made again.
+                files = sorted((path for path in Path(folder).rglob("*") if path.is_file()), key=_depth, reverse=True)
+                for path in files:
+                    write_bytes(f"{url}/{path.relative_to(folder)}", path.read_bytes())
+            return cls(url, zarr.open_group(store=url, mode="r+"), contract)
 
     @classmethod
     def open(cls, url: str, artifact: str, *, mode: str = "r") -> "RowStore":
         """Open an existing store; mode `r` or `r+`.
 
         Raises:
-            ArtifactError: there is no such store, or it holds another artifact.
+            ArtifactError: there is no such store, it holds another artifact, or its description is damaged.
         """
         try:
             group = zarr.open_group(store=url, mode=mode)  # type: ignore[arg-type]
             attributes: Any = group.attrs[ATTRIBUTE]
         except (FileNotFoundError, KeyError):
             raise ArtifactError(f"{url}: found no {artifact} store; run the stage that writes it first") from None
+        except ValueError as error:
+            raise _no_description(url, error) from None
         if attributes["artifact"] != artifact:
             raise ArtifactError(f"{url}: found a store of {attributes['artifact']}, expected {artifact}")
         if attributes["contract_version"] != CONTRACT_VERSION:
             raise ArtifactError(
                 f"{url}: found contract version {attributes['contract_version']}, expected {CONTRACT_VERSION}; extract afresh"
             )
-        return cls(url, group, CONTRACTS[artifact])
+        try:
+            return cls(url, group, CONTRACTS[artifact])
+        except (KeyError, ValueError) as error:
+            raise _no_description(url, error) from None
 
     def present_shards(self) -> set[int]:
-        """Shards whose commit mark is there; one listing of the store."""
+        """Shards whose commit mark is there and not empty (as a crash of the machine leaves it); one listing of the store."""
         import fsspec
 
         filesystem, path = fsspec.core.url_to_fs(f"{self.url}/{COMMIT_ARRAY}/c")
         filesystem.invalidate_cache()
         try:
-            names = [entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=False)]
+            with storage_errors(self.url):
+                entries = filesystem.ls(path, detail=True)
         except FileNotFoundError:
             return set()
+        names = [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["size"]]
         return {int(name) for name in names if name.isdigit()}
 
     def missing_shards(self) -> list[int]:
@@ -145,27 +166,37 @@ class RowStore:
         self.contract.validate(
             arrays, axes={"rows": rows.stop - rows.start, "k": self.k}, place=f"{self.url}, shard {shard}"
         )
-        start = shard * self.plan.capacity
         names = [name for name in self.contract.names if name != COMMIT_ARRAY] + [COMMIT_ARRAY]
         with storage_errors(self.url):
             for name in names:
                 encoded = self._encode(name, arrays[name])
                 padded = np.full((self.plan.capacity, *encoded.shape[1:]), self._arrays[name].fill_value, encoded.dtype)
                 padded[: len(encoded)] = encoded
-                self._arrays[name][start : start + self.plan.capacity] = padded
+                self._write_array(name, shard, padded)
+
+    def _write_array(self, name: str, shard: int, values: np.ndarray) -> None:
+        start = shard * self.plan.capacity
+        block = slice(start, start + self.plan.capacity)
+        try:
+            self._arrays[name][block] = values
+        except (ValueError, RuntimeError):  # Zarr decodes what stands there before it writes over it: damage stops it
+            delete(self.object_url(name, shard))
+            self._arrays[name][block] = values
 
     def read_shard(self, shard: int) -> dict[str, np.ndarray]:
-        """The contract's arrays for the rows of one shard."""
-        rows = self.plan.rows(shard)
-        return self._read_block(shard * self.plan.capacity, rows.stop - rows.start)
+        """The contract's arrays for the rows of one shard.
+
+        Raises:
+            ArtifactError: the shard is not written or damaged; so do the other reading methods.
+        """
+        return self._read_block(shard, self._disk_rows(shard))
 
     def read_dialogue(self, dialogue: int) -> dict[str, np.ndarray]:
         """The contract's arrays for the rows of one dialogue."""
         shard = self.plan.shard_of(dialogue)
         first, last = self.plan.row_offsets[dialogue : dialogue + 2]
-        return self._read_block(
-            shard * self.plan.capacity + int(first) - self.plan.rows(shard).start, int(last - first)
-        )
+        start = shard * self.plan.capacity + int(first) - self.plan.rows(shard).start
+        return self._read_block(shard, slice(start, start + int(last - first)))
 
     def iter_shards(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """All shards in order, one in memory at a time."""
@@ -174,45 +205,70 @@ class RowStore:
 
     def label_logprobs(self) -> np.ndarray:
         """float32 [rows]: the label logprobs of the whole store, without padding."""
-        blocks = [self._arrays[COMMIT_ARRAY][self._disk_rows(shard)] for shard in range(self.plan.num_shards)]
-        return np.concatenate([np.asarray(block) for block in blocks])
+        shards = range(self.plan.num_shards)
+        return np.concatenate([self.read_array(COMMIT_ARRAY, shard, self._disk_rows(shard)) for shard in shards])
 
-    def verify(self) -> list[str]:
-        """Read every object; one line for each shard that is missing, truncated or fails its checksum."""
-        present, problems = self.present_shards(), []
-        for shard in range(self.plan.num_shards):
-            if shard not in present:
-                problems.append(f"shard {shard}: not written")
-                continue
-            for name in self.contract.names:
-                try:
-                    block = np.asarray(self._arrays[name][self._disk_rows(shard)])
-                except (ValueError, RuntimeError, OSError, KeyError) as error:
-                    problems.append(f"shard {shard}: {name} cannot be read ({error})")
-                    continue
-                if (
-                    name == "topk_logprobs"
-                    and len(block)
-                    and (block == GAP_PADDING).all()
-                    and self.contract.artifact == "logprobs"
-                ):
-                    problems.append(f"shard {shard}: {name} holds no value")
-        return problems
+    def read_array(self, name: str, shard: int, rows: slice | None = None) -> np.ndarray:
+        """One array of one shard as it lies on disk.
+
+        Args:
+            rows: on disk, within the shard; default: all it reserves.
+        Raises:
+            ArtifactError: the object is not there, or damaged.
+            StorageError: the store does not answer.
+        """
+        start = shard * self.plan.capacity
+        rows = rows or slice(start, start + self.plan.capacity)
+        try:
+            with storage_errors(self.url):
+                if (name, shard) not in self._seen and not self._is_there(name, shard):
+                    raise self._damaged(name, shard, "the object is missing or empty")
+                self._seen.add((name, shard))
+                return np.asarray(self._arrays[name][rows])
+        except (ArtifactError, StorageError):
+            raise
+        except OSError as error:
+            raise StorageError(
+                f"{self.url}: shard {shard}: {name} cannot be read: {error}; start again later"
+            ) from error
+        except Exception as error:  # each codec has its own way of refusing bytes
+            raise self._damaged(name, shard, str(error)) from error
+
+    def _is_there(self, name: str, shard: int) -> bool:
+        """Whether an object is there and not empty; Zarr takes both for fill."""
+        import fsspec
+
+        filesystem, path = fsspec.core.url_to_fs(self.object_url(name, shard))
+        try:
+            return filesystem.info(path)["size"] > 0
+        except FileNotFoundError:
+            return False
+
+    def _damaged(self, name: str, shard: int, reason: str) -> ArtifactError:
+        return ArtifactError(
+            f"{self.url}: shard {shard}: {name} is damaged or missing ({reason}); run `fusechat inspect {self.url} "
+            "--repair`, then the stage that writes it: it makes only this shard again"
+        )
+
+    def object_url(self, name: str, shard: int) -> str:
+        """Path or URL of the object that holds one array's rows of one shard."""
+        array = self._arrays[name]
+        return f"{self.url}/{name}/{array.metadata.encode_chunk_key((shard,) + (0,) * (array.ndim - 1))}"
 
     def num_bytes(self) -> int:
         """Bytes of all objects."""
         import fsspec
 
         filesystem, path = fsspec.core.url_to_fs(self.url)
-        return int(filesystem.du(path))
+        with storage_errors(self.url):
+            return int(filesystem.du(path))
 
     def _disk_rows(self, shard: int) -> slice:
         rows, start = self.plan.rows(shard), shard * self.plan.capacity
         return slice(start, start + rows.stop - rows.start)
 
-    def _read_block(self, start: int, length: int) -> dict[str, np.ndarray]:
-        block = slice(start, start + length)
-        return {name: self._decode(name, np.asarray(self._arrays[name][block])) for name in self.contract.names}
+    def _read_block(self, shard: int, block: slice) -> dict[str, np.ndarray]:
+        return {name: self._decode(name, self.read_array(name, shard, block)) for name in self.contract.names}
 
     def _encode(self, name: str, values: np.ndarray) -> np.ndarray:
         if name == "topk_logprobs":
@@ -268,8 +324,26 @@ def write_array(group: zarr.Group, name: str, values: np.ndarray, fill_value: An
 
 
 def read_array(group: zarr.Group, name: str) -> np.ndarray:
-    """Read one small array whole."""
-    return np.asarray(group[name][...])  # type: ignore[index]
+    """Read one small array whole.
+
+    Raises:
+        ValueError: objects of it are missing, or fail their checksum.
+    """
+    array: Any = group[name]
+    if missing := array.nchunks - array.nchunks_initialized:
+        raise ValueError(f"{missing} of the {array.nchunks} objects of {name} are missing")
+    return np.asarray(array[...])
+
+
+def _depth(path: Path) -> int:
+    return len(path.parts)
+
+
+def _no_description(url: str, error: Exception) -> ArtifactError:
+    return ArtifactError(
+        f"{url}: the store's description cannot be read ({error}); run the stage that writes it: it makes the description "
+        "anew and keeps the shards"
+    )
 
 
 def _refuse_other_plan(store: RowStore, attributes: dict[str, Any], plan: ShardPlan) -> None:

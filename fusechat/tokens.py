@@ -11,7 +11,7 @@ from .artifact import storage_errors
 from .contracts import CONTRACT_VERSION, TOKENS
 from .errors import ArtifactError
 from .shard_plan import ShardPlan, plan_shards
-from .store import ATTRIBUTE, write_array
+from .store import ATTRIBUTE, read_array, write_array
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,19 @@ class Tokens:
         """Read a tokens artifact.
 
         Raises:
-            ArtifactError: there is none.
+            ArtifactError: there is none, or it is damaged.
             ContractError: it does not obey the contract.
         """
-        reader = TokensReader(url)
-        return reader.read(range(reader.num_dialogues))
+        try:
+            group = zarr.open_group(store=url, mode="r")
+            arrays = {name: read_array(group, name) for name in TOKENS.names}
+            attributes: Any = group.attrs[ATTRIBUTE]
+        except (FileNotFoundError, KeyError):
+            raise ArtifactError(f"{url}: found no tokens; run `fusechat tokenize` first") from None
+        except ValueError as error:
+            raise damaged_tokens(url, error) from None
+        TOKENS.validate(arrays, axes={"dialogues+1": len(arrays["offsets"])}, place=url)
+        return cls(**arrays, attributes=dict(attributes))
 
     def write(self, url: str) -> None:
         """Write a tokens artifact; what was there is replaced."""
@@ -108,7 +116,10 @@ class TokensReader:
             self.attributes: dict[str, Any] = dict(group.attrs[ATTRIBUTE])  # type: ignore[arg-type]
         except (FileNotFoundError, KeyError):
             raise ArtifactError(f"{url}: found no tokens; run `fusechat tokenize` first") from None
-        self.offsets = np.asarray(self._arrays["offsets"][...])
+        try:
+            self.offsets = read_array(group, "offsets")
+        except ValueError as error:
+            raise damaged_tokens(url, error) from None
 
     @property
     def num_dialogues(self) -> int:
@@ -118,12 +129,16 @@ class TokensReader:
         """The tokens of consecutive dialogues, counted from 0.
 
         Raises:
+            ArtifactError: they are damaged.
             ContractError: they do not obey the contract.
         """
         first, last = int(self.offsets[dialogues.start]), int(self.offsets[dialogues.stop])
-        arrays = {
-            name: np.asarray(self._arrays[name][first:last]) for name in ("token_ids", "is_target", "content_span")
-        }
+        try:
+            arrays = {
+                name: np.asarray(self._arrays[name][first:last]) for name in ("token_ids", "is_target", "content_span")
+            }
+        except ValueError as error:
+            raise damaged_tokens(self.url, error) from None
         arrays["offsets"] = self.offsets[dialogues.start : dialogues.stop + 1] - first
         TOKENS.validate(arrays, axes={"dialogues+1": len(arrays["offsets"])}, place=self.url)
         return Tokens(**arrays, attributes=self.attributes)
@@ -132,3 +147,10 @@ class TokensReader:
         """Cut the dialogues into shards, as `Tokens.plan`."""
         rows = np.concatenate([[0], np.cumsum(self._arrays["is_target"][...])])[self.offsets]
         return plan_shards(np.diff(self.offsets), np.diff(rows), shard_tokens)
+
+
+def damaged_tokens(url: str, error: Exception) -> ArtifactError:
+    """What is said of a tokens artifact that cannot be read."""
+    return ArtifactError(
+        f"{url}: damaged ({error}); delete this folder and run `fusechat tokenize`: it makes the same tokens again"
+    )

@@ -11,7 +11,9 @@ import numpy as np
 from fusechat import artifact, model_files
 from fusechat.artifact import Artifact, Claim
 from fusechat.config import RunConfig
+from fusechat.damage import sweep
 from fusechat.errors import ConfigError
+from fusechat.lease import held
 from fusechat.logs import Progress
 from fusechat.store import RowStore
 from fusechat.tokens import Tokens
@@ -24,22 +26,24 @@ def run(config: RunConfig, name: str, *, progress: Progress | None = None) -> Ar
 
     Raises:
         ArtifactError: the store there was made by another plan.
+        BusyError: another driver is writing the store.
         TeacherError: the engine died, or failed its self-check; finished shards are kept.
     """
     progress = progress or Progress(quiet=True)
-    claim, store = claim_store(config, name)
-    if claim.artifact is not None:
-        return claim.artifact
-    missing = store.missing_shards()
-    if missing:
-        actor = TeacherActor(config.dump(), name)
-        actor.start()
-        done = store.plan.num_rows - sum(_num_rows(store, shard) for shard in missing)
-        with progress.task(f"extract {name}", store.plan.num_rows, "rows", done=done) as task:
-            for shard in missing:
-                task.advance(actor.run_shard(shard)["rows"])
-        actor.close()
-    return finish(claim, store)
+    with held(config.logprobs_url(name), config.run.if_changed):
+        claim, store = claim_store(config, name)
+        if claim.artifact is not None:
+            return claim.artifact
+        missing = store.missing_shards()
+        if missing:
+            actor = TeacherActor(config.dump(), name)
+            actor.start()
+            done = store.plan.num_rows - sum(_num_rows(store, shard) for shard in missing)
+            with progress.task(f"extract {name}", store.plan.num_rows, "rows", done=done) as task:
+                for shard in missing:
+                    task.advance(actor.run_shard(shard)["rows"])
+            actor.close()
+        return finish(claim, store)
 
 
 def claim_store(config: RunConfig, name: str) -> tuple[Claim, RowStore]:
@@ -73,7 +77,12 @@ def claim_store(config: RunConfig, name: str) -> tuple[Claim, RowStore]:
 
 
 def finish(claim: Claim, store: RowStore) -> Artifact:
-    """Write the record of a store that has all its shards."""
+    """Write the record of a store that has all its shards.
+
+    Raises:
+        ArtifactError: a commit mark is damaged.
+    """
+    sweep(store)
     labels = store.label_logprobs()
     scored = np.isfinite(labels)
     return claim.finish(

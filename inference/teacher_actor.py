@@ -18,6 +18,7 @@ from fusechat import model_files
 from fusechat.config import RunConfig
 from fusechat.contracts import id_dtype
 from fusechat.errors import TeacherError
+from fusechat.patience import patiently
 from fusechat.store import RowStore
 from fusechat.tokens import Tokens
 
@@ -92,13 +93,17 @@ class TeacherActor:
             rows, tokens and seconds.
         Raises:
             TeacherError: the engine refused a dialogue of the shard, or died.
+            StorageError: the store cannot be written, or did not answer for `extraction.storage_patience_seconds`.
         """
         started = time.monotonic()
         dialogues = self.store.plan.dialogues(shard)
         ids, targets = self._dialogues(dialogues)
         with self._engine_turn:
             rows = self._score(ids, targets)
-        self.store.write_shard(shard, pack_rows(rows, self.store.k, int(self.store.attributes["vocab_size"])))
+        arrays = pack_rows(rows, self.store.k, int(self.store.attributes["vocab_size"]))
+        patiently(
+            lambda: self.store.write_shard(shard, arrays), seconds=self.config.extraction.storage_patience_seconds
+        )
         give_memory_back()
         return {
             "rows": sum(len(part.label_logprob) for part in rows),

@@ -14,6 +14,7 @@ from alignment.vocabulary_file import load_vocabularies
 from fusechat import artifact
 from fusechat.config import RunConfig
 from fusechat.contracts import RowKind
+from fusechat.damage import find_damage
 from fusechat.errors import AlignmentError, ArtifactError
 from fusechat.inspection import show_artifact
 from fusechat.store import RowStore
@@ -33,7 +34,7 @@ def test_stage_run_default_covers_all_rows_and_obeys_the_contract(config):
     name = config.sources[0].name
     made = stage.run(config, name)
     store = RowStore.open(config.aligned_url(name), "aligned")
-    assert store.plan.num_shards > 1 and not store.missing_shards() and not store.verify()
+    assert store.plan.num_shards > 1 and not store.missing_shards() and not find_damage(store)
     assert made.counts["coverage"] > 0.99
     assert abs(made.counts["label_bits_per_byte_lost_share"]) < 0.01
     for _, block in store.iter_shards():
@@ -86,7 +87,7 @@ def test_stage_run_other_rules_write_whole_stores(config, tmp_path, rules):
     name = config.sources[0].name
     made = stage.run(_changed(config, tmp_path, **rules), name)
     store = RowStore.open(made.url, "aligned")
-    assert not store.verify()
+    assert not find_damage(store)
     kinds = np.concatenate([block["kind"] for _, block in store.iter_shards()])
     assert (RowKind.ONE_HOT in kinds) == (rules.get("token_rule") == "released")
     assert made.counts["coverage"] > 0

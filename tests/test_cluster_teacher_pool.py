@@ -3,18 +3,19 @@
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
+from cluster import teacher_pool
 from cluster.placement import Placement, num_replicas
 from cluster.session import ray_session
 from cluster.teacher_pool import Job, TeacherPool
 from fusechat.config import ClusterSection
-from fusechat.errors import TeacherError
+from fusechat.errors import StorageError, TeacherError
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,7 +42,12 @@ class SimulatedTeacher:
         with (self.folder / f"tried.{shard}").open("a") as file:
             file.write("x")
         tried = (self.folder / f"tried.{shard}").stat().st_size
+        (self.folder / f"process.{shard}").write_text(str(os.getpid()))
         behaviour = self.behaviour.get(shard)
+        while behaviour == "waits" and (self.folder / f"hold.{shard}").exists():
+            time.sleep(0.01)
+        if behaviour == "full":
+            raise StorageError("no space left")
         if behaviour == "always dies" or (behaviour == "dies once" and tried == 1):
             os._exit(1)
         if behaviour == "raises" or (behaviour == "raises once" and tried == 1):
@@ -52,15 +58,27 @@ class SimulatedTeacher:
 
 
 def run_pool(
-    folder: Path, behaviour: dict[int, str], *, shards: int = 12, replicas: int = 2, start: str = ""
+    folder: Path,
+    behaviour: dict[int, str],
+    *,
+    shards: int = 12,
+    replicas: int = 2,
+    wanted: Callable[[int], int] | None = None,
+    start: str = "",
+    on_result: Callable[[list[dict]], None] = lambda results: None,
 ) -> tuple[Job, list[dict]]:
     results: list[dict] = []
+
+    def on_done(result: dict) -> None:
+        results.append(result)
+        on_result(results)
 
     def make_replica() -> tuple[Any, Any]:
         options = {"num_cpus": 1, "max_concurrency": 2}
         return ray.remote(SimulatedTeacher).options(**options).remote(str(folder), behaviour, start), None
 
-    job = Job("simulated", deque((shard, 0) for shard in range(shards)), make_replica, replicas, results.append)
+    queue = deque((shard, 0) for shard in range(shards))
+    job = Job("simulated", queue, make_replica, wanted or (lambda left: min(replicas, left)), on_done)
     TeacherPool(shards_in_flight=2, max_attempts=3, on_event=lambda line: None).run([job])
     return job, results
 
@@ -115,3 +133,43 @@ def test_num_replicas_is_bounded_by_room_shards_and_wish() -> None:
     assert num_replicas(Placement(2, 0, "mp"), None, 100) == 2
     assert num_replicas(Placement(1, 0, "uni"), None, 3) == 3
     assert num_replicas(Placement(1, 0, "uni"), 7, 100) == 7
+
+
+def test_pool_busy_actor_takes_no_shard_ahead_of_one_that_will_be_idle(tmp_path: Path) -> None:
+    (tmp_path / "hold.0").touch()
+    held: list[int] = []
+
+    def release(lines: list[dict]) -> None:
+        if {line["shard"] for line in lines} == {1, 2}:
+            held.append(0)
+            (tmp_path / "hold.0").unlink()
+
+    job, results = run_pool(tmp_path, {0: "waits"}, shards=3, replicas=2, on_result=release)
+    assert held == [0], "the actor that held shard 0 had taken another one"
+    assert [result["shard"] for result in results][-1] == 0 and not job.set_aside
+    others = {(tmp_path / f"process.{shard}").read_text() for shard in (1, 2)}
+    assert (tmp_path / "process.0").read_text() not in others
+
+
+def test_pool_asks_again_how_many_actors_are_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teacher_pool, "SCALE_SECONDS", 0.05)
+    for shard in range(6):
+        (tmp_path / f"hold.{shard}").touch()
+    calls: list[int] = []
+
+    def wanted(left: int) -> int:
+        calls.append(left)
+        if len(list(tmp_path.glob("start.*"))) == 3:
+            for path in tmp_path.glob("hold.*"):
+                path.unlink()
+        return 1 if len(calls) < 3 else 3
+
+    run_pool(tmp_path, dict.fromkeys(range(6), "waits"), shards=6, wanted=wanted)
+    assert len(list(tmp_path.glob("start.*"))) == 3 and done_shards(tmp_path) == set(range(6))
+    assert calls[:3] == [6, 6, 6]
+
+
+def test_pool_store_that_cannot_be_written_ends_the_job_at_once(tmp_path: Path) -> None:
+    job, _ = run_pool(tmp_path, {0: "full"}, replicas=1)
+    assert isinstance(job.failure, StorageError) and not job.set_aside
+    assert len(done_shards(tmp_path)) < 4

@@ -111,7 +111,7 @@ def test_keyboard_and_screen_reader_find_their_way(opened: browser.Browser, repo
 def test_page_of_a_run_that_goes_on_opens_quietly(opened: browser.Browser, run_file: Path, pictures: Path) -> None:
     config = load_config(run_file)
     (config.run.output / "logs").mkdir(parents=True)
-    lines = [{"time": 1.0 + n, "rows": 30, "tokens": 60, "seconds": 1.0} for n in range(9)]
+    lines = [{"time": 1.0 + n, "event": "done", "rows": 30, "tokens": 60, "seconds": 1.0} for n in range(9)]
     (config.run.output / "logs" / "extract.llama.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     live.write(config, "extract")
     opened.complaints = []

@@ -145,7 +145,7 @@ def minimal_document(config: RunConfig) -> dict[str, Any]:
             "version": "0", "figures": [EVIL], "models": {"pivot": {EVIL: {"value": 0.5, "low": 0.4, "high": 0.6}}}},
         "judge": judged(), "answer_sets": [answer_set()],
         "extraction": {"p": {"shards": 1, "rows": 9, "tokens": 20, "rate": [[1.0, 9.0], [2.0, 8.0]], "retries": 0,
-                             "failed_starts": 0, "set_aside": 0}},
+                             "set_aside": 0}},
         "alignment": {"s": aligned()},
         "held_out": {"dialogues": 6, "bytes": 60, "kinds": {EVIL: {"dialogues": 6, "bytes": 60}}, "items": []},
         "interval": {"level": 0.95, "min_dialogues": 5}, "notes": [EVIL], "exact_match_kinds": [EVIL], "models": [model],
@@ -198,8 +198,9 @@ def test_page_of_a_run_that_goes_on_shows_what_is_there_and_renews_itself(run_fi
     config = load_config(run_file)
     (config.run.output / "logs").mkdir(parents=True)
     lines = [
-        {"model": "llama", "time": 3.0, "shard": 0, "rows": 30, "tokens": 60, "seconds": 1.0},
-        {"model": "llama", "retries": 2},
+        {"model": "llama", "time": 3.0, "event": "done", "shard": 0, "rows": 30, "tokens": 60, "seconds": 1.0},
+        {"model": "llama", "time": 4.0, "event": "retried", "shard": 1, "error": "the engine died"},
+        {"model": "llama", "time": 5.0, "event": "retried", "shard": 1, "error": "the engine died"},
     ]
     (config.run.output / "logs" / "extract.llama.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     live.write(config, "align mixtral")

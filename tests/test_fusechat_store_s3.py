@@ -12,6 +12,7 @@ from moto.server import ThreadedMotoServer
 from test_fusechat_store import fill, new_store
 
 from fusechat import artifact
+from fusechat.damage import find_damage
 from fusechat.errors import ArtifactError
 from fusechat.store import COMMIT_ARRAY, RowStore
 
@@ -37,7 +38,7 @@ def test_store_on_s3_holds_what_a_local_one_holds(bucket: str, tmp_path: Path) -
     fill(remote)
     fill(local)
     again = RowStore.open(f"{bucket}/run/logprobs/a", "logprobs")
-    assert again.missing_shards() == [] and again.verify() == []
+    assert again.missing_shards() == [] and find_damage(again) == []
     for shard in range(local.plan.num_shards):
         here, there = local.read_shard(shard), again.read_shard(shard)
         for name, values in here.items():
@@ -58,7 +59,7 @@ def test_store_on_s3_resumes_from_its_marks_and_sees_damage(bucket: str) -> None
     data = bytearray(filesystem.cat(victim))
     data[10] ^= 0x40
     filesystem.pipe(victim, bytes(data))
-    assert [problem.split(":")[0] for problem in RowStore.open(url, "logprobs").verify()] == ["shard 1"]
+    assert [damage.shard for damage in find_damage(RowStore.open(url, "logprobs"))] == [1]
 
 
 def test_artifact_on_s3_is_claimed_finished_and_refused(bucket: str) -> None:

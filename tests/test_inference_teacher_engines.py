@@ -13,6 +13,7 @@ import psutil
 import pytest
 import tiny_architectures
 import torch
+from real_tokenizers import real_dialogues
 from teacher_cases import ENGINE, K, assert_rows_match, forward, make_dialogues, open_teacher
 from transformers import AutoModelForCausalLM
 
@@ -36,7 +37,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     class Folders(dict):
         def __missing__(self, name: str) -> Path:
             if name == "internlm2":
-                self[name] = tiny_architectures.save_internlm2(base / name, self["llama"])
+                self[name] = tiny_architectures.save_internlm2(base / name, self[tiny_architectures.INTERNLM2_TWIN])
             else:
                 self[name] = tiny_architectures.save_architecture(base / name, name)
             return self[name]
@@ -47,9 +48,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("name", [*tiny_architectures.ARCHITECTURES, "internlm2"])
 def test_teacher_rows_of_each_architecture_equal_a_plain_forward(name: str, folders: dict[str, Path]) -> None:
     # transformers has no InternLM2; the folder holds the Llama's weights under other names.
-    plain = folders["llama" if name == "internlm2" else name]
+    plain = folders[tiny_architectures.INTERNLM2_TWIN if name == "internlm2" else name]
     with open_teacher(folders[name]) as teacher:
         ids, marks = make_dialogues(teacher.vocab_size)
+        real_ids, real_marks = real_dialogues(name) or ([], [])  # text under the source's own tokenizer
+        ids, marks = [*ids, *real_ids], [*marks, *real_marks]
         rows = teacher.score(ids, marks)
         assert teacher.info["dtype"] == teacher.info["head_dtype"] == "float32"
     assert_rows_match(rows, forward(plain, ids, marks), ids, marks)

@@ -14,13 +14,20 @@ SHAPE: dict[str, Any] = {
     "head_dim": 32, "max_position_embeddings": 512, "initializer_range": 0.1, "tie_word_embeddings": False,
 }  # fmt: skip
 
+GROUPED: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 2}
+
 # Name -> model class, config class, and what makes it that model.
 ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", "LlamaConfig", {"vocab_size": 32_000, "hidden_size": 128}),
-    "mistral": ("MistralForCausalLM", "MistralConfig", {"vocab_size": 32_002, "sliding_window": 32}),
+    # OpenChat-3.5 and Starling: four query heads to a key-value head, two tokens behind Mistral's.
+    "mistral": ("MistralForCausalLM", "MistralConfig", {"vocab_size": 32_002, **GROUPED, "sliding_window": 32}),
+    # Nous-Hermes-2-SOLAR: Llama's layers with Mistral's grouping and ChatML's two tokens.
+    "solar": ("LlamaForCausalLM", "LlamaConfig", {"vocab_size": 32_002, **GROUPED}),
     "mixtral": (
-        "MixtralForCausalLM", "MixtralConfig", {"vocab_size": 32_000, "num_local_experts": 4, "num_experts_per_tok": 2},
+        "MixtralForCausalLM", "MixtralConfig",
+        {"vocab_size": 32_000, **GROUPED, "num_local_experts": 8, "num_experts_per_tok": 2},
     ),
+    # Qwen1.5-72B-Chat: as many key-value heads as query heads, biases on query, key and value, a padded vocabulary.
     "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", {"vocab_size": 152_064, "hidden_size": 128, "num_key_value_heads": 4}),
     "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {"vocab_size": 151_936, "tie_word_embeddings": True}),
     "gemma3": (
@@ -37,9 +44,28 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+INTERNLM2_TWIN = "internlm2 twin"
+"""A Llama in the shape of InternLM2-20B (six query heads to a key-value head), for `save_internlm2`."""
+TWINS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    INTERNLM2_TWIN: (
+        "LlamaForCausalLM", "LlamaConfig",
+        {"vocab_size": 92_544, "hidden_size": 192, "num_attention_heads": 6, "num_key_value_heads": 1, "rope_theta": 1e6},
+    ),
+}  # fmt: skip
+SOURCES = {
+    "openchat/openchat_3.5": "mistral",
+    "berkeley-nest/Starling-LM-7B-alpha": "mistral",
+    "NousResearch/Nous-Hermes-2-SOLAR-10.7B": "solar",
+    "internlm/internlm2-chat-20b": "internlm2",
+    "mistralai/Mixtral-8x7B-Instruct-v0.1": "mixtral",
+    "Qwen/Qwen1.5-72B-Chat": "qwen2",
+}
+"""The paper's six sources -> the architecture here that has their vocabulary size, head layout and biases."""
+
+
 def save_architecture(folder: Path, name: str, seed: int = 0) -> Path:
     """A float32 model folder; random, but with logits spread enough to tell tokens apart."""
-    model_class, config_class, own = ARCHITECTURES[name]
+    model_class, config_class, own = (ARCHITECTURES | TWINS)[name]
     shape = {key: value for key, value in SHAPE.items() if key not in own}
     if name == "granite":
         del shape["head_dim"]
@@ -76,7 +102,7 @@ def save_internlm2(folder: Path, llama: Path) -> Path:
         "architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2", "bias": False, "hidden_act": "silu",
         "auto_map": {"AutoConfig": "configuration_internlm2.InternLM2Config"}, "rms_norm_eps": config.rms_norm_eps,
         "rope_theta": config.rope_parameters["rope_theta"], "rope_scaling": None, "torch_dtype": "float32",
-        **SHAPE, "vocab_size": config.vocab_size, "hidden_size": width,
+        **{key: getattr(config, key) for key in (*SHAPE, "vocab_size")},
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(values))
     return folder
