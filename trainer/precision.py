@@ -6,7 +6,7 @@ import torch
 def bfloat16_is_fast() -> bool:
     """Whether bfloat16 products are the faster ones here: on accelerators, and on CPUs with instructions for them.
 
-    Measured on a CPU with AVX512-BF16 but without AMX: 3 to 5 times as fast as float32. A CPU with neither converts every
+    Measured on a CPU with AVX512-BF16 but without AMX: 2.6 to 4.9 times as fast as float32. A CPU with neither converts every
     operand, and is slower than in float32.
     """
     if torch.accelerator.is_available():
