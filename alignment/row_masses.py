@@ -33,7 +33,7 @@ class Scratch(NamedTuple):
     """int64 [candidates]: place of their next segment, -1 where the longest match decides."""
     weights: np.ndarray
     """float64 [candidates]: shares of all that fits the text so far."""
-    count: np.ndarray
+    count: np.ndarray  # type: ignore[assignment]  # numba needs a NamedTuple, whose own count nobody calls
     """int64 [1]: candidates in use."""
     cut: np.ndarray
     """bool [source k]: candidates of the next row that the label just read rules out."""

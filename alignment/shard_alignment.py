@@ -54,7 +54,7 @@ class ShardCounter:
         """Open the tokens and the plan (`stage.claim_store` made it); decode both vocabularies for the released rule."""
         self._pivot, self._source = open_both_tokens(self._config, self._name)
         self._plan = RowStore.open(self._config.aligned_url(self._name), "aligned").plan
-        self._shape = tuple(int(tokens.attributes["vocab_size"]) for tokens in (self._source, self._pivot))
+        self._shape = int(self._source.attributes["vocab_size"]), int(self._pivot.attributes["vocab_size"])
         self._texts = None
         if self._config.alignment.token_rule == "released":
             self._texts = released_texts(tokenizer_of(self._pivot), tokenizer_of(self._source), self._shape)

@@ -89,10 +89,10 @@ def map_vocabularies(
     Args:
         counts: over all dialogues.
     """
-    tokenizers = [tokenizer_of(tokens) for tokens in open_both_tokens(config, source_name)]
+    pivot, source = (tokenizer_of(tokens) for tokens in open_both_tokens(config, source_name))
     released = config.alignment.token_rule == "released"
-    texts = released_texts(*tokenizers, counts.shape) if released else None
-    save_vocabularies(store.url, make_vocabularies(*tokenizers, counts, config.alignment, texts))
+    texts = released_texts(pivot, source, counts.shape) if released else None
+    save_vocabularies(store.url, make_vocabularies(pivot, source, counts, config.alignment, texts))
     (progress or Progress(quiet=True)).say(
         f"align {source_name}: {len(counts.counts):,} pairs of tokens counted, vocabularies mapped"
     )

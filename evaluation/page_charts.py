@@ -122,7 +122,7 @@ def lost_chart(document: dict[str, Any]) -> Figure | None:
 
 def courses(document: dict[str, Any]) -> list[tuple[str, Figure | None]]:
     """(title, chart) of each figure that training logged."""
-    found = []
+    found: list[tuple[str, dict[str, Any] | None]] = []
     for key, (title, unit) in COURSES.items():
         series = {
             name: [(record["step"], record[key]) for record in records if key in record]

@@ -93,7 +93,8 @@ def _load(model: str) -> tuple[Any, Any]:
     if tokenizer.chat_template is None:
         raise ModelError(f"{model}: has no chat template; a base model cannot chat")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return tokenizer, AutoModelForCausalLM.from_pretrained(model, dtype="auto").to(device).eval()
+    network: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    return tokenizer, network.to(device).eval()
 
 
 def _lines() -> Any:

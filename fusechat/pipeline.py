@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from .artifact import RECORD_FILE, Artifact, read_json, run_lock, write_json
@@ -44,10 +45,8 @@ def steps(config: RunConfig) -> list[Step]:
     training = "trainer.stage" if config.cluster.training_workers == 1 else "cluster.training_job"
     found = [Step("tokenize", "dialogues", (str(config.dialogues_path),), _prepare_dialogues)]
     for name in names:
-        urls = (config.tokens_url(name), config.tokens_url(name, "held_out"))
-        found.append(
-            Step("tokenize", name, urls, lambda config, progress, name=name: _tokenize(config, name, progress))
-        )
+        splits = (config.tokens_url(name), config.tokens_url(name, "held_out"))
+        found.append(Step("tokenize", name, splits, partial(_tokenize, name)))
     urls = tuple(config.logprobs_url(name) for name in names)
     found.append(Step("extract", "", urls, lambda config, progress: _extract(config, names, progress)))
     for name in sources:
@@ -115,7 +114,7 @@ def _prepare_dialogues(config: RunConfig, progress: Progress) -> Artifact:
     return importlib.import_module("fusechat.tokenize_stage").prepare_dialogues(config, progress=progress)
 
 
-def _tokenize(config: RunConfig, name: str, progress: Progress) -> list[Artifact]:
+def _tokenize(name: str, config: RunConfig, progress: Progress) -> list[Artifact]:
     return importlib.import_module("fusechat.tokenize_stage").tokenize(config, name, progress=progress)
 
 

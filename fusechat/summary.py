@@ -15,7 +15,7 @@ def show_summary(config: RunConfig, seconds: dict[str, float]) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    found = read_json(str(config.report_path / "report.json"))
+    found: Any = read_json(str(config.report_path / "report.json"))
     console.print()
     for part in terminal.summary(found):
         console.print(part)

@@ -177,7 +177,8 @@ def _cut_all(
 
 def _split(dialogues: list[Dialogue], share: float) -> tuple[list[Dialogue], list[Dialogue]]:
     """Hold out by the hash of the id, so that the split does not depend on the order or the rest of the set."""
-    train, held_out = [], []
+    train: list[Dialogue] = []
+    held_out: list[Dialogue] = []
     for dialogue in dialogues:
         draw = int(hashlib.sha256(dialogue.id.encode()).hexdigest()[:8], 16) / 2**32
         (held_out if draw < share else train).append(dialogue)

@@ -143,7 +143,7 @@ class Teacher:
 
         self._expect("generate")
         stops = list(stop_token_ids)
-        options = {
+        options: dict[str, Any] = {
             "max_tokens": max_new_tokens,
             "temperature": temperature,
             "stop_token_ids": stops,
@@ -153,7 +153,7 @@ class Teacher:
             params = [SamplingParams(**options, seed=seed + i) for i in range(len(prompts))]
         except (ValueError, VLLMClientError) as error:
             raise ConfigError(f"{self.model}: cannot sample so: {error}") from None
-        requests = [(prompt.tolist(), of_one) for prompt, of_one in zip(prompts, params, strict=True)]
+        requests: list[Any] = [(prompt.tolist(), of_one) for prompt, of_one in zip(prompts, params, strict=True)]
         answers = [
             np.asarray(output.outputs[0].token_ids, dtype=np.int32) for output in self._thread.submit(requests).result()
         ]

@@ -31,7 +31,7 @@ class ShardLogits(nn.Module):
         """Of the head that ran last: vLLM's `shard_indices` (which columns are ours) and the number of ranks."""
         self._wide: WideHead | None = None
 
-    def forward(self, lm_head: nn.Module, hidden_states: Tensor, embedding_bias: Tensor | None = None) -> Tensor:
+    def forward(self, lm_head: Any, hidden_states: Tensor, embedding_bias: Tensor | None = None) -> Tensor:
         """[rows, hidden] -> [rows, columns of this rank, padding included], soft cap and scale applied."""
         self.shard = (lm_head.shard_indices, lm_head.tp_size)
         head: Any = lm_head
@@ -48,7 +48,7 @@ class WideHead:
     Stands in for both the head and its `quant_method`. Costs 4 bytes per weight of the head.
     """
 
-    def __init__(self, lm_head: nn.Module) -> None:
+    def __init__(self, lm_head: Any) -> None:
         self.weight = lm_head.weight.detach().float()
         self.quant_method, self.tp_size = self, lm_head.tp_size
 

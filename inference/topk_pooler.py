@@ -49,7 +49,7 @@ class TopKPooler(Pooler):
         super().__init__()
         self.k, self.columns = k, columns
         # In a list: as attributes, the model's parameters would be registered a second time.
-        self._held = [compute_logits, list(heads)]
+        self._held: list[Any] = [compute_logits, list(heads)]
 
     def get_supported_tasks(self) -> AbstractSet[PoolingTask]:
         return {TASK}

@@ -84,8 +84,7 @@ def merge_checkpoints(
         missing = [index for index in range(len(sizes)) if read_shard_record(plan, index) is None]
         finished = sum(sizes) - sum(sizes[index] for index in missing)
         with progress.task(f"merge {plan.method_name}", sum(sizes) / 1e6, "MB", finished / 1e6) as task:
-            here = len(missing) < 2 or merge_shards is None
-            runner = partial(_merge_here, pool) if here else merge_shards
+            runner = merge_shards if merge_shards is not None and len(missing) > 1 else partial(_merge_here, pool)
             runner(plan, missing, lambda num_bytes: task.advance(num_bytes / 1e6))
     return finish(plan, companions=companions)
 
