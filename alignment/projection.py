@@ -109,7 +109,7 @@ def project_chain(
     out = _empty_projection(pivot.num_rows, k)
     scratch = new_scratch(len(tables.pivot.offsets) - 1, rows.topk_ids.shape[1])
     chained = _project_chain(pivot, source, alignment, rows, tables, scratch, *out)
-    return Projection(*out, num_chained=chained)
+    return Projection(*out, chained)  # type: ignore[call-arg]
 
 
 def project_map(
@@ -125,7 +125,7 @@ def project_map(
     out = _empty_projection(pivot.num_rows, k)
     scratch = new_scratch(vocab_size, rows.topk_ids.shape[1])
     _project_map(pivot.token_ids, pivot.is_end_of_turn, alignment, rows, source_to_pivot, vocab_size, scratch, *out)
-    return Projection(*out, num_chained=0)
+    return Projection(*out, 0)  # type: ignore[call-arg]
 
 
 def pass_through(arrays: dict[str, np.ndarray], k: int) -> Projection:

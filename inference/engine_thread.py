@@ -154,6 +154,6 @@ class EngineThread:
     def _shut_down(self, engine: LLMEngine | None) -> None:
         if engine is not None:
             engine.engine_core.shutdown()
-        self.engine = engine = None
+        self.engine = engine = None  # type: ignore[assignment]  # whoever still asks is told by `_failure`
         cleanup_dist_env_and_memory()
         _engine_here.release()
