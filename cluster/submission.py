@@ -31,6 +31,8 @@ SILENT_SECONDS = 60.0
 RECONNECT_SECONDS = 900.0
 """How long a lost connection is tried again; the job goes on meanwhile."""
 RETRY_SECONDS = 2.0
+AGENT_PATIENCE_SECONDS = 60.0
+"""How long a job is offered to a cluster that has just started."""
 INTERRUPTED = 130
 ON_ITS_CLUSTER = "cluster.address=auto"
 """Set for a job whose run file names no cluster: it works on the one that it was sent to."""
@@ -93,7 +95,8 @@ class Submission:
         if not self.config.cluster.address:
             overrides = [*overrides, ON_ITS_CLUSTER]
         self.say(f"submit: sending {folder}, {sum(files.values()) / working_dir.MIB:,.1f} MiB in {len(files)} files")
-        self.client.submit_job(
+        submit_when_ready(
+            self.client,
             entrypoint=entrypoint(run_file.resolve().relative_to(folder), overrides, stage),
             submission_id=submission_id,
             runtime_env={
@@ -168,6 +171,22 @@ class Submission:
             ) from None
         if seconds < RETRY_SECONDS:
             self.say(f"submit: connection lost ({_first_line(error)}); the job goes on, trying again")
+
+
+def submit_when_ready(client: Any, *, patience_seconds: float = AGENT_PATIENCE_SECONDS, **job: Any) -> str:
+    """Submit a job; gives its id. A cluster that has just started answers before its nodes can take a job.
+
+    Raises:
+        RuntimeError: it cannot after that time, or refuses the job.
+    """
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        try:
+            return client.submit_job(**job)
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)
 
 
 def submit(

@@ -1,6 +1,7 @@
 """A run folder whose stages before evaluation are done: real tokens, tiny random targets and fused model, random rows."""
 
 from pathlib import Path
+from typing import Any
 
 import tiny_models
 from trainer_runs import write_rows
@@ -27,7 +28,10 @@ def finish_rows(config: RunConfig) -> None:
         finish_rows_of(config, model.name)
     made = artifact.load(config.tokens_url(config.pivot.name), "tokens")
     for seed, source in enumerate(config.sources, 20):
-        write_rows(config.aligned_url(source.name), "aligned", Tokens.read(made.url), {"pivot_tokens": made}, seed)
+        url = config.aligned_url(source.name)
+        write_rows(url, "aligned", Tokens.read(made.url), {"pivot_tokens": made}, seed)
+        record = artifact.read_json(f"{url}/artifact.json")
+        artifact.write_json(f"{url}/artifact.json", {**record, "counts": aligned()})
 
 
 def finish_rows_of(config: RunConfig, name: str) -> None:
@@ -41,3 +45,11 @@ def finish_model(folder: Path, kind: str, seed: int) -> None:
     claim = artifact.claim(folder, kind, settings={"seed": seed}, parents={}, if_changed="restart")
     tiny_models.save_llama(folder, seed=seed)
     claim.finish({"steps": 3})
+
+
+def aligned() -> dict[str, Any]:
+    """What alignment counts."""
+    figures = {"rows": 9, "coverage": 1.0, "mass_home": 0.9, "bits_per_byte_source": 2.0, "bits_per_byte_lost": 0.1,
+               "label_bits_per_byte_lost_share": 0.01}  # fmt: skip
+    end = {**figures, "bits_per_byte_source": None, "bits_per_byte_lost": None, "label_bits_per_byte_lost_share": None}
+    return {**figures, "kinds": {"exact": 8, "inside": 1}, "by_text": {"prose": figures, "end_of_turn": end}}

@@ -71,7 +71,8 @@ def s3() -> Iterator[FailingS3]:
 @pytest.fixture(scope="module")
 def nodes(s3: FailingS3) -> Iterator[Cluster]:
     """A Ray whose first node only holds the driver; its nodes know the S3 server from their environment."""
-    head = {"num_cpus": 0, "object_store_memory": 80 * 2**20, "_system_config": {"metrics_report_interval_ms": 500}}
+    timing = {"metrics_report_interval_ms": 500, "health_check_timeout_ms": 60_000}
+    head = {"num_cpus": 0, "object_store_memory": 80 * 2**20, "_system_config": timing}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     ray.init(address=cluster.address, log_to_driver=False)
     yield cluster
@@ -321,9 +322,9 @@ def test_s3_that_answers_500_for_a_while_costs_no_shard(
     node: Any, make_run: Callable[..., RunConfig], whole: dict[str, bytes], s3: FailingS3
 ) -> None:
     filesystem = fsspec.filesystem("s3")
-    filesystem.mkdir("rows")
-    config = make_run(store="s3://rows/run")
-    filesystem.put(str(config.run.output / "tokens"), "rows/run/tokens", recursive=True)
+    filesystem.mkdir("faulty")
+    config = make_run(store="s3://faulty/run")
+    filesystem.put(str(config.run.output / "tokens"), "faulty/run/tokens", recursive=True)
     with extracting(config, hold=list(range(2, 20))) as release:
         wait_for(lambda: len(held(config)) >= 2)
         s3.failing = True

@@ -17,7 +17,7 @@ import ray_head
 from ray_head import TOKEN, Head
 
 from cluster import session, submission
-from cluster.submission import Submission
+from cluster.submission import Submission, submit_when_ready
 from fusechat.config import load_config
 from fusechat.errors import ClusterSetupError, ConfigError
 
@@ -99,7 +99,7 @@ def test_failed_job_ends_with_its_own_status_and_says_why(head: Head, project: P
 
 
 def test_running_attempt_is_joined_and_stopped(head: Head, project: Path, client: Submission) -> None:
-    client.client.submit_job(entrypoint="echo begun; sleep 300", submission_id=f"{client.prefix}1")
+    submit_when_ready(client.client, entrypoint="echo begun; sleep 300", submission_id=f"{client.prefix}1")
     joined = submit(project, head.dashboard, "--no-follow")
     assert joined.stdout.strip() == f"{client.prefix}1" and "joining it" in joined.stderr
     stopped = submit(project, head.dashboard, "--stop")
@@ -155,7 +155,7 @@ def test_lost_connection_is_survived_and_no_line_is_lost_or_repeated(
     monkeypatch.setattr(submission, "RETRY_SECONDS", 0.3)
     host, port = head.dashboard.removeprefix("http://").split(":")
     proxy = Proxy((host, int(port)))
-    job = client.client.submit_job(entrypoint="for i in $(seq 40); do echo line $i of 40; sleep 0.1; done")
+    job = submit_when_ready(client.client, entrypoint="for i in $(seq 40); do echo line $i of 40; sleep 0.1; done")
     client.client._address = f"http://127.0.0.1:{proxy.port}"
     threading.Timer(2.5, lambda: proxy.cut(1.0)).start()
     assert client.follow(job) == 0
@@ -169,7 +169,7 @@ def test_silent_log_is_opened_afresh_without_repeating(
 ) -> None:
     monkeypatch.setattr(submission, "SILENT_SECONDS", 0.5)
     monkeypatch.setattr(submission, "RETRY_SECONDS", 0.1)
-    job = client.client.submit_job(entrypoint="echo one; sleep 3; echo two")
+    job = submit_when_ready(client.client, entrypoint="echo one; sleep 3; echo two")
     assert client.follow(job) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines.count("one") == 1 and lines.count("two") == 1

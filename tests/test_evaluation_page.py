@@ -8,6 +8,7 @@ from typing import Any
 
 import plotly.graph_objects
 import pytest
+from evaluation_runs import aligned
 
 from evaluation import live, page, page_charts, provenance
 from evaluation.charts import IntervalRow, bar_chart, heat_map, interval_chart, line_chart
@@ -119,13 +120,6 @@ def answer_set() -> dict[str, Any]:
     shown = [{"id": "1", "category": "", "turns": [EVIL, "again"], "answers": {"pivot": [EVIL, "b"]}},
              {"id": "2", "category": "", "turns": ["x"], "answers": {"pivot": None}}]  # fmt: skip
     return {"name": "own", "form": "prompts", "questions": 30, "sampling": sampling, "models": {}, "shown": shown}
-
-
-def aligned() -> dict[str, Any]:
-    figures = {"rows": 9, "coverage": 1.0, "mass_home": 0.9, "bits_per_byte_source": 2.0, "bits_per_byte_lost": 0.1,
-               "label_bits_per_byte_lost_share": 0.01}  # fmt: skip
-    end = {**figures, "bits_per_byte_source": None, "bits_per_byte_lost": None, "label_bits_per_byte_lost_share": None}
-    return {**figures, "kinds": {"exact": 8, "inside": 1}, "by_text": {"prose": figures, "end_of_turn": end}}
 
 
 def minimal_document(config: RunConfig) -> dict[str, Any]:
