@@ -334,7 +334,7 @@ def test_s3_that_answers_500_for_a_while_costs_no_shard(
         s3.failing = False
     assert set(tries(config).values()) == {1}
     filesystem.invalidate_cache()
-    base = "rows/run/logprobs/llama"
+    base = "faulty/run/logprobs/llama"
     names = [path for path in filesystem.find(base) if not path.endswith(("artifact.json", "plan.json"))]
     assert {path.removeprefix(f"{base}/"): filesystem.cat(path) for path in names} == whole
 
