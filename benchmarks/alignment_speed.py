@@ -5,7 +5,6 @@ Real tokens and rows repeated up to the wanted number.
 """
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from fusechat.store import RowStore
 from fusechat.tokens import Tokens
 
 from .alignment_rows import K
+from .peak_memory import peak_bytes
 
 ROUNDS = 3
 WARM_TOKENS = 20_000
@@ -137,7 +137,7 @@ def run_stage(config: RunConfig) -> dict[str, float]:
     done = time.process_time()
     return {
         "tokens": tokens, "seconds": counted - begun + done - mapped, "count_seconds": counted - begun,
-        "map_seconds": mapped - counted, "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "map_seconds": mapped - counted, "peak_rss_gib": peak_bytes() / 2**30,
     }  # fmt: skip
 
 

@@ -8,7 +8,6 @@ is the product's own TeacherActor, or a plain transformers model in padded batch
 import argparse
 import json
 import os
-import resource
 import shutil
 import sys
 import time
@@ -21,6 +20,7 @@ sys.path[0] = str(Path(__file__).parents[1])
 
 import numpy as np
 
+from benchmarks.peak_memory import peak_bytes
 from fusechat.config import RunConfig
 from fusechat.tokens import Tokens
 
@@ -87,7 +87,7 @@ class Engine:
 
     def peak(self) -> dict[str, int]:
         """Largest resident set of this process so far, bytes."""
-        return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+        return {"peak": peak_bytes()}
 
     def close(self) -> None:
         self.actor.close()

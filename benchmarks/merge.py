@@ -110,17 +110,13 @@ def child(folder: Path, who: str, method: str, layers: int) -> dict[str, float]:
 
 def run_once(folder: Path, who: str, method: str, layers: int) -> dict[str, float]:
     """What a child does."""
+    from benchmarks.peak_memory import peak_bytes
+
     merge = (ours if who == "ours" else mergekit)(folder / str(layers), method)
     started = time.perf_counter()
     merge()
     call = time.perf_counter() - started
-    return {"call_s": call, "peak_rss": peak_rss()}
-
-
-def peak_rss() -> int:
-    """Bytes. (The system's own ru_maxrss starts with the peak of the process that this one was forked from.)"""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+    return {"call_s": call, "peak_rss": peak_bytes()}
 
 
 def ours(folder: Path, method: str) -> Callable[[], Any]:

@@ -11,7 +11,6 @@ is one JSON object. Runs on a CPU, or on a GPU where there is one. `python examp
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -86,11 +85,9 @@ def measure_reader(stores: Path, arguments: argparse.Namespace) -> float:
 def _peak_bytes() -> int:
     if DEVICE.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    # Not getrusage: that remembers what the process was forked from.
-    status = Path("/proc/self/status")
-    if status.exists():
-        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    from benchmarks.peak_memory import peak_bytes
+
+    return peak_bytes()
 
 
 def main() -> None:
