@@ -61,7 +61,7 @@ class EngineThread:
         try:
             self.engine = started.result()
         except Exception:
-            self._thread.join()
+            self._thread.join()  # only then is the process free for the next engine
             raise
 
     @property
