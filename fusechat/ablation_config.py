@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from .config import RunConfig, load_config, load_file
+from .config import RunConfig, load_config
+from .config_file import load_file
 from .config_section import Section
 from .errors import ConfigError
 

@@ -5,22 +5,19 @@ with the nearest valid one. A default lives here and nowhere else. Relative path
 Imports nothing heavy, so that the command line answers at once.
 """
 
-import difflib
-import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, model_validator
 
+from .cluster_config import ClusterSection, PlanSection
+from .config_file import load_file
 from .config_section import Name, Section
 from .errors import ConfigError
 from .evaluation_config import EvaluationSection
 
 CONTROL = "sft"
 """Name of the SFT-only control among the targets."""
-SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|API_?KEY|ACCESS_KEY", re.IGNORECASE)
-ENV_REFERENCE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
 
 
 class RunSection(Section):
@@ -176,81 +173,6 @@ class MergeSection(Section):
     """Largest file of the fused model, bytes (a single tensor may exceed it)."""
 
 
-class ClusterSection(Section):
-    """Where the run's Ray lives, and what its workers reserve."""
-
-    address: str | None = None
-    """Ray address (`auto`, `host:port`); default: a local Ray that the run starts and stops."""
-    num_cpus: int | None = Field(None, ge=1)
-    """CPUs of the local Ray; default: all."""
-    teacher_cpus: float = Field(1, gt=0)
-    """CPUs that one engine reserves."""
-    gpus_per_node: int = Field(8, ge=1)
-    """GPUs of the largest node: a wider engine is spread over nodes."""
-    training_workers: int = Field(1, ge=1)
-    """Processes that train one target together (Ray Train, DDP or FSDP2); 1: this process alone, without Ray."""
-    training_cpus: float = Field(1, gt=0)
-    """CPUs that one training worker reserves."""
-    training_gpus: float | None = Field(None, ge=0)
-    """GPUs that one training worker reserves; default: 1 where the cluster has any, else 0."""
-    training_attempts: int = Field(3, ge=1)
-    """Tries per target when a worker dies; each goes on from the last whole checkpoint."""
-    max_gpus: int | None = Field(None, ge=1)
-    """GPUs that an autoscaling cluster may grow to, from none if need be; default: those it has when extraction begins."""
-    working_dir_excludes: list[str] = []
-    """More of the working directory that `submit` leaves at home, in gitignore's syntax."""
-    working_dir_mib: float = Field(100, gt=0)
-    """Largest working directory that `submit` sends, MiB."""
-    env_vars: dict[str, str] = {}
-    """Environment of a submitted job; a secret only as a reference to the nodes' own, such as `HF_TOKEN: ${HF_TOKEN}`."""
-
-    @field_validator("env_vars")
-    @classmethod
-    def _no_secret(cls, values: dict[str, str]) -> dict[str, str]:
-        for name, value in values.items():
-            if SECRET_NAME.search(name) and not ENV_REFERENCE.fullmatch(value):
-                raise ValueError(
-                    f"{name} is called like a secret, and the cluster shows a job's environment to everybody; set it "
-                    f"on the nodes and write {name}: ${{{name}}}"
-                )
-        return values
-
-
-class PlanSection(Section):
-    """What `fusechat plan` reckons with; decides nothing in a run."""
-
-    gpus: int = Field(8, ge=1)
-    """GPUs of the fleet."""
-    gpu_memory_gib: float = Field(79.6, gt=0)
-    """Memory of one GPU, GiB; the default is an 80 GB card."""
-    tflops: float = Field(989, gt=0)
-    """Peak of one GPU in 16 bits without sparsity, TFLOP/s; the default is an H100 SXM."""
-    prefill_utilisation: float = Field(0.5, gt=0, le=1)
-    """Share of the peak that scoring reaches."""
-    training_utilisation: float = Field(0.35, gt=0, le=1)
-    """Share of the peak that training reaches."""
-    price_per_gpu_hour: float | None = Field(None, ge=0)
-    """Price of one GPU for an hour, in any currency."""
-    tokens: int | None = Field(None, ge=1)
-    """Training tokens per model; default: counted where dialogues are tokenized, else estimated from the files."""
-    tokens_per_dialogue: float = Field(1000, gt=0)
-    """Mean length of a dialogue, where `tokens` is given."""
-    response_share: float = Field(0.6, gt=0, le=1)
-    """Share of the tokens that the assistant says, where `tokens` is given."""
-    bytes_per_token: float = Field(4.0, gt=0)
-    """UTF-8 bytes that one token spells, where dialogues are not tokenized yet."""
-    tokens_per_second: dict[str, float] = {}
-    """Measured rates: model name -> prefill tokens a second of one engine; in place of the FLOPs and the utilisation."""
-    training_tokens_per_second: float | None = Field(None, gt=0)
-    """Measured rate of training one target, tokens a second of one GPU."""
-    cpus: int = Field(32, ge=1)
-    """Cores that tokenize and align."""
-    cpu_tokens_per_second: float = Field(20_000, gt=0)
-    """Tokens that one core tokenizes, or aligns, in a second."""
-    store_mib_per_second: float = Field(500, gt=0)
-    """Rate at which one process reads and writes models, MiB/s."""
-
-
 class RunConfig(Section):
     """A whole run."""
 
@@ -352,9 +274,6 @@ class RunConfig(Section):
         return self.model_dump(mode="json")
 
 
-Loaded = TypeVar("Loaded", bound=Section)
-
-
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
     """Read a run file and apply `section.field=value` overrides.
 
@@ -362,71 +281,3 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         ConfigError: a missing or broken file, an unknown key (the nearest valid one is named), a value out of range.
     """
     return load_file(path, overrides, RunConfig)
-
-
-def load_file(path: str | Path, overrides: list[str] | tuple[str, ...], root: type[Loaded]) -> Loaded:
-    """Read a YAML file of some root section; errors as for `load_config`."""
-    path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such run file; see examples/ for some") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: not a readable YAML file: {error}") from None
-    if not isinstance(values, dict):
-        expected = ", ".join(list(root.model_fields)[:4])
-        raise ConfigError(f"{path}: found {type(values).__name__}, expected keys such as {expected}")
-    for override in overrides:
-        _apply_override(values, override)
-    try:
-        return root.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(path, item, root) for item in error.errors())) from None
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"--set {override}: expected section.field=value")
-    *parents, last = key.split(".")
-    node: Any = values
-    for depth, part in enumerate(parents):
-        if isinstance(node, dict):
-            node = node.setdefault(part, {})
-        elif isinstance(node, list) and part.isdigit() and int(part) < len(node):
-            node = node[int(part)]
-        else:
-            raise ConfigError(f"--set {override}: {'.'.join(parents[:depth])} has no {part!r}")
-    value = yaml.safe_load(text)
-    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
-        node[int(last)] = value
-    elif isinstance(node, dict):
-        node[last] = value
-    else:
-        raise ConfigError(f"--set {override}: {'.'.join(parents)} is {type(node).__name__}, it has no {last!r}")
-
-
-def _explain(path: Path, item: Any, root: type[BaseModel]) -> str:
-    location = ".".join(str(part) for part in item["loc"])
-    if item["type"] != "extra_forbidden":
-        found = f" (found {item['input']!r})" if not isinstance(item["input"], dict) else ""
-        return f"{path}: {location or 'run file'}: {item['msg']}{found}"
-    fields = sorted(_fields_at(item["loc"][:-1], root))
-    near = difflib.get_close_matches(str(item["loc"][-1]), fields, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(fields)}"
-    return f"{path}: {location}: unknown key; {hint}"
-
-
-def _fields_at(location: tuple[Any, ...], root: type[BaseModel]) -> dict[str, Any]:
-    model = root
-    for part in location:
-        if isinstance(part, str) and part in model.model_fields:
-            model = _section_type(model.model_fields[part].annotation) or model
-    return model.model_fields
-
-
-def _section_type(annotation: Any) -> type[BaseModel] | None:
-    for candidate in (annotation, *getattr(annotation, "__args__", ())):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None

@@ -6,7 +6,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from .config import RunConfig, _section_type
+from .config import RunConfig
+from .config_file import section_type
 
 INTRODUCTION = """# Configuration
 
@@ -23,7 +24,7 @@ def to_markdown() -> str:
     lines = [INTRODUCTION.rstrip()]
     seen: set[type[BaseModel]] = set()
     for name, field in RunConfig.model_fields.items():
-        section = _section_type(_item_type(field.annotation))
+        section = section_type(_item_type(field.annotation))
         if section is not None:
             _describe(name, section, lines, seen)
     return "\n".join(lines) + "\n"
@@ -45,7 +46,7 @@ def _describe(path: str, section: type[BaseModel], lines: list[str], seen: set[t
     ]
     nested = []
     for name, field in section.model_fields.items():
-        inner = _section_type(field.annotation)
+        inner = section_type(field.annotation)
         if inner is not None:
             nested.append((f"{path}.{name}", inner))
         meaning = (field.description or "").replace("\n", " ").replace("|", "\\|")
