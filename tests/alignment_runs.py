@@ -23,6 +23,15 @@ def prepared(run_file: Path, *overrides: str) -> RunConfig:
     return config
 
 
+def name_other_dialogues(config: RunConfig, name: str) -> None:
+    """Let a model's tokens say that they are of other dialogues."""
+    tokens = Tokens.read(config.tokens_url(name))
+    attributes = {**tokens.attributes, "dialogues_digest": "another"}
+    Tokens(tokens.token_ids, tokens.is_target, tokens.content_span, tokens.offsets, attributes).write(
+        config.tokens_url(name)
+    )
+
+
 def write_random_rows(config: RunConfig, name: str, seed: int = 0) -> None:
     """A finished logprobs store with invented rows, in which labels are likely."""
     tokens, rng = Tokens.read(config.tokens_url(name)), np.random.default_rng(seed)

@@ -1,7 +1,11 @@
 """Shared by all tests: tiny models built once, dialogues, and a run file over them."""
 
+import contextlib
 import json
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,6 +53,23 @@ def _dialogue(number: int) -> dict:
     if number % 7 == 0:
         messages.insert(0, {"role": "system", "content": "Be brief."})
     return {"id": f"d{number}", "kind": ["arithmetic", "chat", "code", "chat"][number % 4], "messages": messages}
+
+
+@contextlib.contextmanager
+def another_process_within(context: str) -> Iterator[int]:
+    """A process that stands in a `with` block over `context` (its imports included, as lines before it); gives its id.
+
+    It is killed at the end.
+    """
+    *imports, expression = context.splitlines()
+    code = "\n".join([*imports, f"with {expression}:", "    import time; print('held', flush=True); time.sleep(60)"])
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        yield holder.pid
+    finally:
+        holder.kill()
+        holder.wait()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from alignment_runs import beside, objects_of, prepared
+from alignment_runs import beside, name_other_dialogues, objects_of, prepared
 
 from alignment import stage
 from alignment.cooccurrence import merge_counts
@@ -18,7 +18,6 @@ from fusechat.damage import find_damage
 from fusechat.errors import AlignmentError, ArtifactError
 from fusechat.inspection import show_artifact
 from fusechat.store import RowStore
-from fusechat.tokens import Tokens
 
 
 @pytest.fixture
@@ -115,11 +114,7 @@ def test_stage_same_tokenizer_rows_pass_through(run_file, tiny_models):
 
 def test_stage_tokens_of_other_dialogues_are_refused(config):
     name = config.sources[0].name
-    tokens = Tokens.read(config.tokens_url(name))
-    attributes = {**tokens.attributes, "dialogues_digest": "another"}
-    Tokens(tokens.token_ids, tokens.is_target, tokens.content_span, tokens.offsets, attributes).write(
-        config.tokens_url(name)
-    )
+    name_other_dialogues(config, name)
     with pytest.raises(AlignmentError, match="expected the same dialogues"):
         stage.run(config, name)
 

@@ -1,19 +1,15 @@
 """The rules against the truth: a pivot without some of the source's merges, a source whose every distribution is known."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_models
 
-from fusechat.dialogues import read_dialogues
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from benchmarks import alignment_truth
 from benchmarks.alignment_rows import RULES, tokens_of
+from fusechat.dialogues import read_dialogues
 
 
 def test_true_rows_are_the_sums_over_all_that_reads_alike():

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from alignment_runs import beside, objects_of, prepared
+from alignment_runs import beside, name_other_dialogues, objects_of, prepared
 
 from alignment import stage
 from cluster import alignment as cluster_alignment
@@ -12,7 +12,6 @@ from fusechat.config import ClusterSection, RunConfig
 from fusechat.damage import find_damage
 from fusechat.errors import AlignmentError, ClusterError
 from fusechat.store import RowStore
-from fusechat.tokens import Tokens
 
 
 @pytest.fixture
@@ -88,10 +87,6 @@ def test_cluster_alignment_broken_shard_is_named_and_the_others_are_kept(config)
 
 def test_cluster_alignment_tokens_of_other_dialogues_are_refused(config):
     source = config.sources[0].name
-    tokens = Tokens.read(config.tokens_url(source))
-    attributes = {**tokens.attributes, "dialogues_digest": "another"}
-    Tokens(tokens.token_ids, tokens.is_target, tokens.content_span, tokens.offsets, attributes).write(
-        config.tokens_url(source)
-    )
+    name_other_dialogues(config, source)
     with pytest.raises(AlignmentError, match="expected the same dialogues"):
         cluster_alignment.run(_on_cpus(config, 2), source)

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -19,39 +18,17 @@ import fsspec
 import pytest
 import ray
 from conftest import tiny_run
+from fault_runs import FailingS3, extract, extracting, held, store_of
 from gated_teachers import SimulatedTeacher, contents, gate_of, tries, wait_for
-
-pytest.importorskip("moto")
-from moto.server import DomainDispatcherApplication, create_backend_app
 from ray.cluster_utils import Cluster
-from werkzeug.serving import make_server
 
 from cluster import extraction, extraction_meter, teacher_pool
 from cluster.placement import plan_placement
-from fusechat.artifact import Artifact
 from fusechat.config import ClusterSection, EngineSection, RunConfig
 from fusechat.damage import find_damage, repair
 from fusechat.errors import BusyError, ClusterError, StorageError
-from fusechat.logs import Progress
 from fusechat.store import RowStore
 from fusechat.tokenize_stage import prepare_dialogues, tokenize
-
-
-class FailingS3:
-    """moto's S3 server behind a door that answers 500 for a while, on loopback."""
-
-    def __init__(self) -> None:
-        self.app = DomainDispatcherApplication(create_backend_app)
-        self.failing, self.failed = False, 0
-        self.server = make_server("127.0.0.1", 0, self.answer, threaded=True)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def answer(self, environ: dict, start_response: Callable) -> Any:
-        if not self.failing:
-            return self.app(environ, start_response)
-        self.failed += 1
-        start_response("500 Internal Server Error", [("Content-Type", "application/xml")])
-        return [b"<Error><Code>InternalError</Code><Message>We encountered an internal error.</Message></Error>"]
 
 
 @pytest.fixture(scope="module")
@@ -142,50 +119,9 @@ def whole(nodes: Cluster, tokens: tuple[Path, dict], tmp_path_factory: pytest.Te
     return contents(base / "out" / "logprobs" / "llama")
 
 
-def extract(config: RunConfig) -> Artifact:
-    return extraction.run(config, ["llama"], progress=Progress(quiet=True))["llama"]
-
-
-@contextlib.contextmanager
-def extracting(config: RunConfig, hold: list[int]) -> Iterator[Callable[[], None]]:
-    """Extract in a thread; the shards in `hold` stay in flight until the yielded function is called."""
-    for shard in hold:
-        (gate_of(config) / f"hold.{shard}").touch()
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            extract(config)
-        except BaseException as error:
-            errors.append(error)
-
-    def release() -> None:
-        for path in gate_of(config).glob("hold.*"):
-            path.unlink()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield release
-    finally:
-        release()
-        thread.join(120)
-    assert not thread.is_alive()
-    if errors:
-        raise errors[0]
-
-
-def held(config: RunConfig) -> set[int]:
-    return {int(path.suffix[1:]) for path in gate_of(config).glob("held.*")}
-
-
 def node_of(config: RunConfig, shard: int) -> str:
     """Where the shard was first begun."""
     return (gate_of(config) / f"tried.{shard}").read_text().split()[1]
-
-
-def store_of(config: RunConfig) -> dict[str, bytes]:
-    return contents(Path(config.logprobs_url("llama")))
 
 
 def test_death_of_a_node_costs_no_more_than_its_shards_in_flight(

@@ -2,11 +2,10 @@
 
 import errno
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import another_process_within
 
 from fusechat import artifact
 from fusechat.errors import ArtifactError, BusyError, StorageError
@@ -100,17 +99,12 @@ def test_storage_errors_other_failures_pass_through() -> None:
 
 
 def test_run_lock_second_process_is_refused_and_a_killed_one_frees_it(tmp_path: Path) -> None:
-    code = (
-        "import sys, time; from pathlib import Path; from fusechat.artifact import run_lock\n"
-        f"with run_lock(Path({str(tmp_path)!r})):\n    print('held', flush=True); time.sleep(60)"
-    )
-    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    try:
-        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        with pytest.raises(BusyError, match=f"process {holder.pid}"), artifact.run_lock(tmp_path):
-            pass
-    finally:
-        holder.kill()
-        holder.wait()
+    lock = f"from pathlib import Path; from fusechat.artifact import run_lock\nrun_lock(Path({str(tmp_path)!r}))"
+    with (
+        another_process_within(lock) as holder,
+        pytest.raises(BusyError, match=f"process {holder}"),
+        artifact.run_lock(tmp_path),
+    ):
+        pass
     with artifact.run_lock(tmp_path):
         pass

@@ -1,12 +1,11 @@
 """Two drivers on one store: the second refuses while the first lives, and takes over once it is dead."""
 
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from conftest import another_process_within
 
 from fusechat import lease
 from fusechat.artifact import read_json, write_json
@@ -15,21 +14,12 @@ from fusechat.lease import LEASE_FILE, Lease, held
 
 
 def test_lease_of_a_living_process_is_refused_and_a_killed_ones_is_taken_at_once(tmp_path: Path) -> None:
-    code = (
-        "import time; from fusechat.lease import held\n"
-        f"with held({str(tmp_path)!r}, 'refuse'):\n    print('held', flush=True); time.sleep(60)"
-    )
-    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    try:
-        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        with (
-            pytest.raises(BusyError, match=f"process {holder.pid} is writing this store"),
-            held(str(tmp_path), "refuse"),
-        ):
-            pass
-    finally:
-        holder.kill()
-        holder.wait()
+    with (
+        another_process_within(f"from fusechat.lease import held\nheld({str(tmp_path)!r}, 'refuse')") as holder,
+        pytest.raises(BusyError, match=f"process {holder} is writing this store"),
+        held(str(tmp_path), "refuse"),
+    ):
+        pass
     assert (tmp_path / LEASE_FILE).exists()
     with held(str(tmp_path), "refuse") as taken:
         assert taken is not None

@@ -2,14 +2,12 @@
 tensor-parallel ranks, and a dialogue on which the engine raises. After each the store equals one written without it.
 """
 
-import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +15,13 @@ from typing import Any
 import psutil
 import pytest
 from conftest import tiny_run
-from gated_teachers import GatedTeacher, contents, gate_of, tries, wait_for
+from fault_runs import extract, extracting, held, store_of
+from gated_teachers import GatedTeacher, gate_of, tries, wait_for
 
 from cluster import extraction
 from cluster.session import ray_session
 from fusechat.config import ClusterSection, RunConfig
 from fusechat.errors import ClusterError
-from fusechat.logs import Progress
 from fusechat.tokenize_stage import prepare_dialogues, tokenize
 
 LAST = 5
@@ -68,41 +66,6 @@ def whole(make_run: Callable[..., RunConfig]) -> dict[str, bytes]:
     return store_of(config)
 
 
-def extract(config: RunConfig) -> None:
-    extraction.run(config, ["llama"], progress=Progress(quiet=True))
-
-
-def store_of(config: RunConfig) -> dict[str, bytes]:
-    return contents(Path(config.logprobs_url("llama")))
-
-
-@contextlib.contextmanager
-def extracting(config: RunConfig) -> Iterator[None]:
-    """Extract in a thread until shard LAST is in flight, scored and not yet written; let it go at the end of the block."""
-    hold = gate_of(config) / f"hold.{LAST}"
-    hold.touch()
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            extract(config)
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        wait_for(lambda: errors or not thread.is_alive() or (gate_of(config) / f"held.{LAST}").exists())
-        if not errors:
-            yield
-    finally:
-        hold.unlink()
-        thread.join(300)
-    assert not thread.is_alive()
-    if errors:
-        raise errors[0]
-
-
 def actor_of(config: RunConfig, shard: int) -> psutil.Process:
     return psutil.Process(int((gate_of(config) / f"tried.{shard}").read_text().split()[0]))
 
@@ -126,7 +89,8 @@ def test_killed_actor_is_replaced_and_the_store_is_the_same(
     make_run: Callable[..., RunConfig], whole: dict[str, bytes]
 ) -> None:
     config = make_run("actor")
-    with extracting(config):
+    with extracting(config, [LAST], seconds=300):
+        wait_for(lambda: LAST in held(config))
         actor_of(config, LAST).send_signal(signal.SIGKILL)
     assert store_of(config) == whole
     assert_done_again(config)
@@ -158,7 +122,8 @@ def test_killed_driver_takes_its_engines_along_and_the_next_one_goes_on(
 def test_killed_rank_takes_its_engine_along_and_both_are_replaced(make_run: Callable[..., RunConfig]) -> None:
     expected, config = make_run("ranks", tensor_parallel_size=2), make_run("rank", tensor_parallel_size=2)
     extract(expected)
-    with extracting(config):
+    with extracting(config, [LAST], seconds=300):
+        wait_for(lambda: LAST in held(config))
         actor = actor_of(config, LAST)
         ranks = [child for child in actor.children(recursive=True) if "Worker" in " ".join(child.cmdline())]
         assert len(ranks) == 2

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import tiny_models
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from fusechat import artifact, model_files
 from fusechat.artifact import Artifact
 from fusechat.config import RunConfig
 from fusechat.store import RowStore
 from fusechat.tokens import Tokens
+from trainer.run_log import read_metrics
 
 K = 5
 
@@ -95,3 +98,13 @@ def write_rows(url: str, kind: str, tokens: Tokens, parents: dict[str, Artifact]
 
 def _write(url: str, kind: str, parents: dict[str, Artifact], settings: dict | None = None) -> Artifact:
     return artifact.claim(url, kind, settings=settings or {}, parents=parents).finish({})
+
+
+def losses(config: RunConfig, name: str = "other") -> list[float]:
+    """Of every logged step."""
+    return [record["loss"] for record in read_metrics(config.target_path(name))]
+
+
+def weights(config: RunConfig, name: str = "other") -> dict[str, torch.Tensor]:
+    """Of a finished target."""
+    return load_file(config.target_path(name) / "model.safetensors")
