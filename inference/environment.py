@@ -6,11 +6,8 @@ Knows nothing about models; imports nothing heavy.
 import contextlib
 import ctypes
 import os
-import sys
-from collections.abc import Iterator
-
-LIBRARY_HANDLE = "llvmlite.binding.ffi"
-"""Module of numba's that holds a library handle which answers to every name."""
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 
 def prepare_environment(tensor_parallel_size: int) -> dict[str, str]:
@@ -36,18 +33,29 @@ def prepare_environment(tensor_parallel_size: int) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def hidden_library_handle() -> Iterator[None]:
-    """Start an engine within this: vLLM's CPU platform then asks every attribute of every module for its `__dict__`.
+def guarded_kernel_scan() -> Iterator[None]:
+    """Start an engine within this: vLLM's CPU platform then asks every attribute of every loaded module for its `__dict__`.
 
-    numba's library handle answers that, as any name, with a C function, on which vLLM trips. Whoever uses the module has
-    it already, so that it may be missing among the loaded ones for that time.
+    It trips over objects that answer to any name (numba's handle of LLVM gives a C function) or to none (Flask's proxies
+    raise outside of a request). Neither holds a kernel, so the scan is told that they have no `__dict__`.
     """
-    module = sys.modules.pop(LIBRARY_HANDLE, None)
+    try:
+        from vllm.triton_utils import dispatcher as scan
+    except ImportError:  # a vLLM that has no such scan
+        yield
+        return
+    vars(scan)["hasattr"] = _has_attribute  # found before the built-in one
     try:
         yield
     finally:
-        if module is not None:
-            sys.modules[LIBRARY_HANDLE] = module
+        del vars(scan)["hasattr"]
+
+
+def _has_attribute(value: Any, name: str) -> bool:
+    try:
+        return hasattr(value, name) and (name != "__dict__" or isinstance(vars(value), Mapping))
+    except Exception:
+        return False
 
 
 def give_memory_back() -> None:

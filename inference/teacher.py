@@ -12,7 +12,7 @@ import numpy as np
 from fusechat.config import EngineSection
 from fusechat.errors import ConfigError, FuseChatError, ModelError, TeacherError
 
-from .environment import hidden_library_handle, prepare_environment
+from .environment import guarded_kernel_scan, prepare_environment
 from .rows import TopKRows, check_dialogue, target_ranges, unpack_rows
 
 
@@ -59,7 +59,7 @@ class Teacher:
         arguments = engine_arguments(model, revision, section, runner, k=k, max_tokens=max_tokens)
 
         def build() -> LLMEngine:
-            with hidden_library_handle():
+            with guarded_kernel_scan():
                 return LLMEngine.from_engine_args(arguments)
 
         try:
