@@ -66,7 +66,9 @@ class Contender:
         self._process.communicate("quit\n")
 
 
-def make_config(folder: Path, model: str, *, k: int, capture: str = "topk_pooler", **dialogues: Any) -> Any:
+def make_config(
+    folder: Path, model: str, *, k: int, engine: dict[str, Any], capture: str = "topk_pooler", **dialogues: Any
+) -> Any:
     """A run over one model."""
     from fusechat.config import RunConfig
 
@@ -74,7 +76,12 @@ def make_config(folder: Path, model: str, *, k: int, capture: str = "topk_pooler
     return RunConfig.model_validate(
         {
             "run": {"output": str(folder / f"{capture}.{k}")},
-            "pivot": {"name": "teacher", "model": model, "template": "native" if has_template else str(PLAIN_TEMPLATE)},
+            "pivot": {
+                "name": "teacher",
+                "model": model,
+                "template": "native" if has_template else str(PLAIN_TEMPLATE),
+                "engine": engine,
+            },
             "sources": [{"name": "unused", "model": model}],
             "dialogues": {"train": ["none"], "held_out_share": 0, **dialogues},
             "extraction": {"k": k, "capture": capture, "shard_tokens": SHARD_TOKENS, "self_check_dialogues": 0},
@@ -82,7 +89,7 @@ def make_config(folder: Path, model: str, *, k: int, capture: str = "topk_pooler
     )  # fmt: skip
 
 
-def make_tokens(folder: Path, model: str, dialogues_file: Path, limit: int) -> tuple[Any, Any]:
+def make_tokens(folder: Path, model: str, dialogues_file: Path, limit: int, engine: dict[str, Any]) -> tuple[Any, Any]:
     """A run folder with the tokens of the first dialogues of a file; (config, Tokens)."""
     from fusechat import tokenize_stage
     from fusechat.tokens import Tokens
@@ -95,7 +102,7 @@ def make_tokens(folder: Path, model: str, dialogues_file: Path, limit: int) -> t
     copies = [json.loads(line) for line in (lines * -(-limit // len(lines)))[:limit]]
     records = [{**record, "id": f"{number}"} for number, record in enumerate(copies)]
     chosen.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    config = make_config(folder, model, k=10, train=[str(chosen)])
+    config = make_config(folder, model, k=10, engine=engine, train=[str(chosen)])
     tokenize_stage.prepare_dialogues(config)
     tokenize_stage.tokenize(config, "teacher")
     return config, Tokens.read(config.tokens_url("teacher"))
@@ -184,12 +191,10 @@ def measure_host(folder: Path, base: Any, tokens: Any, wide: tuple[Any, Any] | N
 
 
 def measure_head(folder: Path, base: Any) -> dict[str, Any]:
-    from fusechat.config import EngineSection
     from inference.self_check import compare_rows, look_up
 
-    wide = base.model_copy(
-        update={"pivot": base.pivot.model_copy(update={"engine": EngineSection(head_dtype="float32")})}
-    )
+    exact_head = base.pivot.engine.model_copy(update={"head_dtype": "float32"})
+    wide = base.model_copy(update={"pivot": base.pivot.model_copy(update={"engine": exact_head})})
     exact, rows = captured(folder, wide), captured(folder, base)
     mean, largest = compare_rows(exact, look_up(rows, exact.topk_ids), rows.label_logprob)
     return {"head_error_mean": round(mean, 5), "head_error_max": round(largest, 4)}
@@ -204,11 +209,11 @@ def captured(folder: Path, config: Any) -> Any:
     return store.load_rows(path)
 
 
-def measure_memory(folder: Path, model: str, dialogues_file: Path) -> dict[str, Any]:
+def measure_memory(folder: Path, model: str, dialogues_file: Path, engine: dict[str, Any]) -> dict[str, Any]:
     """Peak resident set of a process that extracts so many dialogues."""
     peaks = {}
     for limit in (200, 2000):
-        config, _ = make_tokens(folder / f"memory.{limit}", model, dialogues_file, limit)
+        config, _ = make_tokens(folder / f"memory.{limit}", model, dialogues_file, limit, engine)
         contender = Contender("topk_pooler", config, folder)
         contender.call("extract")
         peaks[limit] = contender.call("peak")["peak"]
@@ -229,7 +234,8 @@ def measure_actors(folder: Path, base: Any, rounds: int) -> dict[str, Any]:
 
 def of_capture(folder: Path, base: Any, capture: str, k: int) -> Any:
     """The run of another capture or k over the same tokens."""
-    config = make_config(folder, base.pivot.model, k=k, capture=capture)
+    engine = base.pivot.engine.model_dump(exclude_unset=True)
+    config = make_config(folder, base.pivot.model, k=k, engine=engine, capture=capture)
     if config.run.output != base.run.output and not config.run.output.exists():
         config.run.output.mkdir(parents=True)
         (config.run.output / "tokens").symlink_to((base.run.output / "tokens").absolute())
@@ -264,12 +270,19 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=int, default=3, help="turns per figure; four times as many against plain prefill"
     )
+    parser.add_argument(
+        "--engine",
+        type=json.loads,
+        default={},
+        help="the teacher's engine section as JSON; on a GPU up to three engines live at once: "
+        """'{"gpu_memory_utilization": 0.25}'""",
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
     arguments = parser.parse_args()
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        base, tokens = make_tokens(folder, arguments.model, arguments.dialogues, arguments.limit)
+        base, tokens = make_tokens(folder, arguments.model, arguments.dialogues, arguments.limit, arguments.engine)
         say(f"{tokens.num_dialogues} dialogues, {tokens.num_tokens:,} tokens, {tokens.num_rows:,} rows")
         if "speed" in arguments.parts:
             result |= measure_speed(folder, base, tokens, arguments.rounds)
@@ -278,12 +291,14 @@ def main() -> None:
         if "host" in arguments.parts:
             wide = None
             if arguments.wide_model:
-                wide = make_tokens(folder / "wide", arguments.wide_model, arguments.dialogues, arguments.limit)
+                wide = make_tokens(
+                    folder / "wide", arguments.wide_model, arguments.dialogues, arguments.limit, arguments.engine
+                )
             result |= measure_host(folder, base, tokens, wide)
         if "head" in arguments.parts:
             result |= measure_head(folder, base)
         if "memory" in arguments.parts:
-            result |= measure_memory(folder, arguments.model, arguments.dialogues)
+            result |= measure_memory(folder, arguments.model, arguments.dialogues, arguments.engine)
         if "actors" in arguments.parts:
             result |= measure_actors(folder, base, arguments.rounds)
         result |= {"model": arguments.model, "dialogues": tokens.num_dialogues, "tokens": tokens.num_tokens}

@@ -108,7 +108,8 @@ class Plain:
         from transformers import AutoModelForCausalLM
 
         self._torch, self._k = torch, config.extraction.k
-        self._model = AutoModelForCausalLM.from_pretrained(config.pivot.model, dtype="auto").eval()
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model = AutoModelForCausalLM.from_pretrained(config.pivot.model, dtype="auto").to(self._device).eval()
         self._tokens = Tokens.read(config.tokens_url(NAME))
 
     def extract(self) -> None:
@@ -116,11 +117,12 @@ class Plain:
         for first in range(0, tokens.num_dialogues, BATCH_DIALOGUES):
             numbers = range(first, min(first + BATCH_DIALOGUES, tokens.num_dialogues))
             parts = [torch.from_numpy(tokens.token_ids[tokens.tokens_of(number)]).long() for number in numbers]
-            ids = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+            ids = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True).to(self._device)
             mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(part) for part in parts], batch_first=True)
+            mask = mask.to(self._device)
             with torch.inference_mode():
                 logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-                torch.topk(logits, self._k, dim=-1)
+                torch.topk(logits, self._k, dim=-1).values.cpu()
 
     def close(self) -> None:
         pass

@@ -44,17 +44,22 @@ def forward(folder: Path, ids: list[np.ndarray], marks: list[np.ndarray]) -> lis
 
 
 def assert_rows_match(
-    rows: list[TopKRows], expected: list[np.ndarray], ids: list[np.ndarray], marks: list[np.ndarray]
+    rows: list[TopKRows],
+    expected: list[np.ndarray],
+    ids: list[np.ndarray],
+    marks: list[np.ndarray],
+    *,
+    tolerance: float = TOLERANCE,
 ) -> None:
     for found, logprobs, of_one, targets in zip(rows, expected, ids, marks, strict=True):
         assert len(found) == targets.sum()
         best = np.sort(logprobs, axis=1)[:, ::-1][:, :K]
-        np.testing.assert_allclose(found.topk_logprobs, best, atol=TOLERANCE)
+        np.testing.assert_allclose(found.topk_logprobs, best, atol=tolerance)
         np.testing.assert_allclose(
-            np.take_along_axis(logprobs, found.topk_ids, axis=1), found.topk_logprobs, atol=TOLERANCE
+            np.take_along_axis(logprobs, found.topk_ids, axis=1), found.topk_logprobs, atol=tolerance
         )
         np.testing.assert_allclose(
-            found.label_logprob, logprobs[np.arange(len(found)), of_one[targets]], atol=TOLERANCE
+            found.label_logprob, logprobs[np.arange(len(found)), of_one[targets]], atol=tolerance
         )
 
 

@@ -20,7 +20,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 from vllm import PoolingParams
 from vllm.v1.pool.metadata import PoolingMetadata, PoolingStates
 
-from inference import topk_pooler
+from inference import topk_gpu, topk_pooler
 from inference.topk_pooler import BLOCK_BYTES, CPU_BLOCK_ROWS, RANGES, TASK, TopKPooler
 
 VOCABULARY, HIDDEN, K = 152_064, 64, 10
@@ -89,13 +89,25 @@ def run_step(device: str, num_tokens: int, *, profile: bool, columns: int = VOCA
     return bytes_, len(rows)
 
 
+class NoKernel:
+    """Stands in for a Triton kernel, which would write to memory that is there already and takes none itself."""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return lambda *arguments, **constants: None
+
+
+@pytest.fixture(autouse=True)
+def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topk_gpu, "_summarise", NoKernel())
+
+
 @pytest.mark.parametrize("num_tokens", [2_048, 16_384])
 @pytest.mark.parametrize("profile", [True, False])
 def test_gpu_step_of_any_length_holds_a_few_blocks_of_logits(num_tokens: int, profile: bool) -> None:
     found, rows = run_step("meta", num_tokens, profile=profile)
     assert rows == num_tokens - 1 + profile
     assert found.largest <= BLOCK_BYTES
-    assert found.peak <= 3 * BLOCK_BYTES < 4 * num_tokens * VOCABULARY
+    assert found.peak <= 1.5 * BLOCK_BYTES < 4 * num_tokens * VOCABULARY
 
 
 def test_gpu_memory_profile_sees_the_peak_of_real_work() -> None:
@@ -112,4 +124,4 @@ def test_cpu_step_holds_a_few_blocks_of_logits() -> None:
 
 def test_counting_notices_logits_that_are_held_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topk_pooler, "BLOCK_BYTES", 2**40)
-    assert run_step("meta", 2_048, profile=False)[0].peak > 3 * BLOCK_BYTES
+    assert run_step("meta", 2_048, profile=False)[0].peak > 1.5 * BLOCK_BYTES

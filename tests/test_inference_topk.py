@@ -1,4 +1,4 @@
-"""Top-k, log-sum-exp and label of logits, against a full sort in float64."""
+"""Top-k, log-sum-exp and label of logits, against a full sort in float64: the CPU's loops, and the GPU's kernel interpreted."""
 
 import itertools
 
@@ -26,14 +26,20 @@ def assert_rows_equal(found: TopKRows, expected: TopKRows) -> None:
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=3e-6, rtol=3e-6)
 
 
-def score(logits: torch.Tensor, labels: torch.Tensor, k: int, *, cuts: tuple[int, ...] = (), topk=None) -> TopKRows:
+def score(logits: torch.Tensor, labels: torch.Tensor, k: int, *, cuts: tuple[int, ...] = ()) -> TopKRows:
     """As the pooler does it: each rank reduces its own columns, the results are gathered and merged."""
     edges = [0, *cuts, logits.shape[1]]
-    ranks = [
-        reduce_block(logits[:, low:high].clone(), labels, k, first_id=low, topk=topk)
-        for low, high in itertools.pairwise(edges)
-    ]
+    ranks = [reduce_block(logits[:, low:high], labels, k, first_id=low) for low, high in itertools.pairwise(edges)]
     return unpack_rows(merge_ranks(torch.stack(ranks, dim=1)).numpy())
+
+
+@pytest.fixture(params=["cpu", "gpu"], autouse=True)
+def reducer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose way of reducing is tested; Triton's interpreter runs the GPU's kernel on CPU tensors."""
+    if request.param == "gpu":
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        topk_gpu = pytest.importorskip("inference.topk_gpu")
+        monkeypatch.setattr("inference.topk_cpu.reduce_rows", topk_gpu.reduce_rows)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -65,18 +71,6 @@ def test_merge_ranks_of_a_split_vocabulary_equals_the_whole(cuts: tuple[int, ...
     logits = (torch.randn(11, 1_000) * 4).round()  # ties within and between ranks
     labels = torch.randint(0, 1_000, (11,))
     assert_rows_equal(score(logits, labels, 8, cuts=cuts), reference_rows(logits, labels, 8))
-
-
-def test_reduce_block_with_a_kernel_orders_its_ties_by_id() -> None:
-    logits = torch.tensor([[1.0, 3.0, 3.0, 2.0, 3.0, 0.0]])
-
-    def kernel(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        columns = torch.tensor([[4, 1, 2]])
-        return values.gather(1, columns), columns
-
-    found = score(logits, torch.tensor([3]), 3, topk=kernel)
-    assert found.topk_ids.tolist() == [[1, 2, 4]]
-    assert_rows_equal(found, reference_rows(logits, torch.tensor([3]), 3))
 
 
 def test_merge_ranks_ids_above_2_to_24_stay_exact() -> None:
