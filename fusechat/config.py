@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from .cluster_config import ClusterSection, PlanSection
-from .config_file import load_file
+from .config_file import load_file, read_overrides
 from .config_section import Name, Section
 from .errors import ConfigError
 from .evaluation_config import EvaluationSection
@@ -280,4 +280,4 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     Raises:
         ConfigError: a missing or broken file, an unknown key (the nearest valid one is named), a value out of range.
     """
-    return load_file(path, overrides, RunConfig)
+    return load_file(path, read_overrides(overrides), RunConfig)

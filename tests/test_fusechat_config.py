@@ -32,12 +32,24 @@ def test_load_config_reads_file_and_applies_overrides_in_order(run_file: Path) -
         ("sources.0.name=fused", "must differ"),
         ("sources.7.name=x", "has no '7'"),
         ("extraction", "expected section.field=value"),
+        ("extraction.k=[", "not readable as YAML"),
+        ("extraction.k.x=3", "extraction.k is int, it has no 'x'"),
+        ("training.trl.save_steps.a.b=3", "training.trl.save_steps has no 'a'"),
     ],
 )
 def test_load_config_bad_override_names_the_key_and_the_way_out(run_file: Path, override: str, says: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_config(run_file, [override])
     assert says in str(error.value)
+
+
+def test_load_config_override_changes_one_place_where_the_file_says_the_same_at_several(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(
+        "pivot: {name: a, model: a, engine: &engine {dtype: bfloat16}}\n"
+        "sources: [{name: b, model: b, engine: *engine}]\ndialogues: {train: [x]}\n"
+    )
+    config = load_config(tmp_path / "run.yaml", ["pivot.engine.dtype=float16"])
+    assert [model.engine.dtype for model in config.models] == ["float16", "bfloat16"]
 
 
 def test_load_config_missing_or_broken_file_is_refused(tmp_path: Path) -> None:
