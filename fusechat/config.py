@@ -8,10 +8,11 @@ Imports nothing heavy, so that the command line answers at once.
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from .cluster_config import ClusterSection, PlanSection
 from .config_file import load_file, read_overrides
+from .config_secrets import refuse_hub_keys, refuse_secret_keys
 from .config_section import Name, Section
 from .errors import ConfigError
 from .evaluation_config import EvaluationSection
@@ -52,6 +53,8 @@ class EngineSection(Section):
     """GPU only: share of the memory that the engine may take."""
     extra: dict[str, Any] = {}
     """Further arguments of vLLM's engine, by their own names (quantization, expert parallelism, ...)."""
+
+    _no_secret = field_validator("extra")(refuse_secret_keys)
 
 
 class ModelSection(Section):
@@ -156,6 +159,9 @@ class TrainingSection(Section):
     otherwise, because bfloat16 drops most of a small update before the merge can see it. The fused model's is `merge.dtype`."""
     trl: dict[str, Any] = {}
     """Fields of TRL's SFTConfig; those not given are the published ones (lr 5e-6, cosine, warmup 0.03, 3 epochs, batch 128)."""
+
+    _no_secret = field_validator("trl")(refuse_secret_keys)
+    _no_upload = field_validator("trl")(refuse_hub_keys)
 
 
 class MergeSection(Section):

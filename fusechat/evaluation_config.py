@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from .config_secrets import refuse_key_as_variable, refuse_url_secrets
 from .config_section import Name, Section
 
 
@@ -54,6 +55,13 @@ class JudgeSection(Section):
     """Price of a million tokens that the judge reads, in any currency."""
     completion_price: float = Field(0.0, ge=0)
     """Price of a million tokens that it writes."""
+
+    @model_validator(mode="after")  # of the whole section, whose message does not repeat the value as a field's does
+    def _no_secret(self) -> "JudgeSection":
+        refuse_url_secrets(self.url)
+        if self.key_variable is not None:
+            refuse_key_as_variable(self.key_variable)
+        return self
 
 
 class EvaluationSection(Section):

@@ -43,6 +43,36 @@ def test_load_config_bad_override_names_the_key_and_the_way_out(run_file: Path, 
     assert says in str(error.value)
 
 
+JUDGE = "evaluation.judge={url: 'https://host/v1', model: m"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("training.trl.hub_token=hf_S3CRET", "hub_token cannot be set.*HF_TOKEN"),
+        ("training.trl.model_init_kwargs={token: hf_S3CRET}", "model_init_kwargs.token cannot be set.*HF_TOKEN"),
+        ("training.trl.push_to_hub=true", "push_to_hub cannot be set.*fusechat push"),
+        ("training.trl.hub_model_id=me/model", "hub_model_id cannot be set.*fusechat push"),
+        ("sources.0.engine.extra={hf_token: hf_S3CRET}", "engine.extra: .*hf_token cannot be set.*HF_TOKEN"),
+        ("evaluation.judge={url: 'https://me:S3CRET@host/v1', model: m}", "credentials.*key_variable"),
+        ("evaluation.judge={url: 'https://host/v1?key=S3CRET', model: m}", "credentials or a query.*key_variable"),
+        ("evaluation.judge={url: 'host/v1', model: m}", "expected the endpoint's base URL"),
+        (f"{JUDGE}, key_variable: sk-S3CRET}}", "no name of an environment variable"),
+    ],
+)
+def test_load_config_secret_is_refused_with_the_place_where_it_belongs(
+    run_file: Path, override: str, says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says) as error:
+        load_config(run_file, [override])
+    assert "S3CRET" not in str(error.value)
+
+
+def test_load_config_judge_with_a_named_key_is_read(run_file: Path) -> None:
+    judge = load_config(run_file, [f"{JUDGE}, key_variable: JUDGE_KEY}}"]).evaluation.judge
+    assert judge is not None and judge.key_variable == "JUDGE_KEY"
+
+
 def test_load_config_override_changes_one_place_where_the_file_says_the_same_at_several(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(
         "pivot: {name: a, model: a, engine: &engine {dtype: bfloat16}}\n"
