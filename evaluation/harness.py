@@ -5,6 +5,7 @@ Knows nothing about the run or the report.
 
 import math
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ from fusechat.model_files import text_digest
 from .intervals import LEVEL
 
 
-def check(tasks: list[str], folder: Path | None) -> str:
-    """Refuse tasks that cannot be run, before any model is loaded; gives the harness's version.
+def check(tasks: list[str], folder: Path | None) -> None:
+    """Refuse tasks that cannot be run, before any model is loaded.
 
     Args:
         folder: of further task files.
     Raises:
-        ConfigError: the harness is not installed, or does not have a task.
+        ConfigError: no such folder, the harness is not installed, or does not have a task.
     """
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(f"evaluation.lm_eval_folder: found no folder {folder}; expected one of task files, or none")
     known = set(_manager(folder).all_tasks)
     for task in tasks:
         if task not in known:
@@ -31,9 +34,11 @@ def check(tasks: list[str], folder: Path | None) -> str:
                 f"evaluation.lm_eval: found {task!r}, which the harness does not have; name one of its tasks, or put its "
                 "file into evaluation.lm_eval_folder"
             )
-    from importlib.metadata import version
 
-    return version("lm_eval")
+
+def version() -> str:
+    """The harness's version."""
+    return metadata.version("lm_eval")
 
 
 def run_tasks(

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from fusechat.errors import ConfigError
 from fusechat.evaluation_config import JudgeSection
 from fusechat.questions import Question
 
 from .figures import supported
 from .intervals import ratio_interval
-from .judge_client import Reply, Request, ask_all, headers
+from .judge_client import Reply, Request, ask_all
 from .judge_prompts import Messages, pairwise_prompt, read_score, read_verdict, single_prompt
 
 
@@ -59,7 +58,7 @@ def judge_answers(
     Returns:
         `model`, `url`, `repeats`, `sets` (set -> `single` and `pairwise`, model -> figures) and `cost`.
     Raises:
-        ConfigError, JudgeError: as for `ask_all`; or a baseline that did not answer.
+        ConfigError, JudgeError: as for `ask_all`.
     """
     verdicts = [verdict for answer_set in sets for verdict in _verdicts(section, answer_set)]
     requests = [
@@ -83,29 +82,12 @@ def judge_answers(
     }  # fmt: skip
 
 
-def check_judge(section: JudgeSection, sets: Sequence[AnswerSet]) -> None:
-    """Refuse what cannot be judged, before anything costs time.
-
-    Raises:
-        ConfigError: no answers, a baseline that did not answer, or a key that is not there.
-    """
-    if not sets:
-        raise ConfigError("evaluation.judge: there are no answers to judge; name questions in evaluation.answers")
-    num_verdicts(section, sets)
-    headers(section)
-
-
 def num_verdicts(section: JudgeSection, sets: Sequence[AnswerSet]) -> int:
     """Replies that will be asked for or read."""
     return section.repeats * sum(1 for answer_set in sets for _ in _verdicts(section, answer_set))
 
 
 def _verdicts(section: JudgeSection, answer_set: AnswerSet) -> Iterator[_Verdict]:
-    if "pairwise" in section.modes and section.baseline not in answer_set.answers:
-        raise ConfigError(
-            f"evaluation.judge.baseline: found {section.baseline!r}, the models that answered {answer_set.name} are "
-            f"{', '.join(answer_set.answers)}; name one of these"
-        )
     for model, answers in answer_set.answers.items():
         for number, (question, given) in enumerate(zip(answer_set.questions, answers, strict=True)):
             if given is None:

@@ -36,10 +36,12 @@ def run(ablation: AblationConfig, *, progress: Progress) -> list[dict[str, Any]]
     Returns:
         the tables, as in `ablation.json`.
     Raises:
-        ConfigError: a variant that is no valid run; found before anything runs.
+        UserError: a variant that is no valid run, or that a later stage would refuse; found before anything runs.
         BusyError: another process works on this ablation.
     """
     tables, configs = plan(ablation)
+    for config in configs.values():
+        pipeline.check(config)
     with run_lock(ablation.output):
         for number, (name, config) in enumerate(configs.items(), 1):
             progress.say(f"ablate: run {number} of {len(configs)}, {name}")

@@ -112,7 +112,9 @@ class AblationConfig(Section):
         known = [source.name for source in config.sources]
         if not isinstance(kept, list) or not kept or not set(kept) <= set(known):
             raise ConfigError(f"sources: found {kept!r}, expected names out of {known}")
-        return config.model_copy(update={"sources": [source for source in config.sources if source.name in kept]})
+        sources = [source for source in config.dump()["sources"] if source["name"] in kept]
+        # Read anew: what is measured may name a source that is left out.
+        return load_file(self.base, [*changed.items(), (SOURCES, sources)], RunConfig)
 
 
 def load_ablation(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> AblationConfig:

@@ -202,6 +202,11 @@ class RunConfig(Section):
             raise ValueError(f"model names {names} must differ from each other and from 'sft' and 'fused'")
         return self
 
+    @model_validator(mode="after")
+    def _evaluates_what_it_has(self) -> "RunConfig":
+        self.evaluation.check_models(self.model_ids)
+        return self
+
     @property
     def models(self) -> list[ModelSection]:
         """The pivot, then the sources."""
@@ -225,9 +230,7 @@ class RunConfig(Section):
     @property
     def measured_ids(self) -> list[str]:
         """Those of them that are evaluated."""
-        section, known = self.evaluation, self.model_ids
-        wanted = section.models or [name for name in known if section.sources or not name.startswith("source.")]
-        return [name for name in known if name in wanted]
+        return self.evaluation.measured(self.model_ids)
 
     @property
     def store_url(self) -> str:

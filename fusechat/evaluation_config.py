@@ -1,5 +1,6 @@
 """The run file's section on evaluation."""
 
+import difflib
 from pathlib import Path
 from typing import Literal
 
@@ -93,3 +94,31 @@ class EvaluationSection(Section):
     """Training dialogues, drawn by the run's seed, on whose rows the divergence from each teacher is measured; 0: none."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Dtype of weights and activations; auto: float32 on CPUs, what the checkpoint says on GPUs."""
+
+    @model_validator(mode="after")
+    def _sets_fit(self) -> "EvaluationSection":
+        names = [answer_set.name for answer_set in self.answers]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"answers: two sets are called {twice[0]!r}; give each a name of its own")
+        if self.judge is not None and not names:
+            raise ValueError("judge: there are no answers to judge; name questions in evaluation.answers")
+        return self
+
+    def measured(self, known: list[str]) -> list[str]:
+        """Ids of the models that are measured, out of those that the run will have, in their order."""
+        wanted = self.models or [name for name in known if self.sources or not name.startswith("source.")]
+        return [name for name in known if name in wanted]
+
+    def check_models(self, known: list[str]) -> None:
+        """Raises ValueError for a model that the run will not have (the nearest is named), or a baseline that is not measured."""
+        for name in self.models or []:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"the run has {', '.join(known)}"
+                raise ValueError(f"evaluation.models: found {name!r}, which this run does not have; {hint}")
+        measured = self.measured(known)
+        if self.judge is not None and "pairwise" in self.judge.modes and self.judge.baseline not in measured:
+            raise ValueError(
+                f"evaluation.judge.baseline: found {self.judge.baseline!r}, the models that answer are "
+                f"{', '.join(measured)}; name one of these"
+            )

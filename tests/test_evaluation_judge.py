@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from judge_endpoint import Endpoint, serving
 
-from evaluation.judge import AnswerSet, judge_answers, num_verdicts
+from evaluation.judge import AnswerSet, judge_answers
 from evaluation.judge_prompts import read_score, read_verdict
 from fusechat.errors import ConfigError, JudgeError
 from fusechat.evaluation_config import JudgeSection
@@ -143,11 +143,6 @@ def test_refused_key_or_model_ends_at_once_with_the_way_out(endpoint: Endpoint, 
         judge_answers(judge(endpoint, concurrency=1), [answer_set()], tmp_path / "j.jsonl", seed=0)
     assert isinstance(error.value, ConfigError) and "status 401" in str(error.value)
     assert len(endpoint.bodies) == 1
-
-
-def test_baseline_that_did_not_answer_is_refused(endpoint: Endpoint, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="found 'pivot', the models that answered set are sft, fused"):
-        num_verdicts(judge(endpoint, modes=["pairwise"], baseline="pivot"), [answer_set()])
 
 
 def test_question_that_a_model_had_no_room_for_is_judged_for_the_others(endpoint: Endpoint, tmp_path: Path) -> None:

@@ -217,12 +217,6 @@ def test_model_whose_loss_is_not_a_number_is_named_and_the_others_kept(ready: Ru
     assert list((ready.report_path / "models").glob("sft.*.json"))
 
 
-def test_misspelt_model_is_refused_with_the_nearest(ready: RunConfig) -> None:
-    evaluation = ready.evaluation.model_copy(update={"models": ["pivot", "target.mixtrl"]})
-    with pytest.raises(ConfigError, match=r"'target.mixtrl'.*did you mean 'target.mixtral'"):
-        stage.run(ready.model_copy(update={"evaluation": evaluation}))
-
-
 def test_kind_that_no_held_out_dialogue_has_is_refused_before_any_model_is_read(ready: RunConfig) -> None:
     evaluation = ready.evaluation.model_copy(update={"exact_match_kinds": ["arithmetics"]})
     with pytest.raises(ConfigError, match=r"'arithmetics'.*\['arithmetic', 'chat', 'code'\]"):

@@ -93,6 +93,7 @@ def test_runs_are_planned_once_each_first_seed_first(run_file: Path, tmp_path: P
             {"title": "t", "variants": {"one": {}, "two": {"merge.method": "sce"}}},
             "'t': rows 'one' and 'two' are the same run",
         ),
+        ({"title": "t", "grid": {"merge.method": ["sce", "sec"]}}, "found 'sec'; did you mean 'sce'"),
         ({"title": "t", "models": ["pivot", "targets.*"]}, r"'t': found 'targets\.\*', the run measures pivot, sft"),
         (
             {"title": "t", "variants": {"one": {"evaluation.models": ["pivot"]}}},

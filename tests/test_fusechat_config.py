@@ -68,8 +68,29 @@ def test_load_config_secret_is_refused_with_the_place_where_it_belongs(
     assert "S3CRET" not in str(error.value)
 
 
+SETS = "evaluation.answers=[{name: a, file: x}"
+PAIRS = f"{JUDGE}, modes: [pairwise]"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["evaluation.models=[pivot, target.mixtrl]"], "'target.mixtrl'.*did you mean 'target.mixtral'"),
+        ([f"{SETS}, {{name: a, file: y}}]"], "two sets are called 'a'"),
+        ([f"{JUDGE}}}"], "no answers to judge"),
+        ([f"{SETS}]", "training.train_control=false", f"{PAIRS}}}"], "found 'sft', the models that answer are pivot"),
+        ([f"{SETS}]", "evaluation.models=[fused]", f"{PAIRS}, baseline: pivot}}"], "found 'pivot'.* are fused"),
+    ],
+)
+def test_load_config_evaluation_of_what_the_run_has_not_is_refused(
+    run_file: Path, overrides: list[str], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_config(run_file, overrides)
+
+
 def test_load_config_judge_with_a_named_key_is_read(run_file: Path) -> None:
-    judge = load_config(run_file, [f"{JUDGE}, key_variable: JUDGE_KEY}}"]).evaluation.judge
+    judge = load_config(run_file, [f"{SETS}]", f"{JUDGE}, key_variable: JUDGE_KEY}}"]).evaluation.judge
     assert judge is not None and judge.key_variable == "JUDGE_KEY"
 
 
