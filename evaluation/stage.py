@@ -7,6 +7,7 @@ from fusechat.artifact import Artifact
 from fusechat.config import RunConfig
 from fusechat.dialogues import Dialogue, read_dialogues
 from fusechat.errors import ArtifactError, ConfigError
+from fusechat.evaluation_config import JUDGE_MEANS
 from fusechat.logs import Progress
 from fusechat.tokens import Tokens
 
@@ -17,9 +18,6 @@ from .judge import AnswerSet, judge_answers, num_verdicts
 from .measurement import Questions, measure, work
 from .models import MeasuredModel, measured_models
 from .row_sample import RowSample, row_sample
-
-JUDGE_MEANS = ("concurrency", "max_attempts", "backoff_seconds", "timeout_seconds", "key_variable")
-"""Fields of the judge that say how verdicts are fetched, not what they are."""
 
 
 def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
@@ -100,8 +98,7 @@ def _judge(config: RunConfig, sets: list[AnswerSet], progress: Progress) -> dict
     if section is None:
         return None
     with progress.task("judge", num_verdicts(section, sets), "verdicts") as task:
-        cache = config.run.output / "verdicts.jsonl"
-        return judge_answers(section, sets, cache, seed=config.run.seed, on_reply=task.advance)
+        return judge_answers(section, sets, config.verdicts_path, seed=config.run.seed, on_reply=task.advance)
 
 
 def _held_out_dialogues(config: RunConfig, tokens: dict[str, Artifact]) -> list[Dialogue]:

@@ -16,6 +16,7 @@ from .ablation_places import shared_places
 from .artifact import fingerprint, read_json, run_lock, write_json
 from .config import RunConfig
 from .errors import ConfigError
+from .evaluation_config import JUDGE_MEANS
 from .logs import Progress
 
 DIGESTS = "digests.json"
@@ -95,9 +96,9 @@ def _row(rows: list[Row], name: str, model: str) -> Row:
 
 
 def _placed(ablation: AblationConfig, config: RunConfig) -> RunConfig:
-    """The run in its own folder, named by all its settings, with the places that it shares."""
-    settings = config.dump()
-    del settings["run"]
+    """The run in its own folder, named by all that decides its figures, with the places that it shares."""
+    means: Any = {"run": True, "cluster": True, "plan": True, "evaluation": {"judge": set(JUDGE_MEANS)}}
+    settings = config.model_dump(mode="json", exclude=means)
     output = ablation.output / "runs" / f"{fingerprint(settings)[:10]}-seed-{config.run.seed}"
     places = shared_places(config, ablation.output / "shared")
     section = config.run.model_copy(update={"output": output, "places": places, "if_changed": "refuse"})

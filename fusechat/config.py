@@ -18,7 +18,9 @@ from .errors import ConfigError
 from .evaluation_config import EvaluationSection
 
 CONTROL = "sft"
-"""Name of the SFT-only control among the targets."""
+"""Name of the SFT-only control among the targets: trained on the same steps without any rows."""
+FUSION_FIELDS = ("sft_weight", "divergence", "temperature", "tail", "row_choice")
+"""Fields of `training` that a target without rows does not depend on."""
 
 
 class RunSection(Section):
@@ -258,7 +260,12 @@ class RunConfig(Section):
 
     def answers_path(self, answer_set: str, model_id: str) -> Path:
         """Folder of a model's answers to a set of questions."""
-        return self.run.output / "answers" / answer_set / model_id
+        return Path(self._place(f"answers/{answer_set}/{model_id}", self.run.output))
+
+    @property
+    def verdicts_path(self) -> Path:
+        """File of the judge's replies."""
+        return Path(self._place("verdicts.jsonl", self.run.output))
 
     @property
     def dialogues_path(self) -> Path:

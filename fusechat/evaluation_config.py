@@ -25,6 +25,10 @@ class AnswerSetSection(Section):
     """Of the sampling; default: 0, and in MT-Bench what FastChat takes for each category."""
 
 
+JUDGE_MEANS = ("concurrency", "max_attempts", "backoff_seconds", "timeout_seconds", "key_variable")
+"""Fields of the judge that say how verdicts are fetched, not what they are."""
+
+
 class JudgeSection(Section):
     """A judge behind an OpenAI-compatible endpoint, for the answers to `evaluation.answers`."""
 

@@ -67,6 +67,45 @@ def test_change_of_the_dialogues_shares_nothing_but_measured_models(run_file: Pa
     assert {key.split("/")[0] for key in found} == set(STAGES)
 
 
+ASKED = {"evaluation.answers": [{"name": "own", "file": "asked.txt"}]}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"merge.method": "linear"}, {"fused"}),
+        ({"training.row_choice": "average"}, {"fused", "target.mixtral"}),
+        ({"evaluation.max_new_tokens": 5}, set()),
+        ({"sources.0.template": "pivot"}, {"fused", "target.mixtral", "source.mixtral"}),
+        (
+            {"evaluation.answers": [{"name": "own", "file": "asked.txt", "temperature": 1}]},
+            {"pivot", CONTROL, "fused", "target.mixtral", "source.mixtral"},
+        ),
+        ({"pivot.engine.dtype": "bfloat16"}, {"pivot", CONTROL, "fused", "target.mixtral"}),
+    ],
+)
+def test_variant_shares_the_answers_of_models_that_it_does_not_change(
+    run_file: Path, tmp_path: Path, overrides: dict[str, Any], expected: set[str]
+) -> None:
+    made = make(run_file, tmp_path, set=ASKED)
+    base, variant = (made.run_config(o) for o in ({}, overrides))
+    places = [shared_places(config, tmp_path) for config in (base, variant)]
+    keys = {f"answers/own/{model_id}": model_id for model_id in base.model_ids}
+    assert {model_id for key, model_id in keys.items() if places[0][key] != places[1][key]} == expected
+    placed = base.model_copy(update={"run": base.run.model_copy(update={"places": places[0]})})
+    assert placed.answers_path("own", "fused") == Path(places[0]["answers/own/fused"])
+    assert placed.verdicts_path == tmp_path / "verdicts.jsonl"
+
+
+def test_run_keeps_its_folder_when_only_means_change(run_file: Path, tmp_path: Path) -> None:
+    judge = {"url": "http://host/v1", "model": "examiner"}
+    folders = set()
+    for means, cluster in (({}, 1), ({"concurrency": 2, "key_variable": "KEY"}, 3)):
+        changed = {**ASKED, "evaluation.judge": {**judge, **means}, "cluster.num_cpus": cluster, "plan.gpus": cluster}
+        folders.add(tuple(ablation.plan(make(run_file, tmp_path, set=changed))[1]))
+    assert len(folders) == 1
+
+
 def test_runs_are_planned_once_each_first_seed_first(run_file: Path, tmp_path: Path) -> None:
     tables = [
         {"title": "models", "models": ["pivot", CONTROL, "target.*", "fused"]},
