@@ -80,8 +80,12 @@ def run_tasks(
 
 def tasks_digest(folder: Path | None) -> str:
     """Digest of the task files of a folder; empty without one."""
-    files = [] if folder is None else sorted(path for path in folder.rglob("*") if path.is_file())
-    return text_digest("".join(f"{path.name} {path.read_bytes().hex()}\n" for path in files)) if files else ""
+    if folder is None:
+        return ""
+    files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    # Python writes its caches there when the harness reads a task's functions.
+    kept = sorted((str(name), path) for name, path in files.items() if "__pycache__" not in name.parts)
+    return text_digest("".join(f"{name} {path.read_bytes().hex()}\n" for name, path in kept))
 
 
 def figure(value: float, error: Any, questions: int | None) -> dict[str, float | None]:

@@ -22,7 +22,7 @@ def shared_places(config: RunConfig, root: Path) -> dict[str, str]:
     keys = _keys(config)
     places = {key: f"{_base(config, root, key)}/{key}-{digest}" for key, digest in keys.items()}
     # What lies there bears keys of its own.
-    return {**places, "report/models": f"{root}/measured", "verdicts.jsonl": f"{root}/verdicts.jsonl"}
+    return {**places, "measured": f"{root}/measured", "verdicts.jsonl": f"{root}/verdicts.jsonl"}
 
 
 def _base(config: RunConfig, root: Path, key: str) -> str:

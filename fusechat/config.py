@@ -283,7 +283,7 @@ class RunConfig(Section):
     @property
     def measured_path(self) -> Path:
         """Folder of what was measured of each model."""
-        return Path(self._place("report/models", self.run.output))
+        return Path(self._place("measured", self.run.output))
 
     def dump(self) -> dict[str, Any]:
         """The resolved run as plain values."""
