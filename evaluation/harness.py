@@ -89,10 +89,12 @@ def tasks_digest(folder: Path | None) -> str:
 
 
 def figure(value: float, error: Any, questions: int | None) -> dict[str, float | None]:
-    """A value with its 95 % interval; the error may be missing, or a word."""
+    """A value with its 95 % interval; none where the error is missing, a word, or 0."""
     if not math.isfinite(value):
         return {"value": None, "low": None, "high": None}
-    if not isinstance(error, int | float) or not math.isfinite(error) or not questions or questions < 2:
+    # An error of 0 says that all questions went alike, as with few and easy ones, and not that others would.
+    known = isinstance(error, int | float) and math.isfinite(error) and error > 0
+    if not known or not questions or questions < 2:
         return {"value": value, "low": None, "high": None}
     half = float(stats.t.ppf((1 + LEVEL) / 2, questions - 1)) * error
     return {"value": value, "low": value - half, "high": value + half}

@@ -98,4 +98,5 @@ def test_harness_figures_are_kept_under_seed_version_and_task_files_without_cach
 def test_value_that_is_no_number_is_none_and_error_that_is_none_gives_no_interval() -> None:
     assert figure(float("nan"), 0.1, 100) == {"value": None, "low": None, "high": None}
     assert figure(0.5, "N/A", 100) == {"value": 0.5, "low": None, "high": None}
+    assert figure(1.0, 0.0, 100) == {"value": 1.0, "low": None, "high": None}
     assert figure(0.5, 0.1, 100)["low"] == pytest.approx(0.5 - 1.9842 * 0.1, rel=1e-4)
