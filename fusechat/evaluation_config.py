@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from .config_secrets import refuse_key_as_variable, refuse_url_secrets
 from .config_section import Name, Section
 
+Form = Literal["prompts", "mt_bench", "alpaca_eval"]
+"""What a file of questions holds, and how their answers are written."""
+
 
 class AnswerSetSection(Section):
     """A file of questions that every measured model answers, by vLLM on Ray."""
@@ -17,7 +20,7 @@ class AnswerSetSection(Section):
     """Short name; names the folder of its answers."""
     file: str
     """Questions: `.txt` (a prompt per line), JSON or JSON lines, MT-Bench's question file, AlpacaEval's instructions."""
-    form: Literal["prompts", "mt_bench", "alpaca_eval"] = "prompts"
+    form: Form = "prompts"
     """What the file holds. Answers to the first two are written as FastChat's model answers, to the last as AlpacaEval's."""
     max_new_tokens: int = Field(1024, ge=1)
     """Longest answer to one turn, tokens."""
