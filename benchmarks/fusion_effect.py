@@ -41,7 +41,7 @@ from evaluation.answers import greedy_answers, is_exact, stop_ids
 from evaluation.held_out_loss import dialogue_nats
 from evaluation.intervals import ratio_interval
 from fusechat.chat_template import load_tokenizer
-from fusechat.config import RunConfig
+from fusechat.config import CONTROL, RunConfig
 from fusechat.tokenization import tokenize_prompt
 from fusechat.tokenize_stage import prepare_dialogues, tokenize
 from fusechat.tokens import Tokens
@@ -185,7 +185,7 @@ def train_arms(folder: Path, seed: int) -> dict[str, Path]:
         own = run_config(folder, seed, weight, "pivot")
         prepare_dialogues(own)
         arms[f"pivot_rows@{weight}"] = Path(trainer_stage.run(own, SKILLS[0]).url)
-    arms["sft"] = Path(trainer_stage.run(run_config(folder, seed, SFT_WEIGHTS[0]), trainer_stage.CONTROL).url)
+    arms["sft"] = Path(trainer_stage.run(run_config(folder, seed, SFT_WEIGHTS[0]), CONTROL).url)
     return arms
 
 

@@ -13,6 +13,7 @@ from scipy import stats
 from . import ALL
 from .figures import supported
 from .intervals import LEVEL
+from .wording import with_interval
 
 MIN_SEEDS = 3
 
@@ -110,11 +111,7 @@ def cells(table: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _shown(entry: dict[str, Any] | None, signed: bool = False) -> str:
-    if entry is None:
-        return "-"
-    form = "+.4f" if signed else ".4f"
-    interval = "" if entry["low"] is None else f" [{entry['low']:{form}}, {entry['high']:{form}}]"
-    return f"{entry['mean']:{form}}{interval}"
+    return "-" if entry is None else with_interval(entry["mean"], entry, 4, signed)
 
 
 def to_markdown(document: dict[str, Any]) -> str:

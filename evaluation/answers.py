@@ -3,7 +3,8 @@
 Knows nothing about dialogues' kinds, intervals or files.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,7 @@ def greedy_answers(
         ids of each answer without the one that ended it; None for a prompt that leaves no room for an answer among the
         network's positions.
     """
-    # The model's folder may ask for sampling or a repetition penalty; what is measured here is plain greedy decoding.
-    network.generation_config = GenerationConfig(
+    plain = GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stops or None, pad_token_id=(stops or [0])[0]
     )
     lengths = np.array([len(prompt) + max_new_tokens for prompt in prompts], dtype=np.int64)
@@ -55,11 +55,29 @@ def greedy_answers(
     for batch in length_batches(lengths, np.flatnonzero(lengths <= max_positions(network)), batch_tokens):
         ids, mask = left_padded([prompts[number] for number in batch], pad=(stops or [0])[0])
         device = network.device
-        output = network.generate(input_ids=ids.to(device), attention_mask=mask.to(device))[:, ids.shape[1] :].tolist()
+        with _generating_by(network, plain):
+            output = network.generate(input_ids=ids.to(device), attention_mask=mask.to(device))[
+                :, ids.shape[1] :
+            ].tolist()
         for number, answer in zip(batch, output, strict=True):
             answers[number] = until_stop(answer, stops)
         on_batch(len(batch))
     return answers
+
+
+@contextmanager
+def _generating_by(network: Any, plain: GenerationConfig) -> Iterator[None]:
+    """Plain greedy decoding: the model's folder may ask for sampling or a repetition penalty.
+
+    A config that is only passed to `generate` takes from the network's own what it leaves open, the penalty among it. The
+    network's own is put back: the harness generates with it next, and must not be cut at `max_new_tokens`.
+    """
+    own = network.generation_config
+    network.generation_config = plain
+    try:
+        yield
+    finally:
+        network.generation_config = own
 
 
 def left_padded(prompts: Sequence[Sequence[int]], *, pad: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ import yaml
 from fusechat.artifact import storage_errors
 
 from . import ALL
-from .page import interval, number
+from .wording import SUPPORTS, with_interval
 
 BEGIN, END = "<!-- evaluation: begin -->", "<!-- evaluation: end -->"
 MADE_ROLES = ("target", "sft", "fused")
@@ -99,16 +99,8 @@ def _table(document: dict[str, Any], model: dict[str, Any]) -> str:
         "|---" * (len(kinds) + 1) + "|",
     ]
     for entry in shown:
-        cells = [
-            f"{number(found['bits_per_byte'])} {interval(found)}".strip() for found in map(entry["loss"].get, kinds)
-        ]
+        cells = [with_interval(found["bits_per_byte"], found) for found in map(entry["loss"].get, kinds)]
         lines.append(f"| {entry['label']} | " + " | ".join(cells) + " |")
-    words = {
-        "lower": "lower",
-        "higher": "higher",
-        "undecided": "no difference shown",
-        "too few": "too few dialogues to say",
-    }
     labels = {entry["id"]: entry["label"] for entry in document["models"]}
     for difference in document["differences"]:
         loss = difference["loss"][ALL]
@@ -117,6 +109,6 @@ def _table(document: dict[str, Any], model: dict[str, Any]) -> str:
             and difference["against"] in ("pivot", "sft")
             and loss["difference"] is not None
         ):
-            found = f"{number(loss['difference'], 4, True)} {interval(loss, 4, True)}".strip()
-            lines += ["", f"Against {labels[difference['against']]}: {found} bits per byte: {words[loss['supports']]}."]
+            found = f"{with_interval(loss['difference'], loss, 4, True)} bits per byte: {SUPPORTS[loss['supports']]}"
+            lines += ["", f"Against {labels[difference['against']]}: {found}."]
     return "\n".join(lines)

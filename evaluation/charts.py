@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .wording import with_interval
+
 ROLE_COLOURS = {
     "pivot": "#7c8594", "sft": "#d08722", "target": "#16a394", "fused": "#3b7cf0", "source": "#a58be0",
     "lower": "#2fa35b", "higher": "#e0605f", "undecided": "#7c8594", "too few": "#7c8594",
@@ -202,9 +204,7 @@ def _range(rows: Sequence[IntervalRow], zero: bool) -> tuple[float, float]:
 
 
 def _with_interval(row: IntervalRow, digits: int, signed: bool) -> str:
-    form = f"{'+' if signed else ''}.{digits}f"
-    interval = "" if row.low is None or row.high is None else f" [{row.low:{form}}, {row.high:{form}}]"
-    return f"{row.value:{form}}{interval}"
+    return with_interval(row.value, {"low": row.low, "high": row.high}, digits, signed)
 
 
 def _named(bars: dict[str, dict[str, float]], name: str) -> list[str]:

@@ -5,6 +5,7 @@ Knows nothing about the run or the report.
 
 import math
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ from fusechat.model_files import text_digest
 from .intervals import LEVEL
 
 
-def check(tasks: list[str], folder: Path | None) -> str:
-    """Refuse tasks that cannot be run, before any model is loaded; gives the harness's version.
+def check(tasks: list[str], folder: Path | None) -> None:
+    """Refuse tasks that cannot be run, before any model is loaded.
 
     Args:
         folder: of further task files.
     Raises:
-        ConfigError: the harness is not installed, or does not have a task.
+        ConfigError: no such folder, the harness is not installed, or does not have a task.
     """
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(f"evaluation.lm_eval_folder: found no folder {folder}; expected one of task files, or none")
     known = set(_manager(folder).all_tasks)
     for task in tasks:
         if task not in known:
@@ -31,9 +34,11 @@ def check(tasks: list[str], folder: Path | None) -> str:
                 f"evaluation.lm_eval: found {task!r}, which the harness does not have; name one of its tasks, or put its "
                 "file into evaluation.lm_eval_folder"
             )
-    from importlib.metadata import version
 
-    return version("lm_eval")
+
+def version() -> str:
+    """The harness's version."""
+    return metadata.version("lm_eval")
 
 
 def run_tasks(
@@ -75,15 +80,21 @@ def run_tasks(
 
 def tasks_digest(folder: Path | None) -> str:
     """Digest of the task files of a folder; empty without one."""
-    files = [] if folder is None else sorted(path for path in folder.rglob("*") if path.is_file())
-    return text_digest("".join(f"{path.name} {path.read_bytes().hex()}\n" for path in files)) if files else ""
+    if folder is None:
+        return ""
+    files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    # Python writes its caches there when the harness reads a task's functions.
+    kept = sorted((str(name), path) for name, path in files.items() if "__pycache__" not in name.parts)
+    return text_digest("".join(f"{name} {path.read_bytes().hex()}\n" for name, path in kept))
 
 
 def figure(value: float, error: Any, questions: int | None) -> dict[str, float | None]:
-    """A value with its 95 % interval; the error may be missing, or a word."""
+    """A value with its 95 % interval; none where the error is missing, a word, or 0."""
     if not math.isfinite(value):
         return {"value": None, "low": None, "high": None}
-    if not isinstance(error, int | float) or not math.isfinite(error) or not questions or questions < 2:
+    # An error of 0 says that all questions went alike, as with few and easy ones, and not that others would.
+    known = isinstance(error, int | float) and math.isfinite(error) and error > 0
+    if not known or not questions or questions < 2:
         return {"value": value, "low": None, "high": None}
     half = float(stats.t.ppf((1 + LEVEL) / 2, questions - 1)) * error
     return {"value": value, "low": value - half, "high": value + half}

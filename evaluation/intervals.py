@@ -13,7 +13,9 @@ skewed differences the 95 % intervals held the truth (plain percentiles, student
 | 20 | 0.92 | 0.95 | 0.94 |
 
 Studentised ones were up to twenty times wider where dialogues happen to be alike, BCa's worse than the percentiles.
-Accuracies get Wilson's interval, differences of accuracies Agresti and Min's (2005). Knows nothing about models.
+Accuracies get Wilson's interval, differences of accuracies and win rates Agresti and Min's (2005): where 97 of 100 questions
+are won, the bootstrap's intervals of a win rate held the truth 0.20 of the time for 8 questions and 0.43 for 20, these 0.99.
+Knows nothing about models.
 """
 
 import numpy as np
@@ -74,16 +76,33 @@ def accuracy_interval(correct: np.ndarray) -> Interval | None:
 def accuracy_difference_interval(first: np.ndarray, second: np.ndarray) -> Interval | None:
     """Interval of mean(first) - mean(second), both over the same dialogues.
 
-    Wald's interval after half a dialogue is added to each of the four cells, so that it is not empty where the two never
-    differ; with Student's quantile, because the normal's let 8 wins against 2 of 10 (sign test: 0.11) pass for a difference.
-
     Args:
         first, second: bool [dialogues].
     """
-    if len(first) < MIN_DIALOGUES:
+    return _balance_interval(first.astype(np.float64) - second.astype(np.float64))
+
+
+def win_rate_interval(won: np.ndarray) -> Interval | None:
+    """Interval of the mean of what was won of each question.
+
+    Args:
+        won: float [questions], from 0 (lost) to 1 (won).
+    """
+    found = _balance_interval(2 * won - 1)
+    return None if found is None else ((1 + found[0]) / 2, (1 + found[1]) / 2)
+
+
+def _balance_interval(balance: np.ndarray) -> Interval | None:
+    """Interval of the mean of values from -1 (a loss) to 1 (a win).
+
+    Wald's interval after half a win, half a loss and a draw were added, so that it is not empty where all values are alike;
+    with Student's quantile, because the normal's let 8 wins against 2 of 10 (sign test: 0.11) pass for a difference.
+
+    Args:
+        balance: float [dialogues].
+    """
+    if len(balance) < MIN_DIALOGUES:
         return None
-    num = len(first) + 2
-    wins, losses = float((first & ~second).sum()) + 0.5, float((second & ~first).sum()) + 0.5
-    middle = (wins - losses) / num
-    half = stats.t.ppf((1 + LEVEL) / 2, len(first) - 1) * np.sqrt((wins + losses) - (wins - losses) ** 2 / num) / num
-    return float(max(middle - half, -1)), float(min(middle + half, 1))
+    num, total, squares = len(balance) + 2, float(balance.sum()), float((balance**2).sum()) + 1
+    half = stats.t.ppf((1 + LEVEL) / 2, len(balance) - 1) * np.sqrt(squares - total**2 / num) / num
+    return float(max(total / num - half, -1)), float(min(total / num + half, 1))

@@ -1,8 +1,8 @@
 """Judging: models' answers in; scores and wins with two kinds of uncertainty out.
 
 The interval says how a figure would vary with other questions. The judge's own noise is the standard deviation that the
-same figure shows when nothing but the judge's draws change; it comes from repeating every verdict. Both are needed: a
-difference smaller than the judge's noise is no difference, however many questions there are.
+same figure shows when nothing but the judge's draws change; it comes from repeating every verdict. Both are needed, however
+many questions there are. The noise of a difference of two scores is the root of the sum of the squares of their noises.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from fusechat.errors import ConfigError
 from fusechat.evaluation_config import JudgeSection
 from fusechat.questions import Question
 
 from .figures import supported
-from .intervals import ratio_interval
-from .judge_client import Reply, Request, ask_all, headers
+from .intervals import ratio_interval, win_rate_interval
+from .judge_client import Reply, Request, ask_all
 from .judge_prompts import Messages, pairwise_prompt, read_score, read_verdict, single_prompt
 
 
@@ -59,7 +58,7 @@ def judge_answers(
     Returns:
         `model`, `url`, `repeats`, `sets` (set -> `single` and `pairwise`, model -> figures) and `cost`.
     Raises:
-        ConfigError, JudgeError: as for `ask_all`; or a baseline that did not answer.
+        ConfigError, JudgeError: as for `ask_all`.
     """
     verdicts = [verdict for answer_set in sets for verdict in _verdicts(section, answer_set)]
     requests = [
@@ -83,29 +82,12 @@ def judge_answers(
     }  # fmt: skip
 
 
-def check_judge(section: JudgeSection, sets: Sequence[AnswerSet]) -> None:
-    """Refuse what cannot be judged, before anything costs time.
-
-    Raises:
-        ConfigError: no answers, a baseline that did not answer, or a key that is not there.
-    """
-    if not sets:
-        raise ConfigError("evaluation.judge: there are no answers to judge; name questions in evaluation.answers")
-    num_verdicts(section, sets)
-    headers(section)
-
-
 def num_verdicts(section: JudgeSection, sets: Sequence[AnswerSet]) -> int:
     """Replies that will be asked for or read."""
     return section.repeats * sum(1 for answer_set in sets for _ in _verdicts(section, answer_set))
 
 
 def _verdicts(section: JudgeSection, answer_set: AnswerSet) -> Iterator[_Verdict]:
-    if "pairwise" in section.modes and section.baseline not in answer_set.answers:
-        raise ConfigError(
-            f"evaluation.judge.baseline: found {section.baseline!r}, the models that answered {answer_set.name} are "
-            f"{', '.join(answer_set.answers)}; name one of these"
-        )
     for model, answers in answer_set.answers.items():
         for number, (question, given) in enumerate(zip(answer_set.questions, answers, strict=True)):
             if given is None:
@@ -146,7 +128,10 @@ def _single_figures(items: list[tuple[_Verdict, Reply]], seed: int) -> dict[str,
 
 
 def _pairwise_figures(items: list[tuple[_Verdict, Reply]], seed: int) -> dict[str, Any]:
-    """win_rate (a tie counts half), what its interval supports, noise, and the share of pairs that both orders agree on."""
+    """win_rate (a tie counts half), what its interval supports, noise, and the share of pairs that both orders agree on.
+
+    A turn counts only with a readable verdict in both orders: one alone would carry what the judge gives to the place.
+    """
     by_question: dict[int, dict[tuple[int, bool], list[float]]] = {}
     nonsense = 0
     for verdict, reply in items:
@@ -156,13 +141,18 @@ def _pairwise_figures(items: list[tuple[_Verdict, Reply]], seed: int) -> dict[st
             continue
         won = 1 - value if verdict.swapped else value
         by_question.setdefault(verdict.question, {}).setdefault((verdict.turn, verdict.swapped), []).append(won)
-    figures = _figures([list(cells.values()) for cells in by_question.values()], seed, name="win_rate")
-    means = {
-        (question, turn, swapped): float(np.mean(values))
+    paired = {
+        question: {place: values for place, values in cells.items() if (place[0], not place[1]) in cells}
         for question, cells in by_question.items()
-        for (turn, swapped), values in cells.items()
     }
-    both = [(means[q, t, False], means[q, t, True]) for q, t, swapped in means if not swapped and (q, t, True) in means]
+    alone = sum(len(v) for q, cells in by_question.items() for place, v in cells.items() if place not in paired[q])
+    figures = _figures([list(cells.values()) for cells in paired.values() if cells], seed, name="win_rate")
+    both = [
+        (float(np.mean(values)), float(np.mean(cells[turn, True])))
+        for cells in paired.values()
+        for (turn, swapped), values in cells.items()
+        if not swapped
+    ]
     agree = [(one - 0.5) * (other - 0.5) > 0 or one == other == 0.5 for one, other in both]
     low, high = figures["low"], figures["high"]
     return {
@@ -172,6 +162,7 @@ def _pairwise_figures(items: list[tuple[_Verdict, Reply]], seed: int) -> dict[st
         "first_wins": _mean([one for one, _ in both] + [1 - other for _, other in both]),
         "verdicts": len(items),
         "nonsense": nonsense,
+        "alone": alone,
     }
 
 
@@ -182,7 +173,8 @@ def _figures(questions: list[list[list[float]]], seed: int, *, name: str) -> dic
         questions: question -> cell -> repeated verdicts.
     """
     means = np.array([np.mean([np.mean(values) for values in cells]) for cells in questions])
-    interval = ratio_interval(means, np.ones(len(means)), seed=seed)
+    wins = name == "win_rate"
+    interval = win_rate_interval(means) if wins else ratio_interval(means, np.ones(len(means)), seed=seed)
     return {
         name: float(means.mean()) if len(means) else None,
         "low": interval[0] if interval else None,

@@ -23,6 +23,8 @@ from fusechat.logs import append_json_line
 RETRIED = {408, 409, 425, 429}
 """Statuses, beside all from 500 on, after which the same request may succeed."""
 MAX_WAIT_SECONDS = 120.0
+MIN_FAILURES_IN_A_ROW = 3
+"""A request that fails by itself must not stop the others where they are sent one by one."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ def ask_all(
 
     Raises:
         ConfigError: the key's environment variable is not set, or the endpoint refuses the request (wrong key or model).
-        JudgeError: requests that failed at every attempt; all other replies are kept.
+        JudgeError: requests that failed at every attempt; all other replies are kept. As many in a row as are sent at once
+            (at least three) end it.
     """
     known = _read_cache(cache)
     keys = [_key(section, request) for request in requests]
@@ -76,18 +79,23 @@ async def _ask_missing(
     on_reply: Callable[[], None],
 ) -> None:
     failures: list[str] = []
+    in_a_row, patience = 0, max(section.concurrency, MIN_FAILURES_IN_A_ROW)
     waiting = asyncio.Queue[tuple[str, Request]]()
     for item in missing.items():
         waiting.put_nowait(item)
 
     async def work(client: httpx.AsyncClient) -> None:
-        while not waiting.empty():
+        nonlocal in_a_row
+        # An endpoint that is not there must not cost every request all of its attempts.
+        while not waiting.empty() and in_a_row < patience:
             key, request = waiting.get_nowait()
             try:
                 found = await _ask(client, section, request)
             except JudgeError as error:
                 failures.append(str(error))
+                in_a_row += 1
                 continue
+            in_a_row = 0
             known[key] = found
             append_json_line(cache, {"key": key, **found})
             on_reply()
@@ -100,9 +108,10 @@ async def _ask_missing(
             for worker in workers:
                 worker.cancel()
     if failures:
+        left = f", {waiting.qsize()} were not asked for after {in_a_row} failures in a row" if waiting.qsize() else ""
         raise JudgeError(
-            f"{len(failures)} of {len(missing)} verdicts failed {section.max_attempts} times (last: {failures[-1]}); all "
-            "others are kept: start the same command again when the endpoint answers"
+            f"{len(failures)} of {len(missing)} verdicts failed {section.max_attempts} times (last: {failures[-1]}){left}; "
+            "all that came are kept: check evaluation.judge.url, and start the same command again when the endpoint answers"
         )
 
 

@@ -1,16 +1,18 @@
 """One model's figures: a model, its held-out tokens and questions in; nats of each dialogue and answers out.
 
-What is measured is kept in `models/ID.KEY.json` of the report folder, so that a killed evaluation goes on with the model
-it was in. Knows nothing about comparisons between models.
+What is measured is kept in `measured/ID.PART.KEY.json` beside the report's folder, the key made of all that decides that
+part: a killed evaluation goes on with the part it was in. Knows nothing about comparisons between models.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fusechat import artifact, model_files
 from fusechat.artifact import Artifact
@@ -59,6 +61,18 @@ class Questions:
         return [messages for _, messages, _ in self.exact] + [(Message("user", prompt),) for prompt in samples]
 
 
+@dataclass(frozen=True)
+class _Part:
+    """One part of what is measured of a model: kept in a file of its own, so that a change of another costs nothing."""
+
+    name: str
+    inputs: dict[str, Any]
+    """What decides it beside the model, the held-out tokens and the dtype."""
+    work: int
+    """Tokens to read and to write."""
+    make: Callable[[PreTrainedModel, PreTrainedTokenizerBase], dict[str, Any]]
+
+
 def measure(
     config: RunConfig,
     model: MeasuredModel,
@@ -75,24 +89,33 @@ def measure(
         sample: rows that a model over the pivot's vocabulary is compared with.
         on_tokens: told how many tokens were read or written; `work` of them in all.
     Returns:
-        key, dtype, device, parameters, seconds, tokens, rows, `nats` (list [dialogues], null where the model has too few
+        dtype, device, parameters, seconds, tokens, rows, `nats` (list [dialogues], null where the model has too few
         positions), `answers` (list [questions], text or null likewise) and `divergence` (teacher -> nats and rows, one
         per dialogue of the sample; empty where there is none) and `harness` (figure -> value, low, high, questions).
     """
     sample = sample if model.reader == config.pivot.name else None
-    key = _key(config.evaluation, model, tokens_artifact, sample)
-    # The key is part of the name, so that the runs of an ablation can share the folder.
-    path = config.measured_path / f"{model.id}.{key}.json"
     tokens = Tokens.read(tokens_artifact.url)
-    found = artifact.read_json(str(path))
-    if found is None:
-        started = time.monotonic()
-        prompts = questions.prompts(model.role)
-        found = {"key": key, **_figures(config, model, tokens, dialogue_ids, prompts, sample, on_tokens)}
-        found["seconds"] = round(time.monotonic() - started, 3)
-        artifact.write_json(str(path), found)
-    else:
-        on_tokens(work(tokens, questions, model.role, config.evaluation, sample))
+    common = {
+        "model": model.fingerprint,
+        "tokens": tokens_artifact.fingerprint,
+        "dtype": config.evaluation.dtype,
+    }
+    loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
+    found: dict[str, Any] = {"divergence": {}, "answers": [], "harness": {}, "seconds": 0.0}
+    for part in _parts(config, model, tokens, dialogue_ids, questions, sample, on_tokens):
+        # The key is part of the name, so that the runs of an ablation can share the folder.
+        key = artifact.fingerprint({**common, **part.inputs})
+        path = str(config.measured_path / f"{model.id}.{part.name}.{key}.json")
+        made = artifact.read_json(path)
+        if made is None:
+            started = time.monotonic()
+            with memory_errors(model):
+                loaded = loaded or _load(config, model, tokens)
+                made = {"key": key, **part.make(*loaded), "seconds": round(time.monotonic() - started, 3)}
+            artifact.write_json(path, made)
+        else:
+            on_tokens(part.work)
+        found |= {**made, "seconds": round(found["seconds"] + made["seconds"], 3)}
     return found
 
 
@@ -104,69 +127,93 @@ def work(
     return tokens.num_tokens + compared + len(questions.prompts(role)) * section.max_new_tokens
 
 
-def _key(section: EvaluationSection, model: MeasuredModel, tokens_artifact: Artifact, sample: RowSample | None) -> str:
-    asked = section.model_dump(mode="json", include={"exact_match_kinds", "max_new_tokens", "samples", "dtype"})
-    compared: dict[str, Any] = {"sample": sample.key} if sample else {}
-    if section.lm_eval:
-        tasks = section.model_dump(mode="json", include={"lm_eval", "lm_eval_limit"})
-        compared |= {**tasks, "task_files": harness.tasks_digest(section.lm_eval_folder)}
-    inputs = {"model": model.fingerprint, "tokens": tokens_artifact.fingerprint, **asked, **compared}
-    return artifact.fingerprint(inputs)
-
-
-def _figures(
+def _parts(
     config: RunConfig,
     model: MeasuredModel,
     tokens: Tokens,
     dialogue_ids: Sequence[str],
-    prompts: list[tuple[Message, ...]],
+    questions: Questions,
     sample: RowSample | None,
     on_tokens: Callable[[int], None],
-) -> dict[str, Any]:
+) -> Iterator[_Part]:
+    """What the run asks for of this model."""
     section, template = config.evaluation, tokens.attributes["template"]
-    folder = model_files.resolve_model(config.model_named(model.reader))
-    tokenizer, _ = load_tokenizer(str(folder), template=template)
-    with memory_errors(model):
-        network = load_network(model, section.dtype)
+
+    def loss(network: PreTrainedModel, _: PreTrainedTokenizerBase) -> dict[str, Any]:
         nats = dialogue_nats(
             network, tokens, label=model.label, dialogue_ids=dialogue_ids, batch_tokens=section.batch_tokens,
             on_batch=on_tokens,
         )  # fmt: skip
-        divergences = (
-            dialogue_divergences(
+        return {**_describe(network), "tokens": tokens.num_tokens, "rows": tokens.num_rows, "nats": _nullable(nats)}
+
+    yield _Part("loss", {}, tokens.num_tokens, loss)
+    if sample:
+
+        def divergence(network: PreTrainedModel, _: PreTrainedTokenizerBase) -> dict[str, Any]:
+            compared = dialogue_divergences(
                 network, sample, label=model.label, batch_tokens=section.batch_tokens, on_batch=on_tokens
             )
-            if sample
-            else {}
-        )
-        answers = greedy_answers(
-            network, [tokenize_prompt(tokenizer, template, messages) for messages in prompts],
-            stops=stop_ids(network, tokens), max_new_tokens=section.max_new_tokens, batch_tokens=section.batch_tokens,
-            on_batch=lambda num_answers: on_tokens(num_answers * section.max_new_tokens),
+            by_teacher = {
+                name: {"nats": _nullable(sums), "rows": rows.tolist()} for name, (sums, rows) in compared.items()
+            }
+            return {"divergence": by_teacher}
+
+        yield _Part("divergence", {"sample": sample.key}, sample.num_tokens, divergence)
+    if prompts := questions.prompts(model.role):
+
+        def answers(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+            given = greedy_answers(
+                network, [tokenize_prompt(tokenizer, template, messages) for messages in prompts],
+                stops=stop_ids(network, tokens), max_new_tokens=section.max_new_tokens, batch_tokens=section.batch_tokens,
+                on_batch=lambda num_answers: on_tokens(num_answers * section.max_new_tokens),
+            )  # fmt: skip
+            decode = partial(tokenizer.decode, skip_special_tokens=True)
+            return {"answers": [None if ids is None else decode(ids) for ids in given]}
+
+        asked = {"prompts": [[asdict(message) for message in messages] for messages in prompts]}
+        inputs = {**asked, "max_new_tokens": section.max_new_tokens}
+        yield _Part("answers", inputs, len(prompts) * section.max_new_tokens, answers)
+    if section.lm_eval:
+        yield _Part(
+            "harness", _harness_inputs(config), 0,
+            lambda network, tokenizer: {"harness": run_harness(config, network, tokenizer, template)},
         )  # fmt: skip
-        tasks = run_harness(config, network, tokenizer, template)
+
+
+def _harness_inputs(config: RunConfig) -> dict[str, Any]:
+    """What decides the harness's figures: its tasks' prompts change between versions, its examples are drawn by the seed."""
+    section = config.evaluation
+    return {
+        **section.model_dump(mode="json", include={"lm_eval", "lm_eval_limit"}),
+        "task_files": harness.tasks_digest(section.lm_eval_folder),
+        "harness": harness.version(),
+        "seed": config.run.seed,
+    }
+
+
+def _load(config: RunConfig, model: MeasuredModel, tokens: Tokens) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    folder = model_files.resolve_model(config.model_named(model.reader))
+    tokenizer, _ = load_tokenizer(str(folder), template=tokens.attributes["template"])
+    return load_network(model, config.evaluation.dtype), tokenizer
+
+
+def _describe(network: PreTrainedModel) -> dict[str, Any]:
     device = network.device
     return {
         "dtype": str(network.dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "parameters": network.num_parameters(),
-        "tokens": tokens.num_tokens,
-        "rows": tokens.num_rows,
-        "nats": [None if np.isnan(value) else float(value) for value in nats],
-        "divergence": {
-            name: {"nats": [None if np.isnan(value) else float(value) for value in sums], "rows": rows.tolist()}
-            for name, (sums, rows) in divergences.items()
-        },
-        "harness": tasks,
-        "answers": [ids if ids is None else tokenizer.decode(ids, skip_special_tokens=True) for ids in answers],
     }
 
 
+def _nullable(values: np.ndarray) -> list[float | None]:
+    """The same numbers, with null for those that are none."""
+    return [None if np.isnan(value) else float(value) for value in values]
+
+
 def run_harness(config: RunConfig, network: Any, tokenizer: Any, template: str) -> dict[str, dict[str, Any]]:
-    """The figures of `evaluation.lm_eval`; none where no task is asked for."""
+    """The figures of `evaluation.lm_eval`."""
     section = config.evaluation
-    if not section.lm_eval:
-        return {}
     return harness.run_tasks(
         network, tokenizer, template, tasks=section.lm_eval, folder=section.lm_eval_folder, limit=section.lm_eval_limit,
         batch_size=HARNESS_BATCH, seed=config.run.seed,

@@ -3,7 +3,6 @@
 Knows nothing about what is measured.
 """
 
-import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from fusechat import artifact, model_files
 from fusechat.artifact import Artifact
 from fusechat.config import CONTROL, RunConfig
-from fusechat.errors import ConfigError, ModelError
+from fusechat.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -49,16 +48,9 @@ def measured_models(config: RunConfig) -> list[MeasuredModel]:
     """The models to measure: pivot, control, targets, fused model, sources, in this order.
 
     Raises:
-        ConfigError: `evaluation.models` names one that the run does not have (the nearest is named).
         ArtifactError: a target or the fused model is not finished.
         ModelError: a pivot or source that is not there.
     """
-    known = config.model_ids
-    for model_id in config.evaluation.models or []:
-        if model_id not in known:
-            near = difflib.get_close_matches(model_id, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the run has {', '.join(known)}"
-            raise ConfigError(f"evaluation.models: found {model_id!r}, which this run does not have; {hint}")
     return [_measured_model(config, model_id) for model_id in config.measured_ids]
 
 

@@ -35,6 +35,7 @@ from .page_charts import (
     seconds_chart,
     target_name,
 )  # fmt: skip
+from .wording import interval, number
 
 
 def write(document: dict[str, Any], path: Path) -> None:
@@ -119,18 +120,6 @@ def _plotly_script() -> Markup:
     """plotly.js, as the Python package ships it."""
     text = (resources.files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
     return Markup(text.replace("</script", "<\\/script"))
-
-
-def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
-    """A figure, or a dash where there is none."""
-    return "-" if value is None else f"{value:{'+' if signed else ''}.{digits}f}"
-
-
-def interval(entry: dict[str, Any], digits: int = 3, signed: bool = False) -> str:
-    """`[low, high]`, or nothing where there is none."""
-    if entry["low"] is None:
-        return ""
-    return f"[{number(entry['low'], digits, signed)}, {number(entry['high'], digits, signed)}]"
 
 
 def size(num_bytes: float) -> str:

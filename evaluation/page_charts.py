@@ -18,8 +18,6 @@ COURSES = {
 FUSION_COURSES = ("fusion_loss", "source_share")
 """Figures that the control has only as zeros."""
 LAYER = re.compile(r"^(?:.*\.)?(?:layers|h|blocks)\.(\d+)\.(.+?)(?:\.weight)?$")
-MAX_PLAIN_COLUMNS = 12
-"""Targets whose coefficients stand side by side in one heat map of matrices; the layers are averaged there."""
 
 
 def loss_charts(document: dict[str, Any]) -> dict[str, Figure | None]:
@@ -155,7 +153,7 @@ def coefficients(merge: dict[str, Any] | None) -> list[tuple[str, Figure | None]
         means.append([sum(column) / len(of_matrix) for column in zip(*of_matrix, strict=True)])
     title = "Mean coefficient over the layers, matrices by targets"
     found: list[tuple[str, Figure | None]] = [
-        (title, heat_map(targets[:MAX_PLAIN_COLUMNS], matrices, means, title=title, low=low, high=high))
+        (title, heat_map(targets, matrices, means, title=title, low=low, high=high))
     ]
     for place, target in enumerate(targets):
         grid = {(match[2], int(match[1])): of_tensor[place] for match, of_tensor in cells.values()}

@@ -159,6 +159,10 @@ def _judge_notes(judged: dict[str, Any] | None) -> list[str]:
                 notes.append(
                     f"{nonsense} of {asked} {mode} verdicts on {name} were of no readable form; they are not scored."
                 )
+            if alone := sum(entry.get("alone", 0) for entry in models.values()):
+                notes.append(
+                    f"{alone} of {asked} {mode} verdicts on {name} have no readable one in the other order; they are not counted."
+                )
     return notes
 
 

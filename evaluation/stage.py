@@ -7,26 +7,24 @@ from fusechat.artifact import Artifact
 from fusechat.config import RunConfig
 from fusechat.dialogues import Dialogue, read_dialogues
 from fusechat.errors import ArtifactError, ConfigError
+from fusechat.evaluation_config import JUDGE_MEANS
 from fusechat.logs import Progress
 from fusechat.tokens import Tokens
 
-from . import cards, harness, page, provenance, report
+from . import ahead, cards, harness, page, provenance, report
 from .answer_sets import finished_answers, read_answer_sets
 from .figures import HeldOut
-from .judge import AnswerSet, check_judge, judge_answers, num_verdicts
+from .judge import AnswerSet, judge_answers, num_verdicts
 from .measurement import Questions, measure, work
 from .models import MeasuredModel, measured_models
 from .row_sample import RowSample, row_sample
-
-JUDGE_MEANS = ("concurrency", "max_attempts", "backoff_seconds", "timeout_seconds", "key_variable")
-"""Fields of the judge that say how verdicts are fetched, not what they are."""
 
 
 def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
     """Measure every model of the run on the held-out dialogues and write the report.
 
     Raises:
-        ConfigError: `evaluation` names a kind of dialogue or a model that the run does not have.
+        ConfigError: `evaluation` names a kind of dialogue that the run does not have, or as `ahead.check`.
         ArtifactError: a model is not finished, or the folder holds another plan's report.
         ModelError: a model cannot be loaded, or its loss is not a number.
         JudgeError: the judge's endpoint does not answer; the verdicts that came are kept.
@@ -47,9 +45,9 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
     to_do = (
         artifact.read_json(f"{config.report_path}/{artifact.RECORD_FILE}") is None or config.run.if_changed == "restart"
     )
-    if section.judge is not None and to_do:
-        check_judge(section.judge, sets)
-    harness_version = harness.check(section.lm_eval, section.lm_eval_folder) if section.lm_eval and to_do else None
+    if to_do:
+        ahead.check(config)
+    harness_version = harness.version() if section.lm_eval and to_do else None
     claim = artifact.claim(
         config.report_path,
         "report",
@@ -100,8 +98,7 @@ def _judge(config: RunConfig, sets: list[AnswerSet], progress: Progress) -> dict
     if section is None:
         return None
     with progress.task("judge", num_verdicts(section, sets), "verdicts") as task:
-        cache = config.run.output / "verdicts.jsonl"
-        return judge_answers(section, sets, cache, seed=config.run.seed, on_reply=task.advance)
+        return judge_answers(section, sets, config.verdicts_path, seed=config.run.seed, on_reply=task.advance)
 
 
 def _held_out_dialogues(config: RunConfig, tokens: dict[str, Artifact]) -> list[Dialogue]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import ALL
+from .wording import SUPPORTS, number, with_interval
 
 
 def summary(document: dict[str, Any]) -> Iterator[Any]:
@@ -39,7 +40,7 @@ def table(document: dict[str, Any]) -> Any:
     for name in (ALL, *kinds, *(f"{kind} exact" for kind in exact_kinds)):
         found.add_column(name, justify="right")
     for model in document["models"]:
-        losses = [_number(model["loss"][name]["bits_per_byte"]) for name in (ALL, *kinds)]
+        losses = [number(model["loss"][name]["bits_per_byte"]) for name in (ALL, *kinds)]
         shares = [f"{entry['exact']}/{entry['asked']}" for entry in (model["accuracy"][kind] for kind in exact_kinds)]
         found.add_row(model["label"], *losses, *shares)
     return found
@@ -51,28 +52,16 @@ def _judge_lines(document: dict[str, Any], labels: dict[str, str]) -> Iterator[s
     for name, modes in judged["sets"].items() if judged else ():
         for mode, key in (("single", "score"), ("pairwise", "win_rate")):
             for model_id, entry in modes.get(mode, {}).items():
-                interval = "" if entry["low"] is None else f" [{entry['low']:.2f}, {entry['high']:.2f}]"
                 noise = "" if entry["judge_noise"] is None else f", judge's own noise {entry['judge_noise']:.2f}"
                 what = "score" if mode == "single" else f"wins against {labels[judged['baseline']]}"
-                value = "-" if entry[key] is None else f"{entry[key]:.2f}"
-                yield f"{name}, {labels[model_id]}: {what} {value}{interval}{noise}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+                yield f"{name}, {labels[model_id]}: {what} {with_interval(entry[key], entry, 2)}{noise}"
 
 
 def _difference_lines(document: dict[str, Any], labels: dict[str, str]) -> Iterator[str]:
     """The fused model's differences, with what they support."""
-    words = {
-        "lower": "lower",
-        "higher": "higher",
-        "undecided": "no difference shown",
-        "too few": "too few dialogues to say",
-    }
     for entry in document["differences"]:
         loss = entry["loss"][ALL]
         if entry["model"] != "fused" or loss["difference"] is None or entry["against"].startswith("source."):
             continue
-        interval = "" if loss["low"] is None else f" [{loss['low']:+.4f}, {loss['high']:+.4f}]"
-        yield f"fused - {labels[entry['against']]}: {loss['difference']:+.4f}{interval} bits per byte: {words[loss['supports']]}"
+        found = f"{with_interval(loss['difference'], loss, 4, True)} bits per byte: {SUPPORTS[loss['supports']]}"
+        yield f"fused - {labels[entry['against']]}: {found}"

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from . import pipeline
-from .ablation_config import AblationConfig, matching
+from .ablation_config import AblationConfig
 from .ablation_places import shared_places
 from .artifact import fingerprint, read_json, run_lock, write_json
 from .config import RunConfig
+from .errors import ConfigError
+from .evaluation_config import JUDGE_MEANS
 from .logs import Progress
 
 DIGESTS = "digests.json"
@@ -35,10 +37,12 @@ def run(ablation: AblationConfig, *, progress: Progress) -> list[dict[str, Any]]
     Returns:
         the tables, as in `ablation.json`.
     Raises:
-        ConfigError: a variant that is no valid run; found before anything runs.
+        UserError: a variant that is no valid run, or that a later stage would refuse; found before anything runs.
         BusyError: another process works on this ablation.
     """
     tables, configs = plan(ablation)
+    for config in configs.values():
+        pipeline.check(config)
     with run_lock(ablation.output):
         for number, (name, config) in enumerate(configs.items(), 1):
             progress.say(f"ablate: run {number} of {len(configs)}, {name}")
@@ -50,7 +54,12 @@ def run(ablation: AblationConfig, *, progress: Progress) -> list[dict[str, Any]]
 
 
 def plan(ablation: AblationConfig) -> tuple[dict[str, list[Row]], dict[str, RunConfig]]:
-    """Table -> rows, and run folder's name -> run; the first seed of all variants comes first."""
+    """Table -> rows, and run folder's name -> run; the first seed of all variants comes first.
+
+    Raises:
+        ConfigError: a variant that is no valid run, a row of a model that its run does not measure, or two rows of a
+            table that are the same model of the same run.
+    """
     tables: dict[str, list[Row]] = {}
     configs: dict[str, RunConfig] = {}
     for seed in ablation.seeds:
@@ -58,11 +67,24 @@ def plan(ablation: AblationConfig) -> tuple[dict[str, list[Row]], dict[str, RunC
             for row_name, overrides in table.rows().items():
                 config = _placed(ablation, ablation.run_config({**overrides, "run.seed": seed}))
                 configs.setdefault(config.run.output.name, config)
-                models = matching(table.models, config.measured_ids) if table.models else [table.model]
-                for model in models:
+                for model in table.measured(config):
                     row = _row(tables.setdefault(table.title, []), row_name or model, model)
                     row.runs[seed] = config.run.output.name
+    for title, rows in tables.items():
+        _refuse_equal(title, rows)
     return tables, configs
+
+
+def _refuse_equal(title: str, rows: list[Row]) -> None:
+    """A row that repeats another would show no difference, with a narrow interval, where nothing was compared."""
+    seen: dict[tuple[str, tuple[str, ...]], str] = {}
+    for row in rows:
+        other = seen.setdefault((row.model, tuple(row.runs.values())), row.name)
+        if other != row.name:
+            raise ConfigError(
+                f"tables: {title!r}: rows {other!r} and {row.name!r} are the same run: the base has these values already; "
+                "write every field that the table varies into each of its rows"
+            )
 
 
 def _row(rows: list[Row], name: str, model: str) -> Row:
@@ -74,9 +96,9 @@ def _row(rows: list[Row], name: str, model: str) -> Row:
 
 
 def _placed(ablation: AblationConfig, config: RunConfig) -> RunConfig:
-    """The run in its own folder, named by all its settings, with the places that it shares."""
-    settings = config.dump()
-    del settings["run"]
+    """The run in its own folder, named by all that decides its figures, with the places that it shares."""
+    means: Any = {"run": True, "cluster": True, "plan": True, "evaluation": {"judge": set(JUDGE_MEANS)}}
+    settings = config.model_dump(mode="json", exclude=means)
     output = ablation.output / "runs" / f"{fingerprint(settings)[:10]}-seed-{config.run.seed}"
     places = shared_places(config, ablation.output / "shared")
     section = config.run.model_copy(update={"output": output, "places": places, "if_changed": "refuse"})

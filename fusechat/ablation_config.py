@@ -1,15 +1,14 @@
 """The ablation file: a base run, what is changed in it, and the tables that are wanted. YAML in, a frozen record out."""
 
 import itertools
-import json
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
 
-from .config import RunConfig, load_config
-from .config_file import load_file
+from .config import RunConfig
+from .config_file import load_file, read_overrides
 from .config_section import Section
 from .errors import ConfigError
 
@@ -37,14 +36,43 @@ class TableSection(Section):
     def _one_kind_of_rows(self) -> "TableSection":
         if bool(self.models) == bool(self.variants or self.grid):
             raise ValueError("a table has either `models`, or `variants` and `grid`")
+        if empty := [key for key, values in self.grid.items() if not values]:
+            raise ValueError(f"grid: {empty[0]} has no value; give at least one")
+        names = [name for name, _ in self._named_rows()]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(
+                f"two rows are called {twice[0]!r}; rename the variant, or take one of the grid's values out"
+            )
         return self
 
     def rows(self) -> dict[str, dict[str, Any]]:
         """Row name -> overrides of the run that it shows; one row of no override where the rows are models."""
-        combinations = [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
-        named = {", ".join(f"{key.rsplit('.', 1)[-1]} {value}" for key, value in c.items()): c for c in combinations}
-        rows = {**self.variants, **(named if self.grid else {})} or {"": {}}
-        return {name: {**self.set, **overrides} for name, overrides in rows.items()}
+        rows = self._named_rows() or [("", {})]
+        return {name: {**self.set, **overrides} for name, overrides in rows}
+
+    def _named_rows(self) -> list[tuple[str, dict[str, Any]]]:
+        """The variants, then the grid's combinations, each named by the last parts of its fields and their values."""
+        products = itertools.product(*self.grid.values()) if self.grid else ()
+        combinations = [dict(zip(self.grid, values, strict=True)) for values in products]
+        named = [(", ".join(f"{key.rsplit('.', 1)[-1]} {value}" for key, value in c.items()), c) for c in combinations]
+        return [*self.variants.items(), *named]
+
+    def measured(self, config: RunConfig) -> list[str]:
+        """Ids of the models that rows show of a run: all that `models` matches, in its order, or `model`.
+
+        Raises:
+            ConfigError: a pattern or model that the run does not measure.
+        """
+        known, found = config.measured_ids, []
+        for pattern in self.models or [self.model]:
+            names = [name for name in known if (fnmatchcase(name, pattern) if self.models else name == pattern)]
+            found += names
+            if not names:
+                raise ConfigError(
+                    f"tables: {self.title!r}: found {pattern!r}, the run measures {', '.join(known)}; name one of these, or "
+                    "change evaluation.models, evaluation.sources or training.train_control"
+                )
+        return list(dict.fromkeys(found))
 
 
 class AblationConfig(Section):
@@ -61,6 +89,15 @@ class AblationConfig(Section):
     tables: list[TableSection] = Field(min_length=1)
     """What is compared."""
 
+    @model_validator(mode="after")
+    def _each_once(self) -> "AblationConfig":
+        titles = [table.title for table in self.tables]
+        if twice := sorted({title for title in titles if titles.count(title) > 1}):
+            raise ValueError(f"tables: two are called {twice[0]!r}; give each a title of its own")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: found {self.seeds}, expected each once")
+        return self
+
     def run_config(self, overrides: dict[str, Any]) -> RunConfig:
         """The base run with the fields of all variants and of this one.
 
@@ -69,21 +106,17 @@ class AblationConfig(Section):
         """
         changed = {**self.set, **overrides}
         kept = changed.pop(SOURCES, None)
-        config = load_config(self.base, [f"{key}={json.dumps(value)}" for key, value in changed.items()])
+        config = load_file(self.base, list(changed.items()), RunConfig)
         if kept is None:
             return config
         known = [source.name for source in config.sources]
         if not isinstance(kept, list) or not kept or not set(kept) <= set(known):
             raise ConfigError(f"sources: found {kept!r}, expected names out of {known}")
-        return config.model_copy(update={"sources": [source for source in config.sources if source.name in kept]})
-
-
-def matching(patterns: list[str], names: list[str]) -> list[str]:
-    """Names that a pattern matches, in the order of the patterns."""
-    found = [name for pattern in patterns for name in names if fnmatchcase(name, pattern)]
-    return list(dict.fromkeys(found))
+        sources = [source for source in config.dump()["sources"] if source["name"] in kept]
+        # Read anew: what is measured may name a source that is left out.
+        return load_file(self.base, [*changed.items(), (SOURCES, sources)], RunConfig)
 
 
 def load_ablation(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> AblationConfig:
     """Read an ablation file; overrides and errors as for `load_config`."""
-    return load_file(path, overrides, AblationConfig)
+    return load_file(path, read_overrides(overrides), AblationConfig)

@@ -10,10 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .config import CONTROL, RunConfig
-
-FUSION_FIELDS = {"sft_weight", "divergence", "temperature", "tail", "row_choice"}
-"""Fields of `training` that the control does not depend on."""
+from .config import CONTROL, FUSION_FIELDS, RunConfig
 
 
 def shared_places(config: RunConfig, root: Path) -> dict[str, str]:
@@ -24,7 +21,8 @@ def shared_places(config: RunConfig, root: Path) -> dict[str, str]:
     """
     keys = _keys(config)
     places = {key: f"{_base(config, root, key)}/{key}-{digest}" for key, digest in keys.items()}
-    return {**places, "report/models": f"{root}/measured"}
+    # What lies there bears keys of its own.
+    return {**places, "measured": f"{root}/measured", "verdicts.jsonl": f"{root}/verdicts.jsonl"}
 
 
 def _base(config: RunConfig, root: Path, key: str) -> str:
@@ -57,7 +55,21 @@ def _keys(config: RunConfig) -> dict[str, str]:
     targets = [[source.name, keys[f"targets/{source.name}"]] for source in config.sources]
     merge = config.merge.model_dump(mode="json", exclude={"threads"})
     keys["fused"] = _digest(targets, merge, config.run.seed)
-    return keys
+    return {**keys, **_answer_keys(config, keys)}
+
+
+def _answer_keys(config: RunConfig, keys: dict[str, str]) -> dict[str, str]:
+    """Answers by set and model: the model, what it reads under, and how the set is asked."""
+    found = {}
+    for model_id in config.measured_ids:
+        role, _, name = model_id.partition(".")
+        of_model = {"pivot": f"tokens/{config.pivot.name}", "source": f"tokens/{name}", "fused": "fused"}
+        model = keys[of_model.get(role, f"targets/{name or CONTROL}")]
+        dtype = config.model_named(name if role == "source" else config.pivot.name).engine.dtype
+        for section in config.evaluation.answers:
+            asked = section.model_dump(mode="json")
+            found[f"answers/{section.name}/{model_id}"] = _digest(model, asked, dtype, config.run.seed)
+    return found
 
 
 def _digest(*parts: Any) -> str:

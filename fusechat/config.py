@@ -8,16 +8,19 @@ Imports nothing heavy, so that the command line answers at once.
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from .cluster_config import ClusterSection, PlanSection
-from .config_file import load_file
+from .config_file import load_file, read_overrides
+from .config_secrets import refuse_hub_keys, refuse_secret_keys
 from .config_section import Name, Section
 from .errors import ConfigError
 from .evaluation_config import EvaluationSection
 
 CONTROL = "sft"
-"""Name of the SFT-only control among the targets."""
+"""Name of the SFT-only control among the targets: trained on the same steps without any rows."""
+FUSION_FIELDS = ("sft_weight", "divergence", "temperature", "tail", "row_choice")
+"""Fields of `training` that a target without rows does not depend on."""
 
 
 class RunSection(Section):
@@ -52,6 +55,8 @@ class EngineSection(Section):
     """GPU only: share of the memory that the engine may take."""
     extra: dict[str, Any] = {}
     """Further arguments of vLLM's engine, by their own names (quantization, expert parallelism, ...)."""
+
+    _no_secret = field_validator("extra")(refuse_secret_keys)
 
 
 class ModelSection(Section):
@@ -157,6 +162,9 @@ class TrainingSection(Section):
     trl: dict[str, Any] = {}
     """Fields of TRL's SFTConfig; those not given are the published ones (lr 5e-6, cosine, warmup 0.03, 3 epochs, batch 128)."""
 
+    _no_secret = field_validator("trl")(refuse_secret_keys)
+    _no_upload = field_validator("trl")(refuse_hub_keys)
+
 
 class MergeSection(Section):
     """How the targets become the fused model."""
@@ -196,6 +204,11 @@ class RunConfig(Section):
             raise ValueError(f"model names {names} must differ from each other and from 'sft' and 'fused'")
         return self
 
+    @model_validator(mode="after")
+    def _evaluates_what_it_has(self) -> "RunConfig":
+        self.evaluation.check_models(self.model_ids)
+        return self
+
     @property
     def models(self) -> list[ModelSection]:
         """The pivot, then the sources."""
@@ -219,9 +232,7 @@ class RunConfig(Section):
     @property
     def measured_ids(self) -> list[str]:
         """Those of them that are evaluated."""
-        section, known = self.evaluation, self.model_ids
-        wanted = section.models or [name for name in known if section.sources or not name.startswith("source.")]
-        return [name for name in known if name in wanted]
+        return self.evaluation.measured(self.model_ids)
 
     @property
     def store_url(self) -> str:
@@ -249,7 +260,12 @@ class RunConfig(Section):
 
     def answers_path(self, answer_set: str, model_id: str) -> Path:
         """Folder of a model's answers to a set of questions."""
-        return self.run.output / "answers" / answer_set / model_id
+        return Path(self._place(f"answers/{answer_set}/{model_id}", self.run.output))
+
+    @property
+    def verdicts_path(self) -> Path:
+        """File of the judge's replies."""
+        return Path(self._place("verdicts.jsonl", self.run.output))
 
     @property
     def dialogues_path(self) -> Path:
@@ -267,7 +283,7 @@ class RunConfig(Section):
     @property
     def measured_path(self) -> Path:
         """Folder of what was measured of each model."""
-        return Path(self._place("report/models", self.run.output))
+        return Path(self._place("measured", self.run.output))
 
     def dump(self) -> dict[str, Any]:
         """The resolved run as plain values."""
@@ -280,4 +296,4 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     Raises:
         ConfigError: a missing or broken file, an unknown key (the nearest valid one is named), a value out of range.
     """
-    return load_file(path, overrides, RunConfig)
+    return load_file(path, read_overrides(overrides), RunConfig)

@@ -3,7 +3,9 @@
 Knows nothing about what the sections are.
 """
 
+import copy
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,9 +18,11 @@ from .errors import ConfigError
 Loaded = TypeVar("Loaded", bound=Section)
 
 
-def load_file(path: str | Path, overrides: list[str] | tuple[str, ...], root: type[Loaded]) -> Loaded:
-    """Read a YAML file of some root section and apply `section.field=value` overrides, whose values are YAML.
+def load_file(path: str | Path, overrides: Sequence[tuple[str, Any]], root: type[Loaded]) -> Loaded:
+    """Read a YAML file of some root section and put other values in place of some.
 
+    Args:
+        overrides: (`section.field`, value) pairs, applied in order.
     Raises:
         ConfigError: a missing or broken file, an unknown key (the nearest valid one is named), a value out of range.
     """
@@ -32,34 +36,53 @@ def load_file(path: str | Path, overrides: list[str] | tuple[str, ...], root: ty
     if not isinstance(values, dict):
         expected = ", ".join(list(root.model_fields)[:4])
         raise ConfigError(f"{path}: found {type(values).__name__}, expected keys such as {expected}")
-    for override in overrides:
-        _apply_override(values, override)
+    for key, value in overrides:
+        _apply_override(values, key, value)
     try:
         return root.model_validate(values)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(path, item, root) for item in error.errors())) from None
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"--set {override}: expected section.field=value")
+def read_overrides(texts: Sequence[str]) -> list[tuple[str, Any]]:
+    """`section.field=value` as the command line takes it, the value being YAML, as (key, value) pairs.
+
+    Raises:
+        ConfigError: a text of another form.
+    """
+    found = []
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--set {text}: expected section.field=value")
+        try:
+            found.append((key, yaml.safe_load(value)))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {text}: the value is not readable as YAML: {error}") from None
+    return found
+
+
+def _apply_override(values: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     node: Any = values
     for depth, part in enumerate(parents):
-        if isinstance(node, dict):
-            node = node.setdefault(part, {})
-        elif isinstance(node, list) and part.isdigit() and int(part) < len(node):
-            node = node[int(part)]
-        else:
-            raise ConfigError(f"--set {override}: {'.'.join(parents[:depth])} has no {part!r}")
-    value = yaml.safe_load(text)
-    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
-        node[int(last)] = value
-    elif isinstance(node, dict):
-        node[last] = value
-    else:
-        raise ConfigError(f"--set {override}: {'.'.join(parents)} is {type(node).__name__}, it has no {last!r}")
+        place = _place(node, part)
+        if place is None:
+            raise ConfigError(f"override of {key}: {'.'.join(parents[:depth]) or 'the file'} has no {part!r}")
+        # A copy: YAML's aliases, and values that an earlier override brought, are one object in several places.
+        node[place] = copy.copy(node.get(place, {}) if isinstance(node, dict) else node[place])
+        node = node[place]
+    place = _place(node, last)
+    if place is None:
+        raise ConfigError(f"override of {key}: {'.'.join(parents)} is {type(node).__name__}, it has no {last!r}")
+    node[place] = value
+
+
+def _place(node: Any, part: str) -> Any:
+    """The key or index that a part of an override's key means in a node; None where it can mean none."""
+    if isinstance(node, dict):
+        return part
+    return int(part) if isinstance(node, list) and part.isdigit() and int(part) < len(node) else None
 
 
 def _explain(path: Path, item: Any, root: type[BaseModel]) -> str:

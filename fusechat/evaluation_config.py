@@ -1,11 +1,16 @@
 """The run file's section on evaluation."""
 
+import difflib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from .config_secrets import refuse_key_as_variable, refuse_url_secrets
 from .config_section import Name, Section
+
+Form = Literal["prompts", "mt_bench", "alpaca_eval"]
+"""What a file of questions holds, and how their answers are written."""
 
 
 class AnswerSetSection(Section):
@@ -15,12 +20,16 @@ class AnswerSetSection(Section):
     """Short name; names the folder of its answers."""
     file: str
     """Questions: `.txt` (a prompt per line), JSON or JSON lines, MT-Bench's question file, AlpacaEval's instructions."""
-    form: Literal["prompts", "mt_bench", "alpaca_eval"] = "prompts"
+    form: Form = "prompts"
     """What the file holds. Answers to the first two are written as FastChat's model answers, to the last as AlpacaEval's."""
     max_new_tokens: int = Field(1024, ge=1)
     """Longest answer to one turn, tokens."""
     temperature: float | None = Field(None, ge=0)
     """Of the sampling; default: 0, and in MT-Bench what FastChat takes for each category."""
+
+
+JUDGE_MEANS = ("concurrency", "max_attempts", "backoff_seconds", "timeout_seconds", "key_variable")
+"""Fields of the judge that say how verdicts are fetched, not what they are."""
 
 
 class JudgeSection(Section):
@@ -55,6 +64,13 @@ class JudgeSection(Section):
     completion_price: float = Field(0.0, ge=0)
     """Price of a million tokens that it writes."""
 
+    @model_validator(mode="after")  # of the whole section, whose message does not repeat the value as a field's does
+    def _no_secret(self) -> "JudgeSection":
+        refuse_url_secrets(self.url)
+        if self.key_variable is not None:
+            refuse_key_as_variable(self.key_variable)
+        return self
+
 
 class EvaluationSection(Section):
     """How good the models are."""
@@ -85,3 +101,31 @@ class EvaluationSection(Section):
     """Training dialogues, drawn by the run's seed, on whose rows the divergence from each teacher is measured; 0: none."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Dtype of weights and activations; auto: float32 on CPUs, what the checkpoint says on GPUs."""
+
+    @model_validator(mode="after")
+    def _sets_fit(self) -> "EvaluationSection":
+        names = [answer_set.name for answer_set in self.answers]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"answers: two sets are called {twice[0]!r}; give each a name of its own")
+        if self.judge is not None and not names:
+            raise ValueError("judge: there are no answers to judge; name questions in evaluation.answers")
+        return self
+
+    def measured(self, known: list[str]) -> list[str]:
+        """Ids of the models that are measured, out of those that the run will have, in their order."""
+        wanted = self.models or [name for name in known if self.sources or not name.startswith("source.")]
+        return [name for name in known if name in wanted]
+
+    def check_models(self, known: list[str]) -> None:
+        """Raises ValueError for a model that the run will not have (the nearest is named), or a baseline that is not measured."""
+        for name in self.models or []:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"the run has {', '.join(known)}"
+                raise ValueError(f"evaluation.models: found {name!r}, which this run does not have; {hint}")
+        measured = self.measured(known)
+        if self.judge is not None and "pairwise" in self.judge.modes and self.judge.baseline not in measured:
+            raise ValueError(
+                f"evaluation.judge.baseline: found {self.judge.baseline!r}, the models that answer are "
+                f"{', '.join(measured)}; name one of these"
+            )

@@ -25,8 +25,8 @@ def push(folder: Path, repository: str, *, confirmed: bool, private: bool, token
         raise ModelError(
             f"{folder}: found no config.json with safetensors; expected a model such as runs/quickstart/fused"
         )
-    files = [path for path in folder.rglob("*") if path.is_file()]
     if not confirmed:
+        files = _sent(folder)
         total = sum(path.stat().st_size for path in files) / 2**30
         raise ConfigError(
             f"nothing was sent: {len(files)} files of {folder}, {total:.2f} GiB, would go to {repository}; add --yes to send "
@@ -48,3 +48,11 @@ def push(folder: Path, repository: str, *, confirmed: bool, private: bool, token
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"{repository}: the hub did not take it: {reason}; check name, token and network") from None
     return str(done.commit_url)
+
+
+def _sent(folder: Path) -> list[Path]:
+    """The files that an upload would send, by the hub client's own rule."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return [folder / name for name in filter_repo_objects(names, ignore_patterns=IGNORED)]

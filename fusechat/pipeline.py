@@ -27,6 +27,8 @@ class Step:
     outputs: tuple[str, ...]
     """Folders or URLs of its artifacts."""
     make: Callable[[RunConfig, Progress], Any]
+    check: Callable[[RunConfig], None] = lambda config: None
+    """Raises a UserError for what can be known to be wrong before anything runs."""
 
     @property
     def label(self) -> str:
@@ -53,15 +55,29 @@ def steps(config: RunConfig) -> list[Step]:
         found.append(Step("align", name, (config.aligned_url(name),), _stage_call("cluster.alignment", name)))
     for name in targets:
         found.append(Step("train", name, (str(config.target_path(name)),), _stage_call(training, name)))
-    found.append(Step("merge", "", (str(config.fused_path),), _merge))
+    found.append(Step("merge", "", (str(config.fused_path),), _merge, _check("merge.stage", "check")))
     answers = _answer_folders(config)
     if answers:
-        found.append(Step("answer", "", answers, _stage_call("cluster.answering")))
-    found.append(Step("evaluate", "", (str(config.report_path),), _stage_call("evaluation.stage")))
+        asked = _check("evaluation.ahead", "check_questions")
+        found.append(Step("answer", "", answers, _stage_call("cluster.answering"), asked))
+    measured = _check("evaluation.ahead", "check")
+    found.append(Step("evaluate", "", (str(config.report_path),), _stage_call("evaluation.stage"), measured))
     return found
 
 
 STAGES = ("tokenize", "extract", "align", "train", "merge", "answer", "evaluate")
+
+
+def check(config: RunConfig, only: str | None = None) -> None:
+    """Refuse, before any hour of a GPU is spent, what a later stage would refuse; of what is finished nothing is asked.
+
+    Raises:
+        UserError: a merge method, a file of questions, a judge's key or a task of the harness that is not there.
+    """
+    for step in steps(config):
+        wanted = only in (None, step.stage)
+        if wanted and (config.run.if_changed == "restart" or not all(step.records())):
+            step.check(config)
 
 
 def run(config: RunConfig, *, progress: Progress, only: str | None = None) -> dict[str, float]:
@@ -74,9 +90,11 @@ def run(config: RunConfig, *, progress: Progress, only: str | None = None) -> di
     Raises:
         BusyError: another process works on this run folder.
         ConfigError: the run has no such stage.
+        UserError: as `check`, before any stage begins.
     """
     if only is not None and only not in [step.stage for step in steps(config)]:
         raise ConfigError(f"this run has nothing to {only}: name sets of questions in evaluation.answers")
+    check(config, only)
     seconds: dict[str, float] = {}
     with run_lock(config.run.output):
         write_json(str(config.run.output / "run.json"), config.dump())
@@ -108,6 +126,10 @@ def _say_done(step: Step, progress: Progress, seconds: float, config: RunConfig)
 def _answer_folders(config: RunConfig) -> tuple[str, ...]:
     sets = [answer_set.name for answer_set in config.evaluation.answers]
     return tuple(str(config.answers_path(name, model_id)) for name in sets for model_id in config.measured_ids)
+
+
+def _check(module: str, name: str) -> Callable[[RunConfig], None]:
+    return lambda config: getattr(importlib.import_module(module), name)(config)
 
 
 def _prepare_dialogues(config: RunConfig, progress: Progress) -> Artifact:

@@ -8,23 +8,27 @@ nothing about models.
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from .artifact import storage_errors, write_json
 from .dialogue_files import read_rows
 from .errors import DialogueError
-
-Form = Literal["prompts", "mt_bench", "alpaca_eval"]
+from .evaluation_config import Form
 
 MT_BENCH_TEMPERATURES = {
     "writing": 0.7, "roleplay": 0.7, "extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0, "stem": 0.1,
     "humanities": 0.1,
 }  # fmt: skip
 """What FastChat samples each category of MT-Bench with; 0.7 for any other."""
+
+
+PLAIN_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
+"""An id that is written as a number and reads back as it stood; `007` would come back as `7`."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ def write_answers(
     for question, given in zip(questions, answers, strict=True):
         text = json.dumps([model_id, question.id, *given])
         record = {
-            "question_id": int(question.id) if question.id.isdigit() else question.id,
+            "question_id": int(question.id) if PLAIN_NUMBER.fullmatch(question.id) else question.id,
             "answer_id": hashlib.sha256(text.encode()).hexdigest()[:22],
             "model_id": model_id,
             "choices": [{"index": 0, "turns": list(given)}],
@@ -151,6 +155,8 @@ def _question(place: str, row: Any, form: Form, number: int) -> Question:
     if not all(isinstance(turn, str) and turn.strip() for turn in turns):
         raise DialogueError(f"{place}: {key!r} is {str(row[key])[:80]!r}, expected text that is not blank")
     found = row.get("question_id", row.get("id"))
+    if not isinstance(found, str | int | None) or isinstance(found, bool) or found == "":
+        raise DialogueError(f"{place}: found the id {found!r}, expected a text or a whole number, or none")
     return Question(
         str(number if found is None else found), tuple(turns), str(row.get("category") or ""), tuple(map(str, reference)),
         str(row.get("dataset") or ""),

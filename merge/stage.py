@@ -57,6 +57,11 @@ def run(config: RunConfig, *, progress: Progress | None = None, merge_shards: Sh
     return claim.finish({"tensors": len(report["tensors"]), "weights": total["elements"], **per_target})
 
 
+def check(config: RunConfig) -> None:
+    """Refuse, before any target is trained, a method or parameters that merging would refuse; ConfigError."""
+    _checked_parameters(config)
+
+
 def _checked_parameters(config: RunConfig) -> dict[str, Any]:
     """The method's parameters, defaults filled in, with the run's seed for methods that draw at random.
 

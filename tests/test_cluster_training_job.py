@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trainer_runs
@@ -33,10 +34,18 @@ def losses(config: RunConfig) -> list[float]:
     return [record["loss"] for record in read_metrics(config.target_path("other"))]
 
 
-def test_two_workers_give_the_loss_curve_of_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def shipped_sharding() -> dict[str, Any]:
+    trl = load_config(Path(__file__).parents[1] / "examples" / "fusechat-7b.yaml").training.trl
+    return {name: trl[name] for name in ("fsdp", "fsdp_config")}
+
+
+@pytest.mark.parametrize("sharding", [{}, shipped_sharding()], ids=["DDP", "FSDP2 as in the paper's run"])
+def test_two_workers_give_the_loss_curve_of_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], sharding: dict[str, Any]
+) -> None:
     single = trainer_runs.make_run(tmp_path / "one", trl={"gradient_accumulation_steps": 2})
     stage.run(single, "other")
-    trainer_runs.make_run(tmp_path / "two", trl={"gradient_accumulation_steps": 1})
+    trainer_runs.make_run(tmp_path / "two", trl={"gradient_accumulation_steps": 1, **sharding})
     config = two_workers(tmp_path / "two")
     step = next(step for step in pipeline.steps(config) if step.label == "train other")
     step.make(config, Progress())
@@ -81,6 +90,17 @@ def test_workers_that_do_not_fit_are_refused_at_once(tmp_path: Path) -> None:
     trainer_runs.make_run(tmp_path)
     with pytest.raises(ClusterError, match=r"2 workers with 2 CPUs each, the cluster has 2; lower"):
         training_job.run(two_workers(tmp_path, "cluster.training_cpus=2"), "other")
+
+
+def test_workers_on_a_cluster_that_grows_are_waited_for_on_one_node_with_gpus(tmp_path: Path) -> None:
+    trainer_runs.make_run(tmp_path)
+    grows = ["cluster.training_workers=8", "cluster.gpus_per_node=8"]
+    found = training_job._scaling(two_workers(tmp_path, *grows, "cluster.max_gpus=32"))
+    assert found.use_gpu and found.placement_strategy == "STRICT_PACK"
+    over_nodes = training_job._scaling(two_workers(tmp_path, "cluster.training_workers=16", "cluster.max_gpus=32"))
+    assert over_nodes.placement_strategy == "PACK"
+    with pytest.raises(ClusterError, match=r"8 workers with 1 GPUs each, the cluster has or may grow to 4; lower"):
+        training_job._scaling(two_workers(tmp_path, *grows, "cluster.max_gpus=4"))
 
 
 def test_one_worker_is_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,14 +35,14 @@ def test_greedy_answers_in_batches_equal_the_obvious_ones(network: torch.nn.Modu
     expected = [obvious_answer(network, prompt, stops, 12) for prompt in prompts]
     assert len(set(map(len, expected))) > 1, "some answers end early"
     # What the folder asks for must not matter.
-    network.generation_config = GenerationConfig(
-        do_sample=True, temperature=5.0, repetition_penalty=3.0, max_new_tokens=2
-    )
+    own = GenerationConfig(do_sample=True, temperature=5.0, repetition_penalty=3.0, max_new_tokens=2)
+    network.generation_config = own
     counted: list[int] = []
     found = greedy_answers(
         network, prompts, stops=stops, max_new_tokens=12, batch_tokens=90, on_batch=counted.append
     )  # fmt: skip
     assert found == expected
+    assert network.generation_config is own, "what generates next, such as the harness, is not cut at 12 tokens"
     assert sum(counted) == len(prompts) and len(counted) > 1
 
 

@@ -10,7 +10,7 @@ import yaml
 from evaluation_runs import finish_earlier_stages
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from evaluation import stage
+from evaluation import harness, measurement, stage
 from evaluation.harness import figure
 from fusechat.config import load_config
 from fusechat.errors import ConfigError
@@ -78,7 +78,25 @@ def test_task_that_the_harness_does_not_have_is_refused_before_any_model_is_read
     assert not (config.report_path / "plan.json").exists()
 
 
+def test_harness_figures_are_kept_under_seed_version_and_task_files_without_caches(
+    run_file: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["evaluation.lm_eval=[local_texts]", f"evaluation.lm_eval_folder={tasks}"]
+    config, other_seed = (load_config(run_file, [*given, f"run.seed={seed}"]) for seed in (0, 1))
+    inputs = measurement._harness_inputs(config)
+    assert inputs != measurement._harness_inputs(other_seed)
+    (tasks / "__pycache__").mkdir()
+    (tasks / "__pycache__" / "functions.cpython-311.pyc").write_bytes(b"1")
+    assert measurement._harness_inputs(config) == inputs
+    (tasks / "functions.py").write_text("x = 1")
+    assert measurement._harness_inputs(config) != inputs
+    inputs = measurement._harness_inputs(config)
+    monkeypatch.setattr(harness, "version", lambda: "0.0")
+    assert measurement._harness_inputs(config) != inputs
+
+
 def test_value_that_is_no_number_is_none_and_error_that_is_none_gives_no_interval() -> None:
     assert figure(float("nan"), 0.1, 100) == {"value": None, "low": None, "high": None}
     assert figure(0.5, "N/A", 100) == {"value": 0.5, "low": None, "high": None}
+    assert figure(1.0, 0.0, 100) == {"value": 1.0, "low": None, "high": None}
     assert figure(0.5, 0.1, 100)["low"] == pytest.approx(0.5 - 1.9842 * 0.1, rel=1e-4)

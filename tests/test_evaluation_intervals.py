@@ -8,7 +8,13 @@ import pytest
 from scipy import stats
 
 from evaluation import intervals
-from evaluation.intervals import accuracy_difference_interval, accuracy_interval, expanded_tail, ratio_interval
+from evaluation.intervals import (
+    accuracy_difference_interval,
+    accuracy_interval,
+    expanded_tail,
+    ratio_interval,
+    win_rate_interval,
+)
 
 
 def obvious_ratio_interval(
@@ -63,6 +69,21 @@ def test_intervals_of_too_few_dialogues_are_not_invented(num: int) -> None:
     assert ratio_interval(np.arange(num) + 1.0, np.ones(num), seed=0) is None
     assert accuracy_interval(np.ones(num, bool)) is None
     assert accuracy_difference_interval(np.ones(num, bool), np.zeros(num, bool)) is None
+    assert win_rate_interval(np.ones(num)) is None
+
+
+def test_win_rate_interval_is_the_difference_of_wins_and_losses_on_another_scale() -> None:
+    won, lost = np.array([1, 1, 0, 1, 0, 0, 1, 1], bool), np.array([0, 0, 1, 0, 0, 0, 0, 0], bool)
+    low, high = accuracy_difference_interval(won, lost)  # type: ignore[misc]
+    assert win_rate_interval((1 + won - lost.astype(float)) / 2) == pytest.approx(((1 + low) / 2, (1 + high) / 2))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.97])
+@pytest.mark.parametrize("num", [8, 20])
+def test_win_rate_interval_holds_the_truth_about_as_often_as_it_says(share: float, num: int) -> None:
+    draws = (np.random.default_rng(0).random((1000, num)) < share).astype(float)
+    found = [win_rate_interval(won) for won in draws]
+    assert np.mean([low <= share <= high for low, high in found]) > 0.91  # type: ignore[misc]
 
 
 def test_ratio_interval_of_a_model_beside_itself_is_zero() -> None:

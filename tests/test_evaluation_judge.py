@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from judge_endpoint import Endpoint, serving
 
-from evaluation.judge import AnswerSet, judge_answers, num_verdicts
+from evaluation.judge import AnswerSet, judge_answers
 from evaluation.judge_prompts import read_score, read_verdict
 from fusechat.errors import ConfigError, JudgeError
 from fusechat.evaluation_config import JudgeSection
@@ -79,6 +79,20 @@ def test_pairs_are_judged_in_both_orders_and_a_judge_that_prefers_the_first_is_f
     endpoint.reply = fair
     found = judge_answers(section, [answer_set()], tmp_path / "b.jsonl", seed=0)["sets"]["set"]["pairwise"]["fused"]
     assert (found["win_rate"], found["supports"], found["orders_agree"], found["first_wins"]) == (1, "higher", 1, 0.5)
+    assert found["low"] < 0.7 and found["high"] == 1, "six questions do not prove that all others are won"
+
+
+def test_verdict_without_a_readable_one_in_the_other_order_is_not_counted(endpoint: Endpoint, tmp_path: Path) -> None:
+    def prefers_the_first(body: dict, number: int) -> str:
+        text = body["messages"][-1]["content"]
+        swapped = text.index("sft says") < text.index("fused says")
+        return "no idea" if swapped and "question 0." in text else "VERDICT: A"
+
+    endpoint.reply = prefers_the_first
+    section = judge(endpoint, modes=["pairwise"], repeats=2)
+    found = judge_answers(section, [answer_set(turns=1)], tmp_path / "j.jsonl", seed=0)["sets"]["set"]["pairwise"]
+    fused = found["fused"]
+    assert (fused["win_rate"], fused["questions"], fused["nonsense"], fused["alone"]) == (0.5, 5, 2, 2)
 
 
 def test_failures_of_every_sort_are_tried_again_and_cost_no_verdict(endpoint: Endpoint, tmp_path: Path) -> None:
@@ -108,7 +122,9 @@ def test_verdicts_are_read_from_their_line_alone() -> None:
 def test_killed_judging_goes_on_and_asks_for_nothing_twice(endpoint: Endpoint, tmp_path: Path) -> None:
     section, cache = judge(endpoint, repeats=2, max_attempts=2), tmp_path / "j.jsonl"
     endpoint.fault = lambda number: 500 if number >= 20 else None
-    with pytest.raises(JudgeError, match=r"28 of 48 verdicts failed 2 times \(last: .*status 500"):
+    with pytest.raises(
+        JudgeError, match=r"of 48 verdicts failed 2 times \(last: .*status 500.*were not asked for after"
+    ):
         judge_answers(section, [answer_set()], cache, seed=0)
     with cache.open("a") as file:
         file.write('{"key": "half of a li')
@@ -117,6 +133,25 @@ def test_killed_judging_goes_on_and_asks_for_nothing_twice(endpoint: Endpoint, t
     assert len(endpoint.bodies) == 28 == found["cost"]["asked_now"] and found["cost"]["verdicts"] == 48
     endpoint.bodies = []
     assert judge_answers(section, [answer_set()], cache, seed=0)["sets"] == found["sets"] and not endpoint.bodies
+
+
+@pytest.mark.parametrize(("concurrency", "most"), [(1, 3), (5, 5 + 4)])
+def test_endpoint_that_is_not_there_costs_few_requests(
+    endpoint: Endpoint, tmp_path: Path, concurrency: int, most: int
+) -> None:
+    endpoint.fault = lambda number: 503
+    section = judge(endpoint, repeats=2, max_attempts=2, concurrency=concurrency)
+    with pytest.raises(JudgeError, match=r"were not asked for after \d+ failures in a row; all that came"):
+        judge_answers(section, [answer_set()], tmp_path / "j.jsonl", seed=0)
+    assert len(endpoint.bodies) <= 2 * most
+
+
+def test_request_that_fails_by_itself_stops_no_other(endpoint: Endpoint, tmp_path: Path) -> None:
+    endpoint.fault = lambda number: 500 if number < 2 else None
+    section = judge(endpoint, repeats=1, max_attempts=2, concurrency=1)
+    with pytest.raises(JudgeError, match=r"1 of 24 verdicts failed 2 times \(last: [^;]*\); all that came"):
+        judge_answers(section, [answer_set()], tmp_path / "j.jsonl", seed=0)
+    assert len((tmp_path / "j.jsonl").read_text().splitlines()) == 23
 
 
 def test_concurrency_is_kept(endpoint: Endpoint, tmp_path: Path) -> None:
@@ -143,11 +178,6 @@ def test_refused_key_or_model_ends_at_once_with_the_way_out(endpoint: Endpoint, 
         judge_answers(judge(endpoint, concurrency=1), [answer_set()], tmp_path / "j.jsonl", seed=0)
     assert isinstance(error.value, ConfigError) and "status 401" in str(error.value)
     assert len(endpoint.bodies) == 1
-
-
-def test_baseline_that_did_not_answer_is_refused(endpoint: Endpoint, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="found 'pivot', the models that answered set are sft, fused"):
-        num_verdicts(judge(endpoint, modes=["pairwise"], baseline="pivot"), [answer_set()])
 
 
 def test_question_that_a_model_had_no_room_for_is_judged_for_the_others(endpoint: Endpoint, tmp_path: Path) -> None:

@@ -191,13 +191,13 @@ def test_killed_evaluation_goes_on_with_the_model_it_was_in(ready: RunConfig, mo
 
 def test_model_that_changed_is_measured_again_and_others_are_not(ready: RunConfig) -> None:
     stage.run(ready)
-    before = {path.stem: path.read_text() for path in (ready.report_path / "models").iterdir()}
+    before = {path.stem: path.read_text() for path in ready.measured_path.iterdir()}
     report_before = json.loads((ready.report_path / "report.json").read_text(encoding="utf-8"))
     finish_model(ready.fused_path, "fused", seed=77)
     with pytest.raises(ArtifactError, match=r"settings\.models\.fused"):
         stage.run(ready)
     stage.run(ready.model_copy(update={"run": restarting(ready)}))
-    after = {path.stem: path.read_text() for path in (ready.report_path / "models").iterdir()}
+    after = {path.stem: path.read_text() for path in ready.measured_path.iterdir()}
     assert {json.loads(text)["key"] for text in before.values()} ^ {json.loads(text)["key"] for text in after.values()}
     report_after = json.loads((ready.report_path / "report.json").read_text(encoding="utf-8"))
     losses = [
@@ -208,19 +208,23 @@ def test_model_that_changed_is_measured_again_and_others_are_not(ready: RunConfi
     assert changed == {"fused"}
 
 
+def test_another_sample_prompt_measures_nothing_else_anew(ready: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = stage.run(ready)
+    monkeypatch.setattr(measurement, "dialogue_nats", lambda *_, **__: pytest.fail("the loss was measured again"))
+    evaluation = ready.evaluation.model_copy(update={"samples": ["Say something else."]})
+    again = stage.run(ready.model_copy(update={"evaluation": evaluation, "run": restarting(ready)}))
+    assert again.counts["bits_per_byte"] == first.counts["bits_per_byte"]
+    found = json.loads((ready.report_path / "report.json").read_text(encoding="utf-8"))
+    assert set(found["samples"][0]["answers"]) == {"pivot", "sft", "fused"}
+
+
 def test_model_whose_loss_is_not_a_number_is_named_and_the_others_kept(ready: RunConfig) -> None:
     weights = load_file(ready.fused_path / "model.safetensors")
     weights["model.norm.weight"][:] = torch.nan
     save_file(weights, ready.fused_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"fused: its loss of held-out dialogue 'd10\d\d' is nan"):
         stage.run(ready)
-    assert list((ready.report_path / "models").glob("sft.*.json"))
-
-
-def test_misspelt_model_is_refused_with_the_nearest(ready: RunConfig) -> None:
-    evaluation = ready.evaluation.model_copy(update={"models": ["pivot", "target.mixtrl"]})
-    with pytest.raises(ConfigError, match=r"'target.mixtrl'.*did you mean 'target.mixtral'"):
-        stage.run(ready.model_copy(update={"evaluation": evaluation}))
+    assert list(ready.measured_path.glob("sft.loss.*.json"))
 
 
 def test_kind_that_no_held_out_dialogue_has_is_refused_before_any_model_is_read(ready: RunConfig) -> None:

@@ -17,6 +17,7 @@ from paper_sources import CONFIGS
 from pydantic import ValidationError
 
 from fusechat.config import RunConfig, load_config
+from trainer.arguments import PUBLISHED_BATCH, training_arguments
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "kuberay"
@@ -79,6 +80,15 @@ def test_a_group_holds_each_source_and_all_groups_are_what_the_run_counts_on(job
     assert {model.engine.tensor_parallel_size for model in shipped.models} <= sizes
     assert max(sizes) == shipped.cluster.gpus_per_node
     assert sum(gpus(group) * group.maxReplicas for group in groups) == shipped.cluster.max_gpus == shipped.plan.gpus
+
+
+def test_one_node_trains_a_target_with_all_its_gpus_in_the_published_batches(job: RayJob, shipped: RunConfig) -> None:
+    workers = shipped.cluster.training_workers
+    assert workers == shipped.cluster.gpus_per_node == max(map(gpus, job.spec.rayClusterSpec.workerGroupSpecs))
+    assert shipped.training.trl["fsdp"] is True and not shipped.evaluation.sources
+    arguments = training_arguments(shipped, num_processes=workers)
+    sizes = [arguments[name] for name in ("per_device_train_batch_size", "gradient_accumulation_steps")]
+    assert workers * sizes[0] * sizes[1] == PUBLISHED_BATCH
 
 
 def test_no_secret_stands_in_the_manifest(documents: dict[str, Any], job: RayJob) -> None:

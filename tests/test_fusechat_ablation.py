@@ -67,6 +67,45 @@ def test_change_of_the_dialogues_shares_nothing_but_measured_models(run_file: Pa
     assert {key.split("/")[0] for key in found} == set(STAGES)
 
 
+ASKED = {"evaluation.answers": [{"name": "own", "file": "asked.txt"}]}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"merge.method": "linear"}, {"fused"}),
+        ({"training.row_choice": "average"}, {"fused", "target.mixtral"}),
+        ({"evaluation.max_new_tokens": 5}, set()),
+        ({"sources.0.template": "pivot"}, {"fused", "target.mixtral", "source.mixtral"}),
+        (
+            {"evaluation.answers": [{"name": "own", "file": "asked.txt", "temperature": 1}]},
+            {"pivot", CONTROL, "fused", "target.mixtral", "source.mixtral"},
+        ),
+        ({"pivot.engine.dtype": "bfloat16"}, {"pivot", CONTROL, "fused", "target.mixtral"}),
+    ],
+)
+def test_variant_shares_the_answers_of_models_that_it_does_not_change(
+    run_file: Path, tmp_path: Path, overrides: dict[str, Any], expected: set[str]
+) -> None:
+    made = make(run_file, tmp_path, set=ASKED)
+    base, variant = (made.run_config(o) for o in ({}, overrides))
+    places = [shared_places(config, tmp_path) for config in (base, variant)]
+    keys = {f"answers/own/{model_id}": model_id for model_id in base.model_ids}
+    assert {model_id for key, model_id in keys.items() if places[0][key] != places[1][key]} == expected
+    placed = base.model_copy(update={"run": base.run.model_copy(update={"places": places[0]})})
+    assert placed.answers_path("own", "fused") == Path(places[0]["answers/own/fused"])
+    assert placed.verdicts_path == tmp_path / "verdicts.jsonl"
+
+
+def test_run_keeps_its_folder_when_only_means_change(run_file: Path, tmp_path: Path) -> None:
+    judge = {"url": "http://host/v1", "model": "examiner"}
+    folders = set()
+    for means, cluster in (({}, 1), ({"concurrency": 2, "key_variable": "KEY"}, 3)):
+        changed = {**ASKED, "evaluation.judge": {**judge, **means}, "cluster.num_cpus": cluster, "plan.gpus": cluster}
+        folders.add(tuple(ablation.plan(make(run_file, tmp_path, set=changed))[1]))
+    assert len(folders) == 1
+
+
 def test_runs_are_planned_once_each_first_seed_first(run_file: Path, tmp_path: Path) -> None:
     tables = [
         {"title": "models", "models": ["pivot", CONTROL, "target.*", "fused"]},
@@ -89,6 +128,16 @@ def test_runs_are_planned_once_each_first_seed_first(run_file: Path, tmp_path: P
         ({"title": "t", "grid": {"merge.methd": ["ties"]}}, "did you mean 'method'"),
         ({"title": "t", "variants": {"one": {"sources": ["nobody"]}}}, r"\['nobody'\], expected names out of"),
         ({"title": "t", "grid": {"extraction.k": [0]}}, "greater than or equal to 1"),
+        (
+            {"title": "t", "variants": {"one": {}, "two": {"merge.method": "sce"}}},
+            "'t': rows 'one' and 'two' are the same run",
+        ),
+        ({"title": "t", "grid": {"merge.method": ["sce", "sec"]}}, "found 'sec'; did you mean 'sce'"),
+        ({"title": "t", "models": ["pivot", "targets.*"]}, r"'t': found 'targets\.\*', the run measures pivot, sft"),
+        (
+            {"title": "t", "variants": {"one": {"evaluation.models": ["pivot"]}}},
+            "found 'fused', the run measures pivot",
+        ),
     ],
 )
 def test_variant_that_is_no_run_is_refused_before_anything_runs(
@@ -97,6 +146,29 @@ def test_variant_that_is_no_run_is_refused_before_anything_runs(
     with pytest.raises(ConfigError, match=says):
         ablation.run(make(run_file, tmp_path, tables=[table]), progress=Progress(quiet=True))
     assert not (tmp_path / "ablation").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"tables": [{"title": "t", "variants": {"k 5": {}}, "grid": {"extraction.k": [5, 6]}}]}, "two rows are called 'k 5'"),
+        ({"tables": [{"title": "t", "grid": {"extraction.k": [5, 5]}}]}, "two rows are called 'k 5'"),
+        ({"tables": [{"title": "t", "grid": {"extraction.k": []}, "variants": {"a": {}}}]}, "extraction.k has no value"),
+        ({"tables": [{"title": "t", "models": ["fused"]}, {"title": "t", "models": ["sft"]}]}, "two are called 't'"),
+        ({"seeds": [0, 1, 0]}, r"found \[0, 1, 0\], expected each once"),
+    ],
+)  # fmt: skip
+def test_table_that_would_lose_a_row_is_refused(run_file: Path, tmp_path: Path, fields: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        make(run_file, tmp_path, **fields)
+
+
+def test_value_of_a_variant_reaches_the_run_as_it_stands(run_file: Path, tmp_path: Path) -> None:
+    shared = {"learning_rate": 5e-6}
+    made = make(run_file, tmp_path, set={"training.trl": shared})
+    trl = made.run_config({"training.trl.max_steps": 3, "training.trl.weight_decay": 1e-5}).training.trl
+    assert trl == {"learning_rate": 5e-6, "max_steps": 3, "weight_decay": 1e-5}
+    assert made.set == {"training.trl": {"learning_rate": 5e-6}}
 
 
 def test_ablation_file_with_an_unknown_key_is_refused_with_the_nearest(tmp_path: Path) -> None:

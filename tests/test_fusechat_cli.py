@@ -9,6 +9,9 @@ from typer.testing import CliRunner
 
 from fusechat import pipeline
 from fusechat.cli import app
+from fusechat.config import load_config
+from fusechat.errors import UserError
+from fusechat.logs import Progress
 
 
 def fusechat(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -34,6 +37,32 @@ def test_run_users_mistake_is_one_clear_line_and_status_2(run_file: Path, overri
 def test_answering_without_questions_is_refused_with_the_field_that_names_some(run_file: Path) -> None:
     result = fusechat("answer", "-c", str(run_file))
     assert result.returncode == 2 and "nothing to answer: name sets of questions in evaluation.answers" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["merge.method=scee"], "found 'scee'; did you mean 'sce'"),
+        (["merge.parameters={select_top: 0.1}"], "did you mean 'select_topk'"),
+        (["evaluation.answers=[{name: a, file: /nowhere.jsonl}]"], "/nowhere.jsonl"),
+        (
+            [
+                "evaluation.answers=[{name: a, file: ASKED}]",
+                "evaluation.judge={url: 'http://h/v1', model: m, key_variable: NO_SUCH_KEY}",
+            ],
+            "NO_SUCH_KEY is not set",
+        ),
+    ],
+)
+def test_run_that_a_late_stage_would_refuse_is_refused_before_the_first(
+    run_file: Path, tmp_path: Path, overrides: list[str], says: str
+) -> None:
+    (tmp_path / "asked.txt").write_text("Say hello.\n")
+    filled = [override.replace("ASKED", str(tmp_path / "asked.txt")) for override in overrides]
+    config = load_config(run_file, filled)
+    with pytest.raises(UserError, match=says):
+        pipeline.run(config, progress=Progress(quiet=True))
+    assert not config.run.output.exists()
 
 
 def test_version_help_and_unknown_verb_answer() -> None:

@@ -32,12 +32,75 @@ def test_load_config_reads_file_and_applies_overrides_in_order(run_file: Path) -
         ("sources.0.name=fused", "must differ"),
         ("sources.7.name=x", "has no '7'"),
         ("extraction", "expected section.field=value"),
+        ("extraction.k=[", "not readable as YAML"),
+        ("extraction.k.x=3", "extraction.k is int, it has no 'x'"),
+        ("training.trl.save_steps.a.b=3", "training.trl.save_steps has no 'a'"),
     ],
 )
 def test_load_config_bad_override_names_the_key_and_the_way_out(run_file: Path, override: str, says: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_config(run_file, [override])
     assert says in str(error.value)
+
+
+JUDGE = "evaluation.judge={url: 'https://host/v1', model: m"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("training.trl.hub_token=hf_S3CRET", "hub_token cannot be set.*HF_TOKEN"),
+        ("training.trl.model_init_kwargs={token: hf_S3CRET}", "model_init_kwargs.token cannot be set.*HF_TOKEN"),
+        ("training.trl.push_to_hub=true", "push_to_hub cannot be set.*fusechat push"),
+        ("training.trl.hub_model_id=me/model", "hub_model_id cannot be set.*fusechat push"),
+        ("sources.0.engine.extra={hf_token: hf_S3CRET}", "engine.extra: .*hf_token cannot be set.*HF_TOKEN"),
+        ("evaluation.judge={url: 'https://me:S3CRET@host/v1', model: m}", "credentials.*key_variable"),
+        ("evaluation.judge={url: 'https://host/v1?key=S3CRET', model: m}", "credentials or a query.*key_variable"),
+        ("evaluation.judge={url: 'host/v1', model: m}", "expected the endpoint's base URL"),
+        (f"{JUDGE}, key_variable: sk-S3CRET}}", "no name of an environment variable"),
+    ],
+)
+def test_load_config_secret_is_refused_with_the_place_where_it_belongs(
+    run_file: Path, override: str, says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says) as error:
+        load_config(run_file, [override])
+    assert "S3CRET" not in str(error.value)
+
+
+SETS = "evaluation.answers=[{name: a, file: x}"
+PAIRS = f"{JUDGE}, modes: [pairwise]"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["evaluation.models=[pivot, target.mixtrl]"], "'target.mixtrl'.*did you mean 'target.mixtral'"),
+        ([f"{SETS}, {{name: a, file: y}}]"], "two sets are called 'a'"),
+        ([f"{JUDGE}}}"], "no answers to judge"),
+        ([f"{SETS}]", "training.train_control=false", f"{PAIRS}}}"], "found 'sft', the models that answer are pivot"),
+        ([f"{SETS}]", "evaluation.models=[fused]", f"{PAIRS}, baseline: pivot}}"], "found 'pivot'.* are fused"),
+    ],
+)
+def test_load_config_evaluation_of_what_the_run_has_not_is_refused(
+    run_file: Path, overrides: list[str], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_config(run_file, overrides)
+
+
+def test_load_config_judge_with_a_named_key_is_read(run_file: Path) -> None:
+    judge = load_config(run_file, [f"{SETS}]", f"{JUDGE}, key_variable: JUDGE_KEY}}"]).evaluation.judge
+    assert judge is not None and judge.key_variable == "JUDGE_KEY"
+
+
+def test_load_config_override_changes_one_place_where_the_file_says_the_same_at_several(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(
+        "pivot: {name: a, model: a, engine: &engine {dtype: bfloat16}}\n"
+        "sources: [{name: b, model: b, engine: *engine}]\ndialogues: {train: [x]}\n"
+    )
+    config = load_config(tmp_path / "run.yaml", ["pivot.engine.dtype=float16"])
+    assert [model.engine.dtype for model in config.models] == ["float16", "bfloat16"]
 
 
 def test_load_config_missing_or_broken_file_is_refused(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_nothing_is_sent_unasked_or_without_a_token(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options: Any = {"private": True, "token_variable": "SOME_TOKEN"}
-    with pytest.raises(ConfigError, match=r"nothing was sent: 4 files of .* would go to me/fused; add --yes"):
+    with pytest.raises(ConfigError, match=r"nothing was sent: 3 files of .* would go to me/fused; add --yes"):
         push(folder, "me/fused", confirmed=False, **options)
     monkeypatch.delenv("SOME_TOKEN", raising=False)
     with pytest.raises(ConfigError, match="SOME_TOKEN is not set"):

@@ -34,6 +34,8 @@ def test_prompts_come_from_text_and_from_json_of_several_keys(tmp_path: Path) ->
         ('{"id": 1, "prompt": "p"}\n{"id": 1, "prompt": "q"}\n', "prompts", r":2: question '1' stands at .*:1 already"),
         ('{"prompt": "p"}\n{"prompt": \n', "prompts", r":2: broken JSON"),
         ("[]", "prompts", "holds no question"),
+        ('{"id": [1], "prompt": "p"}\n', "prompts", r":1: found the id \[1\], expected a text or a whole number"),
+        ('{"id": true, "prompt": "p"}\n', "prompts", ":1: found the id True"),
     ],
 )
 def test_row_that_is_no_question_is_refused_with_its_place(tmp_path: Path, text: str, form: str, says: str) -> None:
@@ -50,8 +52,8 @@ def test_temperature_is_the_given_one_or_fastchats_by_category() -> None:
 
 @pytest.mark.parametrize("form", ["prompts", "mt_bench", "alpaca_eval"])
 def test_answers_read_back_in_the_order_of_the_questions(tmp_path: Path, form: str) -> None:
-    questions = [Question("81", ("a", "b")), Question("q", ("c", "d"))]
-    answers = [["one <b>", "two"], ["drei\u2028\n", "vier"]]
+    questions = [Question(name, ("a", "b")) for name in ("81", "q", "007", "\u00b2")]
+    answers = [["one <b>", "two"], ["drei\u2028\n", "vier"], ["five", "six"], ["seven", "eight"]]
     path = answers_file(tmp_path, "target.x", form)  # type: ignore[arg-type]
     write_answers(path, "target.x", form, questions, answers, {"seed": 1})  # type: ignore[arg-type]
     found = read_answers(path, form, questions)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ import pytest
 import tiny_architectures
 
 from fusechat.config import load_config
-from trainer.arguments import PUBLISHED
+from trainer.arguments import PUBLISHED, PUBLISHED_BATCH
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "fusechat-7b.yaml"
 
@@ -21,7 +21,9 @@ def test_paper_run_has_its_six_sources_and_the_published_settings() -> None:
     assert (config.extraction.k, config.dialogues.max_tokens, config.training.sft_weight) == (10, 2048, 0.9)
     trl = config.training.trl
     assert {name: trl[name] for name in PUBLISHED} == PUBLISHED
-    assert 8 * trl["per_device_train_batch_size"] * trl["gradient_accumulation_steps"] == 128
+    workers = config.cluster.training_workers
+    assert workers * trl["per_device_train_batch_size"] * trl["gradient_accumulation_steps"] == PUBLISHED_BATCH
+    assert workers == config.cluster.gpus_per_node and trl["fsdp"] is True
     assert config.merge.method == "sce" and config.merge.parameters["select_topk"] == 0.1
 
 

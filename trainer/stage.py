@@ -16,7 +16,7 @@ from accelerate import PartialState
 
 from fusechat import artifact, model_files
 from fusechat.artifact import Artifact, Claim
-from fusechat.config import RunConfig
+from fusechat.config import CONTROL, FUSION_FIELDS, RunConfig
 from fusechat.dialogues import read_dialogues
 from fusechat.errors import ArtifactError, ConfigError, ModelError
 from fusechat.logs import Progress
@@ -34,10 +34,6 @@ from .fusion_targets import RowChoice
 from .model_card import write_model_card
 from .run_log import RunLog, read_metrics
 
-CONTROL = "sft"
-"""The target that is trained on the same steps without any rows."""
-FUSION_FIELDS = ("sft_weight", "divergence", "temperature", "tail", "row_choice")
-"""Fields of `training` that a target without rows does not depend on."""
 CHECKPOINTS = "checkpoints"
 """Folder within the target's while it is trained."""
 
