@@ -329,10 +329,19 @@ def read_array(group: zarr.Group, name: str) -> np.ndarray:
     Raises:
         ValueError: objects of it are missing, or fail their checksum.
     """
+    return np.asarray(whole_array(group, name)[...])
+
+
+def whole_array(group: zarr.Group, name: str) -> Any:
+    """An array of which every object is there; Zarr reads a missing one as fill.
+
+    Raises:
+        ValueError: objects of it are missing.
+    """
     array: Any = group[name]
     if missing := array.nchunks - array.nchunks_initialized:
         raise ValueError(f"{missing} of the {array.nchunks} objects of {name} are missing")
-    return np.asarray(array[...])
+    return array
 
 
 def _depth(path: Path) -> int:
