@@ -251,6 +251,10 @@ class RunConfig(Section):
         """Folder of a model's answers to a set of questions."""
         return self.run.output / "answers" / answer_set / model_id
 
+    def log_path(self, name: str) -> Path:
+        """JSON Lines file of what a step did: `run`, `extract.NAME`, `answer.ID`."""
+        return self.run.output / "logs" / f"{name}.jsonl"
+
     @property
     def dialogues_path(self) -> Path:
         """Folder of the checked dialogues, train.jsonl and held_out.jsonl."""

@@ -102,7 +102,7 @@ def _say_done(step: Step, progress: Progress, seconds: float, config: RunConfig)
         progress.say(f"{step.label}: done before, skipped")
         return
     progress.say(f"{step.label}: done in {format_seconds(seconds)}")
-    append_json_line(config.run.output / "logs" / "run.jsonl", {"step": step.label, "seconds": round(seconds, 3)})
+    append_json_line(config.log_path("run"), {"step": step.label, "seconds": round(seconds, 3)})
 
 
 def _answer_folders(config: RunConfig) -> tuple[str, ...]:
