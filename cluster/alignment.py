@@ -5,8 +5,8 @@ most is missing, or there is one CPU.
 """
 
 import os
-from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ray
@@ -17,15 +17,14 @@ from alignment.shard_alignment import ShardAligner, ShardCounter
 from alignment.vocabulary_file import has_vocabularies
 from fusechat.artifact import Artifact
 from fusechat.config import ClusterSection, RunConfig
-from fusechat.errors import ClusterError, FuseChatError
 from fusechat.logs import Progress
 
-from .placement import Placement, num_replicas
+from .placement import num_workers
 from .session import ray_session
-from .teacher_pool import Job, TeacherPool
+from .shard_pool import Job, ShardPool, raise_failures
 
 SHARDS_IN_FLIGHT = 2
-"""Per actor: one at work and one that waits, so that no actor waits for the driver."""
+"""Per worker: one at work and one that waits, so that none waits for the driver."""
 
 
 def run(config: RunConfig, source_name: str, *, progress: Progress | None = None) -> Artifact:
@@ -33,7 +32,7 @@ def run(config: RunConfig, source_name: str, *, progress: Progress | None = None
 
     Raises:
         ArtifactError, AlignmentError: as `alignment.stage.run`.
-        ClusterError: no actor could start, or shards were set aside. All that was finished is kept.
+        ClusterError: no worker could start, or shards were set aside. All that was finished is kept.
     """
     progress = progress or Progress(quiet=True)
     claim, store = stage.claim_store(config, source_name)
@@ -81,23 +80,14 @@ def _work_off(
     on_done: Callable[[dict[str, Any]], None],
     progress: Progress,
 ) -> None:
-    """Run all shards on actors of a class, one CPU each."""
+    """Run all shards on workers of a class, one CPU each."""
 
     def make_replica() -> tuple[Any, Any]:
         return ray.remote(actor).options(num_cpus=1).remote(config.dump(), source_name), None
 
-    def replicas(shards_left: int) -> int:
-        return num_replicas(Placement(1, 0, "uni"), None, shards_left)
-
-    job = Job(job_name, deque((shard, 0) for shard in shards), make_replica, replicas, on_done)
-    pool = TeacherPool(
+    job = Job(job_name, shards, make_replica, partial(num_workers, num_cpus=1), on_done)
+    pool = ShardPool(
         shards_in_flight=SHARDS_IN_FLIGHT, max_attempts=config.extraction.max_attempts, on_event=progress.say
     )
     pool.run([job])
-    if isinstance(job.failure, FuseChatError):
-        raise job.failure
-    if job.failure is not None:
-        raise ClusterError(f"{job_name}: no actor could start: {job.failure}") from job.failure
-    if job.set_aside:
-        lines = [f"  shard {shard}: {why}" for shard, why in sorted(job.set_aside.items())]
-        raise ClusterError(f"{job_name}: shards were set aside; all others are written:\n" + "\n".join(lines))
+    raise_failures([job])

@@ -1,4 +1,4 @@
-"""What is checked on the connected Ray before any engine loads: room for each engine, and the store within reach."""
+"""What is checked on the connected Ray before any engine loads: room for each engine, and the folders within reach."""
 
 import contextlib
 import os
@@ -20,19 +20,21 @@ PROBED_NODES = 32
 PROBE_SECONDS = 120.0
 
 
-def check_cluster(config: RunConfig, names: list[str]) -> None:
+def check_cluster(config: RunConfig, names: list[str], places: dict[str, str]) -> None:
     """Refuse what could only fail later, after the weights were loaded.
 
     Args:
         names: models whose engines will start.
+        places: setting -> the URL or folder below it that the engines read and write.
     Raises:
-        ClusterSetupError: an engine for which there are too few GPUs (what is missing, what would fit), or a store
+        ClusterSetupError: an engine for which there are too few GPUs (what is missing, what would fit), or a place
             that a node cannot reach.
     """
     for name in names:
         check_gpus(config, config.model_named(name))
     if config.cluster.address or os.environ.get("RAY_ADDRESS"):
-        check_store(config)
+        for setting, url in places.items():
+            check_reach(setting, url)
 
 
 def check_gpus(config: RunConfig, model: ModelSection) -> None:
@@ -57,9 +59,15 @@ def check_gpus(config: RunConfig, model: ModelSection) -> None:
     )
 
 
-def check_store(config: RunConfig) -> None:
-    """Every node reads what the driver wrote below the store's URL, and writes beside it."""
-    base = f"{config.store_url}/.reach-{uuid.uuid4().hex}"
+def check_reach(setting: str, url: str) -> None:
+    """Every node reads what the driver wrote below a URL or folder, and writes beside it.
+
+    Args:
+        setting: where the run file says it.
+    Raises:
+        ClusterSetupError: one does not; it is named.
+    """
+    base = f"{url}/.reach-{uuid.uuid4().hex}"
     nodes = [node for node in ray.nodes() if node["Alive"]][:PROBED_NODES]
     with contextlib.ExitStack() as removed:
         removed.callback(_remove, base)
@@ -73,9 +81,11 @@ def check_store(config: RunConfig) -> None:
             if problem is None and read_json(f"{base}/{_name(answer)}") is None:
                 problem = "what it wrote is not seen by the driver"
             if problem:
+                expected = "a folder that all nodes share"
+                if setting == "run.store":
+                    expected += ", or a URL with credentials in the nodes' environment"
                 raise ClusterSetupError(
-                    f"{config.store_url}: out of reach for node {place} ({problem}); expected a folder that all nodes "
-                    "share, or a URL with credentials in the nodes' environment: set run.store"
+                    f"{url}: out of reach for node {place} ({problem}); expected {expected}: set {setting}"
                 )
 
 
