@@ -63,6 +63,8 @@ class PlanSection(Section):
     """Share of the peak that scoring reaches."""
     training_utilisation: float = Field(0.35, gt=0, le=1)
     """Share of the peak that training reaches."""
+    decode_gib_per_second: float = Field(2000, gt=0)
+    """Rate at which one GPU reads weights while it answers, GiB/s; the default is two thirds of an H100 SXM's bandwidth."""
     price_per_gpu_hour: float | None = Field(None, ge=0)
     """Price of one GPU for an hour, in any currency."""
     tokens: int | None = Field(None, ge=1)
