@@ -156,7 +156,7 @@ def inspect(
     """Look into an artifact: sizes, figures, and one dialogue in readable form."""
     from .inspection import show_artifact
 
-    show_artifact(artifact, dialogue=dialogue, num_rows=rows, verify=verify, mend=repair)
+    show_artifact(artifact, dialogue=dialogue, num_rows=rows, verify=verify, repair=repair)
 
 
 @app.command()
