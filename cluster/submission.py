@@ -1,8 +1,8 @@
 """`fusechat submit`: a run as a Ray job. Sends it, follows its log, survives a lost connection, stops it.
 
 A run resumes from its stores, so submitting it again is how it is retried. Submission ids are `RUN-DIGEST-ATTEMPT`: the
-same run file finds its own attempts, joins one that is running and begins the next one otherwise. No secret is sent:
-what the job needs must be in the environment of the nodes.
+same run file finds its own attempts, joins one that is running (and refuses one that runs another stage) and begins the
+next one otherwise. No secret is sent: what the job needs must be in the environment of the nodes.
 """
 
 import asyncio
@@ -69,10 +69,22 @@ class Submission:
             raise ClusterSetupError(f"no job {submission_id!r} at {self.client.get_address()}; there are: {there}")
         return submission_id
 
-    def running(self) -> str | None:
-        """The attempt of this run that has not ended."""
-        alive = [name for name, job in self.attempts().items() if not job.status.is_terminal()]
-        return alive[-1] if alive else None
+    def running(self, stage: str | None = None) -> str | None:
+        """The attempt of this run that has not ended.
+
+        Raises:
+            ClusterSetupError: it runs another stage than the one asked for.
+        """
+        alive = {name: job for name, job in self.attempts().items() if not job.status.is_terminal()}
+        for name, job in reversed(alive.items()):
+            found = (job.metadata or {}).get("stage")
+            if stage is not None and found != stage:
+                raise ClusterSetupError(
+                    f"{name} is running at {self.client.get_address()} with --stage {found}, asked for is --stage {stage}; "
+                    f"wait for it, end it with --stop, or join it with --submission-id {name}"
+                )
+            return name
+        return None
 
     def start(self, run_file: Path, folder: Path, overrides: list[str], stage: str) -> str:
         """Send the working directory and start the next attempt.
@@ -104,7 +116,7 @@ class Submission:
                 "excludes": excludes,
                 "env_vars": {"PYTHONUNBUFFERED": "1", **self.config.cluster.env_vars},
             },
-            metadata={"fusechat": __version__, "run": str(self.config.run.output)},
+            metadata={"fusechat": __version__, "run": str(self.config.run.output), "stage": stage},
         )
         return submission_id
 
@@ -206,16 +218,18 @@ def submit(
     Returns:
         exit status for the command.
     Raises:
-        ClusterSetupError: a mistake in what was asked, in one line.
+        ClusterSetupError: a mistake in what was asked, or another stage of this run that is running.
     """
     logging.disable(logging.INFO)  # the SDK tells of every upload and closed socket
     cluster = Submission(address, config, say=lambda line: print(line, file=sys.stderr, flush=True))
-    job = cluster.find(submission_id) if submission_id else cluster.running()
+    named = cluster.find(submission_id) if submission_id else None
     if stop:
+        job = named or cluster.running()
         if job is None:
             raise ClusterSetupError(f"no job of this run is running at {address}; name one with --submission-id")
         cluster.stop(job)
         return 0
+    job = named or cluster.running(stage)
     if job is None:
         job = cluster.start(run_file, folder, overrides, stage)
         cluster.say(f"submit: started {job}")

@@ -59,7 +59,7 @@ def check_working_dir(config: RunConfig, folder: Path, files: dict[str, int]) ->
                 f"{name} is {place!r}, which on the cluster lies in the job's temporary folder; give an absolute path "
                 "on a filesystem that all nodes share" + (", or a URL" if name == "run.store" else "")
             )
-    missing = [path for path in _inputs(config) if not _travels(path, folder, files)]
+    missing = [path for path in _inputs(config, folder) if not _travels(path, files)]
     if missing:
         raise ClusterSetupError(
             f"{', '.join(missing)}: not sent with the working directory {folder}; put it on a filesystem that all nodes "
@@ -67,15 +67,17 @@ def check_working_dir(config: RunConfig, folder: Path, files: dict[str, int]) ->
         )
 
 
-def _inputs(config: RunConfig) -> list[str]:
-    """Relative paths that the run reads."""
+def _inputs(config: RunConfig, folder: Path) -> list[str]:
+    """Relative paths that the run reads; on the cluster they begin at the folder that is sent."""
     paths = [path.split("::")[0] for path in [*config.dialogues.train, *config.dialogues.held_out]]
     paths += [model.template for model in config.models if model.template not in ("native", "pivot")]
-    paths += [model.model for model in config.models if Path(model.model).expanduser().is_dir()]
+    paths += [model.model for model in config.models if (folder / Path(model.model).expanduser()).is_dir()]
+    paths += [answer_set.file for answer_set in config.evaluation.answers]
+    paths += [str(config.evaluation.lm_eval_folder)] if config.evaluation.lm_eval_folder else []
     return [path for path in dict.fromkeys(paths) if not Path(path).expanduser().is_absolute()]
 
 
-def _travels(path: str, folder: Path, files: dict[str, int]) -> bool:
+def _travels(path: str, files: dict[str, int]) -> bool:
     place = str(Path(path))
     return place in files or any(file.startswith(f"{place}/") for file in files)
 
