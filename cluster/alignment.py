@@ -24,6 +24,7 @@ from fusechat.store import RowStore
 from .placement import num_workers
 from .session import ray_session
 from .shard_pool import Job, ShardPool, raise_failures
+from .working_dir import require_absolute
 
 SHARDS_IN_FLIGHT = 2
 """Per worker: one at work and one that waits, so that none waits for the driver."""
@@ -35,6 +36,7 @@ def run(config: RunConfig, source_name: str, *, progress: Progress | None = None
     Raises:
         ArtifactError, AlignmentError, BusyError: as `alignment.stage.run`.
         ClusterError: no worker could start, or shards were set aside. All that was finished is kept.
+        ClusterSetupError: no Ray at the given address, or results in a relative path there.
     """
     progress = progress or Progress(quiet=True)
     with held(config.aligned_url(source_name), config.run.if_changed) as lease:
@@ -45,6 +47,7 @@ def run(config: RunConfig, source_name: str, *, progress: Progress | None = None
         if len(store.missing_shards()) < 2 or not _has_several_cpus(config.cluster):
             stage.align_here(config, source_name, store, progress=progress)
         else:
+            require_absolute(config)
             with ray_session(config.cluster):
                 _align(config, source_name, store, lease, progress)
         return stage.finish(claim, store)
@@ -65,7 +68,7 @@ def _align(config: RunConfig, source_name: str, store: RowStore, lease: Lease, p
 
 def _has_several_cpus(section: ClusterSection) -> bool:
     """A cluster given by address is there because one machine is not enough; a local Ray takes the CPUs it is told."""
-    return section.address is not None or (section.num_cpus or os.cpu_count() or 1) > 1
+    return section.ray_address is not None or (section.num_cpus or os.cpu_count() or 1) > 1
 
 
 def _count(config: RunConfig, name: str, store: RowStore, lease: Lease, progress: Progress) -> Cooccurrence:

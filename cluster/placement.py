@@ -74,8 +74,12 @@ def start_engine(actor: type, placement: Placement, *arguments: Any, calls_at_on
     """
     group = placement.reserve()
     options = {**placement.actor_options(group), "max_concurrency": calls_at_once}
-    remote = ray.remote(actor).options(**options)
-    return remote.remote(*arguments, engine_arguments=placement.engine_arguments(), owns_process=True), group
+    handle = (
+        ray.remote(actor)
+        .options(**options)
+        .remote(*arguments, engine_arguments=placement.engine_arguments(), owns_process=True)
+    )
+    return handle, group
 
 
 def num_replicas(placement: Placement, wanted: int | None, num_shards: int, max_gpus: int | None = None) -> int:

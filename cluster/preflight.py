@@ -1,7 +1,6 @@
 """What is checked on the connected Ray before any engine loads: room for each engine, and the folders within reach."""
 
 import contextlib
-import os
 import uuid
 from typing import Any
 
@@ -14,6 +13,7 @@ from fusechat.errors import ClusterSetupError
 
 from .model_sizes import model_size
 from .run_plan import GIB, gpu_bytes
+from .working_dir import require_absolute
 
 PROBED_NODES = 32
 """Of a larger cluster the first ones answer for all."""
@@ -27,12 +27,13 @@ def check_cluster(config: RunConfig, names: list[str], places: dict[str, str]) -
         names: models whose engines will start.
         places: setting -> the URL or folder below it that the engines read and write.
     Raises:
-        ClusterSetupError: an engine for which there are too few GPUs (what is missing, what would fit), or a place
-            that a node cannot reach.
+        ClusterSetupError: results in a relative path on a given cluster, an engine for which there are too few GPUs (what
+            is missing, what would fit), or a place that a node cannot reach.
     """
+    require_absolute(config)
     for name in names:
         check_gpus(config, config.model_named(name))
-    if config.cluster.address or os.environ.get("RAY_ADDRESS"):
+    if config.cluster.ray_address:
         for setting, url in places.items():
             check_reach(setting, url)
 

@@ -189,15 +189,21 @@ def submit_when_ready(client: Any, *, patience_seconds: float = AGENT_PATIENCE_S
     """Submit a job; gives its id. A cluster that has just started answers before its nodes can take a job.
 
     Raises:
-        RuntimeError: it cannot after that time, or refuses the job.
+        ClusterSetupError: it cannot after that time.
+        RuntimeError: it refuses the job.
     """
     deadline = time.monotonic() + patience_seconds
     while True:
         try:
             return client.submit_job(**job)
         except RuntimeError as error:
-            if "No available agent" not in str(error) or time.monotonic() > deadline:
+            if "No available agent" not in str(error):
                 raise
+            if time.monotonic() > deadline:
+                raise ClusterSetupError(
+                    f"{client.get_address()}: no node took the job within {patience_seconds:g} s; see that the cluster's nodes "
+                    "are up (`ray status`), then submit again"
+                ) from error
             time.sleep(1.0)
 
 

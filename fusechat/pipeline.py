@@ -124,7 +124,7 @@ def _extract(config: RunConfig, names: list[str], progress: Progress) -> dict[st
 
 def _merge(config: RunConfig, progress: Progress) -> Artifact:
     # A local Ray has no cores and no disks but those that a merge in this process uses already.
-    module = "cluster.merging" if config.cluster.address else "merge.stage"
+    module = "cluster.merging" if config.cluster.ray_address else "merge.stage"
     return importlib.import_module(module).run(config, progress=progress)
 
 

@@ -78,6 +78,17 @@ def test_place_that_only_the_driver_sees_is_refused_before_engines_load(
         check_cluster(paper_config(tmp_path), [], {setting: place})
 
 
+def test_relative_results_are_refused_on_a_given_cluster_and_allowed_on_a_local_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = RunConfig.model_validate({**paper_run(tmp_path), "run": {"output": "runs/x"}})
+    check_cluster(config, [], {})
+    monkeypatch.setenv("RAY_ADDRESS", "of a cluster")
+    with pytest.raises(ClusterSetupError, match=r"run\.output is 'runs/x', which is another folder for each worker"):
+        check_cluster(config, [], {})
+
+
 def test_no_ray_at_the_address_is_one_line_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     session = ray_session(ClusterSection(address="127.0.0.1:9"))
