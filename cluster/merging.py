@@ -25,8 +25,6 @@ from .shard_pool import Job, ShardPool, raise_failures
 
 THREADS = 4
 """Of a worker by default, and the CPUs it reserves: enough for a network disk, few enough to fit between other work."""
-MAX_ATTEMPTS = 3
-"""Of one shard; then it is set aside."""
 
 
 def run(config: RunConfig, *, progress: Progress) -> Artifact:
@@ -42,7 +40,10 @@ def run(config: RunConfig, *, progress: Progress) -> Artifact:
 
     def merge_shards(plan: MergePlan, shards: list[int], on_done: Callable[[int], None]) -> None:
         with ray_session(config.cluster):
-            spread(plan, shards, on_done, threads=config.merge.threads, say=progress.say)
+            spread(
+                plan, shards, on_done, threads=config.merge.threads, max_attempts=config.extraction.max_attempts,
+                say=progress.say,
+            )  # fmt: skip
 
     return stage.run(config, progress=progress, merge_shards=merge_shards)
 
@@ -53,6 +54,7 @@ def spread(
     on_done: Callable[[int], None],
     *,
     threads: int | None = None,
+    max_attempts: int,
     say: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Merge shards of a begun plan on the connected Ray.
@@ -61,9 +63,10 @@ def spread(
         shards: numbers of the shards to merge.
         on_done: told the bytes of each shard when it is whole.
         threads: of each worker, and the CPUs it reserves; default: THREADS, or what the largest machine has.
+        max_attempts: of one shard; then it is set aside.
     Raises:
         StorageError, ModelError: a worker does not see the output folder, or the plan's models.
-        ClusterError: no worker could start, or shards failed MAX_ATTEMPTS times.
+        ClusterError: no worker could start, or shards were set aside.
     """
     cpus = threads or min(THREADS, _largest_machine())
     # Workers start in folders of their own, so that relative paths would mean others there.
@@ -81,7 +84,7 @@ def spread(
         shard_name=plan.shard_name,
     )
     say(f"merge: {len(shards)} shards over {job.num_replicas(len(shards))} workers of {cpus} threads on Ray")
-    ShardPool(shards_in_flight=1, max_attempts=MAX_ATTEMPTS, on_event=say).run([job])
+    ShardPool(shards_in_flight=1, max_attempts=max_attempts, on_event=say).run([job])
     raise_failures([job])
 
 
