@@ -74,7 +74,7 @@ def start_engine(actor: type, placement: Placement, *arguments: Any, calls_at_on
     """
     group = placement.reserve()
     options = {**placement.actor_options(group), "max_concurrency": calls_at_once}
-    handle = (
+    handle: Any = (
         ray.remote(actor)
         .options(**options)
         .remote(*arguments, engine_arguments=placement.engine_arguments(), owns_process=True)
