@@ -9,7 +9,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fusechat.artifact import read_json, write_json
 from fusechat.config import ModelSection, RunConfig
-from fusechat.errors import ClusterSetupError
+from fusechat.errors import ClusterSetupError, first_line
 
 from .model_sizes import model_size
 from .run_plan import GIB, gpu_bytes
@@ -102,7 +102,7 @@ def _probe(base: str) -> str | None:
             return "what the driver wrote is not there"
         write_json(f"{base}/{ray.get_runtime_context().get_task_id()}", {"from": "node"})
     except Exception as error:  # of whatever file system and credentials
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return f"{type(error).__name__}: {first_line(error)}"
     return None
 
 

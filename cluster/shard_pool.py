@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from fusechat.errors import ArtifactError, ClusterError, FuseChatError, ModelError, StorageError, UserError
+from fusechat.errors import ArtifactError, ClusterError, FuseChatError, ModelError, StorageError, UserError, first_line
 
 from .placement import release
 
@@ -208,7 +208,7 @@ class ShardPool:
             return  # another call of the same death was handled before
         job = replica.job
         lost, replica.shards = replica.shards, {}
-        self._say(f"{job.name}: a worker died with shards {sorted(lost)} in flight: {_first_line(error)}")
+        self._say(f"{job.name}: a worker died with shards {sorted(lost)} in flight: {_reason(error)}")
         if not replica.ready:
             self._start_failed(replica, error, final=False)
             return
@@ -224,7 +224,7 @@ class ShardPool:
         if final or (job.failed_starts >= self.max_attempts and not job.started):
             self._give_up(job, error)
             return
-        self._say(f"{job.name}: a worker did not start: {_first_line(error)}")
+        self._say(f"{job.name}: a worker did not start: {_reason(error)}")
         self._scale(job)
 
     def _give_up(self, job: Job, error: BaseException) -> None:
@@ -233,7 +233,7 @@ class ShardPool:
             self._drop(replica)
 
     def _retry(self, job: Job, shard: int, attempts: int, error: BaseException) -> None:
-        why, final = _first_line(error), attempts + 1 >= self.max_attempts
+        why, final = _reason(error), attempts + 1 >= self.max_attempts
         job.on_failed({"shard": shard, "attempt": attempts + 1, "set_aside": final, "error": why})
         if final:
             job.set_aside[shard] = why
@@ -263,7 +263,7 @@ def raise_failures(jobs: list[Job]) -> None:
         if isinstance(failure, UserError):
             raise failure
     lines = [
-        f"  {name}: no worker could start: {failure if isinstance(failure, FuseChatError) else _first_line(failure)}"
+        f"  {name}: no worker could start: {failure if isinstance(failure, FuseChatError) else _reason(failure)}"
         for name, failure in failures.items()
     ]
     lines += [
@@ -277,7 +277,7 @@ def raise_failures(jobs: list[Job]) -> None:
         ) from next(iter(failures.values()), None)
 
 
-def _first_line(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     """What a person wants to know of an error: the last line of a task's, Ray's own reason for a death."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, RayTaskError) and lines:
@@ -285,4 +285,4 @@ def _first_line(error: BaseException) -> str:
     if isinstance(error, RayActorError):
         reasons = [line for line in lines[1:] if ":" not in line.split(" ")[0]]
         return " ".join([*lines[:1], *reasons])[:MAX_REASON]
-    return lines[0] if lines else type(error).__name__
+    return first_line(error)

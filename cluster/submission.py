@@ -20,7 +20,7 @@ from typing import Any
 
 from fusechat import __version__
 from fusechat.config import RunConfig
-from fusechat.errors import ClusterSetupError
+from fusechat.errors import ClusterSetupError, first_line
 
 from . import working_dir
 
@@ -182,7 +182,7 @@ class Submission:
                 f"--submission-id {submission_id}"
             ) from None
         if seconds < RETRY_SECONDS:
-            self.say(f"submit: connection lost ({_first_line(error)}); the job goes on, trying again")
+            self.say(f"submit: connection lost ({first_line(error)}); the job goes on, trying again")
 
 
 def submit_when_ready(client: Any, *, patience_seconds: float = AGENT_PATIENCE_SECONDS, **job: Any) -> str:
@@ -279,12 +279,12 @@ def _connect(address: str) -> Any:
         found = client._do_request("GET", "/api/version").json()["ray_version"]
     except AuthenticationError as error:
         raise ClusterSetupError(
-            f"{address}: the cluster refused the token ({_first_line(error)}); set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH "
+            f"{address}: the cluster refused the token ({first_line(error)}); set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH "
             "to the cluster's own"
         ) from None
     except (ConnectionError, RuntimeError, ValueError, KeyError, requests.RequestException) as error:
         raise ClusterSetupError(
-            f"{address}: no Ray dashboard there ({_first_line(error)}); expected http://HEAD:8265 of a running cluster"
+            f"{address}: no Ray dashboard there ({first_line(error)}); expected http://HEAD:8265 of a running cluster"
         ) from None
     if found.split(".")[:2] != ray.__version__.split(".")[:2]:
         raise ClusterSetupError(
@@ -325,8 +325,3 @@ def _digest(config: RunConfig) -> str:
     """Of all that decides the run; `plan` and `cluster` do not."""
     values = {name: section for name, section in config.dump().items() if name not in ("plan", "cluster")}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__

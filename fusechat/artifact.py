@@ -10,6 +10,7 @@ import errno
 import getpass
 import hashlib
 import json
+import os
 import platform
 import time
 import uuid
@@ -285,15 +286,14 @@ def run_lock(folder: Path) -> Iterator[None]:
                     f"{folder}: {holder} is working here; wait for it or choose another run.output"
                 ) from None
         file.truncate(0)
-        file.write(f"{getpass.getuser()}@{platform.node()}, process {_pid()}")
+        file.write(this_process())
         file.flush()
         yield
 
 
-def _pid() -> int:
-    import os
-
-    return os.getpid()
+def this_process() -> str:
+    """Who holds something, for people: user, machine and process."""
+    return f"{getpass.getuser()}@{platform.node()}, process {os.getpid()}"
 
 
 def _versions() -> dict[str, str]:

@@ -7,7 +7,6 @@ earlier one finds the later one's name and stops; until then both write the same
 """
 
 import contextlib
-import getpass
 import os
 import platform
 import threading
@@ -18,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from .artifact import LEASE_FILE, RECORD_FILE, delete, read_json, write_json
+from .artifact import LEASE_FILE, RECORD_FILE, delete, read_json, this_process, write_json
 from .errors import ArtifactError, BusyError
 
 BEAT_SECONDS = 5.0
@@ -38,7 +37,7 @@ class Lease:
         self.url, self._beat_seconds = f"{url}/{LEASE_FILE}", beat_seconds
         process = psutil.Process()
         self._me: dict[str, Any] = {
-            "holder": f"{getpass.getuser()}@{platform.node()}, process {os.getpid()}",
+            "holder": this_process(),
             "id": uuid.uuid4().hex,
             "host": platform.node(),
             "process": os.getpid(),

@@ -145,9 +145,7 @@ class AnswerActor(EngineActor):
             for question in questions:
                 turns = [tokenize_prompt(self._tokenizer, self._template, [Message("user", t)]) for t in question.turns]
                 needed = max(needed, sum(map(len, turns)) + len(turns) * (self._sets[name].max_new_tokens + 8))
-        values = model_files.read_model_config(Path(self.model.folder))
-        limit = int(values.get("text_config", values).get("max_position_embeddings") or needed)
-        return min(needed, limit)
+        return min(needed, model_files.position_limit(Path(self.model.folder)) or needed)
 
 
 def _own_stops(folder: Path) -> list[int]:

@@ -57,7 +57,8 @@ def claim_store(config: RunConfig, name: str) -> tuple[Claim, RowStore]:
     vocab_size = int(tokens.attributes["vocab_size"])
     if config.extraction.k > vocab_size:
         raise ConfigError(f"extraction.k is {config.extraction.k}, the vocabulary of {name} has {vocab_size}; lower k")
-    longest, limit = int(tokens.lengths.max()), _position_limit(config, name)
+    longest = int(tokens.lengths.max())
+    limit = model_files.position_limit(model_files.resolve_model(config.model_named(name)))
     if limit and longest > limit:
         raise ConfigError(
             f"{name}: its longest dialogue has {longest:,} tokens, the model reads {limit:,}; lower dialogues.max_tokens"
@@ -110,9 +111,3 @@ def _settings(config: RunConfig, name: str) -> dict:
         "logprob_step": extraction.logprob_step,
         "shard_tokens": extraction.shard_tokens,
     }
-
-
-def _position_limit(config: RunConfig, name: str) -> int:
-    """Positions that the model was made for; 0 if its config does not say."""
-    values = model_files.read_model_config(model_files.resolve_model(config.model_named(name)))
-    return int(values.get("text_config", values).get("max_position_embeddings") or 0)
