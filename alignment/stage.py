@@ -9,7 +9,9 @@ in the driver, a `ShardCounter` and then a `ShardAligner` per worker.
 from fusechat import artifact
 from fusechat.artifact import Artifact, Claim
 from fusechat.config import RunConfig
+from fusechat.damage import sweep
 from fusechat.errors import AlignmentError
+from fusechat.lease import held
 from fusechat.logs import Progress
 from fusechat.store import RowStore
 from fusechat.tokens import TokensReader
@@ -26,11 +28,19 @@ def run(config: RunConfig, source_name: str, *, progress: Progress | None = None
     Raises:
         ArtifactError: tokens or rows are missing, or another plan's work stands in the folder.
         AlignmentError: the two tokenizations are not of the same dialogues.
+        BusyError: another driver is writing the store.
     """
     progress = progress or Progress(quiet=True)
-    claim, store = claim_store(config, source_name)
-    if claim.artifact is not None:
-        return claim.artifact
+    with held(config.aligned_url(source_name), config.run.if_changed):
+        claim, store = claim_store(config, source_name)
+        if claim.artifact is not None:
+            return claim.artifact
+        align_here(config, source_name, store, progress=progress)
+        return finish(claim, store)
+
+
+def align_here(config: RunConfig, source_name: str, store: RowStore, *, progress: Progress) -> None:
+    """Map the vocabularies and align every missing shard of a claimed store in this process."""
     if not has_vocabularies(store.url):
         counter = ShardCounter(config.dump(), source_name)
         counter.start()
@@ -47,7 +57,6 @@ def run(config: RunConfig, source_name: str, *, progress: Progress | None = None
         with progress.task(f"align {source_name}", store.plan.num_rows, "rows", done=rows_done(store)) as task:
             for shard in missing:
                 task.advance(aligner.run_shard(shard)["rows"])
-    return finish(claim, store)
 
 
 def claim_store(config: RunConfig, source_name: str) -> tuple[Claim, RowStore]:
@@ -100,12 +109,12 @@ def map_vocabularies(
 
 def rows_done(store: RowStore) -> int:
     """Rows of the shards that are written."""
-    blocks = [store.plan.rows(shard) for shard in store.present_shards()]
-    return sum(block.stop - block.start for block in blocks)
+    return store.plan.num_rows_of(store.present_shards())
 
 
 def finish(claim: Claim, store: RowStore) -> Artifact:
     """Write the record of a store that has all its shards, with its figures."""
+    sweep(store)
     vocabularies = load_vocabularies(store.url)
     return claim.finish(
         {

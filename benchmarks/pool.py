@@ -20,7 +20,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ sys.path[0] = str(Path(__file__).parents[1])
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.teacher_pool import Job, TeacherPool
+from cluster.shard_pool import Job, ShardPool
 
 SEAT = "seat"
 """What an actor takes of its node, in place of CPUs and GPUs that this machine does not have."""
@@ -102,7 +101,7 @@ class Fleet:
 
         return Job(
             "simulated",
-            deque((shard, 0) for shard in range(shards)),
+            list(range(shards)),
             make_replica,
             lambda left: min(actors, left),
             on_done,
@@ -115,7 +114,7 @@ class Fleet:
 
 def run(job: Job, say: Callable[[str], None] = lambda line: None) -> None:
     """Work a job off."""
-    TeacherPool(shards_in_flight=IN_FLIGHT, max_attempts=ATTEMPTS, on_event=say).run([job])
+    ShardPool(shards_in_flight=IN_FLIGHT, max_attempts=ATTEMPTS, on_event=say).run([job])
     if job.failure is not None:
         raise job.failure
 

@@ -5,8 +5,8 @@ most is missing, or there is one CPU.
 """
 
 import os
-from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ray
@@ -17,58 +17,71 @@ from alignment.shard_alignment import ShardAligner, ShardCounter
 from alignment.vocabulary_file import has_vocabularies
 from fusechat.artifact import Artifact
 from fusechat.config import ClusterSection, RunConfig
-from fusechat.errors import ClusterError, FuseChatError
+from fusechat.lease import Lease, held
 from fusechat.logs import Progress
+from fusechat.store import RowStore
 
-from .placement import Placement, num_replicas
+from .placement import num_workers
 from .session import ray_session
-from .teacher_pool import Job, TeacherPool
+from .shard_pool import Job, ShardPool, raise_failures
+from .working_dir import require_absolute
 
 SHARDS_IN_FLIGHT = 2
-"""Per actor: one at work and one that waits, so that no actor waits for the driver."""
+"""Per worker: one at work and one that waits, so that none waits for the driver."""
 
 
 def run(config: RunConfig, source_name: str, *, progress: Progress | None = None) -> Artifact:
     """Align every missing shard of one source on all CPUs of the cluster.
 
     Raises:
-        ArtifactError, AlignmentError: as `alignment.stage.run`.
-        ClusterError: no actor could start, or shards were set aside. All that was finished is kept.
+        ArtifactError, AlignmentError, BusyError: as `alignment.stage.run`.
+        ClusterError: no worker could start, or shards were set aside. All that was finished is kept.
+        ClusterSetupError: no Ray at the given address, or results in a relative path there.
     """
     progress = progress or Progress(quiet=True)
-    claim, store = stage.claim_store(config, source_name)
-    if claim.artifact is not None:
-        return claim.artifact
-    if len(store.missing_shards()) < 2 or not _has_several_cpus(config.cluster):
-        return stage.run(config, source_name, progress=progress)
-    with ray_session(config.cluster):
-        if not has_vocabularies(store.url):
-            counts = _count(config, source_name, store.plan.num_shards, store.plan.num_dialogues, progress)
-            stage.map_vocabularies(config, store, source_name, counts, progress=progress)
-        missing, done = store.missing_shards(), stage.rows_done(store)
-        with progress.task(f"align {source_name}", store.plan.num_rows, "rows", done=done) as task:
-            _work_off(
-                config, f"align {source_name}", ShardAligner, source_name, missing,
-                lambda result: task.advance(result["rows"]), progress,
-            )  # fmt: skip
-    return stage.finish(claim, store)
+    with held(config.aligned_url(source_name), config.run.if_changed) as lease:
+        claim, store = stage.claim_store(config, source_name)
+        if claim.artifact is not None:
+            return claim.artifact
+        assert lease is not None, "a finished store was handed back or refused"
+        if len(store.missing_shards()) < 2 or not _has_several_cpus(config.cluster):
+            stage.align_here(config, source_name, store, progress=progress)
+        else:
+            require_absolute(config)
+            with ray_session(config.cluster):
+                _align(config, source_name, store, lease, progress)
+        return stage.finish(claim, store)
+
+
+def _align(config: RunConfig, source_name: str, store: RowStore, lease: Lease, progress: Progress) -> None:
+    """Map the vocabularies and align the missing shards on the connected Ray."""
+    if not has_vocabularies(store.url):
+        counts = _count(config, source_name, store, lease, progress)
+        stage.map_vocabularies(config, store, source_name, counts, progress=progress)
+    missing, done = store.missing_shards(), stage.rows_done(store)
+    with progress.task(f"align {source_name}", store.plan.num_rows, "rows", done=done) as task:
+        _work_off(
+            config, f"align {source_name}", ShardAligner, source_name, missing,
+            lambda result: task.advance(result["rows"]), lease, progress,
+        )  # fmt: skip
 
 
 def _has_several_cpus(section: ClusterSection) -> bool:
     """A cluster given by address is there because one machine is not enough; a local Ray takes the CPUs it is told."""
-    return section.address is not None or (section.num_cpus or os.cpu_count() or 1) > 1
+    return section.ray_address is not None or (section.num_cpus or os.cpu_count() or 1) > 1
 
 
-def _count(config: RunConfig, name: str, num_shards: int, num_dialogues: int, progress: Progress) -> Cooccurrence:
+def _count(config: RunConfig, name: str, store: RowStore, lease: Lease, progress: Progress) -> Cooccurrence:
     """Counts of all dialogues, added up as they come: their order does not matter."""
     counts: list[Cooccurrence] = []
-    with progress.task(f"count {name}", num_dialogues, "dialogues") as task:
+    with progress.task(f"count {name}", store.plan.num_dialogues, "dialogues") as task:
 
         def on_done(result: dict[str, Any]) -> None:
             counts[:] = [merge_counts([*counts, result["counts"]])]
             task.advance(result["dialogues"])
 
-        _work_off(config, f"count {name}", ShardCounter, name, list(range(num_shards)), on_done, progress)
+        shards = list(range(store.plan.num_shards))
+        _work_off(config, f"count {name}", ShardCounter, name, shards, on_done, lease, progress)
     return counts[0]
 
 
@@ -79,25 +92,20 @@ def _work_off(
     source_name: str,
     shards: list[int],
     on_done: Callable[[dict[str, Any]], None],
+    lease: Lease,
     progress: Progress,
 ) -> None:
-    """Run all shards on actors of a class, one CPU each."""
+    """Run all shards on workers of a class, one CPU each."""
 
     def make_replica() -> tuple[Any, Any]:
         return ray.remote(actor).options(num_cpus=1).remote(config.dump(), source_name), None
 
-    def replicas(shards_left: int) -> int:
-        return num_replicas(Placement(1, 0, "uni"), None, shards_left)
-
-    job = Job(job_name, deque((shard, 0) for shard in shards), make_replica, replicas, on_done)
-    pool = TeacherPool(
-        shards_in_flight=SHARDS_IN_FLIGHT, max_attempts=config.extraction.max_attempts, on_event=progress.say
+    job = Job(job_name, shards, make_replica, partial(num_workers, num_cpus=1), on_done)
+    pool = ShardPool(
+        shards_in_flight=SHARDS_IN_FLIGHT,
+        max_attempts=config.extraction.max_attempts,
+        on_event=progress.say,
+        on_tick=lease.check,
     )
     pool.run([job])
-    if isinstance(job.failure, FuseChatError):
-        raise job.failure
-    if job.failure is not None:
-        raise ClusterError(f"{job_name}: no actor could start: {job.failure}") from job.failure
-    if job.set_aside:
-        lines = [f"  shard {shard}: {why}" for shard, why in sorted(job.set_aside.items())]
-        raise ClusterError(f"{job_name}: shards were set aside; all others are written:\n" + "\n".join(lines))
+    raise_failures([job])

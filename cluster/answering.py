@@ -1,25 +1,23 @@
 """Answering on Ray: a pool of engines answers the questions of `evaluation.answers`, every measured model for itself."""
 
-from collections import deque
 from pathlib import Path
 from typing import Any
-
-import ray
 
 from evaluation.models import MeasuredModel, measured_models
 from fusechat import artifact
 from fusechat.artifact import Artifact, Claim
 from fusechat.config import RunConfig
-from fusechat.errors import ClusterError, TeacherError
 from fusechat.evaluation_config import AnswerSetSection
 from fusechat.logs import Progress, Task, append_json_line
 from fusechat.model_files import text_digest
-from fusechat.questions import answers_file, read_questions, temperature_of, write_answers
-from inference.answer_actor import CHUNK_QUESTIONS, AnswerActor, AnsweringModel, Chunk
+from fusechat.questions import CHUNK_QUESTIONS, answers_file, read_questions, temperature_of, write_answers
+from inference.answer_actor import AnswerActor, AnsweringModel, Chunk
+from inference.engine_actor import engine_settings
 
-from .placement import num_replicas, plan_placement
+from .placement import num_replicas, plan_placement, start_engine
+from .preflight import check_cluster
 from .session import ray_session
-from .teacher_pool import Job, TeacherPool
+from .shard_pool import Job, ShardPool, raise_failures
 
 
 def run(config: RunConfig, *, progress: Progress) -> list[Artifact]:
@@ -29,8 +27,8 @@ def run(config: RunConfig, *, progress: Progress) -> list[Artifact]:
         one artifact per set and model.
     Raises:
         DialogueError: a questions file that cannot be read.
-        TeacherError: an engine could not start.
-        ClusterError: chunks were set aside. In both cases all that was answered is kept.
+        StorageError: the answers cannot be written.
+        ClusterError: an engine could not start, or chunks were set aside. In all cases what was answered is kept.
     """
     models = measured_models(config)
     chunks = [chunk for section in config.evaluation.answers for chunk in _chunks(section)]
@@ -66,7 +64,7 @@ def _claim(config: RunConfig, section: AnswerSetSection, model: MeasuredModel) -
         "questions": text_digest(Path(section.file).read_bytes().hex()),
         "seed": config.run.seed,
         "model": model.fingerprint,
-        "dtype": config.model_named(model.reader).engine.dtype,
+        **engine_settings(config.model_named(model.reader).engine),
     }
     folder = config.answers_path(section.name, model.id)
     return artifact.claim(
@@ -83,32 +81,20 @@ def _answer(
 ) -> None:
     total = sum(chunks[number].stop - chunks[number].start for model in models for number in missing[model.id])
     with ray_session(config.cluster), progress.task("answer", total, "answers") as task:
+        readers = list(dict.fromkeys(model.reader for model in models))
+        check_cluster(
+            config, readers, {"run.store": config.store_url, "run.output": str(config.run.output / "answers")}
+        )
         progress.say(f"answer: starting {len(models)} models on Ray: {', '.join(model.label for model in models)}")
         jobs = [_job(config, model, chunks, missing[model.id], task) for model in models]
-        pool = TeacherPool(shards_in_flight=1, max_attempts=config.extraction.max_attempts, on_event=progress.say)
-        pool.run(jobs)
-    for job in jobs:
-        if job.failure is not None:
-            raise TeacherError(f"{job.name}: no engine could start: {job.failure}") from job.failure
-    aside = [f"  {job.name}, {chunks[n]}: {why}" for job in jobs for n, why in job.set_aside.items()]
-    if aside:
-        raise ClusterError("questions were set aside; all other answers are kept:\n" + "\n".join(aside))
+        ShardPool(shards_in_flight=1, max_attempts=config.extraction.max_attempts, on_event=progress.say).run(jobs)
+    raise_failures(jobs)
 
 
 def _job(config: RunConfig, model: MeasuredModel, chunks: list[Chunk], numbers: list[int], task: Task) -> Job:
     placement = plan_placement(config.model_named(model.reader).engine, config.cluster)
-    log_path = config.run.output / "logs" / f"answer.{model.id}.jsonl"
-
-    def make_replica() -> tuple[Any, Any]:
-        group = placement.reserve()
-        options = {**placement.actor_options(group), "max_concurrency": 2}
-        answering = AnsweringModel(model.id, str(model.folder), model.reader)
-        handle = (
-            ray.remote(AnswerActor)
-            .options(**options)
-            .remote(config.dump(), answering, chunks, engine_arguments=placement.engine_arguments(), owns_process=True)
-        )
-        return handle, group
+    answering = AnsweringModel(model.id, str(model.folder), model.reader)
+    log_path = config.log_path(f"answer.{model.id}")
 
     def on_done(result: dict[str, Any]) -> None:
         append_json_line(log_path, {"model": model.id, **result})
@@ -117,10 +103,11 @@ def _job(config: RunConfig, model: MeasuredModel, chunks: list[Chunk], numbers: 
 
     return Job(
         name=model.id,
-        shards=deque((number, 0) for number in numbers),
-        make_replica=make_replica,
-        num_replicas=lambda left: num_replicas(placement, config.extraction.replicas, left),
+        shards=numbers,
+        make_replica=lambda: start_engine(AnswerActor, placement, config.dump(), answering, chunks),
+        num_replicas=lambda left: num_replicas(placement, config.extraction.replicas, left, config.cluster.max_gpus),
         on_done=on_done,
+        shard_name=lambda number: str(chunks[number]),
     )
 
 

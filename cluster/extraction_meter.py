@@ -89,21 +89,22 @@ class ExtractionMeter:
         progress: Progress,
         stores: dict[str, RowStore],
         missing: dict[str, list[int]],
-        log_folder: Path,
+        logs: dict[str, Path],
         bars: contextlib.ExitStack,
     ) -> None:
         """
         Args:
             missing: per store the shards that are to be done.
+            logs: per store the JSON Lines file that gets a line for each shard.
         """
-        self._log_folder, self._opened, self._ticked = log_folder, time.time(), 0.0
+        self._logs, self._opened, self._ticked = logs, time.time(), 0.0
         self._counters = {name: Counter(f"fusechat_{name}", text, ("teacher",)) for name, text in COUNTERS.items()}
         self._gauges = {name: Gauge(f"fusechat_{name}", text, ("teacher",)) for name, text in GAUGES.items()}
         self._progress = progress
 
         def make(name: str, names: list[str], whole: TeacherMeter | None) -> TeacherMeter:
             total = sum(stores[one].plan.num_rows for one in names)
-            rest = sum(rows_of(stores[one], shard) for one in names for shard in missing[one])
+            rest = sum(stores[one].plan.num_rows_of(missing[one]) for one in names)
             label = f"extract {name}".rstrip()
             task = bars.enter_context(progress.task(label, total, "rows", done=total - rest))
             shards = sum(stores[one].plan.num_shards for one in names)
@@ -158,10 +159,4 @@ class ExtractionMeter:
 
     def _write(self, name: str, record: dict[str, Any]) -> None:
         seconds = round(time.time() - self._opened, 3)
-        append_json_line(self._log_folder / f"extract.{name}.jsonl", {"model": name, "time": seconds, **record})
-
-
-def rows_of(store: RowStore, shard: int) -> int:
-    """Rows of a shard."""
-    rows = store.plan.rows(shard)
-    return rows.stop - rows.start
+        append_json_line(self._logs[name], {"model": name, "time": seconds, **record})

@@ -4,9 +4,9 @@ Workers need the models and the run's folder under the same paths, on a file sys
 crosses Ray is the plan, shard numbers and counts. The bytes written are those of a merge in one process.
 """
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,17 @@ import ray
 
 from fusechat.artifact import Artifact
 from fusechat.config import RunConfig
-from fusechat.errors import ClusterError
 from fusechat.logs import Progress
 from merge import stage
 from merge.plan import MergePlan
 from merge.shard_actor import ShardActor
 
-from .placement import Placement, num_replicas
+from .placement import num_workers
 from .session import ray_session
-from .teacher_pool import Job, TeacherPool
+from .shard_pool import Job, ShardPool, raise_failures
 
 THREADS = 4
 """Of a worker by default, and the CPUs it reserves: enough for a network disk, few enough to fit between other work."""
-MAX_ATTEMPTS = 3
-"""Of one shard; then it is set aside."""
 
 
 def run(config: RunConfig, *, progress: Progress) -> Artifact:
@@ -36,13 +33,17 @@ def run(config: RunConfig, *, progress: Progress) -> Artifact:
     Killed and started again, it goes on with the shards that are not whole.
 
     Raises:
-        ClusterError: no Ray at cluster.address, no worker could start, or shards failed; what is whole is kept.
+        ClusterError: no worker could start, or shards failed; what is whole is kept.
+        ClusterSetupError: no Ray at cluster.address.
         The errors of `merge.stage.run`.
     """
 
     def merge_shards(plan: MergePlan, shards: list[int], on_done: Callable[[int], None]) -> None:
         with ray_session(config.cluster):
-            spread(plan, shards, on_done, threads=config.merge.threads, say=progress.say)
+            spread(
+                plan, shards, on_done, threads=config.merge.threads, max_attempts=config.extraction.max_attempts,
+                say=progress.say,
+            )  # fmt: skip
 
     return stage.run(config, progress=progress, merge_shards=merge_shards)
 
@@ -53,6 +54,7 @@ def spread(
     on_done: Callable[[int], None],
     *,
     threads: int | None = None,
+    max_attempts: int,
     say: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Merge shards of a begun plan on the connected Ray.
@@ -61,8 +63,10 @@ def spread(
         shards: numbers of the shards to merge.
         on_done: told the bytes of each shard when it is whole.
         threads: of each worker, and the CPUs it reserves; default: THREADS, or what the largest machine has.
+        max_attempts: of one shard; then it is set aside.
     Raises:
-        ClusterError: no worker could start, or shards failed MAX_ATTEMPTS times.
+        StorageError, ModelError: a worker does not see the output folder, or the plan's models.
+        ClusterError: no worker could start, or shards were set aside.
     """
     cpus = threads or min(THREADS, _largest_machine())
     # Workers start in folders of their own, so that relative paths would mean others there.
@@ -73,18 +77,15 @@ def spread(
     reference = ray.put(plan)
     job = Job(
         name="merge",
-        shards=deque((shard, 0) for shard in shards),
+        shards=shards,
         make_replica=lambda: (worker.remote(reference, cpus), None),
-        num_replicas=lambda shards_left: num_replicas(Placement(cpus, 0, "uni"), None, shards_left),
+        num_replicas=partial(num_workers, num_cpus=cpus),
         on_done=lambda result: on_done(result["bytes"]),
+        shard_name=plan.shard_name,
     )
     say(f"merge: {len(shards)} shards over {job.num_replicas(len(shards))} workers of {cpus} threads on Ray")
-    TeacherPool(shards_in_flight=1, max_attempts=MAX_ATTEMPTS, on_event=say).run([job])
-    if job.failure is not None:
-        raise ClusterError(f"merge: no worker could start: {job.failure}") from job.failure
-    if job.set_aside:
-        lines = [f"  {plan.shard_name(shard)}: {why}" for shard, why in job.set_aside.items()]
-        raise ClusterError("merge: shards failed; all others are kept:\n" + "\n".join(lines))
+    ShardPool(shards_in_flight=1, max_attempts=max_attempts, on_event=say).run([job])
+    raise_failures([job])
 
 
 def _largest_machine() -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fusechat.config import ModelSection
-from fusechat.errors import ModelError
+from fusechat.errors import ModelError, first_line
 from fusechat.model_files import find_config
 
 BYTES_OF_DTYPE = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
@@ -190,7 +190,7 @@ def _counted_by_transformers(values: dict[str, Any], model_type: str, name: str,
     except (KeyError, ValueError, AttributeError, TypeError) as error:
         raise ModelError(
             f"{name}: config.json of model_type {model_type!r} is of no architecture that the plan can count "
-            f"({str(error).splitlines()[0]}); expected one of {', '.join(sorted(FAMILIES))} or one that transformers knows"
+            f"({first_line(error)}); expected one of {', '.join(sorted(FAMILIES))} or one that transformers knows"
         ) from None
     text = config.get_text_config()
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -1,6 +1,7 @@
 """How many engines fit, and where one engine's processes stand."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -62,17 +63,41 @@ def plan_placement(engine: EngineSection, cluster: ClusterSection) -> Placement:
     return Placement(cluster.teacher_cpus, size, "ray")
 
 
+def start_engine(actor: type, placement: Placement, *arguments: Any, calls_at_once: int = 1) -> tuple[Any, Any]:
+    """Start an engine's actor on what the placement reserves.
+
+    Args:
+        actor: a class that takes these arguments, and `engine_arguments` and `owns_process` by name.
+        calls_at_once: `run_shard` calls that it works on.
+    Returns:
+        (actor handle, its placement group or None).
+    """
+    group = placement.reserve()
+    options = {**placement.actor_options(group), "max_concurrency": calls_at_once}
+    handle: Any = (
+        ray.remote(actor)
+        .options(**options)
+        .remote(*arguments, engine_arguments=placement.engine_arguments(), owns_process=True)
+    )
+    return handle, group
+
+
 def num_replicas(placement: Placement, wanted: int | None, num_shards: int, max_gpus: int | None = None) -> int:
     """Engines to start: as many as the cluster holds now or may grow to, at least one, at most one per shard."""
     if wanted is None and max_gpus and placement.num_gpus:
         wanted = max_gpus // placement.num_gpus  # those that find no room yet are what the autoscaler goes by
     if wanted is None:
-        resources = ray.cluster_resources()
-        fits = [resources.get("CPU", 0) / placement.num_cpus]
-        if placement.num_gpus:
-            fits.append(resources.get("GPU", 0) / placement.num_gpus)
-        wanted = int(min(fits))
+        return num_workers(num_shards, placement.num_cpus, placement.num_gpus)
     return max(1, min(wanted, num_shards))
+
+
+def num_workers(num_shards: int, num_cpus: float, num_gpus: int = 0) -> int:
+    """Workers of this size that the cluster has room for now, at least one, at most one per shard."""
+    resources = ray.cluster_resources()
+    fits = [resources.get("CPU", 0) / num_cpus]
+    if num_gpus:
+        fits.append(resources.get("GPU", 0) / num_gpus)
+    return max(1, min(int(min(fits)), num_shards))
 
 
 def release(group: PlacementGroup | None) -> None:

@@ -1,7 +1,6 @@
-"""What is checked on the connected Ray before any engine loads: room for each engine, and the store within reach."""
+"""What is checked on the connected Ray before any engine loads: room for each engine, and the folders within reach."""
 
 import contextlib
-import os
 import uuid
 from typing import Any
 
@@ -10,29 +9,33 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fusechat.artifact import read_json, write_json
 from fusechat.config import ModelSection, RunConfig
-from fusechat.errors import ClusterSetupError
+from fusechat.errors import ClusterSetupError, first_line
 
 from .model_sizes import model_size
 from .run_plan import GIB, gpu_bytes
+from .working_dir import require_absolute
 
 PROBED_NODES = 32
 """Of a larger cluster the first ones answer for all."""
 PROBE_SECONDS = 120.0
 
 
-def check_cluster(config: RunConfig, names: list[str]) -> None:
+def check_cluster(config: RunConfig, names: list[str], places: dict[str, str]) -> None:
     """Refuse what could only fail later, after the weights were loaded.
 
     Args:
         names: models whose engines will start.
+        places: setting -> the URL or folder below it that the engines read and write.
     Raises:
-        ClusterSetupError: an engine for which there are too few GPUs (what is missing, what would fit), or a store
-            that a node cannot reach.
+        ClusterSetupError: results in a relative path on a given cluster, an engine for which there are too few GPUs (what
+            is missing, what would fit), or a place that a node cannot reach.
     """
+    require_absolute(config)
     for name in names:
         check_gpus(config, config.model_named(name))
-    if config.cluster.address or os.environ.get("RAY_ADDRESS"):
-        check_store(config)
+    if config.cluster.ray_address:
+        for setting, url in places.items():
+            check_reach(setting, url)
 
 
 def check_gpus(config: RunConfig, model: ModelSection) -> None:
@@ -57,9 +60,15 @@ def check_gpus(config: RunConfig, model: ModelSection) -> None:
     )
 
 
-def check_store(config: RunConfig) -> None:
-    """Every node reads what the driver wrote below the store's URL, and writes beside it."""
-    base = f"{config.store_url}/.reach-{uuid.uuid4().hex}"
+def check_reach(setting: str, url: str) -> None:
+    """Every node reads what the driver wrote below a URL or folder, and writes beside it.
+
+    Args:
+        setting: where the run file says it.
+    Raises:
+        ClusterSetupError: one does not; it is named.
+    """
+    base = f"{url}/.reach-{uuid.uuid4().hex}"
     nodes = [node for node in ray.nodes() if node["Alive"]][:PROBED_NODES]
     with contextlib.ExitStack() as removed:
         removed.callback(_remove, base)
@@ -73,9 +82,11 @@ def check_store(config: RunConfig) -> None:
             if problem is None and read_json(f"{base}/{_name(answer)}") is None:
                 problem = "what it wrote is not seen by the driver"
             if problem:
+                expected = "a folder that all nodes share"
+                if setting == "run.store":
+                    expected += ", or a URL with credentials in the nodes' environment"
                 raise ClusterSetupError(
-                    f"{config.store_url}: out of reach for node {place} ({problem}); expected a folder that all nodes "
-                    "share, or a URL with credentials in the nodes' environment: set run.store"
+                    f"{url}: out of reach for node {place} ({problem}); expected {expected}: set {setting}"
                 )
 
 
@@ -91,7 +102,7 @@ def _probe(base: str) -> str | None:
             return "what the driver wrote is not there"
         write_json(f"{base}/{ray.get_runtime_context().get_task_id()}", {"from": "node"})
     except Exception as error:  # of whatever file system and credentials
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return f"{type(error).__name__}: {first_line(error)}"
     return None
 
 

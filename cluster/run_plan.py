@@ -10,16 +10,12 @@ from fusechat.config import ModelSection, PlanSection, RunConfig
 
 from .dialogue_volume import Volume, estimated_volume, known_volume
 from .model_sizes import ModelSize, model_size
+from .stage_plan import GIB, StagePlan, plan_stages, row_bytes
 
-GIB = 2**30
 POOLER_BLOCK_BYTES = 2**28
 """Logits of one block of the top-k pooler (`inference/topk_pooler.py`); log-sum-exp takes as much again."""
 RUNTIME_BYTES = 2 * GIB
 """Of a GPU for the driver, NCCL and the workspace of kernels."""
-LABEL_BYTES, BYTES_PER_ENTRY, WIDE_ID_BYTES = 0.6, 2.27, 0.34
-"""On disk: per row, per row and entry (23.3 a row measured at k=10), and more per entry for ids of 32 bits."""
-TRAINING_BYTES_PER_PARAMETER = 16
-"""float32 weights, gradients and two moments of Adam, without activations."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +39,6 @@ class TeacherPlan:
     basis: str
     store_bytes: float
     note: str = ""
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """One stage of the run."""
-
-    stage: str
-    hours: float
-    gpu_hours: float
-    bytes: float
-    basis: str
 
 
 @dataclass(frozen=True)
@@ -84,7 +69,7 @@ def make_plan(config: RunConfig) -> RunPlan:
 
     Raises:
         ModelError: a model's config.json is not at hand; the message says how to get it.
-        DialogueError: dialogues that are neither tokenized nor readable.
+        DialogueError: dialogues that are neither tokenized nor readable, or questions that cannot be read.
     """
     sizes = {model.name: model_size(model) for model in config.models}
     known = {name: known_volume(config, name) for name in sizes}
@@ -93,7 +78,11 @@ def make_plan(config: RunConfig) -> RunPlan:
         volumes = dict.fromkeys(known, estimated_volume(config)) | volumes
     teachers = [plan_teacher(config, model, sizes[model.name], volumes[model.name]) for model in config.models]
     problems = [teacher.note for teacher in teachers if not teacher.replicas]
-    return RunPlan(config.plan, teachers, _stages(config, sizes, volumes, teachers), problems)
+    stages = plan_stages(
+        config, sizes, volumes, scoring_gpu_hours=sum(teacher.gpu_hours for teacher in teachers),
+        store_bytes=sum(teacher.store_bytes for teacher in teachers),
+    )  # fmt: skip
+    return RunPlan(config.plan, teachers, stages, problems)
 
 
 def plan_teacher(config: RunConfig, model: ModelSection, size: ModelSize, volume: Volume) -> TeacherPlan:
@@ -125,11 +114,6 @@ def gpu_bytes(config: RunConfig, model: ModelSection, size: ModelSize, width: in
     activations = model.engine.max_num_batched_tokens * size.hidden_size * 10 * 2
     shared = (size.weight_bytes + _kv_bytes(config, model, size)) / width
     return shared + _logits_bytes(config, model, size, width) + activations + RUNTIME_BYTES
-
-
-def row_bytes(k: int, vocab_size: int) -> float:
-    """Bytes of one row in a store, about."""
-    return LABEL_BYTES + k * (BYTES_PER_ENTRY + (WIDE_ID_BYTES if vocab_size > 65_536 else 0))
 
 
 def _usable_bytes(config: RunConfig, model: ModelSection) -> float:
@@ -169,6 +153,11 @@ def _scoring_hours(section: PlanSection, name: str, size: ModelSize, volume: Vol
 def _note(config: RunConfig, model: ModelSection, size: ModelSize, fitting: int) -> str:
     section, wanted = config.plan, model.engine.tensor_parallel_size
     if fitting:
+        if wanted > section.gpus:
+            return (
+                f"{model.name}: engine.tensor_parallel_size is {wanted}, the fleet has {section.gpus} GPUs (plan.gpus); "
+                f"what would fit: tensor_parallel_size {fitting}, or {wanted - section.gpus} GPUs more"
+            )
         if wanted >= fitting:
             return ""
         return f"{model.name}: engine.tensor_parallel_size is {wanted}, one engine needs {fitting} of these GPUs: set it to {fitting}"
@@ -185,61 +174,3 @@ def _note(config: RunConfig, model: ModelSection, size: ModelSize, fitting: int)
         f"{model.name}: {size.weight_bytes / 1e9:,.1f} GB of weights do not fit on {section.gpus} GPUs of "
         f"{section.gpu_memory_gib:g} GiB; what would fit: {fleet}, or {width} of at least {card:,.0f} GiB"
     )
-
-
-def _stages(
-    config: RunConfig, sizes: dict[str, ModelSize], volumes: dict[str, Volume], teachers: list[TeacherPlan]
-) -> list[StagePlan]:
-    section, pivot = config.plan, sizes[config.pivot.name]
-    of_pivot = volumes[config.pivot.name]
-    cpu = section.cpus * section.cpu_tokens_per_second * 3600
-    read = sum(volume.tokens for volume in volumes.values())
-    extract = sum(teacher.gpu_hours for teacher in teachers)
-    targets = len(config.sources) + config.training.train_control
-    train, train_basis = _training_hours(config, pivot, of_pivot, targets)
-    aligned = len(config.sources) * of_pivot.rows * (row_bytes(config.extraction.k, pivot.vocab_size) + 0.1)
-    merged = (targets + 2) * pivot.weight_bytes / (section.store_mib_per_second * 2**20) / 3600
-    share = config.dialogues.held_out_share if not config.dialogues.held_out else 0.02
-    forward = sum(
-        (targets + 2 if name == config.pivot.name else 1) * volumes[name].tokens * share
-        * size.flops_per_token(volumes[name].mean_context) / (section.tflops * 1e12 * section.training_utilisation) / 3600
-        for name, size in sizes.items()
-    )  # fmt: skip
-    rates = f"{section.cpus} cores at {section.cpu_tokens_per_second:,.0f} tokens/s"
-    disk = f"{section.store_mib_per_second:g} MiB/s"
-    target_bytes = pivot.parameters * 4.0
-    return [
-        StagePlan("tokenize", read / cpu, 0, 13.0 * read, rates),
-        StagePlan("extract", extract / section.gpus, extract, sum(t.store_bytes for t in teachers), _prefill_basis(section)),
-        StagePlan("align", len(config.sources) * of_pivot.tokens / cpu, 0, aligned, rates),
-        StagePlan("train", train / section.gpus, train, targets * target_bytes, train_basis),
-        StagePlan("merge", merged, 0, pivot.weight_bytes, disk),
-        StagePlan("evaluate", forward / section.gpus, forward, 0, f"FLOPs, {share:.0%} of the dialogues held out"),
-    ]  # fmt: skip
-
-
-def _prefill_basis(section: PlanSection) -> str:
-    return f"{section.tflops:g} TFLOP/s at {section.prefill_utilisation:.0%}, and loading at {section.store_mib_per_second:g} MiB/s"
-
-
-def _training_hours(config: RunConfig, pivot: ModelSize, volume: Volume, targets: int) -> tuple[float, str]:
-    """GPU-hours of training all targets; backward is two forwards, recomputation one more."""
-    section, trl = config.plan, config.training.trl
-    tokens = volume.tokens * float(trl.get("num_train_epochs", 3))
-    if int(trl.get("max_steps", -1)) > 0:
-        batch = int(trl.get("per_device_train_batch_size", 128)) * int(trl.get("gradient_accumulation_steps", 1))
-        tokens = int(trl["max_steps"]) * batch * volume.tokens / max(1, volume.dialogues)
-    if section.training_tokens_per_second:
-        measured = section.training_tokens_per_second
-        return targets * tokens / measured / 3600, f"measured {measured:,.0f} tokens/s per GPU"
-    passes = 4 if trl.get("gradient_checkpointing", True) else 3
-    flops = passes * tokens * pivot.flops_per_token(volume.mean_context)
-    rate = f"{section.tflops:g} TFLOP/s at {section.training_utilisation:.0%}"
-    basis = f"{targets} targets, {rate}; one takes {_training_gpus(config, pivot)} GPUs or more"
-    return targets * flops / (section.tflops * 1e12 * section.training_utilisation) / 3600, basis
-
-
-def _training_gpus(config: RunConfig, pivot: ModelSize) -> int:
-    """GPUs that hold one target's weights, gradients and moments, with a quarter left for activations."""
-    per_parameter = 4 if config.training.lora else TRAINING_BYTES_PER_PARAMETER
-    return -(-int(pivot.parameters * per_parameter) // int(0.75 * config.plan.gpu_memory_gib * GIB))

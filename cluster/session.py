@@ -29,9 +29,8 @@ def ray_session(section: ClusterSection) -> Iterator[None]:
         return
     # Ray sees accelerators' absence by itself; without this it also hides them from actors that ask for none.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = section.address or os.environ.get("RAY_ADDRESS")  # set for a job by the cluster it runs on
-    if address:
-        _connect(address)
+    if section.ray_address:
+        _connect(section.ray_address)
     else:
         # `local`, because without it Ray joins any cluster that somebody started on this machine.
         ray.init(

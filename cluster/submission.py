@@ -1,8 +1,8 @@
 """`fusechat submit`: a run as a Ray job. Sends it, follows its log, survives a lost connection, stops it.
 
 A run resumes from its stores, so submitting it again is how it is retried. Submission ids are `RUN-DIGEST-ATTEMPT`: the
-same run file finds its own attempts, joins one that is running and begins the next one otherwise. No secret is sent:
-what the job needs must be in the environment of the nodes.
+same run file finds its own attempts, joins one that is running (and refuses one that runs another stage) and begins the
+next one otherwise. No secret is sent: what the job needs must be in the environment of the nodes.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from typing import Any
 
 from fusechat import __version__
 from fusechat.config import RunConfig
-from fusechat.errors import ClusterSetupError
+from fusechat.errors import ClusterSetupError, first_line
 
 from . import working_dir
 
@@ -69,10 +69,22 @@ class Submission:
             raise ClusterSetupError(f"no job {submission_id!r} at {self.client.get_address()}; there are: {there}")
         return submission_id
 
-    def running(self) -> str | None:
-        """The attempt of this run that has not ended."""
-        alive = [name for name, job in self.attempts().items() if not job.status.is_terminal()]
-        return alive[-1] if alive else None
+    def running(self, stage: str | None = None) -> str | None:
+        """The attempt of this run that has not ended.
+
+        Raises:
+            ClusterSetupError: it runs another stage than the one asked for.
+        """
+        alive = {name: job for name, job in self.attempts().items() if not job.status.is_terminal()}
+        for name, job in reversed(alive.items()):
+            found = (job.metadata or {}).get("stage")
+            if stage is not None and found != stage:
+                raise ClusterSetupError(
+                    f"{name} is running at {self.client.get_address()} with --stage {found}, asked for is --stage {stage}; "
+                    f"wait for it, end it with --stop, or join it with --submission-id {name}"
+                )
+            return name
+        return None
 
     def start(self, run_file: Path, folder: Path, overrides: list[str], stage: str) -> str:
         """Send the working directory and start the next attempt.
@@ -104,7 +116,7 @@ class Submission:
                 "excludes": excludes,
                 "env_vars": {"PYTHONUNBUFFERED": "1", **self.config.cluster.env_vars},
             },
-            metadata={"fusechat": __version__, "run": str(self.config.run.output)},
+            metadata={"fusechat": __version__, "run": str(self.config.run.output), "stage": stage},
         )
         return submission_id
 
@@ -170,22 +182,28 @@ class Submission:
                 f"--submission-id {submission_id}"
             ) from None
         if seconds < RETRY_SECONDS:
-            self.say(f"submit: connection lost ({_first_line(error)}); the job goes on, trying again")
+            self.say(f"submit: connection lost ({first_line(error)}); the job goes on, trying again")
 
 
 def submit_when_ready(client: Any, *, patience_seconds: float = AGENT_PATIENCE_SECONDS, **job: Any) -> str:
     """Submit a job; gives its id. A cluster that has just started answers before its nodes can take a job.
 
     Raises:
-        RuntimeError: it cannot after that time, or refuses the job.
+        ClusterSetupError: it cannot after that time.
+        RuntimeError: it refuses the job.
     """
     deadline = time.monotonic() + patience_seconds
     while True:
         try:
             return client.submit_job(**job)
         except RuntimeError as error:
-            if "No available agent" not in str(error) or time.monotonic() > deadline:
+            if "No available agent" not in str(error):
                 raise
+            if time.monotonic() > deadline:
+                raise ClusterSetupError(
+                    f"{client.get_address()}: no node took the job within {patience_seconds:g} s; see that the cluster's nodes "
+                    "are up (`ray status`), then submit again"
+                ) from error
             time.sleep(1.0)
 
 
@@ -206,16 +224,18 @@ def submit(
     Returns:
         exit status for the command.
     Raises:
-        ClusterSetupError: a mistake in what was asked, in one line.
+        ClusterSetupError: a mistake in what was asked, or another stage of this run that is running.
     """
     logging.disable(logging.INFO)  # the SDK tells of every upload and closed socket
     cluster = Submission(address, config, say=lambda line: print(line, file=sys.stderr, flush=True))
-    job = cluster.find(submission_id) if submission_id else cluster.running()
+    named = cluster.find(submission_id) if submission_id else None
     if stop:
+        job = named or cluster.running()
         if job is None:
             raise ClusterSetupError(f"no job of this run is running at {address}; name one with --submission-id")
         cluster.stop(job)
         return 0
+    job = named or cluster.running(stage)
     if job is None:
         job = cluster.start(run_file, folder, overrides, stage)
         cluster.say(f"submit: started {job}")
@@ -259,12 +279,12 @@ def _connect(address: str) -> Any:
         found = client._do_request("GET", "/api/version").json()["ray_version"]
     except AuthenticationError as error:
         raise ClusterSetupError(
-            f"{address}: the cluster refused the token ({_first_line(error)}); set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH "
+            f"{address}: the cluster refused the token ({first_line(error)}); set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH "
             "to the cluster's own"
         ) from None
     except (ConnectionError, RuntimeError, ValueError, KeyError, requests.RequestException) as error:
         raise ClusterSetupError(
-            f"{address}: no Ray dashboard there ({_first_line(error)}); expected http://HEAD:8265 of a running cluster"
+            f"{address}: no Ray dashboard there ({first_line(error)}); expected http://HEAD:8265 of a running cluster"
         ) from None
     if found.split(".")[:2] != ray.__version__.split(".")[:2]:
         raise ClusterSetupError(
@@ -305,8 +325,3 @@ def _digest(config: RunConfig) -> str:
     """Of all that decides the run; `plan` and `cluster` do not."""
     values = {name: section for name, section in config.dump().items() if name not in ("plan", "cluster")}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__

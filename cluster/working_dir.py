@@ -1,4 +1,4 @@
-"""What `fusechat submit` sends: the working directory without data, stores, models and checkpoints."""
+"""What `fusechat submit` sends: the working directory without data, stores, models and checkpoints; and what must lie outside."""
 
 from pathlib import Path
 
@@ -53,13 +53,8 @@ def check_working_dir(config: RunConfig, folder: Path, files: dict[str, int]) ->
             f"{limit / MIB:g} MiB; largest: {_largest(files)}; leave them out with cluster.working_dir_excludes, or send "
             "another folder with --working-dir"
         )
-    for name, place in (("run.output", str(config.run.output)), ("run.store", config.store_url)):
-        if "://" not in place and not Path(place).is_absolute():
-            raise ClusterSetupError(
-                f"{name} is {place!r}, which on the cluster lies in the job's temporary folder; give an absolute path "
-                "on a filesystem that all nodes share" + (", or a URL" if name == "run.store" else "")
-            )
-    missing = [path for path in _inputs(config) if not _travels(path, folder, files)]
+    _refuse_relative(config)
+    missing = [path for path in _inputs(config, folder) if not _travels(path, files)]
     if missing:
         raise ClusterSetupError(
             f"{', '.join(missing)}: not sent with the working directory {folder}; put it on a filesystem that all nodes "
@@ -67,15 +62,36 @@ def check_working_dir(config: RunConfig, folder: Path, files: dict[str, int]) ->
         )
 
 
-def _inputs(config: RunConfig) -> list[str]:
-    """Relative paths that the run reads."""
+def require_absolute(config: RunConfig) -> None:
+    """On a Ray that was not started here, refuse results in a relative path: workers start in folders of their own.
+
+    Raises:
+        ClusterSetupError: naming the field.
+    """
+    if config.cluster.ray_address:
+        _refuse_relative(config)
+
+
+def _refuse_relative(config: RunConfig) -> None:
+    for name, place in (("run.output", str(config.run.output)), ("run.store", config.store_url)):
+        if "://" not in place and not Path(place).is_absolute():
+            raise ClusterSetupError(
+                f"{name} is {place!r}, which is another folder for each worker of a cluster, and temporary in a job; give an "
+                "absolute path on a filesystem that all nodes share" + (", or a URL" if name == "run.store" else "")
+            )
+
+
+def _inputs(config: RunConfig, folder: Path) -> list[str]:
+    """Relative paths that the run reads; on the cluster they begin at the folder that is sent."""
     paths = [path.split("::")[0] for path in [*config.dialogues.train, *config.dialogues.held_out]]
     paths += [model.template for model in config.models if model.template not in ("native", "pivot")]
-    paths += [model.model for model in config.models if Path(model.model).expanduser().is_dir()]
+    paths += [model.model for model in config.models if (folder / Path(model.model).expanduser()).is_dir()]
+    paths += [answer_set.file for answer_set in config.evaluation.answers]
+    paths += [str(config.evaluation.lm_eval_folder)] if config.evaluation.lm_eval_folder else []
     return [path for path in dict.fromkeys(paths) if not Path(path).expanduser().is_absolute()]
 
 
-def _travels(path: str, folder: Path, files: dict[str, int]) -> bool:
+def _travels(path: str, files: dict[str, int]) -> bool:
     place = str(Path(path))
     return place in files or any(file.startswith(f"{place}/") for file in files)
 

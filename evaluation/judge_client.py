@@ -18,7 +18,7 @@ import httpx
 
 from fusechat.errors import ConfigError, JudgeError
 from fusechat.evaluation_config import JudgeSection
-from fusechat.logs import append_json_line
+from fusechat.logs import append_json_line, read_json_lines
 
 RETRIED = {408, 409, 425, 429}
 """Statuses, beside all from 500 on, after which the same request may succeed."""
@@ -61,7 +61,7 @@ def ask_all(
         JudgeError: requests that failed at every attempt; all other replies are kept. As many in a row as are sent at once
             (at least three) end it.
     """
-    known = _read_cache(cache)
+    known = {record.pop("key"): record for record in read_json_lines(cache)}
     keys = [_key(section, request) for request in requests]
     missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in known}
     for _ in range(len(requests) - len(missing)):
@@ -183,15 +183,3 @@ def headers(section: JudgeSection) -> dict[str, str]:
 def _key(section: JudgeSection, request: Request) -> str:
     asked = [section.url, section.model, section.temperature, section.max_tokens, request.messages, request.repeat]
     return hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()[:32]
-
-
-def _read_cache(path: Path) -> dict[str, dict[str, Any]]:
-    """Key -> record; a line that a killed process left unfinished is passed over, and ended so that others may follow."""
-    if not path.is_file():
-        return {}
-    text = path.read_text(encoding="utf-8")
-    if text and not text.endswith("\n"):
-        with path.open("a", encoding="utf-8") as file:
-            file.write("\n")
-    records = [json.loads(line) for line in text.split("\n") if line.startswith("{") and line.endswith("}")]
-    return {record.pop("key"): record for record in records}

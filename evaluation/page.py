@@ -18,7 +18,7 @@ import jinja2
 import yaml
 from markupsafe import Markup, escape
 
-from fusechat.artifact import storage_errors
+from fusechat.artifact import write_bytes
 from fusechat.logs import format_seconds
 
 from .charts import SERIES_COLOURS, Figure
@@ -40,12 +40,7 @@ from .wording import interval, number
 
 def write(document: dict[str, Any], path: Path) -> None:
     """Write the page of a report."""
-    text = render(document)
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+    write_bytes(str(path), render(document).encode())
 
 
 def render(document: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 Reads records that other stages left, by file alone, also while they still work; what a run does not have is left out.
 """
 
-import json
 import math
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ import fsspec
 
 from fusechat.artifact import RECORD_FILE, read_json
 from fusechat.config import CONTROL, RunConfig
+from fusechat.logs import read_json_lines
 
 FORMAT = 2
 """Number of report.json's form; another number, another form."""
@@ -55,7 +55,7 @@ def run_record(config: RunConfig) -> dict[str, Any]:
 def step_records(config: RunConfig) -> list[dict[str, Any]]:
     """Each step that worked in this folder: its label, the seconds it took in all, and how often it was begun and ended."""
     found: dict[str, dict[str, Any]] = {}
-    for record in _json_lines(config.run.output / "logs" / "run.jsonl"):
+    for record in read_json_lines(config.log_path("run")):
         entry = found.setdefault(record["step"], {"step": record["step"], "seconds": 0.0, "times": 0})
         entry["seconds"] += record["seconds"]
         entry["times"] += 1
@@ -80,7 +80,7 @@ def extraction_records(config: RunConfig) -> dict[str, dict[str, Any]]:
     """Teacher -> shards, rows, tokens, rate (`[seconds, rows per second]` pairs), shards tried again and set aside."""
     found = {}
     for model in config.models:
-        lines = _json_lines(config.run.output / "logs" / f"extract.{model.name}.jsonl")
+        lines = read_json_lines(config.log_path(f"extract.{model.name}"))
         shards = [line for line in lines if line["event"] == "done"]
         if shards:
             found[model.name] = {
@@ -119,7 +119,7 @@ def training_curves(config: RunConfig) -> dict[str, list[dict[str, float | None]
     """Target name (and the control's) -> step, losses and shares over the course of its training, thinned out."""
     found = {}
     for name in [*(source.name for source in config.sources), CONTROL]:
-        records = _json_lines(config.target_path(name) / "metrics.jsonl")
+        records = read_json_lines(config.target_path(name) / "metrics.jsonl")
         if records:
             stride = -(-len(records) // CURVE_POINTS) or 1
             # The last step is always among them.
@@ -168,14 +168,6 @@ def _places(config: RunConfig) -> list[tuple[str, str, str | Path]]:
             for model_id in config.measured_ids
         ),
     ]
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole records of a JSON Lines file that may still be written; none where there is no file."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
 
 def _finite(value: float) -> float | None:

@@ -10,6 +10,7 @@ import errno
 import getpass
 import hashlib
 import json
+import os
 import platform
 import time
 import uuid
@@ -62,13 +63,7 @@ class Claim:
     plan: dict[str, Any]
     artifact: Artifact | None
     """The finished artifact, if the folder holds one of this plan."""
-    resumed: bool = False
-    """True if an earlier run began this same plan."""
     _started: float = field(default_factory=time.monotonic)
-
-    @property
-    def finished(self) -> bool:
-        return self.artifact is not None
 
     def finish(self, counts: dict[str, Any]) -> Artifact:
         """Write the record; from here on the artifact counts as whole."""
@@ -111,30 +106,46 @@ def claim(
         "parents": {role: parent.fingerprint for role, parent in parents.items()},
     }
     earlier = read_json(f"{url}/{RECORD_FILE}") or read_json(f"{url}/{PLAN_FILE}")
-    if earlier is None:
-        write_json(f"{url}/{PLAN_FILE}", {"kind": kind, **plan})
-        return Claim(kind, url, plan, None)
-    different = differences({key: earlier.get(key) for key in plan}, plan)
-    if not different and earlier.get("kind") == kind:
-        whole = Artifact(kind, url, earlier["fingerprint"], earlier) if "fingerprint" in earlier else None
-        return Claim(kind, url, plan, whole, resumed=whole is None)
-    if if_changed != "restart" and not _only_planned(url):
-        raise ArtifactError(
-            f"{url}: holds work of another plan:\n  " + "\n  ".join(different or [f"kind: {earlier.get('kind')} -> {kind}"])
-            + "\nUse another run.output, or --set run.if_changed=restart to delete it and everything made from it."
-        )  # fmt: skip
-    remove(url)
-    return claim(url, kind, settings=settings, parents=parents)
+    if earlier is not None:
+        different = differences({key: earlier.get(key) for key in plan}, plan)
+        if not different and earlier.get("kind") == kind:
+            whole = Artifact(kind, url, earlier["fingerprint"], earlier) if "fingerprint" in earlier else None
+            return Claim(kind, url, plan, whole)
+        # Where nothing was made yet, as after a user's mistake, a corrected run is not a changed one.
+        if if_changed != "restart" and _made_there(url):
+            raise ArtifactError(
+                f"{url}: holds work of another plan:\n  " + "\n  ".join(different or [f"kind: {earlier.get('kind')} -> {kind}"])
+                + "\nUse another run.output, or --set run.if_changed=restart to delete it and everything made from it."
+            )  # fmt: skip
+        _clear(url, {key: earlier.get(key) for key in ("kind", *plan)})
+    write_json(f"{url}/{PLAN_FILE}", {"kind": kind, **plan})
+    return Claim(kind, url, plan, None)
 
 
-def _only_planned(url: str) -> bool:
-    """True if nothing was made there yet: after a user's mistake, a corrected run is not a changed one."""
+def _made_there(url: str) -> list[str]:
+    """What stands in the folder of a claimed artifact beside its plan and its lease."""
     import fsspec
 
     filesystem, path = fsspec.core.url_to_fs(url)
     filesystem.invalidate_cache()
-    names = {entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=False)}
-    return names - {LEASE_FILE} == {PLAN_FILE}
+    with storage_errors(url):
+        entries = {entry.rstrip("/").rsplit("/", 1)[-1]: entry for entry in filesystem.ls(path, detail=False)}
+    return [entry for name, entry in entries.items() if name not in (PLAN_FILE, LEASE_FILE)]
+
+
+def _clear(url: str, plan: dict[str, Any]) -> None:
+    """Delete what an earlier plan made. Its plan goes last, so that a clearance cut short is never taken for another
+    plan's work; the lease stays, because whoever clears the store holds it.
+    """
+    import fsspec
+
+    write_json(f"{url}/{PLAN_FILE}", plan)
+    delete(f"{url}/{RECORD_FILE}")
+    filesystem, _ = fsspec.core.url_to_fs(url)
+    with storage_errors(url):
+        for entry in _made_there(url):
+            filesystem.rm(entry, recursive=True)
+    filesystem.invalidate_cache()
 
 
 def load(url: str | Path, kind: str) -> Artifact:
@@ -198,15 +209,6 @@ def write_bytes(url: str, data: bytes) -> None:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
-
-
-def remove(url: str) -> None:
-    """Delete a folder, local or on an object store."""
-    import fsspec
-
-    filesystem, path = fsspec.core.url_to_fs(url)
-    with storage_errors(url):
-        filesystem.rm(path, recursive=True)
 
 
 def delete(url: str) -> None:
@@ -284,15 +286,14 @@ def run_lock(folder: Path) -> Iterator[None]:
                     f"{folder}: {holder} is working here; wait for it or choose another run.output"
                 ) from None
         file.truncate(0)
-        file.write(f"{getpass.getuser()}@{platform.node()}, process {_pid()}")
+        file.write(this_process())
         file.flush()
         yield
 
 
-def _pid() -> int:
-    import os
-
-    return os.getpid()
+def this_process() -> str:
+    """Who holds something, for people: user, machine and process."""
+    return f"{getpass.getuser()}@{platform.node()}, process {os.getpid()}"
 
 
 def _versions() -> dict[str, str]:

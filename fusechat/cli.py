@@ -2,6 +2,8 @@
 
 import errno
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,10 +37,16 @@ def _run_stage(config_path: Path, overrides: list[str], only: str | None) -> tup
     setup_logging()
     from . import pipeline
 
+    with _resumable(), Progress() as progress:
+        return config, pipeline.run(config, progress=progress, only=only)
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Say what an interruption means; here, because typer ends the process without a word before `main` sees it."""
     try:
-        with Progress() as progress:
-            return config, pipeline.run(config, progress=progress, only=only)
-    except KeyboardInterrupt:  # here, because typer ends the process without a word before `main` sees it
+        yield
+    except KeyboardInterrupt:
         print("fusechat: interrupted; the same command goes on from here", file=sys.stderr)
         raise typer.Exit(130) from None
 
@@ -88,7 +96,7 @@ def ablate(
     from . import ablation
     from .summary import show_tables
 
-    with Progress() as progress:
+    with _resumable(), Progress() as progress:
         tables = ablation.run(resolved, progress=progress)
     show_tables(resolved.output, tables)
 
@@ -156,7 +164,7 @@ def inspect(
     """Look into an artifact: sizes, figures, and one dialogue in readable form."""
     from .inspection import show_artifact
 
-    show_artifact(artifact, dialogue=dialogue, num_rows=rows, verify=verify, mend=repair)
+    show_artifact(artifact, dialogue=dialogue, num_rows=rows, verify=verify, repair=repair)
 
 
 @app.command()

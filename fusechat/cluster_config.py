@@ -1,5 +1,6 @@
 """The `cluster` and `plan` sections of a run file: where Ray lives, what workers reserve, what a plan reckons with."""
 
+import os
 import re
 
 from pydantic import Field, field_validator
@@ -14,7 +15,7 @@ class ClusterSection(Section):
     """Where the run's Ray lives, and what its workers reserve."""
 
     address: str | None = None
-    """Ray address (`auto`, `host:port`); default: a local Ray that the run starts and stops."""
+    """Ray address (`auto`, `host:port`); default: RAY_ADDRESS of the environment, else a local Ray that the run starts and stops."""
     num_cpus: int | None = Field(None, ge=1)
     """CPUs of the local Ray; default: all."""
     teacher_cpus: float = Field(1, gt=0)
@@ -37,6 +38,11 @@ class ClusterSection(Section):
     """Largest working directory that `submit` sends, MiB."""
     env_vars: dict[str, str] = {}
     """Environment of a submitted job; a secret only as a reference to the nodes' own, such as `HF_TOKEN: ${HF_TOKEN}`."""
+
+    @property
+    def ray_address(self) -> str | None:
+        """Where a Ray is that was not started by this run: `address`, or what the cluster set for a job that runs on it."""
+        return self.address or os.environ.get("RAY_ADDRESS")
 
     @field_validator("env_vars")
     @classmethod
@@ -63,6 +69,8 @@ class PlanSection(Section):
     """Share of the peak that scoring reaches."""
     training_utilisation: float = Field(0.35, gt=0, le=1)
     """Share of the peak that training reaches."""
+    decode_gib_per_second: float = Field(2000, gt=0)
+    """Rate at which one GPU reads weights while it answers, GiB/s; the default is two thirds of an H100 SXM's bandwidth."""
     price_per_gpu_hour: float | None = Field(None, ge=0)
     """Price of one GPU for an hour, in any currency."""
     tokens: int | None = Field(None, ge=1)

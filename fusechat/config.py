@@ -103,11 +103,11 @@ class ExtractionSection(Section):
     shards_in_flight: int = Field(2, ge=1)
     """Shards an engine holds at once, so that it does not drain between two."""
     max_attempts: int = Field(3, ge=1)
-    """Tries per shard before it is set aside."""
+    """Tries per shard before it is set aside; also of the shards of alignment, answering and merging."""
     storage_patience_seconds: float = Field(600, ge=0)
     """How long scored rows wait for a store that does not answer before their shard counts as failed, seconds."""
     replicas: int | None = Field(None, ge=1)
-    """Engines per source; default: as many as the cluster has room for at any time, at most one per shard."""
+    """Engines per model that scores or answers; default: as many as the cluster has room for at any time, at most one per shard."""
     self_check_dialogues: int = Field(4, ge=0)
     """Dialogues that each teacher scores against a plain transformers forward before it may write; 0: none."""
     logprob_step: float = Field(1 / 32, gt=0, le=0.25)
@@ -266,6 +266,10 @@ class RunConfig(Section):
     def verdicts_path(self) -> Path:
         """File of the judge's replies."""
         return Path(self._place("verdicts.jsonl", self.run.output))
+
+    def log_path(self, name: str) -> Path:
+        """JSON Lines file of what a step did: `run`, `extract.NAME`, `answer.ID`."""
+        return self.run.output / "logs" / f"{name}.jsonl"
 
     @property
     def dialogues_path(self) -> Path:

@@ -1,7 +1,7 @@
 """docs/configuration.md, generated from the run file's sections: `python -m fusechat.config_docs`."""
 
-import re
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -50,7 +50,9 @@ def _describe(path: str, section: type[BaseModel], lines: list[str], seen: set[t
         if inner is not None:
             nested.append((f"{path}.{name}", inner))
         meaning = (field.description or "").replace("\n", " ").replace("|", "\\|")
-        lines.append(f"| `{name}` | {_type_text(field.annotation)} | {_default(field, inner)} | {meaning} |")
+        lines.append(
+            f"| `{name}` | {_type_text(field.annotation, f'{path}.{name}')} | {_default(field, inner)} | {meaning} |"
+        )
     for inner_path, inner in nested:
         _describe(inner_path, inner, lines, seen)
 
@@ -59,22 +61,28 @@ def _item_type(annotation: Any) -> Any:
     return annotation.__args__[0] if getattr(annotation, "__origin__", None) is list else annotation
 
 
-def _type_text(annotation: Any) -> str:
-    text = (
-        annotation.__name__
-        if isinstance(annotation, type) and not hasattr(annotation, "__origin__")
-        else str(annotation)
+def _type_text(annotation: Any, path: str) -> str:
+    """A field's type as a cell; a section is a link to its own table."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin in (Union, UnionType):
+        return " or ".join(_type_text(one, path) for one in arguments)
+    if origin is list and (section_type(arguments[0]) or get_origin(arguments[0]) is Literal):
+        return f"list of {_type_text(arguments[0], path)}"
+    if section_type(annotation):
+        return f"[section](#{path.replace('.', '')})"
+    if annotation is NoneType:
+        return "`None`"
+    return f"`{annotation.__name__ if isinstance(annotation, type) and not origin else annotation}`".replace(
+        "typing.", ""
     )
-    text = re.sub(r"typing\.|fusechat\.config\.|pathlib\.", "", text)
-    if "Literal" in text:
-        return text.replace("Literal[", "").replace("]", "").replace("'", "`").replace("|", "or")
-    return f"`{text}`".replace("|", "or")
 
 
 def _default(field: Any, inner: Any) -> str:
     if field.default is PydanticUndefined:
         return "required"
-    return "see below" if inner is not None and field.default is not None else f"`{field.default}`"
+    return "see below" if inner is not None and isinstance(field.default, BaseModel) else f"`{field.default}`"
 
 
 if __name__ == "__main__":

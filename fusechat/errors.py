@@ -82,3 +82,9 @@ class JudgeError(FuseChatError):
 
 class ClusterError(FuseChatError):
     """Ray could not give what the plan needs, or shards were set aside."""
+
+
+def first_line(error: BaseException) -> str:
+    """What stands in one line of another message: an error's first line that is not blank, or its name."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,30 +1,31 @@
 """`fusechat inspect`: figures of an artifact, and one dialogue in readable form."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .artifact import RECORD_FILE, read_json
+from . import damage
+from .artifact import PLAN_FILE, RECORD_FILE, read_json, storage_errors
 from .contracts import RowKind
-from .damage import find_damage, repair
 from .errors import ArtifactError, ConfigError
 from .store import RowStore
 from .tokens import Tokens
 
 
-def show_artifact(url: str, *, dialogue: int, num_rows: int, verify: bool, mend: bool = False) -> None:
+def show_artifact(url: str, *, dialogue: int, num_rows: int, verify: bool, repair: bool = False) -> None:
     """Print the record, the figures and one dialogue of an artifact.
 
     Args:
         verify: read every object and check its checksum first.
-        mend: the same, and take the damaged shards away, so that the stage makes them again.
+        repair: the same, and take the damaged shards away, so that the stage makes them again.
     Raises:
         ArtifactError: there is nothing that FuseChat made; or `verify` found damage (all of it is listed).
     """
     url = url.rstrip("/")
-    record = read_json(f"{url}/{RECORD_FILE}") or read_json(f"{url}/plan.json")
+    record = read_json(f"{url}/{RECORD_FILE}") or read_json(f"{url}/{PLAN_FILE}")
     if record is None:
         raise ArtifactError(
             f"{url}: found neither {RECORD_FILE} nor plan.json; give the folder of an artifact, such as runs/quickstart/logprobs/smollm2"
@@ -39,11 +40,11 @@ def show_artifact(url: str, *, dialogue: int, num_rows: int, verify: bool, mend:
     )
     if record["kind"] in ("logprobs", "aligned"):
         store = RowStore.open(url, record["kind"])
-        if verify or mend:
-            _verify(store, mend)
+        if verify or repair:
+            _verify(store, repair)
         for line in [*store_figures(store), *alignment_figures(record.get("counts", {}))]:
             print(line)
-        for line in dialogue_lines(store, dialogue, num_rows):
+        for line in dialogue_lines(store, record.get("parents", {}), dialogue, num_rows):
             print(line)
     elif record["kind"] == "tokens":
         for line in token_lines(url, dialogue, num_rows):
@@ -83,14 +84,17 @@ def alignment_figures(counts: dict[str, Any]) -> list[str]:
     return lines
 
 
-def dialogue_lines(store: RowStore, dialogue: int, num_rows: int) -> list[str]:
-    """One line a row of a dialogue: the token that stands there, its logprob, and the top-k tokens."""
+def dialogue_lines(store: RowStore, parents: dict[str, str], dialogue: int, num_rows: int) -> list[str]:
+    """One line a row of a dialogue: the token that stands there, its logprob, and the top-k tokens.
+
+    Args:
+        parents: role -> fingerprint, as in the store's record.
+    """
     if not 0 <= dialogue < store.plan.num_dialogues:
         raise ConfigError(f"--dialogue {dialogue}: the store has dialogues 0 to {store.plan.num_dialogues - 1}")
     if store.plan.shard_of(dialogue) not in store.present_shards():
         return [f"dialogue {dialogue}: its shard is not written yet"]
-    tokens_url = _tokens_url(store)
-    tokens = Tokens.read(tokens_url)
+    tokens = Tokens.read(_tokens_url(store.url, parents.get("tokens") or parents.get("pivot_tokens")))
     tokenizer = _tokenizer(tokens)
     place = tokens.tokens_of(dialogue)
     ids = tokens.token_ids[place]
@@ -130,17 +134,17 @@ def token_lines(url: str, dialogue: int, num_rows: int) -> list[str]:
     return lines
 
 
-def _verify(store: RowStore, mend: bool) -> None:
-    damages = find_damage(store)
+def _verify(store: RowStore, repair: bool) -> None:
+    damages = damage.find_damage(store)
     lines = "\n  ".join(map(str, damages))
-    if damages and not mend:
+    if damages and not repair:
         raise ArtifactError(
             f"{store.url}: {len(damages)} damaged objects:\n  {lines}\nRun `fusechat inspect {store.url} --repair`, then "
             "the stage that writes the store: it makes only these shards again."
         )
     present, total = len(store.present_shards()), store.plan.num_shards
     if damages:
-        shards = repair(store, damages)
+        shards = damage.repair(store, damages)
         print(
             f"{len(damages)} damaged objects:\n  {lines}\ntaken away: shards {shards}; the stage that writes the store "
             "makes them again"
@@ -149,10 +153,22 @@ def _verify(store: RowStore, mend: bool) -> None:
         print(f"{present} of {total} shards are written; every object read, every checksum holds")
 
 
-def _tokens_url(store: RowStore) -> str:
-    """Where the tokens of a store's rows stand: beside it in the run (an aligned store has the pivot's rows)."""
-    base, _, name = store.url.rsplit("/", 2)
-    return f"{base}/tokens/{store.settings.get('pivot_name', name)}"
+def _tokens_url(url: str, fingerprint: str | None) -> str:
+    """Where the tokens of a store's rows stand: beside it, under whatever name."""
+    import fsspec
+
+    base = f"{url.rsplit('/', 2)[0]}/tokens"
+    filesystem, path = fsspec.core.url_to_fs(base)
+    with storage_errors(base), contextlib.suppress(FileNotFoundError):
+        for entry in filesystem.ls(path, detail=False):
+            place = f"{base}/{entry.rstrip('/').rsplit('/', 1)[-1]}"
+            record = read_json(f"{place}/{RECORD_FILE}")
+            if record is not None and record["fingerprint"] == fingerprint:
+                return place
+    raise ArtifactError(
+        f"{url}: its rows are of tokens {fingerprint}, and none below {base} are those; run `fusechat tokenize` of the run "
+        "that made them"
+    )
 
 
 def _tokenizer(tokens: Tokens) -> Any:

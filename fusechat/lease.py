@@ -7,7 +7,6 @@ earlier one finds the later one's name and stops; until then both write the same
 """
 
 import contextlib
-import getpass
 import os
 import platform
 import threading
@@ -18,8 +17,8 @@ from typing import Any
 
 import psutil
 
-from .artifact import LEASE_FILE, RECORD_FILE, delete, read_json, write_json
-from .errors import ArtifactError, BusyError, StorageError
+from .artifact import LEASE_FILE, RECORD_FILE, delete, read_json, this_process, write_json
+from .errors import ArtifactError, BusyError
 
 BEAT_SECONDS = 5.0
 """Between two renewals."""
@@ -38,7 +37,7 @@ class Lease:
         self.url, self._beat_seconds = f"{url}/{LEASE_FILE}", beat_seconds
         process = psutil.Process()
         self._me: dict[str, Any] = {
-            "holder": f"{getpass.getuser()}@{platform.node()}, process {os.getpid()}",
+            "holder": this_process(),
             "id": uuid.uuid4().hex,
             "host": platform.node(),
             "process": os.getpid(),
@@ -77,14 +76,14 @@ class Lease:
         self._ended.set()
         self._thread.join()
         _held_here.discard(self._me["id"])
-        with contextlib.suppress(StorageError):
+        with contextlib.suppress(OSError):
             found = self._read()
             if found is not None and found.get("id") == self._me["id"]:
                 delete(self.url)
 
     def _renew(self) -> None:
         while not self._ended.wait(self._beat_seconds):
-            with contextlib.suppress(StorageError):  # a store that does not answer now: the next beat will do
+            with contextlib.suppress(OSError):  # a store or disk that does not answer now: the next beat will do
                 found = self._read()
                 if found is not None and found.get("id") != self._me["id"]:
                     self._other = str(found.get("holder"))

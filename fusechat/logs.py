@@ -3,8 +3,10 @@
 Progress goes to standard error, so that a command's result on standard output can be piped.
 """
 
+import contextlib
 import json
 import logging
+import os
 import sys
 import threading
 import time
@@ -128,7 +130,25 @@ class Progress:
 
 
 def append_json_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one record to a JSON Lines file, in one write."""
+    """Append one record to a JSON Lines file, in one write; behind a line that a killed process left torn, on a new line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    with path.open("ab+") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        file.write(line)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole records of a JSON Lines file that may still be written; none where there is no file.
+
+    A line that a killed process left torn is passed over: what it was to say is said again or was never done.
+    """
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_bytes().split(b"\n"):  # not splitlines: a record may hold other line separators
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return records

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .artifact import read_json, write_json
 from .config import ModelSection
-from .errors import ModelError
+from .errors import ModelError, first_line
 
 WEIGHT_SUFFIXES = (".safetensors",)
 TOKENIZER_FILES = (
@@ -47,7 +47,7 @@ def _download(model: ModelSection) -> Path:
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RequestException, OSError) as error:
         raise ModelError(
-            f"{model.name}: {model.model!r} is no local folder, and the hub did not give it: {str(error).splitlines()[0]}; "
+            f"{model.name}: {model.model!r} is no local folder, and the hub did not give it: {first_line(error)}; "
             "check the path or hub id, and the network"
         ) from None
 
@@ -67,6 +67,12 @@ def read_model_config(folder: Path) -> dict:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}/config.json: not readable: {error}") from None
+
+
+def position_limit(folder: Path) -> int | None:
+    """Positions that a model was made for; None if its config does not say."""
+    values = read_model_config(folder)
+    return values.get("text_config", values).get("max_position_embeddings")
 
 
 def find_config(model: ModelSection) -> dict:

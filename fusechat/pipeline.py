@@ -120,7 +120,7 @@ def _say_done(step: Step, progress: Progress, seconds: float, config: RunConfig)
         progress.say(f"{step.label}: done before, skipped")
         return
     progress.say(f"{step.label}: done in {format_seconds(seconds)}")
-    append_json_line(config.run.output / "logs" / "run.jsonl", {"step": step.label, "seconds": round(seconds, 3)})
+    append_json_line(config.log_path("run"), {"step": step.label, "seconds": round(seconds, 3)})
 
 
 def _answer_folders(config: RunConfig) -> tuple[str, ...]:
@@ -146,7 +146,7 @@ def _extract(config: RunConfig, names: list[str], progress: Progress) -> dict[st
 
 def _merge(config: RunConfig, progress: Progress) -> Artifact:
     # A local Ray has no cores and no disks but those that a merge in this process uses already.
-    module = "cluster.merging" if config.cluster.address else "merge.stage"
+    module = "cluster.merging" if config.cluster.ray_address else "merge.stage"
     return importlib.import_module(module).run(config, progress=progress)
 
 

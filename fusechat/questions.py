@@ -25,6 +25,8 @@ MT_BENCH_TEMPERATURES = {
     "humanities": 0.1,
 }  # fmt: skip
 """What FastChat samples each category of MT-Bench with; 0.7 for any other."""
+CHUNK_QUESTIONS = 32
+"""Questions that an engine answers at once; their answers stand in one file until all of the set are there."""
 
 
 PLAIN_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")

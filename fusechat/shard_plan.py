@@ -1,5 +1,6 @@
 """Which dialogues and rows stand in which shard: lengths in, a plan out. Knows nothing about files."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,10 @@ class ShardPlan:
         """Rows of a shard, counted without padding."""
         first, last = self.row_offsets[self.shard_offsets[shard : shard + 2]]
         return slice(int(first), int(last))
+
+    def num_rows_of(self, shards: Iterable[int]) -> int:
+        """Rows of these shards together."""
+        return int(np.diff(self.row_offsets[self.shard_offsets])[list(shards)].sum())
 
     def shard_of(self, dialogue: int) -> int:
         return int(np.searchsorted(self.shard_offsets, dialogue, side="right")) - 1

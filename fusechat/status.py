@@ -42,6 +42,6 @@ def step_state(step: Step, output: str) -> tuple[str, str]:
         except ArtifactError:
             return "-", ""
         present = store.present_shards()
-        rows = sum(store.plan.rows(shard).stop - store.plan.rows(shard).start for shard in present)
+        rows = store.plan.num_rows_of(present)
         return "part", f"{len(present)}/{store.plan.num_shards} shards  {rows:,}/{store.plan.num_rows:,} rows"
     return ("begun", "") if read_json(f"{output}/plan.json") is not None else ("-", "")

@@ -23,7 +23,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, TransposeCodec, ZstdCodec
 
-from .artifact import delete, differences, storage_errors, write_bytes
+from .artifact import LEASE_FILE, delete, differences, storage_errors, write_bytes
 from .contracts import CONTRACT_VERSION, CONTRACTS, Contract, id_dtype
 from .errors import ArtifactError, StorageError
 from .row_codec import GAP_PADDING, decode_gaps, encode_gaps
@@ -256,12 +256,19 @@ class RowStore:
         return f"{self.url}/{name}/{array.metadata.encode_chunk_key((shard,) + (0,) * (array.ndim - 1))}"
 
     def num_bytes(self) -> int:
-        """Bytes of all objects."""
+        """Bytes of all objects, without the lease of whoever is writing."""
         import fsspec
 
-        filesystem, path = fsspec.core.url_to_fs(self.url)
         with storage_errors(self.url):
-            return int(filesystem.du(path))
+            if "://" in self.url:
+                filesystem, path = fsspec.core.url_to_fs(self.url)
+                sizes = filesystem.du(path, total=False)
+                return sum(size for name, size in sizes.items() if not name.endswith(f"/{LEASE_FILE}"))
+            total = 0
+            for file in Path(self.url).rglob("*"):
+                if file.suffix != ".partial" and file.name != LEASE_FILE and file.is_file():
+                    total += file.stat().st_size
+            return total
 
     def _disk_rows(self, shard: int) -> slice:
         rows, start = self.plan.rows(shard), shard * self.plan.capacity
@@ -329,10 +336,19 @@ def read_array(group: zarr.Group, name: str) -> np.ndarray:
     Raises:
         ValueError: objects of it are missing, or fail their checksum.
     """
+    return np.asarray(whole_array(group, name)[...])
+
+
+def whole_array(group: zarr.Group, name: str) -> Any:
+    """An array of which every object is there; Zarr reads a missing one as fill.
+
+    Raises:
+        ValueError: objects of it are missing.
+    """
     array: Any = group[name]
     if missing := array.nchunks - array.nchunks_initialized:
         raise ValueError(f"{missing} of the {array.nchunks} objects of {name} are missing")
-    return np.asarray(array[...])
+    return array
 
 
 def _depth(path: Path) -> int:

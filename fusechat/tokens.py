@@ -1,5 +1,7 @@
 """The tokens artifact in memory: what every stage after `tokenize` reads."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,7 +13,7 @@ from .artifact import storage_errors
 from .contracts import CONTRACT_VERSION, TOKENS
 from .errors import ArtifactError
 from .shard_plan import ShardPlan, plan_shards
-from .store import ATTRIBUTE, read_array, write_array
+from .store import ATTRIBUTE, read_array, whole_array, write_array
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,10 @@ class Tokens:
             ArtifactError: there is none, or it is damaged.
             ContractError: it does not obey the contract.
         """
-        try:
+        with _reading(url):
             group = zarr.open_group(store=url, mode="r")
             arrays = {name: read_array(group, name) for name in TOKENS.names}
             attributes: Any = group.attrs[ATTRIBUTE]
-        except (FileNotFoundError, KeyError):
-            raise ArtifactError(f"{url}: found no tokens; run `fusechat tokenize` first") from None
-        except ValueError as error:
-            raise damaged_tokens(url, error) from None
         TOKENS.validate(arrays, axes={"dialogues+1": len(arrays["offsets"])}, place=url)
         return cls(**arrays, attributes=dict(attributes))
 
@@ -105,25 +103,25 @@ class TokensReader:
     """A tokens artifact read by ranges of dialogues, so that memory does not grow with the corpus.
 
     Raises:
-        ArtifactError: there is none.
+        ArtifactError: there is none, or it is damaged.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
-        try:
-            group = zarr.open_group(store=url, mode="r")
-            self._arrays: dict[str, Any] = {name: group[name] for name in TOKENS.names}
-            self.attributes: dict[str, Any] = dict(group.attrs[ATTRIBUTE])  # type: ignore[arg-type]
-        except (FileNotFoundError, KeyError):
-            raise ArtifactError(f"{url}: found no tokens; run `fusechat tokenize` first") from None
-        try:
-            self.offsets = read_array(group, "offsets")
-        except ValueError as error:
-            raise damaged_tokens(url, error) from None
+        with _reading(url):
+            self._group = zarr.open_group(store=url, mode="r")
+            self._arrays: dict[str, Any] = {name: whole_array(self._group, name) for name in TOKENS.names}
+            self.attributes: dict[str, Any] = dict(self._group.attrs[ATTRIBUTE])  # type: ignore[arg-type]
+            self.offsets = read_array(self._group, "offsets")
 
     @property
     def num_dialogues(self) -> int:
         return len(self.offsets) - 1
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """int64 [dialogues]: tokens of each dialogue."""
+        return np.diff(self.offsets)
 
     def read(self, dialogues: range) -> Tokens:
         """The tokens of consecutive dialogues, counted from 0.
@@ -131,26 +129,37 @@ class TokensReader:
         Raises:
             ArtifactError: they are damaged.
             ContractError: they do not obey the contract.
+            StorageAwayError: the store does not answer.
         """
         first, last = int(self.offsets[dialogues.start]), int(self.offsets[dialogues.stop])
-        try:
+        with _reading(self.url):
             arrays = {
                 name: np.asarray(self._arrays[name][first:last]) for name in ("token_ids", "is_target", "content_span")
             }
-        except ValueError as error:
-            raise damaged_tokens(self.url, error) from None
         arrays["offsets"] = self.offsets[dialogues.start : dialogues.stop + 1] - first
         TOKENS.validate(arrays, axes={"dialogues+1": len(arrays["offsets"])}, place=self.url)
         return Tokens(**arrays, attributes=self.attributes)
 
     def plan(self, shard_tokens: int) -> ShardPlan:
-        """Cut the dialogues into shards, as `Tokens.plan`."""
-        rows = np.concatenate([[0], np.cumsum(self._arrays["is_target"][...])])[self.offsets]
-        return plan_shards(np.diff(self.offsets), np.diff(rows), shard_tokens)
+        """Cut the dialogues into shards, as `Tokens.plan`.
+
+        Raises:
+            ArtifactError: they are damaged.
+        """
+        with _reading(self.url):
+            rows = np.concatenate([[0], np.cumsum(read_array(self._group, "is_target"))])[self.offsets]
+        return plan_shards(self.lengths, np.diff(rows), shard_tokens)
 
 
-def damaged_tokens(url: str, error: Exception) -> ArtifactError:
-    """What is said of a tokens artifact that cannot be read."""
-    return ArtifactError(
-        f"{url}: damaged ({error}); delete this folder and run `fusechat tokenize`: it makes the same tokens again"
-    )
+@contextlib.contextmanager
+def _reading(url: str) -> Iterator[None]:
+    """What goes wrong while tokens are read, in words."""
+    try:
+        with storage_errors(url):
+            yield
+    except (FileNotFoundError, KeyError):
+        raise ArtifactError(f"{url}: found no tokens; run `fusechat tokenize` first") from None
+    except ValueError as error:
+        raise ArtifactError(
+            f"{url}: damaged ({error}); delete this folder and run `fusechat tokenize`: it makes the same tokens again"
+        ) from None

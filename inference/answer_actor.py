@@ -5,13 +5,10 @@ are answered one after the other, a chunk's questions together, so that the engi
 """
 
 import json
-import logging
-import os
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,17 +16,13 @@ from fusechat import artifact, model_files
 from fusechat.chat_template import load_tokenizer
 from fusechat.config import RunConfig
 from fusechat.dialogues import Message
-from fusechat.errors import TeacherError
 from fusechat.evaluation_config import AnswerSetSection
 from fusechat.questions import Question, read_questions, temperature_of
 from fusechat.tokenization import tokenize_prompt
 from fusechat.tokens import Tokens
 
-if TYPE_CHECKING:
-    from .teacher import Teacher
+from .engine_actor import EngineActor
 
-log = logging.getLogger(__name__)
-CHUNK_QUESTIONS = 32
 MAX_TURN_SEEDS = 1 << 20
 """Seeds between two turns of a chunk: more than a chunk has questions."""
 
@@ -56,23 +49,13 @@ class AnsweringModel:
     reader: str
 
 
-class AnswerActor:
+class AnswerActor(EngineActor):
     """Answers chunks of questions with one model."""
 
-    def __init__(
-        self,
-        config: dict[str, Any],
-        model: AnsweringModel,
-        chunks: list[Chunk],
-        *,
-        engine_arguments: dict[str, Any] | None = None,
-        owns_process: bool = False,
-    ) -> None:
-        """Cheap: nothing is read before `start`. Arguments as for `TeacherActor`."""
-        self.config, self.model, self.chunks = RunConfig.model_validate(config), model, chunks
-        self.engine_arguments, self.owns_process = engine_arguments or {}, owns_process
-        self._engine_lock = threading.Lock()
-        self._teacher: Teacher | None = None
+    def __init__(self, config: dict[str, Any], model: AnsweringModel, chunks: list[Chunk], **options: Any) -> None:
+        """As for `EngineActor`; the number of a shard is that of a chunk."""
+        super().__init__(config, **options)
+        self.model, self.chunks = model, chunks
 
     def start(self) -> dict[str, Any]:
         """Open tokenizer, questions and engine.
@@ -91,7 +74,7 @@ class AnswerActor:
         self._sets = {section.name: section for section in self.config.evaluation.answers}
         self._questions = {name: read_questions(section.file, section.form) for name, section in self._sets.items()}
         self._positions = self._needed_positions()
-        engine = reader.engine.model_copy(update={"extra": {**self.engine_arguments, **reader.engine.extra}})
+        engine = self._engine_section(reader.name)
         self._teacher = Teacher(self.model.folder, max_tokens=self._positions, engine=engine, mode="generate")
         return {"seconds": time.monotonic() - started, "positions": self._positions}
 
@@ -107,8 +90,7 @@ class AnswerActor:
         chunk = self.chunks[shard]
         section = self._sets[chunk.answer_set]
         questions = self._questions[chunk.answer_set][chunk.start : chunk.stop]
-        with self._engine_lock:
-            answers, num_tokens = self._answer(section, questions, self.config.run.seed + chunk.start)
+        answers, num_tokens = self._answer(section, questions, self.config.run.seed + chunk.start)
         record = {"answers": answers, "tokens": num_tokens}
         artifact.write_json(str(chunk.path(self.config, self.model.id)), record)
         given = sum(answer is not None for answer_turns in answers for answer in answer_turns)
@@ -151,17 +133,10 @@ class AnswerActor:
         return ids if len(ids) + max_new_tokens <= self._positions else None
 
     def _generate(self, prompts: list[np.ndarray], longest: int, temperature: float, seed: int) -> list[np.ndarray]:
-        if self._teacher is None:
-            raise TeacherError(f"{self.model.id}: the engine is not running; call start first")
-        try:
-            return self._teacher.generate(
+        with self._engine() as teacher:
+            return teacher.generate(
                 prompts, max_new_tokens=longest, temperature=temperature, stop_token_ids=self._stops, seed=seed
             )
-        except TeacherError as error:
-            if self.owns_process and not self._teacher.alive:
-                log.error("%s", error)
-                os._exit(1)
-            raise
 
     def _needed_positions(self) -> int:
         """Tokens that the longest dialogue may take, but no more than the model has positions for."""
@@ -170,15 +145,7 @@ class AnswerActor:
             for question in questions:
                 turns = [tokenize_prompt(self._tokenizer, self._template, [Message("user", t)]) for t in question.turns]
                 needed = max(needed, sum(map(len, turns)) + len(turns) * (self._sets[name].max_new_tokens + 8))
-        values = model_files.read_model_config(Path(self.model.folder))
-        limit = int(values.get("text_config", values).get("max_position_embeddings") or needed)
-        return min(needed, limit)
-
-    def close(self) -> None:
-        """End the engine."""
-        if self._teacher is not None:
-            self._teacher.close()
-            self._teacher = None
+        return min(needed, model_files.position_limit(Path(self.model.folder)) or needed)
 
 
 def _own_stops(folder: Path) -> list[int]:

@@ -13,7 +13,7 @@ from vllm.transformers_utils.config import get_config
 from vllm.transformers_utils.model_arch_config_convertor import ModelArchConfigConvertorBase
 
 from fusechat.config import EngineSection
-from fusechat.errors import ConfigError, ModelError
+from fusechat.errors import ConfigError, ModelError, first_line
 
 from .internlm2 import register_config
 from .teacher_models import register_here
@@ -83,7 +83,7 @@ def _read_config(model: str, revision: str | None, section: EngineSection) -> An
     try:
         config = get_config(model, section.extra.get("trust_remote_code", False), revision)
     except (ValueError, OSError) as error:
-        raise ModelError(f"{model}: its config cannot be read: {str(error).strip().splitlines()[0]}") from error
+        raise ModelError(f"{model}: its config cannot be read: {first_line(error)}") from error
     if not config.architectures:
         raise ModelError(f"{model}: config.json names no architecture; expected one such as LlamaForCausalLM")
     return config

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 
-def prepare_environment(tensor_parallel_size: int) -> dict[str, str]:
-    """Set what an engine of this many ranks wants, where the user has not; returns what was set.
+def prepare_environment(tensor_parallel_size: int) -> None:
+    """Set what an engine of this many ranks wants, where the user has not.
 
     - `VLLM_ENABLE_V1_MULTIPROCESSING`: 0: the engine lives in this process (its further ranks do not), which starts in
       seconds where a process of its own takes the better part of a minute.
@@ -27,9 +27,7 @@ def prepare_environment(tensor_parallel_size: int) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
     }
-    missing = {name: value for name, value in wanted.items() if name not in os.environ}
-    os.environ.update(missing)
-    return missing
+    os.environ.update({name: value for name, value in wanted.items() if name not in os.environ})
 
 
 @contextlib.contextmanager

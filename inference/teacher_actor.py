@@ -6,8 +6,6 @@ that keeps its batches, and so its rows to the bit, independent of what else is 
 """
 
 import contextlib
-import logging
-import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -15,43 +13,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fusechat import model_files
-from fusechat.config import RunConfig
 from fusechat.contracts import id_dtype
-from fusechat.errors import TeacherError
 from fusechat.patience import patiently
 from fusechat.store import RowStore
-from fusechat.tokens import Tokens
+from fusechat.tokens import TokensReader
 
+from .engine_actor import EngineActor
 from .environment import give_memory_back
 
 if TYPE_CHECKING:
-    from .teacher import Teacher, TopKRows
-
-log = logging.getLogger(__name__)
+    from .rows import TopKRows
 
 
-class TeacherActor:
+class TeacherActor(EngineActor):
     """Scores shards of one model's tokens."""
 
-    def __init__(
-        self,
-        config: dict[str, Any],
-        name: str,
-        *,
-        engine_arguments: dict[str, Any] | None = None,
-        owns_process: bool = False,
-    ) -> None:
-        """Cheap: nothing heavy is imported and nothing is read before `start`.
-
-        Args:
-            config: a RunConfig as plain values (`RunConfig.dump()`).
-            engine_arguments: vLLM arguments that the placement decides; those of the run file win.
-            owns_process: the process ends when the engine dies, so that whoever started it sees a death, not an error.
-        """
-        self.config, self.name, self.owns_process = RunConfig.model_validate(config), name, owns_process
-        self.engine_arguments = engine_arguments or {}
+    def __init__(self, config: dict[str, Any], name: str, **options: Any) -> None:
+        """As for `EngineActor`; `name` is the model's in the run."""
+        super().__init__(config, **options)
+        self.name = name
         self._engine_turn: contextlib.AbstractContextManager = threading.Lock()
-        self._teacher: Teacher | None = None
 
     def start(self) -> dict[str, Any]:
         """Open tokens, store and engine, and let the teacher prove itself.
@@ -67,16 +48,14 @@ class TeacherActor:
         started = time.monotonic()
         model, extraction = self.config.model_named(self.name), self.config.extraction
         folder = model_files.resolve_model(model)
-        self.tokens = Tokens.read(self.config.tokens_url(self.name))
+        self.tokens = TokensReader(self.config.tokens_url(self.name))
         self.store = RowStore.open(self.config.logprobs_url(self.name), "logprobs", mode="r+")
-        extra = {**self.engine_arguments, **model.engine.extra}
-        engine = model.engine.model_copy(update={"extra": extra})
         self._teacher = Teacher(
             str(folder),
             k=extraction.k,
             capture=extraction.capture,
             max_tokens=int(self.tokens.lengths.max()),
-            engine=engine,
+            engine=self._engine_section(self.name),
         )
         if self._teacher.info["device"] != "cpu":
             self._engine_turn = contextlib.nullcontext()
@@ -93,17 +72,16 @@ class TeacherActor:
             rows, tokens and seconds.
         Raises:
             TeacherError: the engine refused a dialogue of the shard, or died.
+            ArtifactError: the tokens are damaged.
             StorageError: the store cannot be written, or did not answer for `extraction.storage_patience_seconds`.
         """
         started = time.monotonic()
-        dialogues = self.store.plan.dialogues(shard)
-        ids, targets = self._dialogues(dialogues)
+        patience = self.config.extraction.storage_patience_seconds
+        ids, targets = patiently(lambda: self._dialogues(self.store.plan.dialogues(shard)), seconds=patience)
         with self._engine_turn:
             rows = self._score(ids, targets)
         arrays = pack_rows(rows, self.store.k, int(self.store.attributes["vocab_size"]))
-        patiently(
-            lambda: self.store.write_shard(shard, arrays), seconds=self.config.extraction.storage_patience_seconds
-        )
+        patiently(lambda: self.store.write_shard(shard, arrays), seconds=patience)
         give_memory_back()
         return {
             "rows": sum(len(part.label_logprob) for part in rows),
@@ -111,26 +89,14 @@ class TeacherActor:
             "seconds": time.monotonic() - started,
         }
 
-    def close(self) -> None:
-        """End the engine."""
-        if self._teacher is not None:
-            self._teacher.close()
-            self._teacher = None
-
     def _score(self, ids: list[np.ndarray], targets: list[np.ndarray]) -> "list[TopKRows]":
-        if self._teacher is None:
-            raise TeacherError(f"{self.name}: the engine is not running; call start first")
-        try:
-            return self._teacher.score(ids, targets)
-        except TeacherError as error:
-            if self.owns_process and not self._teacher.alive:
-                log.error("%s", error)
-                os._exit(1)
-            raise
+        with self._engine() as teacher:
+            return teacher.score(ids, targets)
 
     def _dialogues(self, dialogues: range) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        places = [self.tokens.tokens_of(dialogue) for dialogue in dialogues]
-        return [self.tokens.token_ids[place] for place in places], [self.tokens.is_target[place] for place in places]
+        tokens = self.tokens.read(dialogues)
+        places = [tokens.tokens_of(number) for number in range(tokens.num_dialogues)]
+        return [tokens.token_ids[place] for place in places], [tokens.is_target[place] for place in places]
 
 
 def pack_rows(parts: "list[TopKRows]", k: int, vocab_size: int) -> dict[str, np.ndarray]:

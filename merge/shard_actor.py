@@ -15,8 +15,8 @@ from .shard_merge import WORK_FOLDER, merge_shard
 class ShardActor:
     """Holds the inputs open and merges one shard per call."""
 
-    def __init__(self, plan: MergePlan, threads: int | None) -> None:
-        """threads: that read, merge and write; default: one per core."""
+    def __init__(self, plan: MergePlan, threads: int) -> None:
+        """threads: that read, merge and write."""
         self._plan, self._threads = plan, threads
         self._inputs: Inputs | None = None
 

@@ -8,7 +8,6 @@ from typing import Any
 from fusechat import artifact, model_files
 from fusechat.artifact import Artifact
 from fusechat.config import RunConfig
-from fusechat.errors import UserError
 from fusechat.logs import Progress
 
 from .checkpoint_merge import ShardRunner, merge_checkpoints
@@ -41,17 +40,12 @@ def run(config: RunConfig, *, progress: Progress | None = None, merge_shards: Sh
     if claim.artifact is not None:
         return claim.artifact
     targets = {name: config.target_path(name) for name in parents}
-    try:
-        report = merge_checkpoints(
-            method=section.method, base=pivot, targets=targets, out=config.fused_path, parameters=parameters,
-            dtype=section.dtype, max_shard_bytes=section.max_shard_bytes, threads=section.threads, progress=progress,
-            merge_shards=merge_shards,
-            companions=next(iter(targets.values())),  # it has the pivot's files, and the template it was trained under
-        )  # fmt: skip
-    except UserError:
-        if [path.name for path in config.fused_path.iterdir()] == [artifact.PLAN_FILE]:
-            artifact.remove(str(config.fused_path))  # nothing was written: a corrected run is not a changed one
-        raise
+    report = merge_checkpoints(
+        method=section.method, base=pivot, targets=targets, out=config.fused_path, parameters=parameters,
+        dtype=section.dtype, max_shard_bytes=section.max_shard_bytes, threads=section.threads, progress=progress,
+        merge_shards=merge_shards,
+        companions=next(iter(targets.values())),  # it has the pivot's files, and the template it was trained under
+    )  # fmt: skip
     total = report["total"]
     per_target = {key: dict(zip(targets, total[key], strict=True)) for key in total if key != "elements"}
     return claim.finish({"tensors": len(report["tensors"]), "weights": total["elements"], **per_target})

@@ -19,7 +19,7 @@ from ray import cloudpickle
 
 from fusechat.config import RunConfig
 from fusechat.store import RowStore
-from fusechat.tokens import Tokens
+from fusechat.tokens import TokensReader
 from inference.rows import TopKRows
 from inference.teacher_actor import TeacherActor
 
@@ -66,7 +66,7 @@ class SimulatedTeacher(GatedTeacher):
     """Rows drawn from the token ids; no engine."""
 
     def start(self) -> dict[str, Any]:
-        self.tokens = Tokens.read(self.config.tokens_url(self.name))
+        self.tokens = TokensReader(self.config.tokens_url(self.name))
         self.store = RowStore.open(self.config.logprobs_url(self.name), "logprobs", mode="r+")
         (self.gate / f"start.{os.getpid()}").write_text(ray.get_runtime_context().get_node_id())
         return {}

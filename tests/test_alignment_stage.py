@@ -15,8 +15,9 @@ from fusechat import artifact
 from fusechat.config import RunConfig
 from fusechat.contracts import RowKind
 from fusechat.damage import find_damage
-from fusechat.errors import AlignmentError, ArtifactError
+from fusechat.errors import AlignmentError, ArtifactError, BusyError
 from fusechat.inspection import show_artifact
+from fusechat.lease import LEASE_FILE, held
 from fusechat.store import RowStore
 
 
@@ -137,3 +138,27 @@ def test_inspect_shows_the_figures_by_kind_of_text(config, capsys):
     for name, line in zip(names, table[1:], strict=False):
         part = made.counts if name == "all" else made.counts["by_text"][name]
         assert line.split()[:3] == [name, f"{part['rows']:,}", f"{part['coverage']:.2%}"]
+
+
+def test_inspect_finds_the_tokens_under_the_names_that_an_ablation_gives(config, capsys):
+    made = stage.run(config, config.sources[0].name)
+    tokens = Path(config.tokens_url(config.pivot.name))
+    tokens.rename(f"{tokens}-0123456789ab")
+    store = Path(made.url).rename(f"{made.url}-ba9876543210")
+    show_artifact(str(store), dialogue=0, num_rows=3, verify=False)
+    assert "dialogue 0, up to its first target token" in capsys.readouterr().out
+    (Path(f"{tokens}-0123456789ab") / "artifact.json").unlink()
+    with pytest.raises(ArtifactError, match=r"its rows are of tokens \w+, and none below .*tokens are those"):
+        show_artifact(str(store), dialogue=0, num_rows=3, verify=False)
+
+
+def test_stage_takes_the_store_for_itself_and_leaves_nothing_of_killed_writers(config):
+    source = config.sources[0].name
+    stage.claim_store(config, source)
+    partial = Path(config.aligned_url(source)) / "topk_ids" / "c" / "0.0123abcd.partial"
+    partial.parent.mkdir()
+    partial.write_bytes(b"half")
+    with held(config.aligned_url(source), "refuse"), pytest.raises(BusyError, match="is writing this store"):
+        stage.run(config, source)
+    stage.run(config, source)
+    assert not partial.exists() and not (Path(config.aligned_url(source)) / LEASE_FILE).exists()

@@ -44,6 +44,16 @@ def test_core_imports_no_stage_but_where_stages_are_chosen() -> None:
             assert not imports_of(path) & {*STAGES, "cluster"}, path
 
 
+def test_core_contract_of_import_linter_names_every_module_but_those_that_choose_stages() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    (core,) = [contract["source_modules"] for contract in contracts if contract["name"] == "The core knows no stage"]
+    modules = {path.stem for path in (ROOT / "fusechat").glob("*.py")} - {"__init__", "__main__"}
+    choosers = {Path(path).stem for path in CHOOSERS} | {"status"}  # shows the pipeline's steps
+    assert sorted(core) == sorted(f"fusechat.{name}" for name in modules - choosers)
+
+
 @pytest.mark.parametrize(("library", "owner"), OWNERS.items())
 def test_engine_trainer_and_ray_are_imported_by_their_owner_only(library: str, owner: str) -> None:
     users = {path.relative_to(ROOT).parts[0] for path in source_files() if library in imports_of(path)}

@@ -10,7 +10,7 @@ from cluster import alignment as cluster_alignment
 from fusechat import artifact
 from fusechat.config import ClusterSection, RunConfig
 from fusechat.damage import find_damage
-from fusechat.errors import AlignmentError, ClusterError
+from fusechat.errors import AlignmentError
 from fusechat.store import RowStore
 
 
@@ -30,9 +30,9 @@ def _on_cpus(config: RunConfig, num_cpus: int, **alignment: str) -> RunConfig:
 def _count_pool_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the jobs that go to Ray."""
     names: list[str] = []
-    run = cluster_alignment.TeacherPool.run
+    run = cluster_alignment.ShardPool.run
     monkeypatch.setattr(
-        cluster_alignment.TeacherPool, "run", lambda pool, jobs: (names.extend(j.name for j in jobs), run(pool, jobs))
+        cluster_alignment.ShardPool, "run", lambda pool, jobs: (names.extend(j.name for j in jobs), run(pool, jobs))
     )
     return names
 
@@ -71,18 +71,15 @@ def test_cluster_alignment_of_one_cpu_or_one_shard_stays_here(config, monkeypatc
     assert names == [] and not find_damage(RowStore.open(str(url), "aligned"))
 
 
-def test_cluster_alignment_broken_shard_is_named_and_the_others_are_kept(config):
+def test_cluster_alignment_of_damaged_rows_ends_with_the_shard_and_the_remedy(config):
     source, config = config.sources[0].name, _on_cpus(config, 2)
     rows = RowStore.open(config.logprobs_url(source), "logprobs")
     assert rows.plan.num_shards > 2
     damaged = Path(config.logprobs_url(source)) / "topk_ids" / "c" / "1" / "0"
     damaged.write_bytes(damaged.read_bytes()[:-20] + bytes(20))
-    with pytest.raises(ClusterError, match="set aside"):
+    with pytest.raises(artifact.ArtifactError, match=r"shard 1: topk_ids is damaged .*--repair"):
         cluster_alignment.run(config, source)
-    store = RowStore.open(config.aligned_url(source), "aligned")
-    assert store.present_shards() and store.missing_shards()
-    with pytest.raises(artifact.ArtifactError, match="no finished aligned"):
-        artifact.load(config.aligned_url(source), "aligned")
+    assert RowStore.open(config.aligned_url(source), "aligned").missing_shards()
 
 
 def test_cluster_alignment_tokens_of_other_dialogues_are_refused(config):

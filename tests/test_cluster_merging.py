@@ -18,7 +18,7 @@ from cluster import merging
 from cluster.session import ray_session
 from fusechat import artifact, pipeline
 from fusechat.config import ClusterSection, load_config
-from fusechat.errors import ClusterError
+from fusechat.errors import ClusterError, ModelError, StorageError
 from fusechat.logs import Progress
 from merge import merge_checkpoints, stage
 from merge.checkpoint_merge import begin, finish, thread_pool
@@ -63,7 +63,7 @@ def test_spread_over_workers_gives_the_files_of_one_process(models: dict[str, An
     plan = begun(models, tmp_path / "spread")
     count, written = len(plan.shards), []
     assert count > 3
-    merging.spread(plan, list(range(count)), written.append, threads=1)
+    merging.spread(plan, list(range(count)), written.append, threads=1, max_attempts=3)
     finish(plan)
     assert sorted(written) == sorted(sum(tensor.num_bytes for tensor in shard) for shard in plan.shards)
     merge_checkpoints(method="sce", **models, out=tmp_path / "here", max_shard_bytes=SMALL_SHARDS)
@@ -89,7 +89,9 @@ def test_worker_killed_amid_a_shard_is_replaced_and_the_shard_made_again(
     marker = tmp_path / "died"
     plan = begun(models, tmp_path / "spread", mean_that_dies_once, marker=str(marker))
     said: list[str] = []
-    merging.spread(plan, list(range(len(plan.shards))), lambda num_bytes: None, threads=1, say=said.append)
+    merging.spread(
+        plan, list(range(len(plan.shards))), lambda num_bytes: None, threads=1, max_attempts=3, say=said.append
+    )
     assert marker.exists() and any("died with shards" in line for line in said), said
     finish(plan)
     whole = tmp_path / "here"
@@ -103,20 +105,20 @@ def test_worker_killed_amid_a_shard_is_replaced_and_the_shard_made_again(
 def test_workers_that_do_not_see_the_folder_are_refused(models: dict[str, Any], tmp_path: Path) -> None:
     plan = begun(models, tmp_path / "spread")
     shutil.rmtree(tmp_path / "spread")
-    with pytest.raises(ClusterError, match="does not see the merge that was begun there"):
-        merging.spread(plan, [0, 1], lambda num_bytes: None, threads=1)
+    with pytest.raises(StorageError, match="does not see the merge that was begun there"):
+        merging.spread(plan, [0, 1], lambda num_bytes: None, threads=1, max_attempts=3)
     plan = begun(models, tmp_path / "spread")
     save_model(models["targets"]["t2"], updated(llama_weights(), seed=9), shards=2)
     (models["targets"]["t2"] / "model.safetensors").unlink()
-    with pytest.raises(ClusterError, match=r"t2/model.safetensors: None bytes on this machine, \d+ where .* planned"):
-        merging.spread(plan, [0, 1], lambda num_bytes: None, threads=1)
+    with pytest.raises(ModelError, match=r"t2/model.safetensors: None bytes on this machine, \d+ where .* planned"):
+        merging.spread(plan, [0, 1], lambda num_bytes: None, threads=1, max_attempts=3)
 
 
 def test_shard_that_cannot_be_merged_is_named_and_the_others_are_kept(models: dict[str, Any], tmp_path: Path) -> None:
     plan = begun(models, tmp_path / "spread")
     (tmp_path / "spread" / ".merge" / "shard-00002.json").mkdir()  # its record has no place to go
-    with pytest.raises(ClusterError, match=r"shards failed; all others are kept:\n  model-00002-of-"):
-        merging.spread(plan, [0, 1, 2], lambda num_bytes: None, threads=1)
+    with pytest.raises(ClusterError, match=r"set aside: merge, model-00002-of-"):
+        merging.spread(plan, [0, 1, 2], lambda num_bytes: None, threads=1, max_attempts=3)
     kept = sorted(path.name for path in (tmp_path / "spread" / ".merge").glob("shard-*.json") if path.is_file())
     assert kept == ["shard-00001.json", "shard-00003.json"]
 

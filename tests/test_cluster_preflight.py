@@ -8,7 +8,7 @@ import ray
 from paper_sources import paper_run
 
 from cluster.placement import num_replicas, plan_placement
-from cluster.preflight import check_cluster, check_gpus, check_store
+from cluster.preflight import check_cluster, check_gpus, check_reach
 from cluster.session import ray_session
 from fusechat.config import ClusterSection, RunConfig
 from fusechat.errors import ClusterSetupError
@@ -31,7 +31,7 @@ def paper_config(folder: Path, **cluster: int) -> RunConfig:
 def test_engine_larger_than_the_cluster_says_what_is_missing_and_what_would_fit(tmp_path: Path) -> None:
     config = paper_config(tmp_path)
     with pytest.raises(ClusterSetupError) as refused:
-        check_cluster(config, ["openchat", "qwen"])
+        check_cluster(config, ["openchat", "qwen"], {})
     text = str(refused.value)
     assert "qwen: one engine needs 4 GPUs" in text and "2 on its largest node, 2 in all" in text
     assert "2 more, or tensor_parallel_size 2 on cards of at least 9" in text
@@ -61,20 +61,32 @@ def test_engine_for_one_node_is_refused_where_only_all_nodes_together_are_so_lar
     check_gpus(spread, spread.model_named("qwen"))
 
 
-def test_store_that_workers_reach_passes_and_leaves_nothing(tmp_path: Path) -> None:
-    values = paper_run(tmp_path)
-    values["run"]["store"] = str(tmp_path / "store")
-    check_store(RunConfig.model_validate(values))
+def test_place_that_workers_reach_passes_and_leaves_nothing(tmp_path: Path) -> None:
+    check_reach("run.store", str(tmp_path / "store"))
     assert list((tmp_path / "store").iterdir()) == []
 
 
-def test_store_that_only_the_driver_sees_is_refused_before_engines_load(tmp_path: Path) -> None:
-    values = paper_run(tmp_path)
-    values["run"]["store"] = "memory://rows"  # of this process alone
+@pytest.mark.parametrize("setting", ["run.store", "run.output"])
+def test_place_that_only_the_driver_sees_is_refused_before_engines_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "of a cluster")
+    place = "memory://rows"  # of this process alone
     with pytest.raises(
-        ClusterSetupError, match=r"memory://rows: out of reach for node .*driver wrote is not there.*run\.store"
+        ClusterSetupError, match=rf"memory://rows: out of reach for node .*driver wrote is not there.*set {setting}"
     ):
-        check_store(RunConfig.model_validate(values))
+        check_cluster(paper_config(tmp_path), [], {setting: place})
+
+
+def test_relative_results_are_refused_on_a_given_cluster_and_allowed_on_a_local_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = RunConfig.model_validate({**paper_run(tmp_path), "run": {"output": "runs/x"}})
+    check_cluster(config, [], {})
+    monkeypatch.setenv("RAY_ADDRESS", "of a cluster")
+    with pytest.raises(ClusterSetupError, match=r"run\.output is 'runs/x', which is another folder for each worker"):
+        check_cluster(config, [], {})
 
 
 def test_no_ray_at_the_address_is_one_line_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

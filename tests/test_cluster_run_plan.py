@@ -136,6 +136,29 @@ def test_stages_add_up_and_the_price_follows_the_gpu_hours(tmp_path: Path) -> No
     assert f"{plan.gpu_hours * 2.5:,.2f}" in stage_rows(plan)[-1][-1]
 
 
+def test_answers_take_the_weights_once_a_step_of_a_chunk(tmp_path: Path) -> None:
+    values = paper_run(tmp_path, store_mib_per_second=1e12, decode_gib_per_second=1000)
+    (tmp_path / "ask.txt").write_text("".join(f"question {i}\n" for i in range(33)))
+    values["evaluation"] = {
+        "models": ["pivot", "fused", "source.solar"],
+        "answers": [{"name": "own", "file": str(tmp_path / "ask.txt"), "max_new_tokens": 100}],
+    }
+    plan = make_plan(RunConfig.model_validate(values))
+    assert [stage.stage for stage in plan.stages][-2:] == ["answer", "evaluate"]
+    sizes = {teacher.name: teacher.size for teacher in plan.teachers}
+    weights = 2 * sizes["openchat"].weight_bytes + sizes["solar"].weight_bytes
+    assert plan.stages[-2].gpu_hours == pytest.approx(2 * 100 * weights / (1000 * 2**30) / 3600)
+    assert plan.stages[-2].bytes == 3 * 33 * 100 * 4
+
+
+def test_merge_reads_the_pivot_and_the_sources_targets_and_writes_in_its_own_dtype(tmp_path: Path) -> None:
+    parameters = size_of_config(CONFIGS["openchat"]).parameters
+    merge = plan_of(tmp_path, store_mib_per_second=1).stages[4]
+    assert merge.hours == pytest.approx((2 + 5 * 4 + 2) * parameters / 2**20 / 3600) and merge.bytes == 2 * parameters
+    values = paper_run(tmp_path) | {"merge": {"dtype": "float32"}}
+    assert make_plan(RunConfig.model_validate(values)).stages[4].bytes == 4 * parameters
+
+
 def test_store_bytes_follow_k_and_the_measured_row(tmp_path: Path) -> None:
     assert row_bytes(10, 32_000) == pytest.approx(23.3)
     assert row_bytes(20, 32_000) / row_bytes(10, 32_000) == pytest.approx(2, rel=0.03)
@@ -188,6 +211,14 @@ def test_plan_too_few_gpus_says_what_is_missing_and_what_would_fit(tmp_path: Pat
     assert result.returncode == 2 and "mixtral" in result.stdout
     assert "qwen: 144.6 GB of weights do not fit on 2 GPUs of 79.6 GiB" in result.stderr
     assert "4 GPUs of 79.6 GiB (2 more), or 2 of at least" in result.stderr
+
+
+def test_plan_engine_wider_than_the_fleet_says_what_would_fit(tmp_path: Path) -> None:
+    values = paper_run(tmp_path, gpus=4)
+    values["pivot"]["engine"]["tensor_parallel_size"] = 8
+    (problem,) = make_plan(RunConfig.model_validate(values)).problems
+    assert "openchat: engine.tensor_parallel_size is 8, the fleet has 4 GPUs (plan.gpus)" in problem
+    assert "tensor_parallel_size 1, or 4 GPUs more" in problem
 
 
 def test_plan_config_not_at_hand_says_how_to_get_it(run_file: Path) -> None:

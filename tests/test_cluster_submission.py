@@ -99,7 +99,11 @@ def test_failed_job_ends_with_its_own_status_and_says_why(head: Head, project: P
 
 
 def test_running_attempt_is_joined_and_stopped(head: Head, project: Path, client: Submission) -> None:
-    submit_when_ready(client.client, entrypoint="echo begun; sleep 300", submission_id=f"{client.prefix}1")
+    submit_when_ready(
+        client.client, entrypoint="echo begun; sleep 300", submission_id=f"{client.prefix}1", metadata={"stage": "run"}
+    )
+    other = submit(project, head.dashboard, "--stage", "extract", "--no-follow")
+    one_line(other, "with --stage run, asked for is --stage extract", f"--submission-id {client.prefix}1")
     joined = submit(project, head.dashboard, "--no-follow")
     assert joined.stdout.strip() == f"{client.prefix}1" and "joining it" in joined.stderr
     stopped = submit(project, head.dashboard, "--stop")
@@ -286,6 +290,21 @@ def test_what_would_be_lost_or_missing_on_the_cluster_is_refused(
         check(load_config("run.yaml", ["run.store=rows"]), project, files)
     with pytest.raises(ClusterSetupError, match=r"data/big\.jsonl: not sent with the working directory"):
         check(load_config("run.yaml", ["dialogues.train=[data/big.jsonl]"]), project, files)
+    answers = "evaluation.answers=[{name: mt, file: asked/question.jsonl}]"
+    with pytest.raises(ClusterSetupError, match=r"asked/question\.jsonl, asked/tasks: not sent with the"):
+        check(load_config("run.yaml", [answers, "evaluation.lm_eval_folder=asked/tasks"]), project, files)
+    check(load_config("run.yaml", [answers]), project, {"asked/question.jsonl": 1})
+
+
+def test_model_folder_is_looked_for_in_the_folder_that_is_sent(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "nets" / "pivot").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    config = load_config(project / "run.yaml", ["pivot.model=nets/pivot"])
+    with pytest.raises(ClusterSetupError, match=r"nets/pivot: not sent with the working directory"):
+        submission.working_dir.check_working_dir(config, project, {"run.yaml": 1})
 
 
 def test_run_file_outside_of_the_working_directory_is_refused(head: Head, project: Path, tmp_path: Path) -> None:

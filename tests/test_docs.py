@@ -16,6 +16,15 @@ def test_docs_configuration_page_is_the_generated_one() -> None:
     assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == config_docs.to_markdown()
 
 
+def test_docs_configuration_types_are_words_of_a_run_file_and_link_to_their_tables() -> None:
+    page = config_docs.to_markdown()
+    assert "fusechat." not in re.sub(r"`python -m [^`]*`", "", page) and "Section`" not in page
+    headings = {line.removeprefix("## ").replace(".", "") for line in page.splitlines() if line.startswith("## ")}
+    links = re.findall(r"\[section\]\(#(\w+)\)", page)
+    assert {"evaluationanswers", "evaluationjudge", "traininglora"} <= set(links) <= headings
+    assert "| `modes` | list of `single`, `pairwise` |" in page
+
+
 @pytest.mark.parametrize("path", RUN_FILES, ids=lambda path: path.name)
 def test_shipped_run_file_is_valid(path: Path) -> None:
     config = load_config(path)

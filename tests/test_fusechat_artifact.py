@@ -2,10 +2,13 @@
 
 import errno
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import another_process_within
+from fsspec.implementations.local import LocalFileSystem
 
 from fusechat import artifact
 from fusechat.errors import ArtifactError, BusyError, StorageError
@@ -19,7 +22,7 @@ def make(
 
 def test_claim_finished_artifact_is_handed_back_whole(tmp_path: Path) -> None:
     first = make(tmp_path / "a")
-    assert not first.finished and not first.resumed
+    assert first.artifact is None
     made = first.finish({"rows": 3})
     again = make(tmp_path / "a")
     assert again.artifact is not None and again.artifact.fingerprint == made.fingerprint
@@ -29,7 +32,7 @@ def test_claim_finished_artifact_is_handed_back_whole(tmp_path: Path) -> None:
 def test_claim_begun_artifact_is_resumed_not_finished(tmp_path: Path) -> None:
     make(tmp_path / "a")
     again = make(tmp_path / "a")
-    assert again.resumed and not again.finished
+    assert again.artifact is None
     with pytest.raises(ArtifactError, match="run the stage that makes it first"):
         artifact.load(tmp_path / "a", "tokens")
 
@@ -48,16 +51,53 @@ def test_claim_of_another_plan_is_refused_and_shows_what_differs(tmp_path: Path,
 def test_claim_of_a_folder_where_nothing_was_made_yet_takes_the_corrected_plan(tmp_path: Path) -> None:
     make(tmp_path / "a", settings={"k": 1})
     claim = make(tmp_path / "a", settings={"k": 2})
-    assert not claim.resumed and claim.finish({}).record["settings"] == {"k": 2}
+    assert claim.finish({}).record["settings"] == {"k": 2}
 
 
 def test_claim_restart_deletes_only_after_a_change(tmp_path: Path) -> None:
     make(tmp_path / "a").finish({})
     (tmp_path / "a" / "data").touch()
-    assert make(tmp_path / "a", if_changed="restart").finished
+    assert make(tmp_path / "a", if_changed="restart").artifact is not None
     assert (tmp_path / "a" / "data").exists()
-    assert not make(tmp_path / "a", settings={"k": 2}, if_changed="restart").finished
+    assert make(tmp_path / "a", settings={"k": 2}, if_changed="restart").artifact is None
     assert not (tmp_path / "a" / "data").exists()
+
+
+def test_claim_restart_keeps_the_lease_of_whoever_clears(tmp_path: Path) -> None:
+    make(tmp_path / "a").finish({})
+    (tmp_path / "a" / artifact.LEASE_FILE).touch()
+    make(tmp_path / "a", settings={"k": 2}, if_changed="restart")
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {artifact.PLAN_FILE, artifact.LEASE_FILE}
+
+
+@pytest.mark.parametrize("deletions", [1, 2, 3])
+def test_claim_restart_cut_short_never_mixes_two_plans(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deletions: int
+) -> None:
+    make(tmp_path / "a").finish({})
+    for name in ("chunks", "more"):
+        (tmp_path / "a" / name).mkdir()
+        (tmp_path / "a" / name / "0").write_text("of the first plan")
+    left = iter(range(deletions - 1))
+
+    class Killed(BaseException):
+        pass
+
+    def cut(call: Callable[..., Any]) -> Callable[..., Any]:
+        def delete(*arguments: Any, **options: Any) -> Any:
+            if next(left, None) is None:
+                raise Killed
+            return call(*arguments, **options)
+
+        return delete
+
+    with monkeypatch.context() as context:
+        for name in ("rm", "rm_file"):
+            context.setattr(LocalFileSystem, name, cut(getattr(LocalFileSystem, name)))
+        with pytest.raises(Killed):
+            make(tmp_path / "a", settings={"k": 2}, if_changed="restart")
+    assert make(tmp_path / "a", settings={"k": 2}, if_changed="restart").artifact is None
+    assert [path.name for path in (tmp_path / "a").iterdir()] == [artifact.PLAN_FILE]
 
 
 def test_fingerprint_follows_settings_and_parents(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from fusechat import pipeline
@@ -76,11 +77,20 @@ def test_inspect_folder_without_artifact_is_refused(tmp_path: Path) -> None:
     assert result.returncode == 2 and "give the folder of an artifact" in result.stderr
 
 
-def test_interrupted_run_says_that_it_can_go_on(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("verb", ["merge", "ablate"])
+def test_interrupted_command_says_that_it_can_go_on(
+    run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "run", interrupted)
-    result = CliRunner().invoke(app, ["merge", "-c", str(run_file)])
-    assert result.exit_code == 130
+    ablation = {
+        "base": str(run_file),
+        "output": str(tmp_path / "ablation"),
+        "tables": [{"title": "t", "variants": {"v": {}}}],
+    }
+    (tmp_path / "ablation.yaml").write_text(yaml.safe_dump(ablation))
+    result = CliRunner().invoke(app, [verb, "-c", str(tmp_path / "ablation.yaml" if verb == "ablate" else run_file)])
+    assert result.exit_code == 130, result.output
     assert "interrupted; the same command goes on from here" in result.stderr

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from test_fusechat_store import fill, new_store
 
-from fusechat.artifact import RECORD_FILE
+from fusechat.artifact import LEASE_FILE, RECORD_FILE
 from fusechat.damage import find_damage, repair, sweep
 from fusechat.errors import ArtifactError
 from fusechat.store import COMMIT_ARRAY, RowStore
-from fusechat.tokens import Tokens
+from fusechat.tokens import Tokens, TokensReader
 
 ARRAYS = ("topk_ids", "topk_logprobs", COMMIT_ARRAY)
 
@@ -111,6 +111,10 @@ def test_damaged_tokens_are_refused(tmp_path: Path, array: str, damage: str) -> 
     harm(tmp_path / "t" / array / "c" / "0", damage)
     with pytest.raises(ArtifactError, match="delete this folder and run `fusechat tokenize`"):
         Tokens.read(str(tmp_path / "t"))
+    with pytest.raises(ArtifactError, match="delete this folder and run `fusechat tokenize`"):
+        reader = TokensReader(str(tmp_path / "t"))
+        reader.read(range(2))
+        reader.plan(100)
 
 
 def test_sweep_takes_away_what_killed_writers_left(tmp_path: Path) -> None:
@@ -118,9 +122,12 @@ def test_sweep_takes_away_what_killed_writers_left(tmp_path: Path) -> None:
     fill(store)
     whole = contents(tmp_path / "s")
     (tmp_path / "s" / "topk_ids" / "c" / "1" / "0.0123abcd.partial").write_bytes(b"half")
+    (tmp_path / "s" / COMMIT_ARRAY / "c" / "1.0123abcd.partial").write_bytes(b"half")
+    beat = tmp_path / "s" / f"{LEASE_FILE}.0123abcd.partial"  # of a living driver
+    beat.write_bytes(b"half")
     assert store.missing_shards() == []
     sweep(store)
-    assert contents(tmp_path / "s") == whole
+    assert contents(tmp_path / "s") == {**whole, beat.name: b"half"}
 
 
 def test_inspect_names_the_damage_repairs_it_and_ends_with_status_2(tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 """Two drivers on one store: the second refuses while the first lives, and takes over once it is dead."""
 
+import errno
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import another_process_within
@@ -84,3 +87,27 @@ def test_lease_taken_over_meanwhile_is_noticed_and_left_alone(tmp_path: Path) ->
             time.sleep(0.01)
     mine.end()
     assert read_json(str(tmp_path / LEASE_FILE))["id"] == "x"
+
+
+def test_lease_survives_a_hiccup_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures: list[int] = []
+
+    def hiccup(url: str, document: object) -> None:
+        failures.append(1)
+        raise OSError(errno.EIO, "input/output error")
+
+    mine = Lease(str(tmp_path), beat_seconds=0.02)
+    mine.take()
+    with monkeypatch.context() as broken:
+        broken.setattr(lease, "write_json", hiccup)
+        wait_for(lambda: failures)
+    beat = read_json(str(tmp_path / LEASE_FILE))["beat"]
+    wait_for(lambda: read_json(str(tmp_path / LEASE_FILE))["beat"] > beat)
+    mine.end()
+
+
+def wait_for(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)

@@ -65,10 +65,12 @@ def test_store_on_s3_resumes_from_its_marks_and_sees_damage(bucket: str) -> None
 def test_artifact_on_s3_is_claimed_finished_and_refused(bucket: str) -> None:
     url = f"{bucket}/run/tokens/a"
     claim = artifact.claim(url, "tokens", settings={"k": 1}, parents={})
-    assert not claim.finished
+    assert claim.artifact is None
     claim.finish({"rows": 1})
-    assert artifact.claim(url, "tokens", settings={"k": 1}, parents={}).finished
+    assert artifact.claim(url, "tokens", settings={"k": 1}, parents={}).artifact is not None
     with pytest.raises(ArtifactError, match=r"settings\.k: 1 -> 2"):
         artifact.claim(url, "tokens", settings={"k": 2}, parents={})
+    filesystem = fsspec.filesystem("s3")
+    filesystem.pipe(f"{url}/token_ids/c/0", b"of the first plan")
     restarted = artifact.claim(url, "tokens", settings={"k": 2}, parents={}, if_changed="restart")
-    assert not restarted.finished and not restarted.resumed
+    assert restarted.artifact is None and [name.rsplit("/", 1)[1] for name in filesystem.find(url)] == ["plan.json"]

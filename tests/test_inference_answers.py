@@ -12,6 +12,7 @@ from cluster import answering
 from fusechat import artifact
 from fusechat.config import RunConfig, load_config
 from fusechat.logs import Progress
+from inference.engine_actor import engine_settings
 
 QUESTIONS = [
     {"question_id": 81, "category": "writing", "turns": ["Say hello.", "Now say it again."]},
@@ -64,7 +65,10 @@ def test_two_turn_answers_have_fastchats_form_and_say_how_they_were_sampled(answ
     for record in found:
         assert record["model_id"] == "source.mixtral" and len(record["choices"][0]["turns"]) == 2
         assert record["sampling"] == {"max_new_tokens": 6, "temperatures": [0.0, 0.7], "seed": 0}
-    assert artifact.load(answered.answers_path("mt", "pivot"), "answers").counts["answers"] == 4
+    made = artifact.load(answered.answers_path("mt", "pivot"), "answers")
+    assert made.counts["answers"] == 4
+    settings = engine_settings(answered.pivot.engine)
+    assert settings["vllm"] != "none" and settings.items() <= made.record["settings"].items()
 
 
 def test_outputs_have_alpaca_evals_form(answered: RunConfig) -> None:

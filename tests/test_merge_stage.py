@@ -73,15 +73,16 @@ def test_stage_with_an_unknown_parameter_leaves_nothing_behind(config: RunConfig
     stage.run(config)
 
 
-def test_stage_with_a_target_that_equals_the_pivot_leaves_nothing_behind(config: RunConfig) -> None:
+def test_stage_with_a_target_that_equals_the_pivot_leaves_nothing_but_its_plan(config: RunConfig) -> None:
     target = config.target_path(config.sources[0].name) / "model.safetensors"
     trained = target.read_bytes()
     target.write_bytes((Path(config.pivot.model) / "model.safetensors").read_bytes())
     with pytest.raises(ModelError, match="equals the base in every tensor"):
         stage.run(config)
-    assert not config.fused_path.exists()
+    assert [path.name for path in config.fused_path.iterdir()] == [artifact.PLAN_FILE]
     target.write_bytes(trained)
-    stage.run(config)
+    section = config.merge.model_copy(update={"parameters": {"select_topk": 0.5}})
+    stage.run(config.model_copy(update={"merge": section}))  # not refused: nothing was merged there
 
 
 def test_stage_without_a_trained_target_says_which(config: RunConfig) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from fusechat.artifact import storage_errors
-from fusechat.logs import Progress, Task, append_json_line
+from fusechat.logs import Progress, Task, append_json_line, read_json_lines
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -51,10 +51,7 @@ class RunLog(TrainerCallback):
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The records of a target's metrics.jsonl, in order of steps; empty where there is none."""
-    path = folder / METRICS_FILE
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    return read_json_lines(folder / METRICS_FILE)
 
 
 def _forget_later_steps(path: Path, step: int) -> None:

@@ -1,56 +1,64 @@
-"""Feeds shards to actors until every shard is written or set aside.
+"""Feeds shards to workers (Ray actors) until every shard is written or set aside.
 
-Knows nothing about engines: an actor has `start() -> dict` and `run_shard(shard) -> dict`, both cheap to send. An actor
+Knows nothing about what a worker does: it has `start() -> dict` and `run_shard(shard) -> dict`, both cheap to send. A worker
 that dies is replaced and its shards are queued again; a shard that fails `max_attempts` times is set aside. Shards are
-idempotent (the same shard writes the same bytes), so at-least-once is enough. How many actors a job wants is asked again
+idempotent (the same shard writes the same bytes), so at-least-once is enough. How many workers a job wants is asked again
 every few seconds, so that nodes that join late get some.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from fusechat.errors import ClusterError, FuseChatError, StorageError
+from fusechat.errors import ArtifactError, ClusterError, FuseChatError, ModelError, StorageError, UserError, first_line
 
 from .placement import release
 
 WAIT_SECONDS = 1.0
 SCALE_SECONDS = 5.0
 """Between two looks at how many actors a job wants."""
+FINAL = (StorageError, ArtifactError, ModelError)
+"""What no further try can cure: a store that is full, read-only or away for long, damaged inputs, another model."""
 MAX_REASON = 300
 """Characters of Ray's account of a death."""
 
 
 @dataclass
 class Job:
-    """Shards of one store and the actors that may work on them."""
+    """Shards of one store and the workers that may work on them."""
 
     name: str
-    shards: deque[tuple[int, int]]
-    """(shard, failed attempts so far)."""
+    shards: InitVar[list[int]]
+    """What is to be done."""
     make_replica: Callable[[], tuple[Any, Any]]
     """-> (actor handle, its placement group or None)."""
     num_replicas: Callable[[int], int]
-    """Shards not done yet -> actors wanted now."""
+    """Shards not done yet -> workers wanted now."""
     on_done: Callable[[dict[str, Any]], None]
     """Called with shard, attempt (from 1) and what `run_shard` returned."""
     on_started: Callable[[], None] = lambda: None
-    """Called when the first actor is ready."""
+    """Called when the first worker is ready."""
     on_failed: Callable[[dict[str, Any]], None] = lambda record: None
-    """Called with shard, attempt, set_aside and error when a shard failed or its actor died."""
-    set_aside: dict[int, str] = field(default_factory=dict)
+    """Called with shard, attempt, set_aside and error when a shard failed or its worker died."""
+    shard_name: Callable[[int], str] = "shard {}".format
+    """What a shard is called in messages."""
+    queue: deque[tuple[int, int]] = field(init=False)
+    """(shard, failed attempts so far)."""
+    set_aside: dict[int, str] = field(init=False, default_factory=dict)
     """shard -> last error."""
-    retries: int = 0
-    failed_starts: int = 0
+    failed_starts: int = field(init=False, default=0)
     """In a row."""
-    started: bool = False
-    failure: BaseException | None = None
-    """Set when no actor of this job can start or its store cannot be written; its shards stay undone."""
+    started: bool = field(init=False, default=False)
+    failure: BaseException | None = field(init=False, default=None)
+    """Set when no worker of this job can start, or what is wrong is wrong for every shard; its shards stay undone."""
+
+    def __post_init__(self, shards: list[int]) -> None:
+        self.queue = deque((shard, 0) for shard in shards)
 
 
 @dataclass
@@ -63,7 +71,7 @@ class _Replica:
     """shard -> failed attempts, of the shards in flight here."""
 
 
-class TeacherPool:
+class ShardPool:
     """Runs jobs on replicas: `run` returns when all shards of all jobs are done or set aside."""
 
     def __init__(
@@ -102,28 +110,28 @@ class TeacherPool:
             self.close()
 
     def close(self) -> None:
-        """End all actors and give their placement groups back."""
+        """End all workers and give their placement groups back."""
         for replica in list(self._replicas):
             self._drop(replica)
 
     def num_ready(self, job: Job) -> int:
-        """Actors of a job that are at work or could be."""
+        """Workers of a job that are at work or could be."""
         return sum(replica.ready for replica in self._of(job))
 
     def _of(self, job: Job) -> list[_Replica]:
         return [replica for replica in self._replicas if replica.job is job]
 
     def _scale(self, job: Job) -> None:
-        """Start the actors that a job wants and lacks. Those without a place wait: an autoscaler goes by them."""
-        if not job.shards or job.failure is not None:
+        """Start the workers that a job wants and lacks. Those without a place wait: an autoscaler goes by them."""
+        if not job.queue or job.failure is not None:
             return
         here = self._of(job)
-        wanted = job.num_replicas(len(job.shards) + sum(len(replica.shards) for replica in here))
+        wanted = job.num_replicas(len(job.queue) + sum(len(replica.shards) for replica in here))
         if job.failed_starts < 2 * self.max_attempts:
             for _ in range(wanted - len(here)):
                 self._add_replica(job)
         elif not here:
-            job.failure = ClusterError(f"the last {job.failed_starts} engines did not start")
+            job.failure = ClusterError(f"the last {job.failed_starts} workers did not start")
 
     def _add_replica(self, job: Job) -> None:
         handle, group = job.make_replica()
@@ -157,7 +165,7 @@ class TeacherPool:
 
     def _feed(self, replica: _Replica) -> None:
         """Send shards until enough are in flight. One that failed before goes alone, so that it harms no other."""
-        queue = replica.job.shards
+        queue = replica.job.queue
         while queue and len(replica.shards) < self.shards_in_flight:
             alone = queue[0][1] > 0 or any(replica.shards.values())
             if replica.shards and (alone or not self._may_take_ahead(replica)):
@@ -171,25 +179,25 @@ class TeacherPool:
                 self._drop(replica)
 
     def _may_take_ahead(self, replica: _Replica) -> bool:
-        """Whether a busy actor may hold one more shard without another one standing idle for it at the end."""
+        """Whether a busy worker may hold one more shard without another one standing idle for it at the end."""
         others = [other for other in self._of(replica.job) if other is not replica]
         idle = sum(not other.shards for other in others)
-        return len(replica.job.shards) - idle > len(others)
+        return len(replica.job.queue) - idle > len(others)
 
     def _drop_waiting(self, job: Job) -> None:
-        """Engines that are still starting have nothing left to do; nothing waits for the slowest node."""
+        """Workers that are still starting have nothing left to do; nothing waits for the slowest node."""
         for other in [other for other in self._of(job) if not other.ready]:
             self._drop(other)
 
     def _call_failed(self, replica: _Replica, shard: int | None, error: RayTaskError) -> None:
-        """The actor lives, the call raised: the shard's fault, or the teacher failed its start or self-check."""
+        """The worker lives, the call raised: the shard's fault, or the worker failed its start (a teacher: its self-check)."""
         cause = error.cause if isinstance(error.cause, FuseChatError) else error
         if shard is None:
-            # What is wrong with the first engine is wrong with all; of a later one it may be its node.
+            # What is wrong with the first worker is wrong with all; of a later one it may be its node.
             final = isinstance(cause, FuseChatError) and not replica.job.started
             self._start_failed(replica, cause, final=final)
             return
-        if isinstance(cause, StorageError):  # full, read-only or away for long: true for every shard
+        if isinstance(cause, FINAL):
             self._give_up(replica.job, cause)
             return
         self._retry(replica.job, shard, replica.shards.pop(shard), cause)
@@ -200,7 +208,7 @@ class TeacherPool:
             return  # another call of the same death was handled before
         job = replica.job
         lost, replica.shards = replica.shards, {}
-        self._say(f"{job.name}: an engine died with shards {sorted(lost)} in flight: {_first_line(error)}")
+        self._say(f"{job.name}: a worker died with shards {sorted(lost)} in flight: {_reason(error)}")
         if not replica.ready:
             self._start_failed(replica, error, final=False)
             return
@@ -216,7 +224,7 @@ class TeacherPool:
         if final or (job.failed_starts >= self.max_attempts and not job.started):
             self._give_up(job, error)
             return
-        self._say(f"{job.name}: an engine did not start: {_first_line(error)}")
+        self._say(f"{job.name}: a worker did not start: {_reason(error)}")
         self._scale(job)
 
     def _give_up(self, job: Job, error: BaseException) -> None:
@@ -225,18 +233,17 @@ class TeacherPool:
             self._drop(replica)
 
     def _retry(self, job: Job, shard: int, attempts: int, error: BaseException) -> None:
-        why, final = _first_line(error), attempts + 1 >= self.max_attempts
+        why, final = _reason(error), attempts + 1 >= self.max_attempts
         job.on_failed({"shard": shard, "attempt": attempts + 1, "set_aside": final, "error": why})
         if final:
             job.set_aside[shard] = why
-            self._say(f"{job.name}: shard {shard} set aside after {attempts + 1} attempts: {why}")
+            self._say(f"{job.name}: {job.shard_name(shard)} set aside after {attempts + 1} attempts: {why}")
             return
-        job.retries += 1
-        self._say(f"{job.name}: shard {shard} will be tried again ({why})")
-        job.shards.append((shard, attempts + 1))
+        self._say(f"{job.name}: {job.shard_name(shard)} will be tried again ({why})")
+        job.queue.append((shard, attempts + 1))
 
     def _drop(self, replica: _Replica) -> None:
-        """End an actor and forget its calls."""
+        """End a worker and forget its calls."""
         if replica in self._replicas:
             self._replicas.remove(replica)
             self._calls = {ref: call for ref, call in self._calls.items() if call[0] is not replica}
@@ -244,7 +251,33 @@ class TeacherPool:
             release(replica.group)
 
 
-def _first_line(error: BaseException) -> str:
+def raise_failures(jobs: list[Job]) -> None:
+    """End with what failed, if anything did; all that was done is kept.
+
+    Raises:
+        UserError: a job's own, as its worker raised it.
+        ClusterError: jobs whose workers did not start, and shards that were set aside; all are named.
+    """
+    failures = {job.name: job.failure for job in jobs if job.failure is not None}
+    for failure in failures.values():
+        if isinstance(failure, UserError):
+            raise failure
+    lines = [
+        f"  {name}: no worker could start: {failure if isinstance(failure, FuseChatError) else _reason(failure)}"
+        for name, failure in failures.items()
+    ]
+    lines += [
+        f"  set aside: {job.name}, {job.shard_name(shard)}: {why}"
+        for job in jobs
+        for shard, why in sorted(job.set_aside.items())
+    ]
+    if lines:
+        raise ClusterError(
+            "not all could be done; the rest is kept, and the same command tries again:\n" + "\n".join(lines)
+        ) from next(iter(failures.values()), None)
+
+
+def _reason(error: BaseException) -> str:
     """What a person wants to know of an error: the last line of a task's, Ray's own reason for a death."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, RayTaskError) and lines:
@@ -252,4 +285,4 @@ def _first_line(error: BaseException) -> str:
     if isinstance(error, RayActorError):
         reasons = [line for line in lines[1:] if ":" not in line.split(" ")[0]]
         return " ".join([*lines[:1], *reasons])[:MAX_REASON]
-    return lines[0] if lines else type(error).__name__
+    return first_line(error)

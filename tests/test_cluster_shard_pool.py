@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,18 +9,26 @@ from typing import Any
 import pytest
 import ray
 
-from cluster import teacher_pool
+from cluster import shard_pool
 from cluster.placement import Placement, num_replicas
 from cluster.session import ray_session
-from cluster.teacher_pool import Job, TeacherPool
+from cluster.shard_pool import Job, ShardPool, raise_failures
 from fusechat.config import ClusterSection
-from fusechat.errors import StorageError, TeacherError
+from fusechat.errors import ArtifactError, ClusterError, ContractError, ModelError, StorageError, TeacherError
 
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray() -> Iterator[None]:
     with ray_session(ClusterSection(num_cpus=4)):
         yield
+
+
+USER_ERRORS = {
+    "no space left": StorageError,
+    "tokens are damaged": ArtifactError,
+    "another model": ModelError,
+    "NaN": ContractError,
+}
 
 
 class SimulatedTeacher:
@@ -46,8 +53,8 @@ class SimulatedTeacher:
         behaviour = self.behaviour.get(shard)
         while behaviour == "waits" and (self.folder / f"hold.{shard}").exists():
             time.sleep(0.01)
-        if behaviour == "full":
-            raise StorageError("no space left")
+        if behaviour in USER_ERRORS:
+            raise USER_ERRORS[behaviour](behaviour)
         if behaviour == "always dies" or (behaviour == "dies once" and tried == 1):
             os._exit(1)
         if behaviour == "raises" or (behaviour == "raises once" and tried == 1):
@@ -77,9 +84,9 @@ def run_pool(
         options = {"num_cpus": 1, "max_concurrency": 2}
         return ray.remote(SimulatedTeacher).options(**options).remote(str(folder), behaviour, start), None
 
-    queue = deque((shard, 0) for shard in range(shards))
-    job = Job("simulated", queue, make_replica, wanted or (lambda left: min(replicas, left)), on_done)
-    TeacherPool(shards_in_flight=2, max_attempts=3, on_event=lambda line: None).run([job])
+    wanted = wanted or (lambda left: min(replicas, left))
+    job = Job("simulated", list(range(shards)), make_replica, wanted, on_done)
+    ShardPool(shards_in_flight=2, max_attempts=3, on_event=lambda line: None).run([job])
     return job, results
 
 
@@ -92,7 +99,7 @@ def test_pool_without_faults_does_every_shard_once(tmp_path: Path) -> None:
     assert sorted(result["shard"] for result in results) == list(range(12))
     assert {result["shard"]: result["rows"] for result in results} == {shard: 10 + shard for shard in range(12)}
     assert all((tmp_path / f"tried.{shard}").stat().st_size == 1 for shard in range(12))
-    assert not job.set_aside and job.failure is None and job.retries == 0
+    assert not job.set_aside and job.failure is None
 
 
 def test_pool_actor_death_loses_and_repeats_nothing_but_what_was_in_flight(tmp_path: Path) -> None:
@@ -152,7 +159,7 @@ def test_pool_busy_actor_takes_no_shard_ahead_of_one_that_will_be_idle(tmp_path:
 
 
 def test_pool_asks_again_how_many_actors_are_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teacher_pool, "SCALE_SECONDS", 0.05)
+    monkeypatch.setattr(shard_pool, "SCALE_SECONDS", 0.05)
     for shard in range(6):
         (tmp_path / f"hold.{shard}").touch()
     calls: list[int] = []
@@ -169,7 +176,48 @@ def test_pool_asks_again_how_many_actors_are_wanted(tmp_path: Path, monkeypatch:
     assert calls[:3] == [6, 6, 6]
 
 
-def test_pool_store_that_cannot_be_written_ends_the_job_at_once(tmp_path: Path) -> None:
-    job, _ = run_pool(tmp_path, {0: "full"}, replicas=1)
-    assert isinstance(job.failure, StorageError) and not job.set_aside
-    assert len(done_shards(tmp_path)) < 4
+@pytest.mark.parametrize("wrong", ["no space left", "tokens are damaged", "another model"])
+def test_pool_what_no_further_try_can_cure_ends_the_job_at_once(tmp_path: Path, wrong: str) -> None:
+    job, _ = run_pool(tmp_path, {0: wrong}, replicas=1)
+    assert (tmp_path / "tried.0").stat().st_size == 1
+    assert len(done_shards(tmp_path)) < 4 and not job.set_aside
+    with pytest.raises(USER_ERRORS[wrong], match=wrong):
+        raise_failures([job])
+
+
+def test_pool_shard_that_breaks_its_contract_is_tried_again_and_set_aside(tmp_path: Path) -> None:
+    job, _ = run_pool(tmp_path, {0: "NaN"}, shards=3)
+    assert (tmp_path / "tried.0").stat().st_size == 3
+    assert done_shards(tmp_path) == {1, 2} and set(job.set_aside) == {0}
+
+
+def a_job(name: str, *, failure: BaseException | None = None, set_aside: dict[int, str] | None = None) -> Job:
+    job = Job(name, [], lambda: (None, None), lambda left: 1, lambda result: None, shard_name="part {}".format)
+    job.failure, job.set_aside = failure, set_aside or {}
+    return job
+
+
+def test_failures_of_all_jobs_stand_in_one_error() -> None:
+    jobs = [
+        a_job("ann", failure=TeacherError("rows differ\nby 3 nats")),
+        a_job("bob", failure=ValueError("no\ntraceback")),
+        a_job("cid", set_aside={7: "NaN", 2: "died"}),
+    ]
+    with pytest.raises(ClusterError) as raised:
+        raise_failures(jobs)
+    assert str(raised.value).splitlines()[1:] == [
+        "  ann: no worker could start: rows differ",
+        "by 3 nats",
+        "  bob: no worker could start: no",
+        "  set aside: cid, part 2: died",
+        "  set aside: cid, part 7: NaN",
+    ]
+    assert raised.value.__cause__ is jobs[0].failure
+    raise_failures([a_job("dan")])
+
+
+def test_users_error_among_the_failures_is_raised_as_it_is() -> None:
+    full = StorageError("no space left")
+    with pytest.raises(StorageError) as raised:
+        raise_failures([a_job("ann", failure=TeacherError("x")), a_job("bob", failure=full, set_aside={1: "y"})])
+    assert raised.value is full
