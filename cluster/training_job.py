@@ -5,6 +5,7 @@ torch.distributed group; what they do there, how it resumes and what it leaves i
 stores must be reachable under the same paths on all nodes.
 """
 
+import math
 import os
 import threading
 import time
@@ -62,13 +63,17 @@ def _scaling(config: RunConfig) -> ScalingConfig:
         ClusterError: the cluster as it stands could never hold them.
     """
     section, there = config.cluster, ray.cluster_resources()
-    gpus = section.training_gpus if section.training_gpus is not None else float(there.get("GPU", 0) > 0)
+    room = {"CPU": there.get("CPU", 0.0), "GPU": max(there.get("GPU", 0.0), section.max_gpus or 0)}
+    gpus = section.training_gpus if section.training_gpus is not None else float(room["GPU"] > 0)
     wanted = {"CPU": section.training_cpus, **({"GPU": gpus} if gpus else {})}
+    if gpus and section.max_gpus:
+        room["CPU"] = math.inf  # GPU nodes yet to come bring their CPUs along; Ray Train waits for them
     for kind, amount in wanted.items():
-        if amount * section.training_workers > there.get(kind, 0):
+        if amount * section.training_workers > room[kind]:
+            growth = " or may grow to" if room[kind] > there.get(kind, 0) else ""
             raise ClusterError(
-                f"training asks for {section.training_workers} workers with {amount:g} {kind}s each, the cluster has "
-                f"{there.get(kind, 0):g}; lower cluster.training_workers or cluster.training_{kind.lower()}s"
+                f"training asks for {section.training_workers} workers with {amount:g} {kind}s each, the cluster has{growth} "
+                f"{room[kind]:g}; lower cluster.training_workers or cluster.training_{kind.lower()}s"
             )
     return ScalingConfig(num_workers=section.training_workers, use_gpu=gpus > 0, resources_per_worker=wanted)
 
