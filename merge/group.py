@@ -23,8 +23,8 @@ from .tensors import FileTensor, TensorSource
 BLOCK = 131_072
 """Elements of a block: enough that the calls around the compiled loops cost little, few enough for a third-level cache."""
 KEPT_ELEMENTS = 2**22
-"""Largest tensor that is read once and kept for all passes (48 MiB for a base and five targets in bfloat16, per thread); of
-a larger one every pass reads its blocks again."""
+"""Largest tensor that is read once and kept for all passes (per thread 96 MiB for a base and five targets in float32, 48
+where all are bfloat16); of a larger one every pass reads its blocks again."""
 
 Result = TypeVar("Result")
 PerTarget = float | list[float] | dict[str, float]
