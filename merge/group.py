@@ -50,6 +50,11 @@ class Block:
         self._subtracted = False
 
     @property
+    def has_deltas(self) -> bool:
+        """True once the deltas were asked for, and perhaps overwritten: then they are what is to be merged, not `bits`."""
+        return self._subtracted
+
+    @property
     def base(self) -> np.ndarray:
         """float32 [c]"""
         return self._values[0]
