@@ -41,6 +41,8 @@ def encode_pieces(
         surfaces: bytes per id of that tokenizer.
     """
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    backend.no_padding()  # a tokenizer.json may set either; pieces are encoded whole and alone
+    backend.no_truncation()
     texts = [_decode(piece) for piece in pieces]
     found: list[list[int] | None] = [None] * len(pieces)
     for context in _CONTEXTS:

@@ -144,7 +144,6 @@ def write_row(scratch, label, out_ids, out_logprobs):
         count = min(count + 1, k)
     if label >= 0:
         _force(out_ids, out_logprobs, count, label, own)
-        count = max(count, 1)
     for place in range(k):
         out_logprobs[place] = min(0.0, np.log(out_logprobs[place])) if out_logprobs[place] > 0.0 else -np.inf
     return own

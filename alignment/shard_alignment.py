@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from fusechat.chat_template import load_tokenizer
 from fusechat.config import RunConfig
 from fusechat.contracts import id_dtype
 from fusechat.store import RowStore
@@ -133,6 +132,8 @@ def open_both_tokens(config: RunConfig, source_name: str) -> tuple[TokensReader,
 
 def tokenizer_of(tokens: TokensReader) -> Any:
     """The tokenizer that made the tokens."""
+    from fusechat.chat_template import load_tokenizer  # brings transformers and torch, 0.5 GiB; aligners need neither
+
     attributes = tokens.attributes
     return load_tokenizer(str(attributes["model"]), revision=attributes["revision"], template=attributes["template"])[0]
 

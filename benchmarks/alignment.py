@@ -144,6 +144,8 @@ def speed(models: Path, dialogues: list[Dialogue], out: Path) -> dict[str, Any]:
         "released_mode_tokens_per_s_1k": round(alignment_speed.released_speed(smollm2[0], gemma[0], dialogues)),
         "peak_rss_gib": round(large["peak_rss_gib"], 3),
         "peak_rss_gib_49k_262k": round(max(point["peak_rss_gib"] for point in points), 3),
+        "map_peak_rss_gib": round(large["map_peak_rss_gib"], 3),
+        "map_peak_rss_gib_49k_262k": round(max(point["map_peak_rss_gib"] for point in points), 3),
         "growth_exponent": round(alignment_speed.growth(points), 3),
     }
 

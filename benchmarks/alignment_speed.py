@@ -1,7 +1,8 @@
 """What alignment costs, on one core: spans alone, the whole stage with its stores, the released mode's warping.
 
-Process time; the stage runs in a process of its own that gets finished stores, so that its peak memory is its own.
-Real tokens and rows repeated up to the wanted number.
+Process time; the stage runs in processes of its own that get finished stores, so that their peak memory is their own:
+one counts and maps the vocabularies, one aligns, as a worker on Ray does. Real tokens and rows repeated up to the wanted
+number.
 """
 
 import json
@@ -27,7 +28,6 @@ from fusechat.dialogues import Dialogue
 from fusechat.store import RowStore
 from fusechat.tokens import Tokens
 
-from .alignment_rows import K
 from .peak_memory import peak_bytes
 
 ROUNDS = 3
@@ -82,19 +82,22 @@ def released_speed(pivot_tokenizer: Any, source_tokenizer: Any, dialogues: list[
 
 def stage_speed(pivot: Side, source: Side, rows: dict[str, np.ndarray], num_tokens: int) -> dict[str, float]:
     """Seconds, tokens and peak memory of the stage on stores of about `num_tokens` pivot tokens."""
+    found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, size in (("warm", WARM_TOKENS), ("real", num_tokens)):
             make_stores(Path(folder) / name, pivot[1], source[1], rows, size)
-        command = [sys.executable, "-m", "benchmarks.alignment_speed", folder]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    if done.returncode:
-        raise RuntimeError(f"the stage in a process of its own failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+        for part in PARTS:
+            command = [sys.executable, "-m", "benchmarks.alignment_speed", folder, part]
+            done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+            if done.returncode:
+                raise RuntimeError(f"{part} in a process of its own failed:\n{done.stderr}")
+            found |= json.loads(done.stdout.splitlines()[-1])
+    return {**found, "seconds": found["count_seconds"] + found["align_seconds"]}
 
 
 def stage_config(folder: Path) -> RunConfig:
     """A run over a pivot and a source whose stores stand in a folder."""
-    sections = {"run": {"output": str(folder)}, "dialogues": {"train": ["none"]}, "extraction": {"k": K}}
+    sections = {"run": {"output": str(folder)}, "dialogues": {"train": ["none"]}}
     names = {"pivot": {"name": "pivot", "model": "pivot"}, "sources": [{"name": "source", "model": "source"}]}
     return RunConfig.model_validate({**sections, **names})
 
@@ -108,7 +111,7 @@ def make_stores(folder: Path, pivot: Tokens, source: Tokens, rows: dict[str, np.
     claim = artifact.claim(config.logprobs_url("source"), "logprobs", settings={"tokens": times}, parents={})
     vocab_size = int(source.attributes["vocab_size"])
     store = RowStore.create(
-        claim.url, "logprobs", repeated(source, times).plan(config.extraction.shard_tokens), k=K, vocab_size=vocab_size,
+        claim.url, "logprobs", repeated(source, times).plan(config.extraction.shard_tokens), k=config.extraction.k, vocab_size=vocab_size,
         logprob_step=config.extraction.logprob_step, settings={},
     )  # fmt: skip
     for shard in range(store.plan.num_shards):
@@ -119,26 +122,33 @@ def make_stores(folder: Path, pivot: Tokens, source: Tokens, rows: dict[str, np.
     claim.finish({})
 
 
-def run_stage(config: RunConfig) -> dict[str, float]:
-    """Process time of counting, projection, reading and writing; that of tokenizers and the vocabulary map stands apart."""
+def count_and_map(config: RunConfig) -> dict[str, float]:
+    """Counting, and the map of the vocabularies with the loading of both tokenizers."""
     begun = time.process_time()
-    claim, store = stage.claim_store(config, "source")
+    _, store = stage.claim_store(config, "source")
     counter = ShardCounter(config.dump(), "source")
     counter.start()
     counts = merge_counts(counter.run_shard(shard)["counts"] for shard in range(store.plan.num_shards))
     counted = time.process_time()
-    del counter
     stage.map_vocabularies(config, store, "source", counts)
-    mapped = time.process_time()
+    return {
+        "count_seconds": counted - begun, "map_seconds": time.process_time() - counted,
+        "map_peak_rss_gib": peak_bytes() / 2**30,
+    }  # fmt: skip
+
+
+def align(config: RunConfig) -> dict[str, float]:
+    """Reading, projection and writing."""
+    begun = time.process_time()
+    claim, store = stage.claim_store(config, "source")
     aligner = ShardAligner(config.dump(), "source")
     aligner.start()
     tokens = sum(aligner.run_shard(shard)["tokens"] for shard in store.missing_shards())
     stage.finish(claim, store)
-    done = time.process_time()
-    return {
-        "tokens": tokens, "seconds": counted - begun + done - mapped, "count_seconds": counted - begun,
-        "map_seconds": mapped - counted, "peak_rss_gib": peak_bytes() / 2**30,
-    }  # fmt: skip
+    return {"tokens": tokens, "align_seconds": time.process_time() - begun, "peak_rss_gib": peak_bytes() / 2**30}
+
+
+PARTS = {"map": count_and_map, "align": align}
 
 
 def growth(points: list[dict[str, float]]) -> float:
@@ -148,5 +158,6 @@ def growth(points: list[dict[str, float]]) -> float:
 
 
 if __name__ == "__main__":
-    run_stage(stage_config(Path(sys.argv[1]) / "warm"))  # compiled code is loaded
-    print(json.dumps(run_stage(stage_config(Path(sys.argv[1]) / "real"))))
+    folder, work = Path(sys.argv[1]), PARTS[sys.argv[2]]
+    work(stage_config(folder / "warm"))  # compiled code is loaded
+    print(json.dumps(work(stage_config(folder / "real"))))

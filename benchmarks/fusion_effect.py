@@ -32,14 +32,14 @@ sys.path[0] = str(Path(__file__).parents[1])
 import numpy as np
 import torch
 import transformers
-import yaml
 from transformers import AutoModelForCausalLM
 
 from alignment import stage as alignment_stage
 from benchmarks.fusion_effect_world import COMMON, SKILLS, ModelShape, World, make_model
 from evaluation.answers import greedy_answers, is_exact, stop_ids
 from evaluation.held_out_loss import dialogue_nats
-from evaluation.intervals import ratio_interval
+from evaluation.intervals import MIN_DIALOGUES, ratio_interval
+from fusechat.artifact import write_json
 from fusechat.chat_template import load_tokenizer
 from fusechat.config import CONTROL, RunConfig
 from fusechat.tokenization import tokenize_prompt
@@ -109,7 +109,7 @@ def run_seed(seed: int, arguments: argparse.Namespace) -> None:
     file, started = result_file(seed, arguments), time.monotonic()
     folder, world = file.with_suffix(""), World(seed)
     for number, (name, shape) in enumerate(SHAPES.items()):
-        if not (folder / name / "model.safetensors").exists():
+        if not (folder / name).exists():
             make_model(
                 folder / name, World(seed), (COMMON, *([name] if name in SKILLS else [])), shape, seed * 10 + number
             )
@@ -122,7 +122,7 @@ def run_seed(seed: int, arguments: argparse.Namespace) -> None:
     config = run_config(folder, seed, 0.9)
     figures = {name: measure(config, name.split(".")[1] if name.startswith("teacher") else "pivot", path, world)
                for name, path in models.items()}  # fmt: skip
-    file.write_text(json.dumps({"seed": seed, "seconds": round(time.monotonic() - started), "models": figures}))
+    write_json(str(file), {"seed": seed, "seconds": round(time.monotonic() - started), "models": figures})
     _say(seed, "measured", started)
 
 
@@ -154,10 +154,7 @@ def run_config(folder: Path, seed: int, sft_weight: float, row_choice: str = "mi
         },
         "training": {"sft_weight": sft_weight, "row_choice": row_choice, "trl": TRAINING},
     }
-    config = RunConfig.model_validate(values)
-    config.run.output.mkdir(parents=True, exist_ok=True)
-    (config.run.output / "run.yaml").write_text(yaml.safe_dump(config.dump()), encoding="utf-8")
-    return config
+    return RunConfig.model_validate(values)
 
 
 def train_arms(folder: Path, seed: int) -> dict[str, Path]:
@@ -243,14 +240,20 @@ def measure(config: RunConfig, tokenizer_of: str, folder: Path, world: World) ->
 
 def report(results: list[dict[str, Any]]) -> None:
     """A table per group of lexicons, then the JSON object."""
+    if len(results) < MIN_DIALOGUES:
+        print(
+            f"\n{len(results)} seeds: too few for intervals, which need {MIN_DIALOGUES}; give --seeds {MIN_DIALOGUES} or more"
+        )
     groups = {"skills": SKILLS, **{skill: (skill,) for skill in SKILLS}, "common": (COMMON,)}
     found: dict[str, Any] = {}
     for title, lexicons in groups.items():
-        print(f"\n{title}: bits per byte and accuracy, {len(results)} seeds; difference to sft [95 % interval]")
+        print(
+            f"\n{title}: bits per byte, accuracy in per cent, {len(results)} seeds; difference to sft [95 % interval]"
+        )
         for model in results[0]["models"]:
             found.setdefault(model, {})[title] = row = summary(results, model, lexicons)
             print(f"{model:22s} {row['bits_per_byte']:.4f} {_shown(row, 'bits_difference', '+.4f'):30s} "
-                  f"{100 * row['accuracy']:5.1f} % {_shown(row, 'accuracy_difference', '+.3f')}")  # fmt: skip
+                  f"{100 * row['accuracy']:5.1f} {_shown(row, 'accuracy_difference', '+.1f', 100)}")  # fmt: skip
     seconds = [result["seconds"] for result in results]
     print(json.dumps({"seeds": len(results), "seconds_per_seed": seconds, "models": found}))
 
@@ -274,9 +277,10 @@ def summary(results: list[dict[str, Any]], model: str, lexicons: tuple[str, ...]
     }
 
 
-def _shown(row: dict[str, Any], key: str, form: str) -> str:
-    interval = row[key.split("_")[0] + "_interval"]
-    return f"{row[key]:{form}}" + (f" [{interval[0]:{form}}, {interval[1]:{form}}]" if interval else "")
+def _shown(row: dict[str, Any], key: str, form: str, factor: float = 1) -> str:
+    numbers = [row[key], *(row[key.split("_")[0] + "_interval"] or [])]
+    value, *interval = (f"{factor * number:{form}}" for number in numbers)
+    return value + (f" [{', '.join(interval)}]" if interval else "")
 
 
 if __name__ == "__main__":

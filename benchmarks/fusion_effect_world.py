@@ -5,6 +5,7 @@ world does. So what a teacher can teach is a distribution, of which a dialogue s
 """
 
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,7 @@ class World:
 
 
 def make_model(folder: Path, world: World, lexicons: tuple[str, ...], shape: ModelShape, seed: int) -> None:
-    """Train a tokenizer and a model on endless dialogues about some lexicons, and save both."""
+    """Train a tokenizer and a model on endless dialogues about some lexicons, and save both; a folder that is there is whole."""
     draw = world.endless(lexicons)
     texts = [message.content for _ in range(2000) for message in draw().messages]
     tokenizer = _tokenizer(texts, shape)
@@ -117,8 +118,11 @@ def make_model(folder: Path, world: World, lexicons: tuple[str, ...], shape: Mod
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     _train(model, tokenizer, draw, shape)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed while saving
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    partial.rename(folder)
 
 
 def _tokenizer(texts: list[str], shape: ModelShape) -> PreTrainedTokenizerFast:

@@ -1,9 +1,10 @@
 """What a merge costs: against mergekit on the same files, against copying them, and in memory.
 
-    python benchmarks/merge.py [--rounds 5] [--folder FOLDER]
+    python benchmarks/merge.py [--rounds 5] [--folder FOLDER] [--target-dtype float32]
 
-Makes a base and five targets of SmolLM2-135M's shape (bfloat16, 270 MB each), with updates of different sizes. All runs
-find the files in the system's cache and follow each other in turns; figures are ratios of medians.
+Makes a base (bfloat16) and five targets of SmolLM2-135M's shape, with updates of different sizes: float32 as training saves
+them by default (540 MB each), or bfloat16 (270 MB). All runs find the files in the system's cache and follow each other in
+turns; figures are ratios of medians.
 
 - `*_over_mergekit`: whole processes, from start to exit, imports included on both sides. `*_over_mergekit_call`: the
   call alone, after the imports. mergekit computes in bfloat16, as the released configurations ask; we in float32.
@@ -49,6 +50,9 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="where the checkpoints are made and kept; default: a temporary folder"
     )
+    parser.add_argument(
+        "--target-dtype", choices=("float32", "bfloat16"), default="float32", help="of the targets' files"
+    )
     parser.add_argument("--run", nargs=3, metavar=("WHO", "METHOD", "LAYERS"), help=argparse.SUPPRESS)
     parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -58,19 +62,19 @@ def main() -> None:
     elif arguments.in_process:
         print(json.dumps(copy_figures(arguments.folder, arguments.rounds)))
     elif arguments.folder:
-        print(json.dumps(measure(arguments.folder, arguments.rounds)))
+        print(json.dumps(measure(arguments.folder / arguments.target_dtype, arguments.rounds, arguments.target_dtype)))
     else:
         with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(measure(Path(folder), arguments.rounds)))
+            print(json.dumps(measure(Path(folder), arguments.rounds, arguments.target_dtype)))
 
 
-def measure(folder: Path, rounds: int) -> dict[str, Any]:
+def measure(folder: Path, rounds: int, target_dtype: str) -> dict[str, Any]:
     """All figures; progress goes to standard error."""
     for layers in (10, 30):
         if not (folder / str(layers) / TARGETS[-1] / "config.json").is_file():
             say(f"making a base and five targets of {layers} layers below {folder}")
-            make_checkpoints(folder / str(layers), layers)
-    figures: dict[str, Any] = {}
+            make_checkpoints(folder / str(layers), layers, target_dtype)
+    figures: dict[str, Any] = {"target_dtype": target_dtype}
     for method in OURS:
         child(folder, "ours", method, 30)  # compiles, if no earlier run did, and warms the cache
         turns = [{who: child(folder, who, method, 30) for who in ("ours", "mergekit")} for _ in range(rounds)]
@@ -179,7 +183,7 @@ def copy(folder: Path) -> float:
     return time.perf_counter() - started
 
 
-def make_checkpoints(folder: Path, layers: int) -> None:
+def make_checkpoints(folder: Path, layers: int, target_dtype: str) -> None:
     """A base and five targets of SmolLM2-135M's shape, whose updates are 0.25e-3, 0.5e-3 ... 4e-3 in size."""
     import torch
     from safetensors.torch import save_file
@@ -204,8 +208,9 @@ def make_checkpoints(folder: Path, layers: int) -> None:
     for number, name in enumerate(["base", *TARGETS]):
         size = 0.0 if number == 0 else 1e-3 * 2.0 ** (number - 3)
         (folder / name).mkdir(parents=True, exist_ok=True)
+        dtype = torch.bfloat16 if name == "base" else getattr(torch, target_dtype)
         weights = {
-            key: (weight.float() + torch.randn(weight.shape, generator=generator) * size).bfloat16()
+            key: (weight.float() + torch.randn(weight.shape, generator=generator) * size).to(dtype)
             for key, weight in base.items()
         }
         save_file(weights, folder / name / "model.safetensors", {"format": "pt"})

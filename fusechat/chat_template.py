@@ -74,7 +74,7 @@ def load_tokenizer(
         template = _native_template(tokenizer, model)
     exchange = Dialogue("probe of the template", (Message("user", "Hello."), Message("assistant", "Good day.")))
     try:
-        render(tokenizer, template, exchange)
+        _ChatTemplate(tokenizer, template).render(exchange, prompt=False)  # `render` would keep the tokenizer in memory
     except DialogueError as error:
         raise ModelError(f"{model}: its chat template cannot show one question and its answer: {error}") from None
     return tokenizer, template

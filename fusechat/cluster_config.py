@@ -27,11 +27,11 @@ class ClusterSection(Section):
     training_cpus: float = Field(1, gt=0)
     """CPUs that one training worker reserves."""
     training_gpus: float | None = Field(None, ge=0)
-    """GPUs that one training worker reserves; default: 1 where the cluster has any, else 0."""
+    """GPUs that one training worker reserves; default: 1 where the cluster has any or may grow to any, else 0."""
     training_attempts: int = Field(3, ge=1)
     """Tries per target when a worker dies; each goes on from the last whole checkpoint."""
     max_gpus: int | None = Field(None, ge=1)
-    """GPUs that an autoscaling cluster may grow to, from none if need be; default: those it has when extraction begins."""
+    """GPUs that an autoscaling cluster may grow to, from none if need be; default: those it has when a stage begins."""
     working_dir_excludes: list[str] = []
     """More of the working directory that `submit` leaves at home, in gitignore's syntax."""
     working_dir_mib: float = Field(100, gt=0)

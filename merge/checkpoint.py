@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fusechat.errors import ModelError
-from fusechat.model_files import read_model_config
+from fusechat.model_files import TOKENIZER_FILES, read_model_config
 
 from .tensors import ITEM_BYTES, FileTensor, OpenFile
 
@@ -47,8 +47,12 @@ class Checkpoint:
         return read_model_config(self.folder)
 
     def identity(self) -> list[list[Any]]:
-        """[path, bytes, modification time in ns] of each weight file: the same values, the same weights."""
-        files = dict.fromkeys(tensor.file for tensor in self.tensors.values())
+        """[path, bytes, modification time in ns] of each file that decides what is merged: the same values, the same model.
+
+        Beside the weights: an adapter's settings (its scale), the config, and the tokenizer, by which rows are joined.
+        """
+        small = (self.folder / name for name in ("config.json", ADAPTER_CONFIG, *TOKENIZER_FILES))
+        files = dict.fromkeys([*(tensor.file for tensor in self.tensors.values()), *filter(Path.is_file, small)])
         return [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
     def _files(self) -> list[Path]:

@@ -23,8 +23,8 @@ from .tensors import FileTensor, TensorSource
 BLOCK = 131_072
 """Elements of a block: enough that the calls around the compiled loops cost little, few enough for a third-level cache."""
 KEPT_ELEMENTS = 2**22
-"""Largest tensor that is read once and kept for all passes (48 MiB for a base and five targets in bfloat16, per thread); of
-a larger one every pass reads its blocks again."""
+"""Largest tensor that is read once and kept for all passes (per thread 96 MiB for a base and five targets in float32, 48
+where all are bfloat16); of a larger one every pass reads its blocks again."""
 
 Result = TypeVar("Result")
 PerTarget = float | list[float] | dict[str, float]
@@ -48,6 +48,11 @@ class Block:
         """float64 [n]: the part of it that won."""
         self._group = group
         self._subtracted = False
+
+    @property
+    def has_deltas(self) -> bool:
+        """True once the deltas were asked for, and perhaps overwritten: then they are what is to be merged, not `bits`."""
+        return self._subtracted
 
     @property
     def base(self) -> np.ndarray:

@@ -17,8 +17,13 @@ LANES = 4
 """Tables that neighbouring elements are counted in; a power of two."""
 
 
-def _kernel(function: Callable, fastmath: bool | set[str] = False) -> Any:
-    options: dict[str, Any] = {"nogil": True, "fastmath": fastmath, "error_model": "numpy"}
+def _kernel(function: Callable, fastmath: bool | set[str] = False, forceinline: bool = False) -> Any:
+    options: dict[str, Any] = {
+        "nogil": True,
+        "fastmath": fastmath,
+        "error_model": "numpy",
+        "forceinline": forceinline,
+    }
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # numba finds no folder it may write to: compile again in every process
@@ -30,9 +35,19 @@ def _sum_kernel(function: Callable) -> Any:
     return _kernel(function, {"reassoc", "contract", "nsz"})
 
 
-def _order_kernel(function: Callable) -> Any:
+def _inner_sum_kernel(function: Callable) -> Any:
+    # Inlined, so that its sum is compiled once in each kernel. Left a function, it has two bodies, its own and the
+    # caller's copy, split over lanes differently, and which one runs depends on what the disk's cache held.
+    return _kernel(function, {"reassoc", "contract", "nsz"}, forceinline=True)
+
+
+def _inner_order_kernel(function: Callable) -> Any:
     # As above, but every product is rounded before it is added.
-    return _kernel(function, {"reassoc", "nsz"})
+    return _kernel(function, {"reassoc", "nsz"}, forceinline=True)
+
+
+def _inner_kernel(function: Callable) -> Any:
+    return _kernel(function, forceinline=True)
 
 
 def _fused_kernel(function: Callable) -> Any:
@@ -86,7 +101,7 @@ def _load_deltas(rows, start, stop, bits, values):
             out[i] -= base[i]
 
 
-@_sum_kernel
+@_inner_sum_kernel
 def _sum_of_squares(row):
     total = 0.0
     for i in range(row.size):
@@ -218,7 +233,7 @@ def count_low(bits, high, counts):
             counts[0, bits[i] & uint32(0xFFFF)] += uint32(1)
 
 
-@_sum_kernel
+@_inner_sum_kernel
 def _squares_where(row, statistic, threshold):
     above = 0.0
     tied = 0.0
@@ -266,7 +281,7 @@ def keep_selected(row, statistic, threshold, tie_limit, offset):
                 tile[i] = float32(0.0) if leaves else tile[i]
 
 
-@_order_kernel
+@_inner_order_kernel
 def _add_agreeing(row, signs, vote, weight, numerator, divisor):
     """Add weight * row to the numerator and the weight to the divisor where vote * row has the elected sign.
 
@@ -289,7 +304,7 @@ def _add_agreeing(row, signs, vote, weight, numerator, divisor):
     return everything, kept, squares
 
 
-@_kernel
+@_inner_kernel
 def _elect(values, size, votes, weights, floor, normalize, scale, scratch, out, masses):
     """`elected_sum` of one tile: values float32 [n+1, TILE] are the base and the deltas; scratch float32 [3, TILE]."""
     one = float32(1.0)

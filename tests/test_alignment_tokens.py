@@ -129,6 +129,15 @@ def _tables(pivot_tokenizer, source_tokenizer):
     return make_tables(flatten_surfaces(source), flatten_surfaces(pivot), trie, segments, images)
 
 
+def test_pieces_are_cut_as_if_the_tokenizer_set_no_padding_or_truncation():
+    pivot, source = _sentencepiece_like(), token_surfaces(byte_level_tokenizer(400, TEMPLATES[0]))
+    surfaces = token_surfaces(pivot)
+    expected = encode_pieces(source, pivot, surfaces)
+    pivot.backend_tokenizer.enable_truncation(max_length=2)
+    pivot.backend_tokenizer.enable_padding(pad_id=0, pad_token="<unk>", length=16)
+    assert encode_pieces(source, pivot, surfaces) == expected
+
+
 _ANY = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(lambda text: text.strip())
 _FEW = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]

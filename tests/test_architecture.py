@@ -87,6 +87,12 @@ def test_help_loads_nothing_heavy() -> None:
     assert "--config" in result.stdout
 
 
+def test_aligner_loads_neither_torch_nor_transformers() -> None:
+    code = "import sys, alignment.stage\nprint({'torch', 'transformers'} & set(sys.modules) or 'neither')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "neither\n", result
+
+
 def test_every_module_says_what_it_is_for() -> None:
     for path in source_files():
         tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -55,8 +55,8 @@ def begun(models: dict[str, Any], out: Path, method: Any = "sce", **parameters: 
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """The weights. (The report's sums are float32, whose last bit a processor may round otherwise.)"""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name.startswith("model")}
+    """Weights, index and report."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name.startswith(("model", "merge_"))}
 
 
 def test_spread_over_workers_gives_the_files_of_one_process(models: dict[str, Any], tmp_path: Path) -> None:

@@ -103,6 +103,14 @@ def test_workers_on_a_cluster_that_grows_are_waited_for_on_one_node_with_gpus(tm
         training_job._scaling(two_workers(tmp_path, *grows, "cluster.max_gpus=4"))
 
 
+def test_workers_ask_for_gpus_that_the_cluster_may_grow_to(tmp_path: Path) -> None:
+    trainer_runs.make_run(tmp_path)
+    growing = two_workers(tmp_path, "cluster.max_gpus=2", "cluster.training_cpus=8")
+    assert training_job._scaling(growing).resources_per_worker == {"CPU": 8, "GPU": 1}
+    with pytest.raises(ClusterError, match=r"2 workers with 1 GPUs each, the cluster has or may grow to 1; lower"):
+        training_job.run(two_workers(tmp_path, "cluster.max_gpus=1"), "other")
+
+
 def test_one_worker_is_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = trainer_runs.make_run(tmp_path, trl={"num_train_epochs": 1})
     monkeypatch.setattr(training_job, "run", lambda *_, **__: pytest.fail("Ray was asked for"))

@@ -13,8 +13,10 @@ from test_merge_inputs import values
 from transformers import AutoModelForCausalLM
 
 from fusechat.errors import ModelError
+from merge.checkpoint_merge import begin, thread_pool
 from merge.inputs import Inputs
-from merge.plan import check_changed
+from merge.plan import MergePlan, check_changed, make_plan
+from merge.shard_merge import merge_shard, read_shard_record
 
 
 def save_adapter(base: Path, folder: Path, **settings: Any) -> dict[str, torch.Tensor]:
@@ -67,6 +69,33 @@ def test_other_adapters_are_refused(tmp_path: Path, change: dict, message: str) 
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ModelError, match=message):
         Inputs(base, {"t": tmp_path / "adapter"})
+
+
+def test_merge_begun_with_another_scale_or_tokenizer_starts_afresh(tmp_path: Path) -> None:
+    base = save_model(tmp_path / "base", llama_weights())
+    save_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
+    changes = {tmp_path / "adapter" / "adapter_config.json": {"lora_alpha": 5}, base / "tokenizer.json": {"model": {}}}
+    for file, change in changes.items():
+        begun = plan_of(base, tmp_path)
+        begin(begun)
+        with thread_pool(1) as pool:
+            merge_shard(begun, 0, Inputs(begun.base, begun.targets), pool)
+        file.write_text(json.dumps((json.loads(file.read_text()) if file.is_file() else {}) | change))
+        plan = plan_of(base, tmp_path)
+        assert not begin(plan)
+        assert read_shard_record(plan, 0) is None
+
+
+def plan_of(base: Path, folder: Path) -> MergePlan:
+    with thread_pool(1) as pool:
+        return make_plan(
+            method="task_arithmetic",
+            base=base,
+            targets={"t": folder / "adapter"},
+            out=folder / "out",
+            parameters={},
+            pool=pool,
+        )
 
 
 def test_adapter_with_broken_factors_is_named(tmp_path: Path) -> None:

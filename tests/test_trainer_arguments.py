@@ -53,6 +53,7 @@ def test_bfloat16_is_the_default_where_the_cpu_multiplies_it(
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
     assert precision.cpu_has_bfloat16_products() is fast
     assert training_arguments(run_config(), num_processes=1)["bf16"] is fast
+    assert training_arguments(run_config(fp16=False), num_processes=1)["bf16"] is fast
     assert training_arguments(run_config(fp16=True), num_processes=1)["bf16"] is False
     hidden = torch.zeros(1, 2, dtype=torch.bfloat16)
     assert fused_loss._product_dtype(hidden) == (torch.bfloat16 if fast else torch.float32)

@@ -163,6 +163,16 @@ def test_fused_sums_parts_add_up_to_the_loss() -> None:
     assert torch.allclose(sums.row_entropy, -(row * row.clamp_min(1e-30).log()).sum(), atol=1e-4)
 
 
+def test_label_that_shares_the_first_place_is_half_right() -> None:
+    hidden = torch.tensor([[1.0], [1.0], [-1.0]])
+    weight = torch.tensor(
+        [[2.0], [2.0], [1.0]]
+    )  # ids 0 and 1 tie for the first place where the hidden state is positive
+    ids, rows = torch.zeros(3, 1, dtype=torch.long), torch.zeros(3, 1)
+    sums = fused_linear_fusion_sums(hidden, weight, torch.tensor([1, 2, 2]), ids, rows, LossOptions())
+    assert float(sums.correct) == 0.5 + 0 + 1
+
+
 class _LargestTensor(TorchDispatchMode):
     largest = 0
 

@@ -53,7 +53,7 @@ def training_arguments(config: RunConfig, *, num_processes: int) -> dict[str, An
         **PUBLISHED,
         "seed": config.run.seed,
         "max_length": config.dialogues.max_tokens,
-        "bf16": "fp16" not in given and bfloat16_is_fast(),
+        "bf16": not given.get("fp16") and bfloat16_is_fast(),
         "use_cpu": not on_accelerator,
         "dataloader_pin_memory": on_accelerator,
         "train_sampling_strategy": "group_by_length",

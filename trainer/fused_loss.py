@@ -66,7 +66,7 @@ class FusionSums(NamedTuple):
     fusion: Tensor
     """nats, over the tokens that have a row."""
     correct: Tensor
-    """Tokens whose label is the model's most probable token."""
+    """Tokens whose label is the model's most probable token; one that shares the first place counts half."""
     rows: Tensor
     """Tokens that have a row."""
     row_entropy: Tensor
@@ -200,12 +200,15 @@ class _HeadProduct:
 def _score(logits: Tensor, q: Tensor, labels: Tensor, ids: Tensor, log_p: Tensor, options: LossOptions) -> Tensor:
     """Sums (loss, SFT, fusion, correct) of a chunk; leaves the loss's gradient by the logits in `q`."""
     torch.softmax(logits, dim=-1, dtype=q.dtype, out=q)
-    best = logits.amax(dim=-1, keepdim=True).to(q.dtype)
+    label_logits = logits.gather(1, labels[:, None])
+    # Without the label for a moment, so that one pass finds the largest logit and, common in bfloat16, a tie for it.
+    others = logits.scatter_(1, labels[:, None], -torch.inf).amax(dim=-1, keepdim=True)
+    logits.scatter_(1, labels[:, None], label_logits)
+    correct = (label_logits > others).sum() + 0.5 * (label_logits == others).sum()
+    best, label_logits = torch.maximum(label_logits, others).to(q.dtype), label_logits.to(q.dtype)
     # The largest probability is never tiny, so this log-sum-exp is as exact as a pass of its own.
     log_sum_exp = best - q.amax(dim=-1, keepdim=True).log()
-    label_logits = logits.gather(1, labels[:, None]).to(q.dtype)
     sft = (log_sum_exp - label_logits).squeeze(1)
-    correct = (label_logits >= best).sum()
 
     listed = torch.isfinite(log_p[:, : ids.shape[1]])
     has_row = torch.isfinite(log_p).any(dim=1)

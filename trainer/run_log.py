@@ -1,7 +1,6 @@
 """What a training run shows and keeps: one progress bar, and metrics.jsonl in the target's folder."""
 
 import json
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,10 @@ class RunLog(TrainerCallback):
     def __init__(self, progress: Progress, label: str, folder: Path) -> None:
         self._progress, self._label, self._metrics = progress, label, folder / METRICS_FILE
         self._stack, self._task, self._note = ExitStack(), None, ""
-        self.seconds = 0.0
-        """Time from the first step to the last, seconds."""
 
     _task: Task | None
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._started = time.monotonic()
         if state.is_world_process_zero:
             _forget_later_steps(self._metrics, state.global_step)
             steps = self._progress.task(self._label, state.max_steps, "steps", done=state.global_step)
@@ -45,7 +41,6 @@ class RunLog(TrainerCallback):
             self._task.advance(1, note=self._note)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.seconds = time.monotonic() - self._started
         self._stack.close()
 
 

@@ -34,7 +34,7 @@ def dare_linear(
     """
     factors = group.per_target(weights, parameter="weights", default=1 / len(group.targets))
     factor = scale / sums.checked_sum(factors) if normalize else scale
-    add = sums.weighted(factors, factor, changed=True)
+    add = sums.weighted(factors, factor)
 
     def merge(block: Block) -> np.ndarray:
         drop_and_rescale(group, block, density, seed)

@@ -65,7 +65,7 @@ def sce(
             for row in block.deltas:
                 masked.keep(row, statistic, block)
         floor = MERGEKIT_SMALLEST_DIVISOR if mergekit else 0.0
-        return sums.elected(block, votes=votes, weights=coefficients, floor=floor, changed=masked is not None)
+        return sums.elected(block, votes=votes, weights=coefficients, floor=floor)
 
     return BlockMerge(merge, coefficients)
 

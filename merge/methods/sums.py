@@ -10,17 +10,13 @@ from .. import kernels
 from ..group import Block
 
 
-def weighted(coefficients: np.ndarray, scale: float = 1.0, *, changed: bool = False) -> Callable[[Block], np.ndarray]:
-    """base + scale * sum_j coefficients_j * delta_j.
-
-    Args:
-        changed: the method has overwritten the block's deltas.
-    """
+def weighted(coefficients: np.ndarray, scale: float = 1.0) -> Callable[[Block], np.ndarray]:
+    """base + scale * sum_j coefficients_j * delta_j."""
     factors = coefficients.astype(np.float32)
 
     def merge(block: Block) -> np.ndarray:
         out = np.empty(block.stop - block.start, np.float32)
-        if changed:
+        if block.has_deltas:
             kernels.weighted_sum_of_deltas(block.base_and_deltas, factors, np.float32(scale), out)
         else:
             kernels.weighted_sum(block.bits, factors, np.float32(scale), out)
@@ -37,7 +33,6 @@ def elected(
     floor: float = 0.0,
     normalize: bool = True,
     scale: float = 1.0,
-    changed: bool = True,
 ) -> np.ndarray:
     """base + scale * the weighted mean (or sum) of the deltas that have the elected sign.
 
@@ -46,11 +41,10 @@ def elected(
     Args:
         votes, weights: [n].
         floor: smallest divisor of the mean; with 0, a divisor of 0 counts as 1.
-        changed: the method has overwritten the block's deltas.
     """
     out, masses = np.empty(block.stop - block.start, np.float32), np.zeros((3, len(weights)))
     settings = (votes.astype(np.float32), weights.astype(np.float32), np.float32(floor), normalize, np.float32(scale))
-    if changed:
+    if block.has_deltas:
         kernels.elected_sum_of_deltas(block.base_and_deltas, *settings, out, masses)
     else:
         kernels.elected_sum(block.bits, *settings, out, masses)

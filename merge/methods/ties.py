@@ -47,12 +47,11 @@ def ties(
         selections = largest(group, lambda block: block.deltas, [_at_most(k) for k in kept], order=_descending)
 
     def merge(block: Block) -> np.ndarray:
-        for row, selection, trim in zip(block.deltas, selections, trims, strict=False):
-            if trim:
-                selection.keep(row, row, block)
-        return sums.elected(
-            block, votes=factors, weights=factors, normalize=normalize, scale=scale, changed=bool(selections)
-        )
+        if selections:
+            for row, selection, trim in zip(block.deltas, selections, trims, strict=True):
+                if trim:
+                    selection.keep(row, row, block)
+        return sums.elected(block, votes=factors, weights=factors, normalize=normalize, scale=scale)
 
     return BlockMerge(merge, factors * scale)
 
