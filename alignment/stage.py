@@ -6,6 +6,8 @@ left. `cluster.alignment` does the same on Ray with the same pieces: `claim_stor
 in the driver, a `ShardCounter` and then a `ShardAligner` per worker.
 """
 
+from typing import Any
+
 from fusechat import artifact
 from fusechat.artifact import Artifact, Claim
 from fusechat.config import RunConfig
@@ -42,6 +44,7 @@ def run(config: RunConfig, source_name: str, *, progress: Progress | None = None
 def align_here(config: RunConfig, source_name: str, store: RowStore, *, progress: Progress) -> None:
     """Map the vocabularies and align every missing shard of a claimed store in this process."""
     if not has_vocabularies(store.url):
+        tokenizers = open_tokenizers(config, source_name)  # before counting: loading one takes the most memory of all
         counter = ShardCounter(config.dump(), source_name)
         counter.start()
         counts: list[Cooccurrence] = []
@@ -50,7 +53,7 @@ def align_here(config: RunConfig, source_name: str, store: RowStore, *, progress
                 found = counter.run_shard(shard)
                 counts = [merge_counts([*counts, found["counts"]])]
                 task.advance(found["dialogues"])
-        map_vocabularies(config, store, source_name, counts[0], progress=progress)
+        map_vocabularies(config, store, source_name, counts[0], tokenizers, progress=progress)
     if missing := store.missing_shards():
         aligner = ShardAligner(config.dump(), source_name)
         aligner.start()
@@ -90,15 +93,28 @@ def claim_store(config: RunConfig, source_name: str) -> tuple[Claim, RowStore]:
     return claim, store
 
 
+def open_tokenizers(config: RunConfig, source_name: str) -> tuple[Any, Any]:
+    """The tokenizers of the pivot and of a source, as their tokens were made."""
+    pivot, source = open_both_tokens(config, source_name)
+    return tokenizer_of(pivot), tokenizer_of(source)
+
+
 def map_vocabularies(
-    config: RunConfig, store: RowStore, source_name: str, counts: Cooccurrence, *, progress: Progress | None = None
+    config: RunConfig,
+    store: RowStore,
+    source_name: str,
+    counts: Cooccurrence,
+    tokenizers: tuple[Any, Any],
+    *,
+    progress: Progress | None = None,
 ) -> None:
     """Map the vocabularies of a claimed store and keep the tables in it; all shards read them.
 
     Args:
         counts: over all dialogues.
+        tokenizers: from `open_tokenizers`.
     """
-    pivot, source = (tokenizer_of(tokens) for tokens in open_both_tokens(config, source_name))
+    pivot, source = tokenizers
     released = config.alignment.token_rule == "released"
     texts = released_texts(pivot, source, counts.shape) if released else None
     save_vocabularies(store.url, make_vocabularies(pivot, source, counts, config.alignment, texts))

@@ -84,8 +84,8 @@ def make_vocabularies(
     segments = segment_pieces(
         source_bytes, encode_pieces(source_bytes, pivot_tokenizer, pivot_bytes), trie, source_size
     )
-    p_pieces, s_pieces = _pieces(pivot_tokenizer, pivot_size), _pieces(source_tokenizer, source_size)
     if section.vocabulary_rule == "released":
+        p_pieces, s_pieces = _pieces(pivot_tokenizer, pivot_size), _pieces(source_tokenizer, source_size)
         mapped = build_map(
             counts.matrix(), s_pieces, p_pieces, rule="released", default_id=_default_id(pivot_tokenizer),
             fixed=_fixed_ids(pivot_tokenizer, source_tokenizer),
@@ -96,7 +96,7 @@ def make_vocabularies(
     if texts is not None:
         source_to_pivot = candidate_map(
             source_to_pivot,
-            s_pieces,
+            _pieces(source_tokenizer, source_size),
             pivot_tokenizer.get_vocab(),
             pivot_mark=texts.marks[0],
             source_mark=texts.marks[1],

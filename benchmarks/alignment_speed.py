@@ -126,13 +126,15 @@ def count_and_map(config: RunConfig) -> dict[str, float]:
     """Counting, and the map of the vocabularies with the loading of both tokenizers."""
     begun = time.process_time()
     _, store = stage.claim_store(config, "source")
+    tokenizers = stage.open_tokenizers(config, "source")
+    opened = time.process_time()
     counter = ShardCounter(config.dump(), "source")
     counter.start()
     counts = merge_counts(counter.run_shard(shard)["counts"] for shard in range(store.plan.num_shards))
     counted = time.process_time()
-    stage.map_vocabularies(config, store, "source", counts)
+    stage.map_vocabularies(config, store, "source", counts, tokenizers)
     return {
-        "count_seconds": counted - begun, "map_seconds": time.process_time() - counted,
+        "count_seconds": counted - opened, "map_seconds": time.process_time() - counted + opened - begun,
         "map_peak_rss_gib": peak_bytes() / 2**30,
     }  # fmt: skip
 
@@ -145,7 +147,7 @@ def align(config: RunConfig) -> dict[str, float]:
     aligner.start()
     tokens = sum(aligner.run_shard(shard)["tokens"] for shard in store.missing_shards())
     stage.finish(claim, store)
-    return {"tokens": tokens, "align_seconds": time.process_time() - begun, "peak_rss_gib": peak_bytes() / 2**30}
+    return {"tokens": tokens, "align_seconds": time.process_time() - begun, "worker_peak_rss_gib": peak_bytes() / 2**30}
 
 
 PARTS = {"map": count_and_map, "align": align}

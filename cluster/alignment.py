@@ -57,7 +57,8 @@ def _align(config: RunConfig, source_name: str, store: RowStore, lease: Lease, p
     """Map the vocabularies and align the missing shards on the connected Ray."""
     if not has_vocabularies(store.url):
         counts = _count(config, source_name, store, lease, progress)
-        stage.map_vocabularies(config, store, source_name, counts, progress=progress)
+        tokenizers = stage.open_tokenizers(config, source_name)
+        stage.map_vocabularies(config, store, source_name, counts, tokenizers, progress=progress)
     missing, done = store.missing_shards(), stage.rows_done(store)
     with progress.task(f"align {source_name}", store.plan.num_rows, "rows", done=done) as task:
         _work_off(

@@ -57,7 +57,8 @@ class TeacherActor(EngineActor):
             max_tokens=int(self.tokens.lengths.max()),
             engine=self._engine_section(self.name),
         )
-        if self._teacher.info["device"] != "cpu":
+        self._on_cpu = self._teacher.info["device"] == "cpu"
+        if not self._on_cpu:
             self._engine_turn = contextlib.nullcontext()
         report: dict[str, Any] = {}
         if extraction.self_check_dialogues:
@@ -82,7 +83,8 @@ class TeacherActor(EngineActor):
             rows = self._score(ids, targets)
         arrays = pack_rows(rows, self.store.k, int(self.store.attributes["vocab_size"]))
         patiently(lambda: self.store.write_shard(shard, arrays), seconds=patience)
-        give_memory_back()
+        if self._on_cpu:
+            give_memory_back()
         return {
             "rows": sum(len(part.label_logprob) for part in rows),
             "tokens": sum(len(part) for part in ids),

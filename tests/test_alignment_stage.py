@@ -71,7 +71,7 @@ def test_stage_shards_in_any_order_equal_the_run(config, tmp_path):
     counter, aligner = ShardCounter(other.dump(), name), ShardAligner(other.dump(), name)
     counter.start()
     parts = [counter.run_shard(shard)["counts"] for shard in reversed(range(store.plan.num_shards))]
-    stage.map_vocabularies(other, store, name, merge_counts(parts))
+    stage.map_vocabularies(other, store, name, merge_counts(parts), stage.open_tokenizers(other, name))
     aligner.start()
     for shard in reversed(store.missing_shards()):
         aligner.run_shard(shard)
