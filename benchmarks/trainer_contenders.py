@@ -36,7 +36,7 @@ def make_stores(folder: Path, arguments: argparse.Namespace) -> None:
     tokens = _read_tokens(arguments)
     tokens.write(str(folder / "tokens"))
     plan = tokens.plan(arguments.tokens * 8)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype="float32")
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype="float32").to(DEVICE)
     for name, kind in (("pivot", "logprobs"), ("source", "aligned")):
         store = RowStore.create(
             str(folder / name),
@@ -78,16 +78,16 @@ def _read_tokens(arguments: argparse.Namespace) -> Tokens:
 @torch.no_grad()
 def _rows_of(model: PreTrainedModel, tokens: Tokens, dialogue: int) -> dict[str, np.ndarray]:
     where = tokens.tokens_of(dialogue)
-    ids = torch.from_numpy(tokens.token_ids[where].astype(np.int64))
-    positions = torch.from_numpy(np.flatnonzero(tokens.is_target[where]))
+    ids = torch.from_numpy(tokens.token_ids[where].astype(np.int64)).to(DEVICE)
+    positions = torch.from_numpy(np.flatnonzero(tokens.is_target[where])).to(DEVICE)
     hidden = model.base_model(input_ids=ids[None]).last_hidden_state[0, positions - 1]
     logprobs = torch.log_softmax(model.get_output_embeddings()(hidden).float(), dim=-1)
     top = logprobs.topk(K)
     narrow = np.uint16 if logprobs.shape[1] <= 65_536 else np.uint32
     return {
-        "topk_ids": top.indices.numpy().astype(narrow),
-        "topk_logprobs": top.values.numpy(),
-        "label_logprob": logprobs.gather(1, ids[positions, None]).squeeze(1).numpy(),
+        "topk_ids": top.indices.cpu().numpy().astype(narrow),
+        "topk_logprobs": top.values.cpu().numpy(),
+        "label_logprob": logprobs.gather(1, ids[positions, None]).squeeze(1).cpu().numpy(),
     }
 
 

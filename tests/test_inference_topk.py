@@ -1,6 +1,9 @@
-"""Top-k, log-sum-exp and label of logits, against a full sort in float64: the CPU's loops, and the GPU's kernel interpreted."""
+"""Top-k, log-sum-exp and label of logits, against a full sort in float64: the loops of CPUs and the kernel of GPUs."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -33,13 +36,24 @@ def score(logits: torch.Tensor, labels: torch.Tensor, k: int, *, cuts: tuple[int
     return unpack_rows(merge_ranks(torch.stack(ranks, dim=1)).numpy())
 
 
-@pytest.fixture(params=["cpu", "gpu"], autouse=True)
-def reducer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whose way of reducing is tested; Triton's interpreter runs the GPU's kernel on CPU tensors."""
-    if request.param == "gpu":
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-        topk_gpu = pytest.importorskip("inference.topk_gpu")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Triton decides when it is imported: its interpreter runs kernels on CPU tensors."""
+
+
+@pytest.fixture(autouse=True)
+def kernel_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process with the interpreter, all tests here are of the GPU's way of reducing."""
+    if INTERPRETED:
+        from inference import topk_gpu
+
         monkeypatch.setattr("inference.topk_cpu.reduce_rows", topk_gpu.reduce_rows)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="is the process that the test starts")
+def test_kernel_of_gpus_passes_the_same_tests_when_interpreted() -> None:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
