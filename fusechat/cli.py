@@ -102,12 +102,16 @@ def ablate(
 
 
 @app.command()
-def status(config: ConfigOption, set_: SetOption = []) -> None:  # noqa: B006
+def status(
+    config: ConfigOption,
+    set_: SetOption = [],  # noqa: B006
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew every few seconds, until the run ends.")] = False,
+) -> None:
     """Show what a run has, per stage, source and shard."""
     from .config import load_config
-    from .status import show_status
+    from .status import show_status, watch_status
 
-    show_status(load_config(config, set_))
+    (watch_status if watch else show_status)(load_config(config, set_))
 
 
 @app.command()

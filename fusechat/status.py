@@ -1,15 +1,42 @@
-"""`fusechat status`: what a run has, read from its folder and stores alone."""
+"""`fusechat status`: what a run has, read from its folder, its stores and its logs alone."""
+
+import time
+from typing import Any
 
 from .artifact import RECORD_FILE, read_json
 from .config import RunConfig
 from .errors import ArtifactError
+from .logs import format_seconds, read_json_lines
 from .pipeline import Step, steps
 from .store import RowStore
+
+WATCH_SECONDS = 5.0
+ERROR_WIDTH = 100
+"""Characters shown of an error; the log has all of it."""
+
+
+def watch_status(config: RunConfig) -> None:
+    """Show the status anew every few seconds, until the run is finished or the user ends it."""
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(highlight=False), auto_refresh=False) as live:
+        while True:
+            live.update(status_table(config), refresh=True)
+            if all(all(step.records()) for step in steps(config)):
+                return
+            time.sleep(WATCH_SECONDS)
 
 
 def show_status(config: RunConfig) -> None:
     """Print one line per step: finished, part of the shards, begun, or not begun."""
     from rich.console import Console
+
+    Console(highlight=False).print(status_table(config))
+
+
+def status_table(config: RunConfig) -> Any:
+    """A rich table of all steps and their outputs."""
     from rich.table import Table
 
     table = Table(title=f"{config.run.output}", title_justify="left", box=None, pad_edge=False)
@@ -17,8 +44,35 @@ def show_status(config: RunConfig) -> None:
         table.add_column(column)
     for step in steps(config):
         for output in step.outputs:
-            table.add_row(step.stage, _name(step, output), *step_state(step, output))
-    Console(highlight=False).print(table)
+            name = _name(step, output)
+            state, shown = step_state(step, output)
+            if state == "part" and step.stage == "extract":
+                shown = "\n".join([shown, *extraction_news(config, name, output)])
+            table.add_row(step.stage, name, state, shown)
+    return table
+
+
+def extraction_news(config: RunConfig, name: str, url: str) -> list[str]:
+    """Lines about an unfinished store: rate and time left of its last driver, shards set aside, the last error."""
+    records = read_json_lines(config.log_path(f"extract.{name}"))
+    missing = set(RowStore.open(url, "logprobs").missing_shards())
+    # Seconds count from the start of a driver: where they fall, another one began.
+    starts = [i for i in range(1, len(records)) if records[i]["time"] < records[i - 1]["time"]]
+    own = [record for record in records[starts[-1] if starts else 0 :] if record["event"] == "done"]
+    news = []
+    if len(own) > 1 and own[-1]["time"] > own[0]["time"]:
+        rate = sum(record["rows"] for record in own[1:]) / (own[-1]["time"] - own[0]["time"])
+        plan = RowStore.open(url, "logprobs").plan
+        left = format_seconds(plan.num_rows_of(sorted(missing)) / rate)
+        news.append(f"{rate:,.0f} rows/s since its first shard, {left} left at that rate")
+    last = {record["shard"]: record for record in records}
+    aside = [shard for shard in sorted(missing) if last.get(shard, {}).get("event") == "set_aside"]
+    if aside:
+        news.append(f"set aside: shards {', '.join(map(str, aside))}")
+    errors = [record for shard, record in last.items() if shard in missing and "error" in record]
+    if errors:
+        news.append(f"last error: {' '.join(str(errors[-1]['error']).split())[:ERROR_WIDTH]}")
+    return news
 
 
 def _name(step: Step, output: str) -> str:
