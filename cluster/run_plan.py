@@ -12,8 +12,10 @@ from .dialogue_volume import Volume, estimated_volume, known_volume
 from .model_sizes import ModelSize, model_size
 from .stage_plan import GIB, StagePlan, plan_stages, row_bytes
 
-POOLER_BLOCK_BYTES = 2**28
-"""Logits of one block of the top-k pooler (`inference/topk_pooler.py`); log-sum-exp takes as much again."""
+POOLER_BLOCK_BYTES = 2**29
+"""Logits of one block of the top-k pooler (`inference/topk_pooler.py`)."""
+POOLER_WORK = 1.25
+"""All that the pooler holds of a block, over its logits."""
 RUNTIME_BYTES = 2 * GIB
 """Of a GPU for the driver, NCCL and the workspace of kernels."""
 
@@ -134,11 +136,11 @@ def _kv_bytes(config: RunConfig, model: ModelSection, size: ModelSize) -> float:
 
 
 def _logits_bytes(config: RunConfig, model: ModelSection, size: ModelSize, width: int) -> float:
+    """float32 logits and what reduces them; a GPU's product writes float32 from the weights as they are."""
     step = model.engine.max_num_batched_tokens * size.vocab_size * 4
-    head = 0 if model.engine.head_dtype == "model" else size.head_parameters * 4 / width
     if config.extraction.capture == "prompt_logprobs":
-        return 2 * step + head
-    return 2 * min(POOLER_BLOCK_BYTES, step / width) + head
+        return 2 * step
+    return POOLER_WORK * min(POOLER_BLOCK_BYTES, step / width)
 
 
 def _scoring_hours(section: PlanSection, name: str, size: ModelSize, volume: Volume, width: int) -> tuple[float, str]:

@@ -22,7 +22,7 @@ from fault_runs import FailingS3, extract, extracting, held, store_of
 from gated_teachers import SimulatedTeacher, contents, gate_of, tries, wait_for
 from ray.cluster_utils import Cluster
 
-from cluster import extraction, extraction_meter, teacher_pool
+from cluster import extraction, extraction_meter, shard_pool
 from cluster.placement import plan_placement
 from fusechat.config import ClusterSection, EngineSection, RunConfig
 from fusechat.damage import find_damage, repair
@@ -73,7 +73,7 @@ def node(nodes: Cluster) -> Iterator[Any]:
 @pytest.fixture(autouse=True)
 def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extraction, "TeacherActor", SimulatedTeacher)
-    monkeypatch.setattr(teacher_pool, "SCALE_SECONDS", 0.3)
+    monkeypatch.setattr(shard_pool, "SCALE_SECONDS", 0.3)
 
 
 @pytest.fixture(scope="module")

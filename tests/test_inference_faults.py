@@ -125,8 +125,9 @@ def test_killed_rank_takes_its_engine_along_and_both_are_replaced(make_run: Call
     with extracting(config, [LAST], seconds=300):
         wait_for(lambda: LAST in held(config))
         actor = actor_of(config, LAST)
-        ranks = [child for child in actor.children(recursive=True) if "Worker" in " ".join(child.cmdline())]
-        assert len(ranks) == 2
+        family = {child: " ".join(child.cmdline()) for child in actor.children(recursive=True)}
+        ranks = [child for child, command in family.items() if "Worker" in command]
+        assert len(ranks) == 2, (actor, family, tries(config))
         ranks[1].send_signal(signal.SIGKILL)
     assert store_of(config) == store_of(expected)
     log = (config.run.output / "logs" / "extract.llama.jsonl").read_text(encoding="utf-8")
