@@ -33,6 +33,7 @@ class TeacherActor(EngineActor):
         super().__init__(config, **options)
         self.name = name
         self._engine_turn: contextlib.AbstractContextManager = threading.Lock()
+        self._on_cpu = True  # until the engine says otherwise
 
     def start(self) -> dict[str, Any]:
         """Open tokens, store and engine, and let the teacher prove itself.
