@@ -13,7 +13,7 @@ from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
 from fusechat.errors import ArtifactError, ClusterError, FuseChatError, ModelError, StorageError, UserError, first_line
 
@@ -219,7 +219,7 @@ class ShardPool:
 
     def _start_failed(self, replica: _Replica, error: BaseException, *, final: bool) -> None:
         job = replica.job
-        job.failed_starts += 1
+        job.failed_starts += not _died_with_its_node(error)
         self._drop(replica)
         if final or (job.failed_starts >= self.max_attempts and not job.started):
             self._give_up(job, error)
@@ -275,6 +275,11 @@ def raise_failures(jobs: list[Job]) -> None:
         raise ClusterError(
             "not all could be done; the rest is kept, and the same command tries again:\n" + "\n".join(lines)
         ) from next(iter(failures.values()), None)
+
+
+def _died_with_its_node(error: BaseException) -> bool:
+    """A worker that was put on a node which Ray did not know to be dead yet says nothing about the job; only the text tells."""
+    return isinstance(error, ActorDiedError) and "its node has died" in str(error)
 
 
 def _reason(error: BaseException) -> str:
