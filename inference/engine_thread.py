@@ -58,11 +58,9 @@ class EngineThread:
         started: Future[LLMEngine] = Future()
         self._thread = threading.Thread(target=self._run, args=(build, started), name=f"engine-{name}", daemon=True)
         self._thread.start()
-        try:
-            self.engine = started.result()
-        except Exception:
+        if started.exception() is not None:
             self._thread.join()  # only then is the process free for the next engine
-            raise
+        self.engine = started.result()
 
     @property
     def alive(self) -> bool:

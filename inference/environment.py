@@ -6,7 +6,7 @@ Knows nothing about models; imports nothing heavy.
 import contextlib
 import ctypes
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -35,7 +35,7 @@ def guarded_kernel_scan() -> Iterator[None]:
     """Start an engine within this: vLLM's CPU platform then asks every attribute of every loaded module for its `__dict__`.
 
     It trips over objects that answer to any name (numba's handle of LLVM gives a C function) or to none (Flask's proxies
-    raise outside of a request). Neither holds a kernel, so the scan is told that they have no `__dict__`.
+    raise outside of a request). So their types are asked instead, which say whether an instance has a `__dict__` at all.
     """
     try:
         from vllm.triton_utils import dispatcher as scan
@@ -50,10 +50,7 @@ def guarded_kernel_scan() -> Iterator[None]:
 
 
 def _has_attribute(value: Any, name: str) -> bool:
-    try:
-        return hasattr(value, name) and (name != "__dict__" or isinstance(vars(value), Mapping))
-    except Exception:
-        return False
+    return type(value).__dictoffset__ != 0 if name == "__dict__" else hasattr(value, name)
 
 
 def give_memory_back() -> None:
