@@ -54,19 +54,18 @@ def status_table(config: RunConfig) -> Any:
 
 def extraction_news(config: RunConfig, name: str, url: str) -> list[str]:
     """Lines about an unfinished store: rate and time left of its last driver, shards set aside, the last error."""
-    records = read_json_lines(config.log_path(f"extract.{name}"))
-    missing = set(RowStore.open(url, "logprobs").missing_shards())
+    records, store = read_json_lines(config.log_path(f"extract.{name}")), RowStore.open(url, "logprobs")
+    missing = store.missing_shards()
     # Seconds count from the start of a driver: where they fall, another one began.
     starts = [i for i in range(1, len(records)) if records[i]["time"] < records[i - 1]["time"]]
     own = [record for record in records[starts[-1] if starts else 0 :] if record["event"] == "done"]
     news = []
     if len(own) > 1 and own[-1]["time"] > own[0]["time"]:
         rate = sum(record["rows"] for record in own[1:]) / (own[-1]["time"] - own[0]["time"])
-        plan = RowStore.open(url, "logprobs").plan
-        left = format_seconds(plan.num_rows_of(sorted(missing)) / rate)
+        left = format_seconds(store.plan.num_rows_of(missing) / rate)
         news.append(f"{rate:,.0f} rows/s since its first shard, {left} left at that rate")
     last = {record["shard"]: record for record in records}
-    aside = [shard for shard in sorted(missing) if last.get(shard, {}).get("event") == "set_aside"]
+    aside = [shard for shard in missing if last.get(shard, {}).get("event") == "set_aside"]
     if aside:
         news.append(f"set aside: shards {', '.join(map(str, aside))}")
     errors = [record for shard, record in last.items() if shard in missing and "error" in record]

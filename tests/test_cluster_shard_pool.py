@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import ray
+from ray.core.generated.common_pb2 import ActorDiedErrorContext
+from ray.exceptions import ActorDiedError
 
 from cluster import shard_pool
 from cluster.placement import Placement, num_replicas
 from cluster.session import ray_session
-from cluster.shard_pool import Job, ShardPool, raise_failures
+from cluster.shard_pool import Job, ShardPool, _Replica, raise_failures
 from fusechat.config import ClusterSection
 from fusechat.errors import ArtifactError, ClusterError, ContractError, ModelError, StorageError, TeacherError
 
@@ -221,3 +223,16 @@ def test_users_error_among_the_failures_is_raised_as_it_is() -> None:
     with pytest.raises(StorageError) as raised:
         raise_failures([a_job("ann", failure=TeacherError("x")), a_job("bob", failure=full, set_aside={1: "y"})])
     assert raised.value is full
+
+
+def test_worker_that_was_put_on_a_dead_node_is_no_failed_start() -> None:
+    """Ray needs seconds to see that a node died, and places workers there meanwhile."""
+    pool = ShardPool(shards_in_flight=1, max_attempts=2, on_event=lambda _: None)
+    job = Job("job", [], lambda: (None, None), lambda left: 0, lambda result: None)
+    node_died = ActorDiedErrorContext(actor_id=bytes(16), error_message="The actor died because its node has died.")
+    for _ in range(3):
+        pool._start_failed(_Replica(job, None, None), ActorDiedError(node_died), final=False)
+    assert job.failed_starts == 0 and job.failure is None
+    for _ in range(2):
+        pool._start_failed(_Replica(job, None, None), ActorDiedError(), final=False)
+    assert isinstance(job.failure, ActorDiedError)
