@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from .artifact import RECORD_FILE, read_json
+from .artifact import PLAN_FILE, RECORD_FILE, read_json
 from .config import RunConfig
 from .errors import ArtifactError
 from .logs import format_seconds, read_json_lines
@@ -97,4 +97,4 @@ def step_state(step: Step, output: str) -> tuple[str, str]:
         present = store.present_shards()
         rows = store.plan.num_rows_of(present)
         return "part", f"{len(present)}/{store.plan.num_shards} shards  {rows:,}/{store.plan.num_rows:,} rows"
-    return ("begun", "") if read_json(f"{output}/plan.json") is not None else ("-", "")
+    return ("begun", "") if read_json(f"{output}/{PLAN_FILE}") is not None else ("-", "")
