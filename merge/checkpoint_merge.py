@@ -78,6 +78,11 @@ def merge_checkpoints(
             method=method, base=base, targets=targets, out=out, parameters=parameters or {}, dtype=dtype,
             max_shard_bytes=max_shard_bytes, pool=pool,
         )  # fmt: skip
+        if plan.rounds:
+            progress.say(
+                f"merge {plan.method_name}: the targets have more bits than the fused weights, whose rounding drops small "
+                "updates; merge.dtype: float32 keeps them"
+            )
         if begin(plan):
             return read_json(str(Path(out) / REPORT_FILE))  # type: ignore[return-value]
         sizes = [sum(tensor.num_bytes for tensor in shard) for shard in plan.shards]

@@ -63,6 +63,8 @@ class MergePlan:
     """Layer or model -> mean squared update of each target, for methods whose `granularity` asks for it."""
     notes: dict[str, Any] = field(default_factory=dict)
     """Per target, how its vocabulary was joined."""
+    rounds: bool = False
+    """Merged tensors are written in fewer bits than a target has: updates below a weight's last bit are lost."""
 
     @property
     def method_name(self) -> str:
@@ -114,8 +116,14 @@ def make_plan(
         shards=shards, file_sizes=inputs.file_sizes(),
         fingerprint=hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:16],
         scopes=_scope_mean_squares(inputs, granularity, pool.map) if granularity != "matrix" else {},
-        notes=summary(inputs),
+        notes=summary(inputs), rounds=_rounds(inputs, shards),
     )  # fmt: skip
+
+
+def _rounds(inputs: Inputs, shards: Sequence[Sequence[TensorPlan]]) -> bool:
+    narrowest = min(ITEM_BYTES[tensor.dtype] for shard in shards for tensor in shard if tensor.merged)
+    held = (tensor for target in inputs.targets.values() for tensor in target.tensors.values())
+    return any(tensor.dtype in MERGEABLE and ITEM_BYTES[tensor.dtype] > narrowest for tensor in held)
 
 
 def scope_of(name: str, granularity: str) -> str:

@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 import merge.shard_merge
 from fusechat.errors import ArtifactError, ConfigError, ModelError, StorageError
+from fusechat.logs import Progress
 from merge import merge_checkpoints, merge_tensors
 from merge.checkpoint_merge import begin, finish, thread_pool
 from merge.inputs import Inputs
@@ -280,6 +281,16 @@ def test_leftovers_of_another_plan_are_never_mixed_in(folders: dict[str, Any]) -
 def make_test_plan(folders: dict[str, Any], method: str) -> Any:
     with thread_pool(1) as pool:
         return make_plan(method=method, **folders, parameters={}, max_shard_bytes=SMALL_SHARDS, pool=pool)
+
+
+@pytest.mark.parametrize(("dtype", "rounds"), [("auto", False), ("float32", False), ("bfloat16", True)])
+def test_merge_says_where_the_fused_weights_are_rounded(folders: dict[str, Any], dtype: str, rounds: bool) -> None:
+    """Two targets are float32, as the base is: only fewer bits lose their updates."""
+    said: list[str] = []
+    progress = Progress(quiet=True)
+    progress.say = said.append  # type: ignore[method-assign]
+    merge_checkpoints(method="linear", **folders, dtype=dtype, progress=progress)
+    assert any("merge.dtype: float32" in line for line in said) is rounds
 
 
 def test_shards_can_be_merged_in_any_order_by_anyone(folders: dict[str, Any], tmp_path: Path) -> None:
