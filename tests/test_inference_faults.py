@@ -100,8 +100,7 @@ def test_killed_driver_takes_its_engines_along_and_the_next_one_goes_on(
     make_run: Callable[..., RunConfig], whole: dict[str, bytes]
 ) -> None:
     config = make_run("driver")
-    hold = gate_of(config) / f"hold.{LAST}"
-    hold.touch()
+    (gate_of(config) / f"hold.{LAST}").touch()
     file = config.run.output / "config.json"
     file.write_text(json.dumps(config.dump()), encoding="utf-8")
     script = Path(__file__).with_name("extraction_driver.py")
@@ -109,11 +108,12 @@ def test_killed_driver_takes_its_engines_along_and_the_next_one_goes_on(
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"PYTHONPATH": path}
     with subprocess.Popen([sys.executable, str(script), str(file)], env=environment) as driver:
         wait_for(lambda: driver.poll() is not None or (gate_of(config) / f"held.{LAST}").exists())
-        family = psutil.Process(driver.pid).children(recursive=True)
-        assert actor_of(config, LAST) in family
+        family, actor = psutil.Process(driver.pid).children(recursive=True), actor_of(config, LAST)
+        assert actor in family
         driver.kill()
-    hold.unlink()
-    extract(config)  # at once: what the dead driver started may live for a moment yet
+    # At once: what the dead driver started may live for a moment yet. Its actor, let go, would finish the shard.
+    with extracting(config, [LAST], seconds=300):
+        actor.wait(timeout=120)
     assert store_of(config) == whole
     assert_done_again(config, unlogged=1)
     assert psutil.wait_procs(family, timeout=60)[1] == []
