@@ -4,6 +4,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH := torch==2.13.0+cpu
 BIN := .venv/bin
+# Modules are compiled when they are first imported, which most never are: half of the time.
+PIP := $(BIN)/python -m pip install --quiet --no-compile
 STAMP := .venv/.installed
 
 .PHONY: install demo test check lint types imports docs clean
@@ -15,19 +17,20 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(f"found Python {v[0]}.{v[1]}, expected 3.11 or 3.12: make PYTHON=python3.11 ...") if v not in ((3, 11), (3, 12)) else None'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
-	$(BIN)/python -m pip install --quiet --no-deps "$(TORCH)" || $(BIN)/python -m pip install --quiet --no-deps --index-url "$(TORCH_INDEX)" "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --no-deps --requirement constraints.txt
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(PIP) --upgrade pip "setuptools>=77" wheel
+	$(PIP) --no-deps "$(TORCH)" || $(PIP) --no-deps --index-url "$(TORCH_INDEX)" "$(TORCH)"
+	$(PIP) --no-deps --requirement constraints.txt
+	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $(STAMP)
 
 demo: install
 	$(BIN)/python examples/prepare_models.py
 	$(BIN)/fusechat run -c examples/quickstart.yaml
 
-# Two processes, a file at a time: the tests wait for starting engines and Ray workers half of the time.
+# Two processes, a file at a time, the longest first (tests/conftest.py): the tests wait for starting engines and Ray workers
+# half of the time.
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -14,7 +14,7 @@ from fusechat.config import RunConfig
 from fusechat.damage import sweep
 from fusechat.errors import AlignmentError
 from fusechat.lease import held
-from fusechat.logs import Progress
+from fusechat.logs import Progress, ShardLog
 from fusechat.store import RowStore
 from fusechat.tokens import TokensReader
 
@@ -57,9 +57,12 @@ def align_here(config: RunConfig, source_name: str, store: RowStore, *, progress
     if missing := store.missing_shards():
         aligner = ShardAligner(config.dump(), source_name)
         aligner.start()
+        log = ShardLog(config.log_path(f"align.{source_name}"), source_name)
         with progress.task(f"align {source_name}", store.plan.num_rows, "rows", done=rows_done(store)) as task:
             for shard in missing:
-                task.advance(aligner.run_shard(shard)["rows"])
+                result = aligner.run_shard(shard)
+                task.advance(result["rows"])
+                log.done({"shard": shard, **result})
 
 
 def claim_store(config: RunConfig, source_name: str) -> tuple[Claim, RowStore]:

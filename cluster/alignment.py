@@ -18,7 +18,7 @@ from alignment.vocabulary_file import has_vocabularies
 from fusechat.artifact import Artifact
 from fusechat.config import ClusterSection, RunConfig
 from fusechat.lease import Lease, held
-from fusechat.logs import Progress
+from fusechat.logs import Progress, ShardLog
 from fusechat.store import RowStore
 
 from .placement import num_workers
@@ -60,10 +60,16 @@ def _align(config: RunConfig, source_name: str, store: RowStore, lease: Lease, p
         tokenizers = stage.open_tokenizers(config, source_name)
         stage.map_vocabularies(config, store, source_name, counts, tokenizers, progress=progress)
     missing, done = store.missing_shards(), stage.rows_done(store)
+    log = ShardLog(config.log_path(f"align.{source_name}"), source_name)
     with progress.task(f"align {source_name}", store.plan.num_rows, "rows", done=done) as task:
+
+        def on_done(result: dict[str, Any]) -> None:
+            task.advance(result["rows"])
+            log.done(result)
+
         _work_off(
-            config, f"align {source_name}", ShardAligner, source_name, missing,
-            lambda result: task.advance(result["rows"]), lease, progress,
+            config, f"align {source_name}", ShardAligner, source_name, missing, on_done, lease, progress,
+            on_failed=log.failed,
         )  # fmt: skip
 
 
@@ -95,13 +101,14 @@ def _work_off(
     on_done: Callable[[dict[str, Any]], None],
     lease: Lease,
     progress: Progress,
+    on_failed: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> None:
     """Run all shards on workers of a class, one CPU each."""
 
     def make_replica() -> tuple[Any, Any]:
         return ray.remote(actor).options(num_cpus=1).remote(config.dump(), source_name), None
 
-    job = Job(job_name, shards, make_replica, partial(num_workers, num_cpus=1), on_done)
+    job = Job(job_name, shards, make_replica, partial(num_workers, num_cpus=1), on_done, on_failed=on_failed)
     pool = ShardPool(
         shards_in_flight=SHARDS_IN_FLIGHT,
         max_attempts=config.extraction.max_attempts,

@@ -6,7 +6,7 @@ from functools import partial
 from fusechat.artifact import Artifact
 from fusechat.config import RunConfig
 from fusechat.lease import Lease, held
-from fusechat.logs import Progress
+from fusechat.logs import Progress, ShardLog
 from fusechat.patience import patiently
 from fusechat.store import RowStore
 from inference import stage
@@ -55,7 +55,7 @@ def _score(
     with ray_session(config.cluster), contextlib.ExitStack() as bars:
         check_cluster(config, list(stores), {"run.store": config.store_url})
         progress.say(f"extract: starting {len(stores)} teachers on Ray: {', '.join(stores)}")
-        logs = {name: config.log_path(f"extract.{name}") for name in stores}
+        logs = {name: ShardLog(config.log_path(f"extract.{name}"), name) for name in stores}
         meter = ExtractionMeter(progress, stores, missing, logs, bars)
         jobs = [_job(config, name, missing[name], meter) for name in stores]
 

@@ -8,12 +8,11 @@ Metrics, each with the tag `teacher` (Ray puts `ray_` before the name): counters
 
 import contextlib
 import time
-from pathlib import Path
 from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
-from fusechat.logs import Progress, Task, append_json_line, format_seconds
+from fusechat.logs import Progress, ShardLog, Task, format_seconds
 from fusechat.store import RowStore
 
 GAUGE_SECONDS = 1.0
@@ -89,15 +88,15 @@ class ExtractionMeter:
         progress: Progress,
         stores: dict[str, RowStore],
         missing: dict[str, list[int]],
-        logs: dict[str, Path],
+        logs: dict[str, ShardLog],
         bars: contextlib.ExitStack,
     ) -> None:
         """
         Args:
             missing: per store the shards that are to be done.
-            logs: per store the JSON Lines file that gets a line for each shard.
+            logs: per store where each shard is written down.
         """
-        self._logs, self._opened, self._ticked = logs, time.time(), 0.0
+        self._logs, self._ticked = logs, 0.0
         self._counters = {name: Counter(f"fusechat_{name}", text, ("teacher",)) for name, text in COUNTERS.items()}
         self._gauges = {name: Gauge(f"fusechat_{name}", text, ("teacher",)) for name, text in GAUGES.items()}
         self._progress = progress
@@ -121,14 +120,14 @@ class ExtractionMeter:
         for counter, amount in (("rows", result["rows"]), ("tokens", result["tokens"]), ("shards_done", 1)):
             if amount:
                 self._counters[counter].inc(amount, {"teacher": name})
-        self._write(name, {"event": "done", **result})
+        self._logs[name].done(result)
 
     def on_failed(self, name: str, record: dict[str, Any]) -> None:
         """Count one failure of a shard: `shard`, `attempt`, `set_aside`, `error`."""
         event = "set_aside" if record["set_aside"] else "retried"
         self.teachers[name].count(**{event: 1})
         self._counters[f"shards_{event}"].inc(1, {"teacher": name})
-        self._write(name, {"event": event, **{key: value for key, value in record.items() if key != "set_aside"}})
+        self._logs[name].failed(record)
 
     def tick(self, engines: dict[str, int], *, last: bool = False) -> None:
         """Set the gauges, at most once a second.
@@ -156,7 +155,3 @@ class ExtractionMeter:
         """One line per teacher."""
         for meter in self.teachers.values():
             self._progress.say(meter.line())
-
-    def _write(self, name: str, record: dict[str, Any]) -> None:
-        seconds = round(time.time() - self._opened, 3)
-        append_json_line(self._logs[name], {"model": name, "time": seconds, **record})

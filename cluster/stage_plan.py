@@ -1,5 +1,6 @@
 """What each stage of a run takes: hours, GPU-hours, bytes written. Sizes, volumes and the teachers' hours in, a list out."""
 
+import math
 from dataclasses import dataclass
 
 from fusechat.config import PlanSection, RunConfig
@@ -69,7 +70,7 @@ def plan_stages(
         StagePlan("tokenize", read / cpu, 0, 13.0 * read, rates),
         StagePlan("extract", scoring_gpu_hours / section.gpus, scoring_gpu_hours, store_bytes, _prefill_basis(section)),
         StagePlan("align", len(config.sources) * of_pivot.tokens / cpu, 0, aligned, rates),
-        StagePlan("train", train / section.gpus, train, targets * target_bytes, train_basis),
+        StagePlan("train", _wall_hours(config, train, targets), train, targets * target_bytes, train_basis),
         StagePlan("merge", merged / (section.store_mib_per_second * 2**20) / 3600, 0, fused_bytes, disk),
         StagePlan("evaluate", forward / section.gpus, forward, 0, f"FLOPs, {share:.0%} of the dialogues held out"),
     ]  # fmt: skip
@@ -114,6 +115,13 @@ def _training_hours(config: RunConfig, pivot: ModelSize, volume: Volume, targets
     rate = f"{section.tflops:g} TFLOP/s at {section.training_utilisation:.0%}"
     basis = f"{targets} targets, {rate}; one takes {_training_gpus(config, pivot)} GPUs or more"
     return targets * flops / (section.tflops * 1e12 * section.training_utilisation) / 3600, basis
+
+
+def _wall_hours(config: RunConfig, gpu_hours: float, targets: int) -> float:
+    """Targets train side by side as far as the fleet has room, each on the GPUs of its own workers."""
+    each = config.cluster.training_workers * (config.cluster.training_gpus or 1)
+    rounds = math.ceil(targets / max(1, config.plan.gpus // each))
+    return rounds * gpu_hours / targets / min(each, config.plan.gpus)
 
 
 def _training_gpus(config: RunConfig, pivot: ModelSize) -> int:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -41,10 +42,10 @@ def run(config: RunConfig, target_name: str, *, progress: Progress | None = None
     """
     progress = progress or Progress(quiet=True)
     with ray_session(config.cluster):
-        scaling = _scaling(config)
-        progress.say(f"train {target_name}: {config.cluster.training_workers} workers on Ray")
+        needs = needs_of(config)
+        progress.say(f"train {target_name}: {needs.workers} workers on Ray")
         with _news(config, target_name, progress):
-            _fit(config, target_name, scaling, progress)
+            _fit(config, target_name, needs.scaling(), progress)
     return artifact.load(config.target_path(target_name), "target")
 
 
@@ -56,8 +57,37 @@ def _work(job: dict[str, Any]) -> None:
     stage.run(RunConfig.model_validate(job["config"]), job["target"])
 
 
-def _scaling(config: RunConfig) -> ScalingConfig:
-    """What the workers reserve.
+@dataclass(frozen=True)
+class Needs:
+    """What the workers of one target reserve, and what there is."""
+
+    workers: int
+    each: dict[str, float]
+    """Of one worker, by Ray's resource names."""
+    room: dict[str, float]
+    """What the cluster has or may grow to."""
+    one_node: bool
+    """All on one node: else a growing cluster may add a node for each, and weights are gathered over the network."""
+
+    def targets_at_once(self) -> int:
+        """Targets that there is room for, at least one."""
+        return int(min(self.room[kind] / (amount * self.workers) for kind, amount in self.each.items()))
+
+    def scaling(self) -> ScalingConfig:
+        """In Ray Train's words."""
+        return ScalingConfig(
+            num_workers=self.workers, use_gpu="GPU" in self.each, resources_per_worker=self.each,
+            placement_strategy="STRICT_PACK" if self.one_node else "PACK",
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        each = " and ".join(f"{amount:g} {kind}" for kind, amount in self.each.items())
+        room = " and ".join(f"{amount:g} {kind}" for kind, amount in self.room.items() if amount not in (0, math.inf))
+        return f"{self.workers} worker{'s' * (self.workers > 1)} a target with {each} each, room for {room}"
+
+
+def needs_of(config: RunConfig) -> Needs:
+    """What one target's workers reserve on the connected Ray.
 
     Raises:
         ClusterError: the cluster as it stands could never hold them.
@@ -65,10 +95,10 @@ def _scaling(config: RunConfig) -> ScalingConfig:
     section, there = config.cluster, ray.cluster_resources()
     room = {"CPU": there.get("CPU", 0.0), "GPU": max(there.get("GPU", 0.0), section.max_gpus or 0)}
     gpus = section.training_gpus if section.training_gpus is not None else float(room["GPU"] > 0)
-    wanted = {"CPU": section.training_cpus, **({"GPU": gpus} if gpus else {})}
+    each = {"CPU": section.training_cpus, **({"GPU": gpus} if gpus else {})}
     if gpus and section.max_gpus:
         room["CPU"] = math.inf  # GPU nodes yet to come bring their CPUs along; Ray Train waits for them
-    for kind, amount in wanted.items():
+    for kind, amount in each.items():
         if amount * section.training_workers > room[kind]:
             growth = " or may grow to" if room[kind] > there.get(kind, 0) else ""
             raise ClusterError(
@@ -76,11 +106,7 @@ def _scaling(config: RunConfig) -> ScalingConfig:
                 f"{room[kind]:g}; lower cluster.training_workers or cluster.training_{kind.lower()}s"
             )
     one_node = section.max_gpus is not None and 0 < gpus * section.training_workers <= section.gpus_per_node
-    return ScalingConfig(
-        num_workers=section.training_workers, use_gpu=gpus > 0, resources_per_worker=wanted,
-        # Else a growing cluster may add a node for each worker, and weights are gathered over the network.
-        placement_strategy="STRICT_PACK" if one_node else "PACK",
-    )  # fmt: skip
+    return Needs(section.training_workers, each, room, one_node)
 
 
 def _fit(config: RunConfig, name: str, scaling: ScalingConfig, progress: Progress) -> None:

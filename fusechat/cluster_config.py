@@ -23,7 +23,7 @@ class ClusterSection(Section):
     gpus_per_node: int = Field(8, ge=1)
     """GPUs of the largest node: a wider engine is spread over nodes."""
     training_workers: int = Field(1, ge=1)
-    """Processes that train one target together (Ray Train, DDP or FSDP2); 1: this process alone, without Ray."""
+    """Processes that train one target together (Ray Train, DDP or FSDP2). Targets run side by side where the cluster has room."""
     training_cpus: float = Field(1, gt=0)
     """CPUs that one training worker reserves."""
     training_gpus: float | None = Field(None, ge=0)

@@ -268,7 +268,7 @@ class RunConfig(Section):
         return Path(self._place("verdicts.jsonl", self.run.output))
 
     def log_path(self, name: str) -> Path:
-        """JSON Lines file of what a step did: `run`, `extract.NAME`, `answer.ID`."""
+        """JSON Lines file of what a step did: `run`, `extract.NAME`, `align.NAME`, `answer.ID`."""
         return self.run.output / "logs" / f"{name}.jsonl"
 
     @property

@@ -140,6 +140,25 @@ def append_json_line(path: Path, record: dict[str, Any]) -> None:
         file.write(line)
 
 
+class ShardLog:
+    """One JSON line for each shard of a store that was done, or failed; `time` is seconds since this log was opened."""
+
+    def __init__(self, path: Path, model_name: str) -> None:
+        self.path, self._model, self._opened = path, model_name, time.time()
+
+    def done(self, result: dict[str, Any]) -> None:
+        """`shard`, `rows` and what else the worker counted."""
+        self._write({"event": "done", **result})
+
+    def failed(self, record: dict[str, Any]) -> None:
+        """`shard`, `attempt`, `set_aside` (whether it is not tried again), `error`."""
+        event = "set_aside" if record["set_aside"] else "retried"
+        self._write({"event": event, **{key: value for key, value in record.items() if key != "set_aside"}})
+
+    def _write(self, record: dict[str, Any]) -> None:
+        append_json_line(self.path, {"model": self._model, "time": round(time.time() - self._opened, 3), **record})
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The whole records of a JSON Lines file that may still be written; none where there is no file.
 

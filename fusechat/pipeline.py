@@ -44,7 +44,6 @@ def steps(config: RunConfig) -> list[Step]:
     names = [model.name for model in config.models]
     sources = [source.name for source in config.sources]
     targets = sources + ([CONTROL] if config.training.train_control else [])
-    training = "trainer.stage" if config.cluster.training_workers == 1 else "cluster.training_job"
     found = [Step("tokenize", "dialogues", (str(config.dialogues_path),), _prepare_dialogues)]
     for name in names:
         splits = (config.tokens_url(name), config.tokens_url(name, "held_out"))
@@ -53,8 +52,8 @@ def steps(config: RunConfig) -> list[Step]:
     found.append(Step("extract", "", urls, lambda config, progress: _extract(config, names, progress)))
     for name in sources:
         found.append(Step("align", name, (config.aligned_url(name),), _stage_call("cluster.alignment", name)))
-    for name in targets:
-        found.append(Step("train", name, (str(config.target_path(name)),), _stage_call(training, name)))
+    folders = tuple(str(config.target_path(name)) for name in targets)
+    found.append(Step("train", "", folders, lambda config, progress: _train(config, targets, progress)))
     found.append(Step("merge", "", (str(config.fused_path),), _merge, _check("merge.stage", "check")))
     answers = _answer_folders(config)
     if answers:
@@ -142,6 +141,10 @@ def _tokenize(name: str, config: RunConfig, progress: Progress) -> list[Artifact
 
 def _extract(config: RunConfig, names: list[str], progress: Progress) -> dict[str, Artifact]:
     return importlib.import_module("cluster.extraction").run(config, names, progress=progress)
+
+
+def _train(config: RunConfig, names: list[str], progress: Progress) -> dict[str, Artifact]:
+    return importlib.import_module("cluster.training").run(config, names, progress=progress)
 
 
 def _merge(config: RunConfig, progress: Progress) -> Artifact:

@@ -11,6 +11,8 @@ from .pipeline import Step, steps
 from .store import RowStore
 
 WATCH_SECONDS = 5.0
+KINDS = {"extract": "logprobs", "align": "aligned"}
+"""Stage -> kind of the stores that it fills."""
 ERROR_WIDTH = 100
 """Characters shown of an error; the log has all of it."""
 
@@ -46,15 +48,17 @@ def status_table(config: RunConfig) -> Any:
         for output in step.outputs:
             name = _name(step, output)
             state, shown = step_state(step, output)
-            if state == "part" and step.stage == "extract":
-                shown = "\n".join([shown, *extraction_news(config, name, output)])
+            if state == "part":
+                shown = "\n".join([shown, *shard_news(config, step.stage, name, output)])
+            if state == "begun" and step.stage == "train":
+                shown = training_news(config, name)
             table.add_row(step.stage, name, state, shown)
     return table
 
 
-def extraction_news(config: RunConfig, name: str, url: str) -> list[str]:
+def shard_news(config: RunConfig, stage: str, name: str, url: str) -> list[str]:
     """Lines about an unfinished store: rate and time left of its last driver, shards set aside, the last error."""
-    records, store = read_json_lines(config.log_path(f"extract.{name}")), RowStore.open(url, "logprobs")
+    records, store = read_json_lines(config.log_path(f"{stage}.{name}")), RowStore.open(url, KINDS[stage])
     missing = store.missing_shards()
     # Seconds count from the start of a driver: where they fall, another one began.
     starts = [i for i in range(1, len(records)) if records[i]["time"] < records[i - 1]["time"]]
@@ -74,6 +78,23 @@ def extraction_news(config: RunConfig, name: str, url: str) -> list[str]:
     return news
 
 
+def training_news(config: RunConfig, name: str) -> str:
+    """How far a target is, from what its trainer has logged; the rate is that of the process that logged last."""
+    logged = read_json_lines(config.target_path(name) / "metrics.jsonl")
+    records = [record for record in logged if "seconds" in record]
+    if not records:
+        return ""
+    # Seconds count from the start of a process: where they fall, another one went on.
+    starts = [i for i in range(1, len(records)) if records[i]["seconds"] < records[i - 1]["seconds"]]
+    own, last = records[starts[-1] if starts else 0 :], records[-1]
+    shown = f"step {last['step']:,}/{last['steps']:,}  loss {last['loss']:.4f}"
+    steps_done, seconds = last["step"] - own[0]["step"], last["seconds"] - own[0]["seconds"]
+    if steps_done and seconds > 0:
+        left = format_seconds((last["steps"] - last["step"]) * seconds / steps_done)
+        shown += f"  {seconds / steps_done:,.1f} s a step, {left} left at that rate"
+    return shown
+
+
 def _name(step: Step, output: str) -> str:
     return step.name if step.name and step.stage != "tokenize" else output.rstrip("/").rsplit("/", 1)[-1]
 
@@ -89,9 +110,9 @@ def step_state(step: Step, output: str) -> tuple[str, str]:
         counts = {key: value for key, value in record["counts"].items() if isinstance(value, int | float) and value}
         shown = "  ".join(f"{key} {value:,}" for key, value in list(counts.items())[:5])
         return "done", f"{shown}  {record['seconds']:.0f} s"
-    if step.stage in ("extract", "align"):
+    if step.stage in KINDS:
         try:
-            store = RowStore.open(output, {"extract": "logprobs", "align": "aligned"}[step.stage])
+            store = RowStore.open(output, KINDS[step.stage])
         except ArtifactError:
             return "-", ""
         present = store.present_shards()

@@ -8,11 +8,28 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import yaml
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# The same examples in every run; `pytest --hypothesis-profile=default` draws others.
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.load_profile("repeatable")
+
+LONGEST_FIRST = (
+    "test_pipeline", "test_inference_faults", "test_cluster_training_job", "test_inference_teacher_engines",
+    "test_cluster_faults", "test_cluster_submission", "test_cluster_alignment", "test_cluster_training",
+    "test_cluster_shard_pool", "test_inference_answers",
+)  # fmt: skip
+"""Files that wait for engines and Ray: begun last, they would leave the second process idle."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture(scope="session")

@@ -46,5 +46,6 @@ def paper_run(folder: Path, **plan: Any) -> dict[str, Any]:
         "pivot": models[0],
         "sources": models[1:],
         "dialogues": {"train": [str(folder / "none.jsonl")]},
+        "cluster": {"training_workers": 8},
         "plan": {"tokens": 95_000_000, "tokens_per_dialogue": 1000, **plan},
     }

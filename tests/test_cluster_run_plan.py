@@ -136,6 +136,17 @@ def test_stages_add_up_and_the_price_follows_the_gpu_hours(tmp_path: Path) -> No
     assert f"{plan.gpu_hours * 2.5:,.2f}" in stage_rows(plan)[-1][-1]
 
 
+@pytest.mark.parametrize(("gpus", "workers", "rounds"), [(8, 8, 6), (8, 2, 2), (32, 8, 2), (48, 8, 1), (4, 8, 12)])
+def test_targets_train_side_by_side_as_far_as_the_fleet_has_room(
+    tmp_path: Path, gpus: int, workers: int, rounds: int
+) -> None:
+    values = paper_run(tmp_path, gpus=gpus)
+    values["cluster"] = {"training_workers": workers}
+    train = make_plan(RunConfig.model_validate(values)).stages[3]
+    targets = len(values["sources"]) + 1  # and the control
+    assert train.hours == pytest.approx(rounds * train.gpu_hours / targets / workers)
+
+
 def test_answers_take_the_weights_once_a_step_of_a_chunk(tmp_path: Path) -> None:
     values = paper_run(tmp_path, store_mib_per_second=1e12, decode_gib_per_second=1000)
     (tmp_path / "ask.txt").write_text("".join(f"question {i}\n" for i in range(33)))

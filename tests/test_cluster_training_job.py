@@ -1,4 +1,4 @@
-"""One target by several workers on a real local Ray: the loss curve of one process, errors as they were raised, deaths."""
+"""One target by several workers on a real local Ray: the loss curve of one process (DDP with a death, FSDP2), errors as raised."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,6 @@ import trainer_runs
 
 from cluster import training_job
 from cluster.session import ray_session
-from fusechat import pipeline
 from fusechat.config import ClusterSection, RunConfig, load_config
 from fusechat.errors import ClusterError, FuseChatError
 from fusechat.logs import Progress
@@ -39,16 +38,14 @@ def shipped_sharding() -> dict[str, Any]:
     return {name: trl[name] for name in ("fsdp", "fsdp_config")}
 
 
-@pytest.mark.parametrize("sharding", [{}, shipped_sharding()], ids=["DDP", "FSDP2 as in the paper's run"])
-def test_two_workers_give_the_loss_curve_of_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], sharding: dict[str, Any]
+def test_two_workers_with_sharded_weights_give_the_loss_curve_of_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     single = trainer_runs.make_run(tmp_path / "one", trl={"gradient_accumulation_steps": 2})
     stage.run(single, "other")
-    trainer_runs.make_run(tmp_path / "two", trl={"gradient_accumulation_steps": 1, **sharding})
+    trainer_runs.make_run(tmp_path / "two", trl={"gradient_accumulation_steps": 1, **shipped_sharding()})
     config = two_workers(tmp_path / "two")
-    step = next(step for step in pipeline.steps(config) if step.label == "train other")
-    step.make(config, Progress())
+    training_job.run(config, "other", progress=Progress())
     assert "2 workers on Ray" in capsys.readouterr().err
     assert losses(config) == pytest.approx(losses(single), abs=1e-5)
     assert stage.run(config, "other").counts["steps"] == len(losses(single))
@@ -57,10 +54,12 @@ def test_two_workers_give_the_loss_curve_of_one(
 def test_error_of_a_worker_comes_back_as_it_was_raised(tmp_path: Path) -> None:
     trainer_runs.make_run(tmp_path, trl={"learning_rate": 1e30, "max_grad_norm": 0, "warmup_steps": 0})
     with pytest.raises(FuseChatError, match=r"the loss is (nan|inf).*dialogue-\d+; expected"):
-        training_job.run(two_workers(tmp_path), "other")
+        training_job.run(load_config(tmp_path / "run.yaml"), "other")
 
 
-def test_workers_that_die_go_on_from_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_die_go_on_from_the_last_checkpoint_to_the_loss_curve_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     single = trainer_runs.make_run(tmp_path / "one", trl={"gradient_accumulation_steps": 2})
     stage.run(single, "other")
     trainer_runs.make_run(tmp_path / "two", trl={"gradient_accumulation_steps": 1, "save_steps": 1})
@@ -95,24 +94,17 @@ def test_workers_that_do_not_fit_are_refused_at_once(tmp_path: Path) -> None:
 def test_workers_on_a_cluster_that_grows_are_waited_for_on_one_node_with_gpus(tmp_path: Path) -> None:
     trainer_runs.make_run(tmp_path)
     grows = ["cluster.training_workers=8", "cluster.gpus_per_node=8"]
-    found = training_job._scaling(two_workers(tmp_path, *grows, "cluster.max_gpus=32"))
-    assert found.use_gpu and found.placement_strategy == "STRICT_PACK"
-    over_nodes = training_job._scaling(two_workers(tmp_path, "cluster.training_workers=16", "cluster.max_gpus=32"))
-    assert over_nodes.placement_strategy == "PACK"
+    found = training_job.needs_of(two_workers(tmp_path, *grows, "cluster.max_gpus=32"))
+    assert found.scaling().use_gpu and found.scaling().placement_strategy == "STRICT_PACK"
+    over_nodes = training_job.needs_of(two_workers(tmp_path, "cluster.training_workers=16", "cluster.max_gpus=32"))
+    assert over_nodes.scaling().placement_strategy == "PACK"
     with pytest.raises(ClusterError, match=r"8 workers with 1 GPUs each, the cluster has or may grow to 4; lower"):
-        training_job._scaling(two_workers(tmp_path, *grows, "cluster.max_gpus=4"))
+        training_job.needs_of(two_workers(tmp_path, *grows, "cluster.max_gpus=4"))
 
 
 def test_workers_ask_for_gpus_that_the_cluster_may_grow_to(tmp_path: Path) -> None:
     trainer_runs.make_run(tmp_path)
     growing = two_workers(tmp_path, "cluster.max_gpus=2", "cluster.training_cpus=8")
-    assert training_job._scaling(growing).resources_per_worker == {"CPU": 8, "GPU": 1}
+    assert training_job.needs_of(growing).each == {"CPU": 8, "GPU": 1}
     with pytest.raises(ClusterError, match=r"2 workers with 1 GPUs each, the cluster has or may grow to 1; lower"):
         training_job.run(two_workers(tmp_path, "cluster.max_gpus=1"), "other")
-
-
-def test_one_worker_is_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = trainer_runs.make_run(tmp_path, trl={"num_train_epochs": 1})
-    monkeypatch.setattr(training_job, "run", lambda *_, **__: pytest.fail("Ray was asked for"))
-    step = next(step for step in pipeline.steps(config) if step.label == "train other")
-    assert step.make(config, Progress(quiet=True)).counts["steps"] == 6

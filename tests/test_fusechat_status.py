@@ -43,7 +43,7 @@ def test_status_shows_rate_and_time_left_of_the_last_driver(cut_short: tuple[Run
         {**done, "time": 30.0, "shard": 3, "rows": 300},
     )
     rows = store.plan.num_rows_of(store.missing_shards())
-    (line,) = status.extraction_news(config, "other", store.url)
+    (line,) = status.shard_news(config, "extract", "other", store.url)
     assert line == f"20 rows/s since its first shard, 0:{round(rows / 20):02d} left at that rate"
 
 
@@ -58,12 +58,28 @@ def test_status_names_shards_set_aside_and_the_last_error_that_still_counts(
         {"event": "retried", "time": 2.0, "shard": last, "attempt": 1, "error": "first"},
         {"event": "set_aside", "time": 3.0, "shard": last, "attempt": 2, "error": "the engine\nraised"},
     )
-    assert status.extraction_news(config, "other", store.url) == [
+    assert status.shard_news(config, "extract", "other", store.url) == [
         f"set aside: shards {last}",
         "last error: the engine raised",
     ]
     status.show_status(config)
     assert "last error: the engine raised" in capsys.readouterr().out
+
+
+def test_status_shows_how_far_a_target_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = trainer_runs.make_run(tmp_path)
+    folder = config.target_path("other")
+    folder.mkdir(parents=True)
+    (folder / "plan.json").write_text("{}", encoding="utf-8")
+    assert status.training_news(config, "other") == ""
+    times = [(1, 500.0), (2, 510.0), (3, 7.0), (4, 9.0), (7, 15.0)]  # another process went on with the third step
+    records = [{"step": step, "steps": 20, "seconds": seconds, "loss": 2.5} for step, seconds in times]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    monkeypatch.setenv("COLUMNS", "200")
+    status.show_status(config)
+    assert "step 7/20  loss 2.5000  2.0 s a step, 0:26 left at that rate" in capsys.readouterr().out
 
 
 def test_watched_status_ends_with_the_run(

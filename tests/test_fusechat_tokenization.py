@@ -4,7 +4,7 @@ from functools import cache
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from small_tokenizers import ABSORBING, CONTROLS, EXACT, LLAMA2, NORMALISING, SPECIAL, TEMPLATES, TOKENIZERS, pieces_of
 
@@ -176,6 +176,8 @@ def test_token_ids_without_control_text_equal_apply_chat_template(kind: str, tem
     messages = [{"role": message.role, "content": message.content} for message in dialogue.messages]
     expected = tokenizer.apply_chat_template(messages, chat_template=jinja, tokenize=True, return_dict=False)
     rendered = render(tokenizer, jinja, dialogue)
+    # Random characters may spell a control token, which apply_chat_template takes for one.
+    assume(not any(token in content for token in tokenizer.get_added_vocab() for content in rendered.contents))
     guarded = controls_of(kind).encode_guarded(rendered.template_parts, rendered.contents)
     assert guarded.encoding.ids == expected  # the detour must not change what needs no detour
     try:

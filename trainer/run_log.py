@@ -1,6 +1,7 @@
 """What a training run shows and keeps: one progress bar, and metrics.jsonl in the target's folder."""
 
 import json
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,21 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class RunLog(TrainerCallback):
-    """Shows the steps and keeps every logged record; a resumed run goes on where its checkpoint stood."""
+    """Shows the steps and keeps every logged record; a resumed run goes on where its checkpoint stood.
+
+    `seconds` of a record count from the start of training in this process.
+    """
 
     def __init__(self, progress: Progress, label: str, folder: Path) -> None:
         self._progress, self._label, self._metrics = progress, label, folder / METRICS_FILE
         self._stack, self._task, self._note = ExitStack(), None, ""
 
     _task: Task | None
+    _began: float
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
+            self._began = time.monotonic()
             _forget_later_steps(self._metrics, state.global_step)
             steps = self._progress.task(self._label, state.max_steps, "steps", done=state.global_step)
             self._task = self._stack.enter_context(steps)
@@ -31,7 +37,9 @@ class RunLog(TrainerCallback):
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
         if state.is_world_process_zero and logs and "loss" in logs:
             self._note = f"loss {logs['loss']:.4f}"
-            append_json_line(self._metrics, {"step": state.global_step, **logs})
+            seconds = round(time.monotonic() - self._began, 3)
+            record = {"step": state.global_step, "steps": state.max_steps, "seconds": seconds, **logs}
+            append_json_line(self._metrics, record)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step >= state.max_steps:

@@ -63,24 +63,52 @@ def run(config: RunConfig, target_name: str, *, progress: Progress | None = None
     processes = PartialState(cpu=not torch.accelerator.is_available())
     inputs = read_inputs(config, target_name)
     arguments = training_arguments(config, num_processes=processes.num_processes)
+    with processes.main_process_first():
+        claim = claim_target(config, target_name)
+    if claim.artifact is None:
+        _train(config, target_name, inputs, arguments, claim, progress)
+        processes.wait_for_everyone()
+    return claim.artifact or artifact.load(config.target_path(target_name), "target")
+
+
+def claim_target(config: RunConfig, target_name: str) -> Claim:
+    """Take a target's folder; neither rows nor a model are read.
+
+    Raises:
+        ArtifactError: the artifacts that it is trained from are missing, or the folder holds another plan's work.
+    """
+    choice = row_choice(config, target_name)
     # Without rows the loss is plain SFT, whatever the fusion's settings: one control serves runs that differ in them.
-    unused = {"train_control", *(FUSION_FIELDS if inputs.choice == "none" else ())}
+    unused = {"train_control", *(FUSION_FIELDS if choice == "none" else ())}
     settings = {
         "training": config.training.model_dump(mode="json", exclude=unused),
         "seed": config.run.seed,
         "max_tokens": config.dialogues.max_tokens,
-        "row_choice": inputs.choice,
-        "pivot": model_files.digests(inputs.pivot_folder, config.run.output / "digests.json"),
+        "row_choice": choice,
+        "pivot": model_files.digests(model_files.resolve_model(config.pivot), config.run.output / "digests.json"),
     }
-    target = config.target_path(target_name)
-    with processes.main_process_first():
-        claim = artifact.claim(
-            target, "target", settings=settings, parents=inputs.parents, if_changed=config.run.if_changed
-        )
-    if claim.artifact is None:
-        _train(config, target_name, inputs, arguments, claim, progress)
-        processes.wait_for_everyone()
-    return claim.artifact or artifact.load(target, "target")
+    return artifact.claim(
+        config.target_path(target_name), "target", settings=settings, parents=_parents(config, target_name, choice),
+        if_changed=config.run.if_changed,
+    )  # fmt: skip
+
+
+def row_choice(config: RunConfig, target_name: str) -> RowChoice:
+    """Whose rows supervise a target: the control has none."""
+    return config.training.row_choice if target_name != CONTROL else "none"
+
+
+def _parents(config: RunConfig, target_name: str, choice: RowChoice) -> dict[str, Artifact]:
+    """What a target is trained from, by role."""
+    pivot = config.pivot.name
+    parents = {"tokens": artifact.load(config.tokens_url(pivot), "tokens")}
+    if choice not in ("none", "source"):
+        parents["pivot_rows"] = artifact.load(config.logprobs_url(pivot), "logprobs")
+    if choice not in ("none", "pivot"):
+        parents["source_rows"] = artifact.load(config.aligned_url(target_name), "aligned")
+    if choice == "min_ce_released":
+        parents["source_own_rows"] = artifact.load(config.logprobs_url(target_name), "logprobs")
+    return parents
 
 
 def read_inputs(config: RunConfig, target_name: str) -> Inputs:
@@ -93,8 +121,8 @@ def read_inputs(config: RunConfig, target_name: str) -> Inputs:
     """
     if target_name != CONTROL and target_name not in [source.name for source in config.sources]:
         raise ConfigError(f"no target {target_name!r}; the run has {[*(s.name for s in config.sources), CONTROL]}")
-    pivot, choice = config.pivot.name, config.training.row_choice if target_name != CONTROL else "none"
-    parents = {"tokens": artifact.load(config.tokens_url(pivot), "tokens")}
+    pivot, choice = config.pivot.name, row_choice(config, target_name)
+    parents = _parents(config, target_name, choice)
     tokens = Tokens.read(config.tokens_url(pivot))
     folder = model_files.resolve_model(config.pivot)
     digests = model_files.digests(folder, config.run.output / "digests.json")
@@ -108,29 +136,22 @@ def read_inputs(config: RunConfig, target_name: str) -> Inputs:
             f"pivot.template: {config.pivot.template!r} is not the template that {config.tokens_url(pivot)} was made under; "
             "set it back, or run all stages from tokenize on again"
         )
-    stores: dict[str, RowStore] = {}
-    if choice not in ("none", "source"):
-        parents["pivot_rows"] = artifact.load(config.logprobs_url(pivot), "logprobs")
-        stores["pivot_rows"] = _open_store(
-            config.logprobs_url(pivot), "logprobs", parents["pivot_rows"], parents, tokens
-        )
-    if choice not in ("none", "pivot"):
-        parents["source_rows"] = artifact.load(config.aligned_url(target_name), "aligned")
-        stores["source_rows"] = _open_store(
-            config.aligned_url(target_name), "aligned", parents["source_rows"], parents, tokens
-        )
-    if choice == "min_ce_released":
-        parents["source_own_rows"] = artifact.load(config.logprobs_url(target_name), "logprobs")
-        stores["source_own_rows"] = RowStore.open(config.logprobs_url(target_name), "logprobs")
+    stores: dict[str, RowStore] = {
+        role: _open_store(parents[role], parents["tokens"], tokens)
+        for role in ("pivot_rows", "source_rows")
+        if role in parents
+    }
+    if "source_own_rows" in parents:
+        stores["source_own_rows"] = RowStore.open(parents["source_own_rows"].url, "logprobs")
     return Inputs(choice, tokens, parents, folder, stores)
 
 
-def _open_store(url: str, kind: str, record: Artifact, parents: dict[str, Artifact], tokens: Tokens) -> RowStore:
-    store = RowStore.open(url, kind)
-    if parents["tokens"].fingerprint not in record.record["parents"].values():
+def _open_store(rows: Artifact, made_from: Artifact, tokens: Tokens) -> RowStore:
+    url, store = rows.url, RowStore.open(rows.url, rows.kind)
+    if made_from.fingerprint not in rows.record["parents"].values():
         raise ArtifactError(
-            f"{url}: was made from other tokens than {parents['tokens'].url} "
-            f"({record.record['parents']}, expected {parents['tokens'].fingerprint}); run the stages before training again"
+            f"{url}: was made from other tokens than {made_from.url} "
+            f"({rows.record['parents']}, expected {made_from.fingerprint}); run the stages before training again"
         )
     if store.attributes["vocab_size"] != tokens.attributes["vocab_size"]:
         raise ArtifactError(
@@ -138,9 +159,7 @@ def _open_store(url: str, kind: str, record: Artifact, parents: dict[str, Artifa
             f"{tokens.attributes['vocab_size']}; run the stages before training again"
         )
     if not np.array_equal(store.plan.row_offsets, tokens.row_offsets):
-        raise ArtifactError(
-            f"{url}: its rows are not those of {parents['tokens'].url}; run the stages before training again"
-        )
+        raise ArtifactError(f"{url}: its rows are not those of {made_from.url}; run the stages before training again")
     return store
 
 

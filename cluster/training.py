@@ -1,0 +1,79 @@
+"""The train stage over all targets of a run: in turn, or side by side where the cluster has room for several.
+
+Resources decide, and what was chosen is said. A machine without a second accelerator trains in this process, one target
+after the other, each with all its cores. Elsewhere every target is a Ray Train job of its own (`training_job`), and as
+many run at once as fit.
+"""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
+
+import torch
+
+from fusechat.artifact import Artifact
+from fusechat.config import RunConfig
+from fusechat.logs import Progress
+from trainer import stage
+
+from . import training_job
+from .session import ray_session
+
+
+def run(config: RunConfig, names: list[str], *, progress: Progress) -> dict[str, Artifact]:
+    """Train the targets that are not finished.
+
+    Returns:
+        name -> finished target.
+    Raises:
+        ClusterError: the cluster cannot hold the workers of one target, or they kept dying.
+        FuseChatError: whatever the trainer's stage raises. The targets that were being trained beside it are finished
+            first; those not begun are left.
+    """
+    found = {name: stage.claim_target(config, name).artifact for name in names}
+    left = [name for name, artifact in found.items() if artifact is None]
+    if not left:
+        return {name: artifact for name, artifact in found.items() if artifact is not None}
+    for name in (name for name in names if name not in left):
+        progress.say(f"train {name}: done before, skipped")
+    if _in_this_process(config):
+        progress.say(f"train: {', '.join(left)} in turn, in this process")
+        made = {name: stage.run(config, name, progress=progress) for name in left}
+    else:
+        made = _on_ray(config, left, progress)
+    return {name: found[name] or made[name] for name in names}
+
+
+def _in_this_process(config: RunConfig) -> bool:
+    """Whether there is nothing to share out: one worker a target, no cluster, and no second accelerator on this machine."""
+    alone = config.cluster.training_workers == 1 and not config.cluster.ray_address
+    return alone and torch.accelerator.device_count() < 2
+
+
+def _on_ray(config: RunConfig, names: list[str], progress: Progress) -> dict[str, Artifact]:
+    stop = threading.Event()
+
+    def train(name: str) -> Artifact | None:
+        if stop.is_set():
+            return None
+        try:
+            return training_job.run(config, name, progress=progress)
+        except BaseException as error:
+            stop.set()
+            progress.say(f"train {name}: failed: {error}")
+            raise
+
+    with ray_session(config.cluster):
+        needs = training_job.needs_of(config)
+        at_once = min(needs.targets_at_once(), len(names))
+        how = f"{at_once} side by side" if at_once > 1 else "in turn"
+        progress.say(f"train: {', '.join(names)} on Ray, {how}: {needs}")
+        threads = ThreadPoolExecutor(at_once, thread_name_prefix="train")
+        try:
+            jobs = {name: threads.submit(train, name) for name in names}
+            wait(jobs.values())
+        finally:  # not waited for: whoever interrupts the run ends this session, and with it the jobs
+            stop.set()
+            threads.shutdown(wait=False, cancel_futures=True)
+    for error in filter(None, (job.exception() for job in jobs.values())):
+        raise error
+    return {name: artifact for name, job in jobs.items() if (artifact := job.result()) is not None}
