@@ -65,7 +65,7 @@ def _on_ray(config: RunConfig, names: list[str], progress: Progress) -> dict[str
     with ray_session(config.cluster):
         needs = training_job.needs_of(config)
         at_once = min(needs.targets_at_once(), len(names))
-        how = f"{at_once} side by side" if at_once > 1 else "in turn"
+        how = f"up to {at_once} side by side" if at_once > 1 else "in turn"
         progress.say(f"train: {', '.join(names)} on Ray, {how}: {needs}")
         threads = ThreadPoolExecutor(at_once, thread_name_prefix="train")
         try:

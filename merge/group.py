@@ -187,8 +187,8 @@ class TensorGroup:
         count = len(self.sources)
         if self.is_kept:
             bits = self._room[count * start : count * stop].reshape(count, stop - start)
-        else:
-            bits = np.empty((count, stop - start), dtype)
+        else:  # a thread has one block in hand at a time
+            bits = self.allocate("block", (count, stop - start), dtype)
         for source, row in zip(self.sources, bits, strict=True):
             if self.is_bfloat16:
                 source.read_raw(start, row.view(np.uint8))

@@ -3,6 +3,7 @@
 `python ray_head.py DASHBOARD_PORT NUM_CPUS` prints the address of the control store, then waits until standard input ends.
 """
 
+import functools
 import logging
 import os
 import signal
@@ -68,7 +69,10 @@ def start_head(num_cpus: int = 2) -> Head:
 
 def main(port: str, num_cpus: str) -> None:
     import ray
+    from ray._private.parameter import RayParams
 
+    # Jobs go to no node whose agent found its port taken by another Ray on this machine; `init` has no argument for it.
+    RayParams.__init__ = functools.partialmethod(RayParams.__init__, dashboard_agent_listen_port=0)  # type: ignore[method-assign]
     context = ray.init(
         address="local", num_cpus=int(num_cpus), include_dashboard=True, dashboard_host="127.0.0.1", dashboard_port=int(port),
         _node_ip_address="127.0.0.1", log_to_driver=False, logging_level=logging.ERROR,

@@ -82,7 +82,7 @@ def test_targets_are_trained_side_by_side_where_both_fit(
     for name in NAMES:
         assert trainer_runs.losses(config, name) == pytest.approx(trainer_runs.losses(expected, name), abs=1e-5)
     shown = capsys.readouterr().err
-    assert "train: other, sft on Ray, 2 side by side: 1 worker a target with 1 CPU each, room for 2 CPU" in shown
+    assert "train: other, sft on Ray, up to 2 side by side: 1 worker a target with 1 CPU each, room for 2 CPU" in shown
 
 
 @pytest.mark.usefixtures("local_ray")
