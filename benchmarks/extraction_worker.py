@@ -60,8 +60,7 @@ class Engine:
         self._fresh_store()
         self.actor = TeacherActor(config.dump(), NAME)
         self.actor.start()
-        tokens = self.actor.tokens
-        self._ids = [tokens.token_ids[tokens.tokens_of(number)] for number in range(tokens.num_dialogues)]
+        self._ids, self._marks = self.actor._dialogues(range(self.actor.tokens.num_dialogues))
 
     def prefill(self) -> None:
         """The same prompts through the same engine, no row taken."""
@@ -80,9 +79,7 @@ class Engine:
         """Keep the rows as they leave the engine, before any rounding, in an .npz file."""
         from inference.rows import concatenate_rows
 
-        tokens = self.actor.tokens
-        marks = [tokens.is_target[tokens.tokens_of(number)] for number in range(tokens.num_dialogues)]
-        rows = concatenate_rows(self._teacher().score(self._ids, marks), self.config.extraction.k)
+        rows = concatenate_rows(self._teacher().score(self._ids, self._marks), self.config.extraction.k)
         np.savez(path, **vars(rows))
 
     def peak(self) -> dict[str, int]:
