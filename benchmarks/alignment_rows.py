@@ -187,8 +187,8 @@ def project(
     p, s = target_rows(pivot, everything), target_rows(source, everything)
     spans, probs, tables = align_spans(p, s), source_rows(rows), vocabularies.tables
     if section.token_rule == "released":
-        sides = [dialogue_tokens(tokens, everything) for tokens in (pivot, source)]
-        found = project_shard(*sides, probs, rows["topk_logprobs"], vocabularies, K)
+        ours, theirs = (dialogue_tokens(tokens, everything) for tokens in (pivot, source))
+        found = project_shard(ours, theirs, probs, rows["topk_logprobs"], vocabularies, K)
     elif section.row_rule == "map":
         found = project_map(p, spans, probs, tables.source_to_pivot, vocabularies.vocab_size, K)
     else:

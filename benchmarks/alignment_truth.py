@@ -152,8 +152,8 @@ def compare(
         own = path[np.arange(len(path)), turns[1]]
         top.append((ids.astype(np.int32), np.log(np.take_along_axis(path, ids, 1)).astype(np.float32), np.log(own)))
     names = ("topk_ids", "topk_logprobs", "label_logprob")
-    rows = {n: np.concatenate(part) for n, part in zip(names, zip(*top, strict=True), strict=True)}
-    rows["label_logprob"] = rows["label_logprob"].astype(np.float32)
+    source_rows = {n: np.concatenate(part) for n, part in zip(names, zip(*top, strict=True), strict=True)}
+    source_rows["label_logprob"] = source_rows["label_logprob"].astype(np.float32)
     truth = np.concatenate(truths)
     found: dict[str, Any] = {
         "rows": len(truth), "pivot_vocabulary": size, "unknown_mass": float(np.concatenate(unknown).mean()),
@@ -161,7 +161,7 @@ def compare(
     }  # fmt: skip
     labels = pivot.token_ids[pivot.is_target]
     for rule, section in RULES.items():
-        _, _, _, projection = project(section, pivot, source, rows, vocabularies_of(section, *sides))
+        _, _, _, projection = project(section, pivot, source, source_rows, vocabularies_of(section, *sides))
         found[rule] = _means(kl_from_truth(truth, projection, labels))
     found["best of K entries"] = _means(kl_from_truth(truth, best_rows(truth, labels), labels))
     return found

@@ -30,7 +30,7 @@ def measure(config: Any, rounds: int, say: Callable[[str], None]) -> dict[int, l
     cores = sorted(os.sched_getaffinity(0))[:2]
     found: dict[int, list[float]] = {1: [], 2: []}
     with ray_session(ClusterSection(num_cpus=2)):
-        make = ray.remote(PinnedActor).options(num_cpus=1, max_concurrency=IN_FLIGHT)
+        make: Any = ray.remote(PinnedActor).options(num_cpus=1, max_concurrency=IN_FLIGHT)
         actors = [make.remote(config.dump(), "teacher") for _ in cores]
         ray.get([actor.start.remote() for actor in actors])
         ray.get([actor.pin.remote(core) for actor, core in zip(actors, cores, strict=True)])
@@ -47,7 +47,8 @@ def measure(config: Any, rounds: int, say: Callable[[str], None]) -> dict[int, l
 
 def _work_off(actors: list[Any], shards: list[int]) -> float:
     """Seconds until all shards are written, `IN_FLIGHT` at an actor at a time."""
-    started, waiting = time.perf_counter(), {}
+    started = time.perf_counter()
+    waiting: dict[Any, Any] = {}
     free = [actor for actor in actors for _ in range(IN_FLIGHT)]
     while shards or waiting:
         while free and shards:

@@ -106,7 +106,8 @@ class Plain:
 
         self._torch, self._k = torch, config.extraction.k
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model = AutoModelForCausalLM.from_pretrained(config.pivot.model, dtype="auto").to(self._device).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(config.pivot.model, dtype="auto")
+        self._model = model.to(self._device).eval()
         self._tokens = Tokens.read(config.tokens_url(NAME))
 
     def extract(self) -> None:

@@ -228,7 +228,7 @@ def measure(config: RunConfig, tokenizer_of: str, folder: Path, world: World) ->
         mine = np.array([dialogue.kind == lexicon for dialogue in dialogues])
         sizes = np.array([len(dialogue.messages[1].content.encode()) for dialogue in dialogues])
         right = [
-            is_exact(tokenizer.decode(answer or []), dialogues[number].messages[1].content)
+            is_exact(str(tokenizer.decode(answer or [])), dialogues[number].messages[1].content)
             for number, answer in zip(asked, answers, strict=True) if dialogues[number].kind == lexicon
         ]  # fmt: skip
         found[lexicon] = {

@@ -89,7 +89,7 @@ class World:
 
     def held_out(self) -> list[Dialogue]:
         """Every noun and every answer to it, under a question that training does not ask; see `held_out_weights`."""
-        found = []
+        found: list[Dialogue] = []
         for lexicon, entries in self.lexicons.items():
             for noun, words in entries.items():
                 for word in words:

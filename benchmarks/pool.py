@@ -13,6 +13,7 @@ The last line is one JSON object.
 
 import argparse
 import json
+import logging
 import os
 import platform
 import statistics
@@ -75,7 +76,7 @@ class Fleet:
 
     def __init__(self, actors: int) -> None:
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 * 2**20})
-        ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=self.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         per_node = -(-actors // 4)
         self.nodes = [self.join(per_node) for _ in range(3)] + [self.join(max(1, actors - 3 * per_node - 4))]
         self.doomed = self.join(4)
@@ -183,7 +184,7 @@ def fleet_run(fleet: Fleet, actors: int, seconds: float, after: float, slowness:
         lost = set(range(shards)) - done - set(job.set_aside)
     if len(results) != shards - len(job.set_aside):
         raise SystemExit(f"{len(results)} results for {shards} shards, {len(job.set_aside)} set aside")
-    deaths = sum("an engine died" in line for line in lines)
+    deaths = sum("a worker died" in line for line in lines)
     return {
         "idle_share": round(_idle_share(busy, first, last), 4),
         "shards": shards, "lost_shards": len(lost), "set_aside": sorted(job.set_aside),
@@ -199,12 +200,12 @@ def _faults(fleet: Fleet, busy: dict[int, Any], actors: int, seconds: float, job
     first = time.time()
     time.sleep(seconds)
     last = time.time()
-    print(f"fleet: {len(job.shards)} shards left; a node dies, one joins, one leaves", flush=True)
+    print(f"fleet: {len(job.queue)} shards left; a node dies, one joins, one leaves", flush=True)
     fleet.cluster.remove_node(fleet.doomed, allow_graceful=False)
     fleet.join(8)
     time.sleep(8)
     fleet.cluster.remove_node(fleet.nodes.pop(), allow_graceful=True)
-    print(f"fleet: {len(job.shards)} shards left after it", flush=True)
+    print(f"fleet: {len(job.queue)} shards left after it", flush=True)
     return first, last
 
 

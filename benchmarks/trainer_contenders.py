@@ -22,7 +22,7 @@ from trainer.fused_loss import LossOptions
 from trainer.fusion_dataset import FusionDataset
 from trainer.fusion_trainer import FusionTrainer
 
-DEVICE = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 CONTENDERS = ("sft", "fusion", "fusion_off", "dense")
 K = 10
 STEPS = 2
@@ -36,7 +36,8 @@ def make_stores(folder: Path, arguments: argparse.Namespace) -> None:
     tokens = _read_tokens(arguments)
     tokens.write(str(folder / "tokens"))
     plan = tokens.plan(arguments.tokens * 8)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype="float32").to(DEVICE)
+    model: Any = AutoModelForCausalLM.from_pretrained(arguments.model, dtype="float32")
+    model.to(DEVICE)
     for name, kind in (("pivot", "logprobs"), ("source", "aligned")):
         store = RowStore.create(
             str(folder / name),
@@ -114,7 +115,7 @@ class SftCollator:
         self._collator = collator
 
     def __call__(self, features: list[dict[str, int]]) -> dict[str, Any]:
-        batch = self._collator(features)
+        batch: dict[str, Any] = dict(self._collator(features))
         fusion = batch.pop(FUSION_KEY)
         labels = torch.full_like(batch["input_ids"], -100)
         labels.view(-1)[fusion["hidden_index"] + 1] = fusion["labels"]
@@ -136,14 +137,15 @@ class DenseTrainer(SFTTrainer):
             target.view(-1, vocab_size)[fusion["hidden_index"]] = torch.zeros(
                 len(chosen), vocab_size, dtype=torch.bfloat16, device=logits.device
             ).scatter_add_(1, fusion["topk_ids"], chosen.bfloat16())
-        target = torch.where(torch.ones(batch, 1, 1, dtype=torch.bool, device=logits.device), *targets)
+        first = torch.ones(batch, 1, 1, dtype=torch.bool, device=logits.device)
+        chosen_target = torch.where(first, targets[0], targets[1])
         labels = torch.full((batch * tokens,), -100, device=logits.device)
         labels[fusion["hidden_index"]] = fusion["labels"]
         count = len(fusion["labels"])
         log_q = torch.log_softmax(logits.float(), dim=-1)
         sft = nn.functional.nll_loss(log_q.view(-1, vocab_size), labels, reduction="sum") / count
         mask = (labels != -100).view(batch, tokens)
-        return 0.9 * sft + 0.1 * (-(target * log_q).sum(-1) * mask).sum() / count
+        return 0.9 * sft + 0.1 * (-(chosen_target * log_q).sum(-1) * mask).sum() / count
 
 
 def make_trainer(name: str, model: PreTrainedModel, stores: Path, arguments: argparse.Namespace) -> SFTTrainer:
