@@ -34,6 +34,7 @@ class Endpoint(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: Endpoint
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # headers and body in one packet: the second of two would wait 40 ms for the first one's receipt
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))

@@ -9,7 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from fusechat import pipeline
-from fusechat.cli import app
+from fusechat.cli import app, main
 from fusechat.config import load_config
 from fusechat.errors import UserError
 from fusechat.logs import Progress
@@ -22,17 +22,25 @@ def fusechat(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["extraction.kk=3"], "did you mean 'k'"),
         (["pivot.model=/nowhere/at/all"], "no model folder /nowhere/at/all"),
         (["dialogues.train=[/nowhere.jsonl]"], "/nowhere.jsonl"),
         (["pivot.template=/nowhere.jinja"], "neither 'native', 'pivot' nor a readable Jinja file"),
     ],
 )
-def test_run_users_mistake_is_one_clear_line_and_status_2(run_file: Path, overrides: list[str], says: str) -> None:
+def test_run_users_mistake_is_one_clear_line_and_status_2(
+    run_file: Path, overrides: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = [part for override in overrides for part in ("--set", override)]
-    result = fusechat("tokenize", "-c", str(run_file), *arguments)
-    assert result.returncode == 2, result.stderr
-    assert says in result.stderr and "Traceback" not in result.stderr
+    monkeypatch.setattr(sys, "argv", ["fusechat", "tokenize", "-c", str(run_file), *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    shown = capsys.readouterr().err
+    assert ended.value.code == 2 and says in shown, shown
+
+
+def test_misspelt_key_ends_the_process_with_the_nearest_one_and_status_2(run_file: Path) -> None:
+    result = fusechat("tokenize", "-c", str(run_file), "--set", "extraction.kk=3")
+    assert result.returncode == 2 and "did you mean 'k'" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_answering_without_questions_is_refused_with_the_field_that_names_some(run_file: Path) -> None:

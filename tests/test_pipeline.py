@@ -67,7 +67,7 @@ def test_status_and_inspect_show_what_is_there(
 ) -> None:
     shown = fusechat("status", "-c", finished_run[0]).stdout
     assert len(re.findall(r"\bdone\b", shown)) == 12, shown
-    for kind in ("logprobs/llama", "logprobs/mixtral", "aligned/mixtral"):
+    for kind in ("logprobs/mixtral", "aligned/mixtral"):
         shown = fusechat("inspect", output / kind, "--verify", "--dialogue", "1").stdout
         assert "every checksum holds" in shown and "mean label logprob" in shown and "top tokens" in shown
 
