@@ -49,11 +49,11 @@ def steps(config: RunConfig) -> list[Step]:
         splits = (config.tokens_url(name), config.tokens_url(name, "held_out"))
         found.append(Step("tokenize", name, splits, partial(_tokenize, name)))
     urls = tuple(config.logprobs_url(name) for name in names)
-    found.append(Step("extract", "", urls, lambda config, progress: _extract(config, names, progress)))
+    found.append(Step("extract", "", urls, _stage_call("cluster.extraction", names)))
     for name in sources:
         found.append(Step("align", name, (config.aligned_url(name),), _stage_call("cluster.alignment", name)))
     folders = tuple(str(config.target_path(name)) for name in targets)
-    found.append(Step("train", "", folders, lambda config, progress: _train(config, targets, progress)))
+    found.append(Step("train", "", folders, _stage_call("cluster.training", targets)))
     found.append(Step("merge", "", (str(config.fused_path),), _merge, _check("merge.stage", "check")))
     answers = _answer_folders(config)
     if answers:
@@ -139,22 +139,14 @@ def _tokenize(name: str, config: RunConfig, progress: Progress) -> list[Artifact
     return importlib.import_module("fusechat.tokenize_stage").tokenize(config, name, progress=progress)
 
 
-def _extract(config: RunConfig, names: list[str], progress: Progress) -> dict[str, Artifact]:
-    return importlib.import_module("cluster.extraction").run(config, names, progress=progress)
-
-
-def _train(config: RunConfig, names: list[str], progress: Progress) -> dict[str, Artifact]:
-    return importlib.import_module("cluster.training").run(config, names, progress=progress)
-
-
 def _merge(config: RunConfig, progress: Progress) -> Artifact:
     # A local Ray has no cores and no disks but those that a merge in this process uses already.
     module = "cluster.merging" if config.cluster.ray_address else "merge.stage"
     return importlib.import_module(module).run(config, progress=progress)
 
 
-def _stage_call(module: str, *arguments: str) -> Callable[[RunConfig, Progress], Artifact]:
-    def call(config: RunConfig, progress: Progress) -> Artifact:
+def _stage_call(module: str, *arguments: str | list[str]) -> Callable[[RunConfig, Progress], Any]:
+    def call(config: RunConfig, progress: Progress) -> Any:
         return importlib.import_module(module).run(config, *arguments, progress=progress)
 
     return call

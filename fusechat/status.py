@@ -60,9 +60,7 @@ def shard_news(config: RunConfig, stage: str, name: str, url: str) -> list[str]:
     """Lines about an unfinished store: rate and time left of its last driver, shards set aside, the last error."""
     records, store = read_json_lines(config.log_path(f"{stage}.{name}")), RowStore.open(url, KINDS[stage])
     missing = store.missing_shards()
-    # Seconds count from the start of a driver: where they fall, another one began.
-    starts = [i for i in range(1, len(records)) if records[i]["time"] < records[i - 1]["time"]]
-    own = [record for record in records[starts[-1] if starts else 0 :] if record["event"] == "done"]
+    own = [record for record in _of_last_process(records, "time") if record["event"] == "done"]
     news = []
     if len(own) > 1 and own[-1]["time"] > own[0]["time"]:
         rate = sum(record["rows"] for record in own[1:]) / (own[-1]["time"] - own[0]["time"])
@@ -84,15 +82,19 @@ def training_news(config: RunConfig, name: str) -> str:
     records = [record for record in logged if "seconds" in record]
     if not records:
         return ""
-    # Seconds count from the start of a process: where they fall, another one went on.
-    starts = [i for i in range(1, len(records)) if records[i]["seconds"] < records[i - 1]["seconds"]]
-    own, last = records[starts[-1] if starts else 0 :], records[-1]
+    own, last = _of_last_process(records, "seconds"), records[-1]
     shown = f"step {last['step']:,}/{last['steps']:,}  loss {last['loss']:.4f}"
     steps_done, seconds = last["step"] - own[0]["step"], last["seconds"] - own[0]["seconds"]
     if steps_done and seconds > 0:
         left = format_seconds((last["steps"] - last["step"]) * seconds / steps_done)
         shown += f"  {seconds / steps_done:,.1f} s a step, {left} left at that rate"
     return shown
+
+
+def _of_last_process(records: list[dict[str, Any]], clock: str) -> list[dict[str, Any]]:
+    """The records of the process that wrote last: clocks count from a process's start, so where one falls another began."""
+    starts = [i for i in range(1, len(records)) if records[i][clock] < records[i - 1][clock]]
+    return records[starts[-1] if starts else 0 :]
 
 
 def _name(step: Step, output: str) -> str:
