@@ -226,14 +226,14 @@ def test_small_grid_shares_its_artifacts_resumes_and_ends_in_tables(
 
     extracted: list[str] = []
 
-    def extract(config: RunConfig, names: list[str], progress: Progress) -> None:
+    def extract(config: RunConfig, names: list[str], *, progress: Progress) -> None:
         """Random rows in place of engines, as the extraction leaves them."""
         for name in names:
             if not (Path(config.logprobs_url(name)) / "artifact.json").exists():
                 extracted.append(name)
                 finish_rows_of(config, name)
 
-    monkeypatch.setattr(pipeline, "_extract", extract)
+    monkeypatch.setattr("cluster.extraction.run", extract)
     made = make(
         run_file, tmp_path,
         set={"training.trl.max_steps": 2, "evaluation.sources": False, "evaluation.samples": [], "evaluation.kl_dialogues": 3},
