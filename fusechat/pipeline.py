@@ -15,6 +15,7 @@ from typing import Any
 from .artifact import RECORD_FILE, Artifact, read_json, run_lock, write_json
 from .config import CONTROL, RunConfig
 from .errors import ConfigError
+from .imports import without_garbage_collection
 from .logs import Progress, append_json_line, format_seconds
 
 
@@ -101,7 +102,7 @@ def run(config: RunConfig, *, progress: Progress, only: str | None = None) -> di
             if only is not None and step.stage != only:
                 continue
             started, before = time.monotonic(), step.records()
-            live = importlib.import_module("evaluation.live")
+            live = _module("evaluation.live")
             # Evaluation writes the finished report itself.
             watched = live.watched(config, step.label, say=progress.say) if step.stage != "evaluate" else nullcontext()
             with watched:
@@ -127,26 +128,31 @@ def _answer_folders(config: RunConfig) -> tuple[str, ...]:
     return tuple(str(config.answers_path(name, model_id)) for name in sets for model_id in config.measured_ids)
 
 
+def _module(name: str) -> Any:
+    with without_garbage_collection():
+        return importlib.import_module(name)
+
+
 def _check(module: str, name: str) -> Callable[[RunConfig], None]:
-    return lambda config: getattr(importlib.import_module(module), name)(config)
+    return lambda config: getattr(_module(module), name)(config)
 
 
 def _prepare_dialogues(config: RunConfig, progress: Progress) -> Artifact:
-    return importlib.import_module("fusechat.tokenize_stage").prepare_dialogues(config, progress=progress)
+    return _module("fusechat.tokenize_stage").prepare_dialogues(config, progress=progress)
 
 
 def _tokenize(name: str, config: RunConfig, progress: Progress) -> list[Artifact]:
-    return importlib.import_module("fusechat.tokenize_stage").tokenize(config, name, progress=progress)
+    return _module("fusechat.tokenize_stage").tokenize(config, name, progress=progress)
 
 
 def _merge(config: RunConfig, progress: Progress) -> Artifact:
     # A local Ray has no cores and no disks but those that a merge in this process uses already.
     module = "cluster.merging" if config.cluster.ray_address else "merge.stage"
-    return importlib.import_module(module).run(config, progress=progress)
+    return _module(module).run(config, progress=progress)
 
 
 def _stage_call(module: str, *arguments: str | list[str]) -> Callable[[RunConfig, Progress], Any]:
     def call(config: RunConfig, progress: Progress) -> Any:
-        return importlib.import_module(module).run(config, *arguments, progress=progress)
+        return _module(module).run(config, *arguments, progress=progress)
 
     return call

@@ -153,5 +153,6 @@ class EngineThread:
         if engine is not None:
             engine.engine_core.shutdown()
         self.engine = engine = None  # type: ignore[assignment]  # whoever still asks is told by `_failure`
+        # Vital also after `shutdown`, which does it too: only now can the engine's own cycles be freed, and the weights with them.
         cleanup_dist_env_and_memory()
         _engine_here.release()

@@ -4,11 +4,15 @@ Registers, for each architecture that vLLM knows, a teacher of the same architec
 The classes themselves are made when one is first asked for (`teacher_models.py`). Imports nothing heavy by itself.
 """
 
+import gc
+
 PREFIX = "FuseTeacher"
 
 
 def register() -> None:
     """Register the teachers; may run many times in one process."""
+    # In a further rank this is the first moment after vLLM's import; see `fusechat/imports.py`.
+    gc.freeze()
     from vllm import __version__
     from vllm.model_executor.models import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP

@@ -11,6 +11,7 @@ import numpy as np
 
 from fusechat.config import EngineSection
 from fusechat.errors import ConfigError, FuseChatError, ModelError, TeacherError
+from fusechat.imports import without_garbage_collection
 
 from .environment import guarded_kernel_scan, prepare_environment
 from .rows import TopKRows, check_dialogue, target_ranges, unpack_rows
@@ -48,11 +49,12 @@ class Teacher:
         """
         section = EngineSection.model_validate(engine or {})
         prepare_environment(section.tensor_parallel_size)
-        from vllm.exceptions import VLLMClientError
-        from vllm.v1.engine.llm_engine import LLMEngine
+        with without_garbage_collection():
+            from vllm.exceptions import VLLMClientError
+            from vllm.v1.engine.llm_engine import LLMEngine
 
-        from .engine_arguments import engine_arguments
-        from .engine_thread import EngineThread
+            from .engine_arguments import engine_arguments
+            from .engine_thread import EngineThread
 
         self.model, self.k, self.capture, self.max_tokens, self.mode = model, k, capture, max_tokens, mode
         runner = capture if mode == "score" else "generate"

@@ -14,6 +14,7 @@ import numpy as np
 
 from fusechat import model_files
 from fusechat.contracts import id_dtype
+from fusechat.imports import without_garbage_collection
 from fusechat.patience import patiently
 from fusechat.store import RowStore
 from fusechat.tokens import TokensReader
@@ -43,8 +44,9 @@ class TeacherActor(EngineActor):
         Raises:
             TeacherError: the engine does not start or fails its self-check.
         """
-        from .self_check import check_teacher
-        from .teacher import Teacher
+        with without_garbage_collection():
+            from .self_check import check_teacher
+            from .teacher import Teacher
 
         started = time.monotonic()
         model, extraction = self.config.model_named(self.name), self.config.extraction

@@ -12,6 +12,8 @@ import hypothesis
 import pytest
 import yaml
 
+from fusechat.imports import without_garbage_collection
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -25,6 +27,14 @@ LONGEST_FIRST = (
     "test_cluster_shard_pool", "test_inference_answers",
 )  # fmt: skip
 """Files that wait for engines and Ray: begun last, they would leave the second process idle."""
+
+
+_collecting = contextlib.ExitStack()
+_collecting.enter_context(without_garbage_collection())  # collecting the tests imports everything
+
+
+def pytest_collection_finish() -> None:
+    _collecting.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
