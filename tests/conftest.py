@@ -16,6 +16,8 @@ from fusechat.imports import without_garbage_collection
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# A process per training job that no test needs.
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 # The same examples in every run; `pytest --hypothesis-profile=default` draws others.
 hypothesis.settings.register_profile("repeatable", derandomize=True)

@@ -61,13 +61,10 @@ def add_node(cluster: Cluster, **resources: Any) -> Any:
     return cluster.add_node(object_store_memory=80 * 2**20, **{"num_cpus": 2, **resources})
 
 
-@pytest.fixture
-def node(nodes: Cluster) -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def node(nodes: Cluster) -> Any:
     """One node with room for two engines."""
-    one = add_node(nodes)
-    yield one
-    if one in nodes.worker_nodes:
-        nodes.remove_node(one)
+    return add_node(nodes)
 
 
 @pytest.fixture(autouse=True)
@@ -105,16 +102,14 @@ def make_run(tokens: tuple[Path, dict], tmp_path: Path) -> Callable[..., RunConf
 
 
 @pytest.fixture(scope="module")
-def whole(nodes: Cluster, tokens: tuple[Path, dict], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def whole(node: Any, tokens: tuple[Path, dict], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The store of a run without a fault."""
     base = tmp_path_factory.mktemp("whole")
     shutil.copytree(tokens[0], base / "out")
     config = RunConfig.model_validate({**tokens[1], "run": {"output": str(base / "out")}})
-    one = add_node(nodes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(extraction, "TeacherActor", SimulatedTeacher)
         extract(config)
-    nodes.remove_node(one)
     assert set(tries(config).values()) == {1} and len(tries(config)) > 7
     return contents(base / "out" / "logprobs" / "llama")
 
