@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) --no-deps "$(TORCH)" || $(PIP) --no-deps --index-url "$(TORCH_INDEX)" "$(TORCH)"
 	$(PIP) --no-deps --requirement constraints.txt
 	$(PIP) --no-deps --no-build-isolation --editable .
-	$(BIN)/python -m compileall -q -q -j 0 .venv/lib || true # some packages carry files that are no Python
+	$(BIN)/python -m compileall -q -q -j 0 -x '/tests?/' .venv/lib || true # some packages carry files that are no Python
 	touch $(STAMP)
 
 demo: install

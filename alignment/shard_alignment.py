@@ -10,6 +10,7 @@ import numpy as np
 
 from fusechat.config import RunConfig
 from fusechat.contracts import id_dtype
+from fusechat.process_memory import give_memory_back
 from fusechat.store import RowStore
 from fusechat.tokens import Tokens, TokensReader
 
@@ -134,8 +135,10 @@ def tokenizer_of(tokens: TokensReader) -> Any:
     """The tokenizer that made the tokens."""
     from fusechat.chat_template import load_tokenizer  # brings transformers and torch, 0.5 GiB; aligners need neither
 
-    attributes = tokens.attributes
-    return load_tokenizer(str(attributes["model"]), revision=attributes["revision"], template=attributes["template"])[0]
+    model, revision, template = (tokens.attributes[name] for name in ("model", "revision", "template"))
+    tokenizer, _ = load_tokenizer(str(model), revision=revision, template=template)
+    give_memory_back()
+    return tokenizer
 
 
 def same_tokenizer(pivot: TokensReader, source: TokensReader) -> bool:

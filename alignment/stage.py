@@ -15,6 +15,7 @@ from fusechat.damage import sweep
 from fusechat.errors import AlignmentError
 from fusechat.lease import held
 from fusechat.logs import Progress, ShardLog
+from fusechat.process_memory import give_memory_back
 from fusechat.store import RowStore
 from fusechat.tokens import TokensReader
 
@@ -121,6 +122,7 @@ def map_vocabularies(
     released = config.alignment.token_rule == "released"
     texts = released_texts(pivot, source, counts.shape) if released else None
     save_vocabularies(store.url, make_vocabularies(pivot, source, counts, config.alignment, texts))
+    give_memory_back()
     (progress or Progress(quiet=True)).say(
         f"align {source_name}: {len(counts.counts):,} pairs of tokens counted, vocabularies mapped"
     )

@@ -143,6 +143,7 @@ def speed(models: Path, dialogues: list[Dialogue], out: Path) -> dict[str, Any]:
         "stage_tokens_per_s_core_32k_152k": round(large["tokens"] / large["seconds"]),
         "released_mode_tokens_per_s_1k": round(alignment_speed.released_speed(smollm2[0], gemma[0], dialogues)),
         "peak_rss_gib": round(max(large["map_peak_rss_gib"], large["worker_peak_rss_gib"]), 3),
+        "peak_rss_gib_second_map": round(large["map_again_peak_rss_gib"], 3),
         "worker_peak_rss_gib": round(large["worker_peak_rss_gib"], 3),
         "peak_rss_gib_49k_262k": round(max(point["map_peak_rss_gib"] for point in points), 3),
         "worker_peak_rss_gib_49k_262k": round(max(point["worker_peak_rss_gib"] for point in points), 3),

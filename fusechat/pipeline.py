@@ -15,8 +15,8 @@ from typing import Any
 from .artifact import RECORD_FILE, Artifact, read_json, run_lock, write_json
 from .config import CONTROL, RunConfig
 from .errors import ConfigError
-from .imports import without_garbage_collection
 from .logs import Progress, append_json_line, format_seconds
+from .process_memory import without_garbage_collection
 
 
 @dataclass(frozen=True)

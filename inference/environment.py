@@ -4,7 +4,6 @@ Knows nothing about models; imports nothing heavy.
 """
 
 import contextlib
-import ctypes
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -51,14 +50,3 @@ def guarded_kernel_scan() -> Iterator[None]:
 
 def _has_attribute(value: Any, name: str) -> bool:
     return type(value).__dictoffset__ != 0 if name == "__dict__" else hasattr(value, name)
-
-
-def give_memory_back() -> None:
-    """Return freed memory to the system, where the C library can (glibc).
-
-    An engine on a CPU frees tensors of another size in each step; left alone, the heaps of its threads grow with the
-    number of dialogues, by half in 2,000 short ones. Takes milliseconds.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

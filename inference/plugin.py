@@ -11,7 +11,7 @@ PREFIX = "FuseTeacher"
 
 def register() -> None:
     """Register the teachers; may run many times in one process."""
-    # In a further rank this is the first moment after vLLM's import; see `fusechat/imports.py`.
+    # In a further rank this is the first moment after vLLM's import; see `fusechat/process_memory.py`.
     gc.freeze()
     from vllm import __version__
     from vllm.model_executor.models import ModelRegistry

@@ -11,7 +11,7 @@ import numpy as np
 
 from fusechat.config import EngineSection
 from fusechat.errors import ConfigError, FuseChatError, ModelError, TeacherError
-from fusechat.imports import without_garbage_collection
+from fusechat.process_memory import without_garbage_collection
 
 from .environment import guarded_kernel_scan, prepare_environment
 from .rows import TopKRows, check_dialogue, target_ranges, unpack_rows

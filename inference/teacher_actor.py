@@ -14,13 +14,12 @@ import numpy as np
 
 from fusechat import model_files
 from fusechat.contracts import id_dtype
-from fusechat.imports import without_garbage_collection
 from fusechat.patience import patiently
+from fusechat.process_memory import give_memory_back, without_garbage_collection
 from fusechat.store import RowStore
 from fusechat.tokens import TokensReader
 
 from .engine_actor import EngineActor
-from .environment import give_memory_back
 
 if TYPE_CHECKING:
     from .rows import TopKRows

@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 import yaml
 
-from fusechat.imports import without_garbage_collection
+from fusechat.process_memory import without_garbage_collection
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -26,9 +26,11 @@ hypothesis.settings.load_profile("repeatable")
 LONGEST_FIRST = (
     "test_pipeline", "test_inference_faults", "test_cluster_training_job", "test_inference_teacher_engines",
     "test_cluster_faults", "test_cluster_submission", "test_cluster_alignment", "test_cluster_training",
-    "test_cluster_shard_pool", "test_inference_answers",
+    "test_inference_answers", "test_fusechat_ablation", "test_trainer_stage", "test_trainer_processes",
+    "test_cluster_shard_pool", "test_evaluation_harness", "test_cluster_merging", "test_inference_topk",
+    "test_examples_kuberay", "test_inference_target", "test_evaluation_browser",
 )  # fmt: skip
-"""Files that wait for engines and Ray: begun last, they would leave the second process idle."""
+"""Files of ten seconds and more: begun last, they would leave the second process idle."""
 
 
 _collecting = contextlib.ExitStack()

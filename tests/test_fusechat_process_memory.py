@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from fusechat.imports import without_garbage_collection
+from fusechat.process_memory import without_garbage_collection
 
 
 def test_what_is_imported_is_set_aside_and_collection_goes_on() -> None:

@@ -1,7 +1,8 @@
-"""Importing large libraries in less time."""
+"""What a process does with its memory beside using it: it does not search it for garbage in vain, and gives it back."""
 
 import atexit
 import contextlib
+import ctypes
 import gc
 from collections.abc import Iterator
 
@@ -23,3 +24,15 @@ def without_garbage_collection() -> Iterator[None]:
         gc.freeze()
         if enabled:
             gc.enable()
+
+
+def give_memory_back() -> None:
+    """Return freed memory to the system, where the C library can (glibc).
+
+    An engine on a CPU frees tensors of another size in each step; left alone, the heaps of its threads grow with the
+    number of dialogues, by half in 2,000 short ones. A tokenizer of 150k pieces leaves 0.2 GiB of what it was read from.
+    Takes milliseconds.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
