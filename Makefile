@@ -19,10 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) --upgrade pip "setuptools>=77" wheel
 	$(PIP) --no-deps "$(TORCH)" || $(PIP) --no-deps --index-url "$(TORCH_INDEX)" "$(TORCH)"
-	awk 'NR % 2' constraints.txt > .venv/odd.txt
-	awk 'NR % 2 == 0' constraints.txt > .venv/even.txt
-	$(PIP) --no-deps --requirement .venv/odd.txt & half=$$!; \
-	  $(PIP) --no-deps --requirement .venv/even.txt && wait $$half # pip unpacks with one core; no package is in both
+	$(PIP) --no-deps --requirement constraints.txt
 	$(PIP) --no-deps --no-build-isolation --editable .
 	$(BIN)/python -m compileall -q -q -j 0 -x '/tests?/' .venv/lib || true # some packages carry files that are no Python
 	touch $(STAMP)
