@@ -94,7 +94,7 @@ def render(
     return _chat_template(tokenizer, template_text).render(dialogue, add_generation_prompt)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=2)  # models are tokenized in turn; each entry keeps a tokenizer, up to 0.2 GiB, alive
 def _chat_template(tokenizer: PreTrainedTokenizerBase, text: str) -> "_ChatTemplate":
     return _ChatTemplate(tokenizer, text)
 

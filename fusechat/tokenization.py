@@ -119,7 +119,7 @@ def _first_exchanges(dialogue: Dialogue, head: int, exchanges: int) -> Dialogue:
     return dataclasses.replace(dialogue, messages=dialogue.messages[: head + 2 * exchanges])
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=2)  # as the templates' in chat_template.py
 def _encoder(tokenizer: PreTrainedTokenizerBase, size: int) -> "_DialogueEncoder":
     """`size`: number of the tokenizer's ids; part of the key, because tokens can be added to it later."""
     return _DialogueEncoder(tokenizer)
