@@ -24,7 +24,7 @@ class Texts(NamedTuple):
 
 def flatten_texts(texts: Sequence[str]) -> Texts:
     """Lay texts end to end; lone surrogates stay what they are."""
-    data = "".join(texts).encode("utf-32-le", "surrogatepass")
+    data = bytearray("".join(texts).encode("utf-32-le", "surrogatepass"))  # writable, as `flatten_surfaces` says
     lengths = np.fromiter((len(text) for text in texts), np.int64, len(texts))
     return Texts(np.frombuffer(data, np.int32), np.concatenate([[0], np.cumsum(lengths)]))
 

@@ -44,7 +44,8 @@ def flatten_surfaces(surfaces: Sequence[bytes | None], vocab_size: int | None = 
     size = max(len(surfaces), vocab_size or 0)
     lengths = np.zeros(size, np.int64)
     lengths[: len(surfaces)] = [len(surface or b"") for surface in surfaces]
-    data = np.frombuffer(b"".join(surface or b"" for surface in surfaces), np.uint8)
+    # A bytearray: an array over bytes is read-only, another type to Numba, which would compile every loop a second time.
+    data = np.frombuffer(bytearray().join(surface or b"" for surface in surfaces), np.uint8)
     return Surfaces(data, np.concatenate([[0], np.cumsum(lengths)]))
 
 

@@ -122,7 +122,9 @@ def _order_row(bits, ordered, best):
             largest = max(largest, ordered[block * BLOCK + j])
         best[block] = largest
     if whole < len(best):
-        best[whole] = ordered[whole * BLOCK :].max()
+        best[whole] = ordered[whole * BLOCK]
+        for j in range(whole * BLOCK, len(bits)):
+            best[whole] = max(best[whole], ordered[j])
 
 
 @njit(cache=True, nogil=True)
@@ -133,6 +135,17 @@ def _insert(values, places, value, place):
         values[at], places[at] = values[at - 1], places[at - 1]
         at -= 1
     values[at], places[at] = value, place
+
+
+@njit(cache=True, nogil=True)
+def _sort(numbers):
+    """Ascending, in place; a handful of them."""
+    for i in range(1, len(numbers)):
+        number, at = numbers[i], i
+        while at > 0 and numbers[at - 1] > number:
+            numbers[at] = numbers[at - 1]
+            at -= 1
+        numbers[at] = number
 
 
 @njit(cache=True, nogil=True)
@@ -152,7 +165,8 @@ def _best_columns(ordered, best, maxima, blocks, values, columns):
         if best[block] > maxima[-1]:
             _insert(maxima, blocks, best[block], block)
     found = 0
-    for block in np.sort(blocks):  # ascending, so that of equals the first column stands first
+    _sort(blocks)  # so that of equals the first column stands first
+    for block in blocks:
         for column in range(block * BLOCK, min((block + 1) * BLOCK, len(ordered))):
             if found < len(values):
                 values[found], columns[found] = ordered[column], column

@@ -139,6 +139,18 @@ def _add_weighted(values, size, weights, scale, out):
 
 
 @_kernel
+def _copy(values, start, stop, tile):
+    """A tile of the rows: rows of a slice would count as strided, and strided loops are scalar.
+
+    Element by element, because Numba compiles an assignment of slices with all that its error message needs, for seconds.
+    """
+    for j in range(values.shape[0]):
+        row = values[j, start:stop]
+        for i in range(row.size):
+            tile[j, i] = row[i]
+
+
+@_kernel
 def weighted_sum(rows, weights, scale, out):
     """out [c] = base + scale * sum_j weights_j * delta_j; weights float32 [n]. In the order of j, every product rounded."""
     bits = np.empty((rows.shape[0], TILE), np.uint32)
@@ -155,8 +167,7 @@ def weighted_sum_of_deltas(values, weights, scale, out):
     tile = np.empty((values.shape[0], TILE), np.float32)
     for start in range(0, out.size, TILE):
         stop = min(start + TILE, out.size)
-        for j in range(values.shape[0]):
-            tile[j, : stop - start] = values[j, start:stop]
+        _copy(values, start, stop, tile)
         _add_weighted(tile, stop - start, weights, scale, out[start:stop])
 
 
@@ -368,8 +379,7 @@ def elected_sum_of_deltas(values, votes, weights, floor, normalize, scale, out, 
     tile = np.empty((values.shape[0], TILE), np.float32)
     for start in range(0, out.size, TILE):
         stop = min(start + TILE, out.size)
-        for j in range(values.shape[0]):  # rows of a slice would count as strided, and strided loops are scalar
-            tile[j, : stop - start] = values[j, start:stop]
+        _copy(values, start, stop, tile)
         _elect(tile, stop - start, votes, weights, floor, normalize, scale, scratch, out[start:stop], masses)
 
 
