@@ -5,7 +5,9 @@ Knows nothing about models; imports nothing heavy.
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 
@@ -27,6 +29,21 @@ def prepare_environment(tensor_parallel_size: int) -> None:
         "VLLM_LOGGING_LEVEL": "ERROR",
     }
     os.environ.update({name: value for name, value in wanted.items() if name not in os.environ})
+
+
+@contextlib.contextmanager
+def ranks_of_their_own() -> Iterator[None]:
+    """Start an engine within this: its further ranks then begin with `inference/rank.py`.
+
+    A spawned process runs the main script of its parent again before anything else: in a Ray worker an import of Ray, in a
+    script without `if __name__ == "__main__"` the whole script. Which one it is, Python takes from the main module's spec.
+    """
+    main = sys.modules["__main__"]
+    spec, main.__spec__ = main.__spec__, find_spec("inference.rank")
+    try:
+        yield
+    finally:
+        main.__spec__ = spec
 
 
 @contextlib.contextmanager

@@ -5,14 +5,17 @@ The classes themselves are made when one is first asked for (`teacher_models.py`
 """
 
 import gc
+import multiprocessing
 
 PREFIX = "FuseTeacher"
 
 
 def register() -> None:
     """Register the teachers; may run many times in one process."""
-    # In a further rank this is the first moment after vLLM's import; see `fusechat/process_memory.py`.
+    # In a further rank this is the first moment after vLLM's import; see `fusechat/process_memory.py` and `rank.py`.
     gc.freeze()
+    if multiprocessing.parent_process() is not None:
+        gc.set_threshold(700)  # Python's own
     from vllm import __version__
     from vllm.model_executor.models import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP

@@ -13,7 +13,7 @@ from fusechat.config import EngineSection
 from fusechat.errors import ConfigError, FuseChatError, ModelError, TeacherError
 from fusechat.process_memory import without_garbage_collection
 
-from .environment import guarded_kernel_scan, prepare_environment
+from .environment import guarded_kernel_scan, prepare_environment, ranks_of_their_own
 from .rows import TopKRows, check_dialogue, target_ranges, unpack_rows
 
 
@@ -61,7 +61,7 @@ class Teacher:
         arguments = engine_arguments(model, revision, section, runner, k=k, max_tokens=max_tokens)
 
         def build() -> LLMEngine:
-            with guarded_kernel_scan():
+            with guarded_kernel_scan(), ranks_of_their_own():
                 return LLMEngine.from_engine_args(arguments)
 
         try:
