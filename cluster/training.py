@@ -44,9 +44,13 @@ def run(config: RunConfig, names: list[str], *, progress: Progress) -> dict[str,
 
 
 def _in_this_process(config: RunConfig) -> bool:
-    """Whether there is nothing to share out: one worker a target, no cluster, and no second accelerator on this machine."""
-    alone = config.cluster.training_workers == 1 and not config.cluster.ray_address
-    return alone and torch.accelerator.device_count() < 2
+    """Whether there is nothing to share out: one worker a target, no cluster, and no second accelerator on this machine.
+
+    One accelerator of which a worker asks for a part is shared out.
+    """
+    section, found = config.cluster, torch.accelerator.device_count()
+    alone = section.training_workers == 1 and not section.ray_address
+    return alone and (found == 0 or (found == 1 and (section.training_gpus is None or section.training_gpus >= 1)))
 
 
 def _on_ray(config: RunConfig, names: list[str], progress: Progress) -> dict[str, Artifact]:

@@ -24,8 +24,7 @@ from fusechat.artifact import Artifact
 from fusechat.config import RunConfig
 from fusechat.errors import ClusterError, FuseChatError
 from fusechat.logs import Progress
-from trainer import stage
-from trainer.run_log import read_metrics
+from fusechat.process_memory import without_garbage_collection
 
 from .session import ray_session
 
@@ -51,6 +50,10 @@ def run(config: RunConfig, target_name: str, *, progress: Progress | None = None
 
 def _work(job: dict[str, Any]) -> None:
     """One worker: the stage, in the process group that Ray Train has made."""
+    with (
+        without_garbage_collection()
+    ):  # here, because Ray Train's controller imports this module too, and trains nothing
+        from trainer import stage
     os.chdir(job["folder"])
     if not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
         os.environ["ACCELERATE_USE_CPU"] = "true"
@@ -141,6 +144,8 @@ def _cause(error: TrainingFailedError) -> BaseException:
 @contextmanager
 def _news(config: RunConfig, name: str, progress: Progress) -> Iterator[None]:
     """Says now and then where the workers are, from the metrics that they leave in the target's folder."""
+    from trainer.run_log import read_metrics
+
     over = threading.Event()
 
     def watch() -> None:

@@ -46,7 +46,15 @@ def test_one_machine_trains_in_this_process_in_turn(
 
 @pytest.mark.parametrize(
     ("found", "changes", "alone"),
-    [(1, [], True), (2, [], False), (1, ["cluster.training_workers=2"], False), (0, ["cluster.address=auto"], False)],
+    [
+        (1, [], True),
+        (2, [], False),
+        (1, ["cluster.training_workers=2"], False),
+        (0, ["cluster.address=auto"], False),
+        (1, ["cluster.training_gpus=0.5"], False),
+        (0, ["cluster.training_gpus=0.5"], True),
+        (1, ["cluster.training_gpus=1"], True),
+    ],
 )
 def test_ray_is_asked_where_there_is_something_to_share_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: int, changes: list[str], alone: bool
