@@ -5,9 +5,10 @@
 Each contender has an engine in a process of its own that works only in its turn; a ratio is the median of those of the
 rounds. `extract` is the whole of it: engine, packing, compression, store, record.
 
-- speed: `extract_over_prefill` (tokens/s of extraction over those of plain prefill, same engine, same prompts), beside it
-  `flop_limit` (what the floating-point operations allow for the share of rows scored), `extract_over_prompt_logprobs`
-  (against vLLM's public path, flat and without detokenizing, writing the same store) and `over_transformers`;
+- prefill: `extract_over_prefill` (tokens/s of extraction over those of plain prefill, same engine, same prompts), beside it
+  `flop_limit` (what the floating-point operations allow for the share of rows scored);
+- rivals: `extract_over_prompt_logprobs` (against vLLM's public path, flat and without detokenizing, writing the same store)
+  and `over_transformers`;
 - wide: `extract_over_prompt_logprobs_k64`;
 - host: `host_rows_per_s_k10` and `_k64` of one core without a model, `bytes_per_row_k10`, `mean_kl_k10` (nats), and with
   `--wide-model` the bytes per row over a vocabulary of more than 65,536;
@@ -33,7 +34,7 @@ from typing import Any
 # This file is called like a package of ours, which it would hide as long as its own folder is searched first.
 sys.path[0] = str(Path(__file__).parents[1])
 HERE = Path(__file__).parent
-PARTS = ("speed", "wide", "host", "head", "memory", "actors")
+PARTS = ("prefill", "rivals", "wide", "host", "head", "memory", "actors")
 SHARD_TOKENS = 8192
 PLAIN_TEMPLATE = HERE.parent / "examples/templates/plain.jinja"
 
@@ -67,7 +68,14 @@ class Contender:
 
 
 def make_config(
-    folder: Path, model: str, *, k: int, engine: dict[str, Any], capture: str = "topk_pooler", **dialogues: Any
+    folder: Path,
+    model: str,
+    *,
+    k: int,
+    engine: dict[str, Any],
+    capture: str = "topk_pooler",
+    shard_tokens: int = SHARD_TOKENS,
+    **dialogues: Any,
 ) -> Any:
     """A run over one model."""
     from fusechat.config import RunConfig
@@ -84,12 +92,14 @@ def make_config(
             },
             "sources": [{"name": "unused", "model": model}],
             "dialogues": {"train": ["none"], "held_out_share": 0, **dialogues},
-            "extraction": {"k": k, "capture": capture, "shard_tokens": SHARD_TOKENS, "self_check_dialogues": 0},
+            "extraction": {"k": k, "capture": capture, "shard_tokens": shard_tokens, "self_check_dialogues": 0},
         }
     )  # fmt: skip
 
 
-def make_tokens(folder: Path, model: str, dialogues_file: Path, limit: int, engine: dict[str, Any]) -> tuple[Any, Any]:
+def make_tokens(
+    folder: Path, model: str, dialogues_file: Path, limit: int, engine: dict[str, Any], shard_tokens: int = SHARD_TOKENS
+) -> tuple[Any, Any]:
     """A run folder with the tokens of the first dialogues of a file; (config, Tokens)."""
     from fusechat import tokenize_stage
     from fusechat.tokens import Tokens
@@ -102,7 +112,7 @@ def make_tokens(folder: Path, model: str, dialogues_file: Path, limit: int, engi
     copies = [json.loads(line) for line in (lines * -(-limit // len(lines)))[:limit]]
     records = [{**record, "id": f"{number}"} for number, record in enumerate(copies)]
     chosen.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    config = make_config(folder, model, k=10, engine=engine, train=[str(chosen)])
+    config = make_config(folder, model, k=10, engine=engine, shard_tokens=shard_tokens, train=[str(chosen)])
     tokenize_stage.prepare_dialogues(config)
     tokenize_stage.tokenize(config, "teacher")
     return config, Tokens.read(config.tokens_url("teacher"))
@@ -120,9 +130,20 @@ def in_turns(contenders: dict[str, tuple[Contender, str]], rounds: int) -> dict[
     return found
 
 
-def measure_speed(folder: Path, base: Any, tokens: Any, rounds: int) -> dict[str, Any]:
+def measure_prefill(folder: Path, base: Any, tokens: Any, rounds: int) -> dict[str, Any]:
     pooler = Contender("topk_pooler", base, folder)
-    own = in_turns({"prefill": (pooler, "prefill"), "extract": (pooler, "extract")}, 4 * rounds)
+    seconds = in_turns({"prefill": (pooler, "prefill"), "extract": (pooler, "extract")}, 4 * rounds)
+    pooler.close()
+    return {
+        "extract_over_prefill": median_ratio(seconds["prefill"], seconds["extract"]),
+        "flop_limit": round(flop_limit(base.pivot.model, tokens), 4),
+        "rows_share": round(tokens.num_rows / tokens.num_tokens, 4),
+        "tokens_per_s_prefill": rates(tokens, seconds),
+    }
+
+
+def measure_rivals(folder: Path, base: Any, tokens: Any, rounds: int) -> dict[str, Any]:
+    pooler = Contender("topk_pooler", base, folder)
     reference = Contender("prompt_logprobs", of_capture(folder, base, "prompt_logprobs", 10), folder)
     plain = Contender("transformers", base, folder)
     others = {
@@ -132,12 +153,9 @@ def measure_speed(folder: Path, base: Any, tokens: Any, rounds: int) -> dict[str
     for contender in (pooler, reference, plain):
         contender.close()
     return {
-        "extract_over_prefill": median_ratio(own["prefill"], own["extract"]),
-        "flop_limit": round(flop_limit(base.pivot.model, tokens), 4),
-        "rows_share": round(tokens.num_rows / tokens.num_tokens, 4),
         "extract_over_prompt_logprobs": median_ratio(seconds["prompt_logprobs"], seconds["extract"]),
         "over_transformers": median_ratio(seconds["transformers"], seconds["extract"]),
-        "tokens_per_s": rates(tokens, {**seconds, **own}),
+        "tokens_per_s": rates(tokens, seconds),
     }
 
 
@@ -227,7 +245,7 @@ def measure_actors(folder: Path, base: Any, rounds: int) -> dict[str, Any]:
 
     config = of_capture(folder, base, "topk_pooler", 9)
     # Enough shards that what is left for the last one does not decide.
-    small = config.extraction.model_copy(update={"shard_tokens": SHARD_TOKENS // 8})
+    small = config.extraction.model_copy(update={"shard_tokens": base.extraction.shard_tokens // 8})
     seconds = extraction_actors.measure(config.model_copy(update={"extraction": small}), rounds, say)
     return {"two_actors_over_one": median_ratio(seconds[1], seconds[2])}
 
@@ -235,7 +253,9 @@ def measure_actors(folder: Path, base: Any, rounds: int) -> dict[str, Any]:
 def of_capture(folder: Path, base: Any, capture: str, k: int) -> Any:
     """The run of another capture or k over the same tokens."""
     engine = base.pivot.engine.model_dump(exclude_unset=True)
-    config = make_config(folder, base.pivot.model, k=k, engine=engine, capture=capture)
+    config = make_config(
+        folder, base.pivot.model, k=k, engine=engine, capture=capture, shard_tokens=base.extraction.shard_tokens
+    )
     if config.run.output != base.run.output and not config.run.output.exists():
         config.run.output.mkdir(parents=True)
         (config.run.output / "tokens").symlink_to((base.run.output / "tokens").absolute())
@@ -277,15 +297,20 @@ def main() -> None:
         help="the teacher's engine section as JSON; on a GPU up to three engines live at once: "
         """'{"gpu_memory_utilization": 0.25}'""",
     )
+    parser.add_argument("--shard-tokens", type=int, default=SHARD_TOKENS, help="dialogue tokens of a shard")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
     arguments = parser.parse_args()
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        base, tokens = make_tokens(folder, arguments.model, arguments.dialogues, arguments.limit, arguments.engine)
+        base, tokens = make_tokens(
+            folder, arguments.model, arguments.dialogues, arguments.limit, arguments.engine, arguments.shard_tokens
+        )
         say(f"{tokens.num_dialogues} dialogues, {tokens.num_tokens:,} tokens, {tokens.num_rows:,} rows")
-        if "speed" in arguments.parts:
-            result |= measure_speed(folder, base, tokens, arguments.rounds)
+        if "prefill" in arguments.parts:
+            result |= measure_prefill(folder, base, tokens, arguments.rounds)
+        if "rivals" in arguments.parts:
+            result |= measure_rivals(folder, base, tokens, arguments.rounds)
         if "wide" in arguments.parts:
             result |= measure_wide(folder, base, tokens, arguments.rounds)
         if "host" in arguments.parts:

@@ -104,12 +104,14 @@ def test_gpu_target_is_trained_as_on_the_cpu(tmp_path: Path, monkeypatch: pytest
         assert torch.allclose(weights(there)[name], value, atol=2e-4), name
 
 
+@pytest.mark.parametrize("training_gpus", [1, 0.5], ids=["one_after_the_other", "side_by_side"])
 def test_gpu_run_from_dialogues_to_fused_model(
-    tmp_path: Path, tiny_models: dict[str, Path], dialogue_files: dict[str, Path]
+    training_gpus: float, tmp_path: Path, tiny_models: dict[str, Path], dialogue_files: dict[str, Path]
 ) -> None:
     values = tiny_run(tmp_path / "out", tiny_models, dialogue_files)
     for section in (values["pivot"], values["sources"][0]):
         section["engine"] = {"gpu_memory_utilization": 0.2, "extra": {"enforce_eager": True}}
+    values["cluster"] = {"training_gpus": training_gpus}
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     config = load_config(path)
