@@ -16,6 +16,9 @@ from fusechat.process_memory import without_garbage_collection
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Two processes run the tests, so the cores are taken. More threads would wait for each other, and OpenMP's spin meanwhile:
+# a quarter of all the time. What runs in several threads is tested with so many.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A process per training job that no test needs.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
@@ -44,6 +47,25 @@ def pytest_collection_finish() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+@contextlib.contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """For what is computed in several threads at once."""
+    with torch_threads(2):
+        yield
 
 
 @pytest.fixture(scope="session")

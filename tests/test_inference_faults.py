@@ -66,6 +66,14 @@ def whole(make_run: Callable[..., RunConfig]) -> dict[str, bytes]:
     return store_of(config)
 
 
+@pytest.fixture(scope="module")
+def dying() -> Iterator[list[psutil.Process]]:
+    """Processes that must end by themselves. Ray's take most of a minute for it, so they are looked for behind all tests."""
+    found: list[psutil.Process] = []
+    yield found
+    assert psutil.wait_procs(found, timeout=60)[1] == []
+
+
 def actor_of(config: RunConfig, shard: int) -> psutil.Process:
     return psutil.Process(int((gate_of(config) / f"tried.{shard}").read_text().split()[0]))
 
@@ -97,7 +105,7 @@ def test_killed_actor_is_replaced_and_the_store_is_the_same(
 
 
 def test_killed_driver_takes_its_engines_along_and_the_next_one_goes_on(
-    make_run: Callable[..., RunConfig], whole: dict[str, bytes]
+    make_run: Callable[..., RunConfig], whole: dict[str, bytes], dying: list[psutil.Process]
 ) -> None:
     config = make_run("driver")
     (gate_of(config) / f"hold.{LAST}").touch()
@@ -110,13 +118,13 @@ def test_killed_driver_takes_its_engines_along_and_the_next_one_goes_on(
         wait_for(lambda: driver.poll() is not None or (gate_of(config) / f"held.{LAST}").exists())
         family, actor = psutil.Process(driver.pid).children(recursive=True), actor_of(config, LAST)
         assert actor in family
+        dying += family
         driver.kill()
     # At once: what the dead driver started may live for a moment yet. Its actor, let go, would finish the shard.
     with extracting(config, [LAST], seconds=300):
         actor.wait(timeout=120)
     assert store_of(config) == whole
     assert_done_again(config, unlogged=1)
-    assert psutil.wait_procs(family, timeout=60)[1] == []
 
 
 def test_killed_rank_takes_its_engine_along_and_both_are_replaced(make_run: Callable[..., RunConfig]) -> None:

@@ -36,6 +36,7 @@ def score(logits: torch.Tensor, labels: torch.Tensor, k: int, *, cuts: tuple[int
     return unpack_rows(merge_ranks(torch.stack(ranks, dim=1)).numpy())
 
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton decides when it is imported: its interpreter runs kernels on CPU tensors."""
 

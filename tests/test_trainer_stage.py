@@ -15,6 +15,7 @@ import tiny_models
 import torch
 import trainer_runs
 import zarr
+from conftest import torch_threads
 from safetensors.torch import load_file
 from trainer_runs import losses, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -38,7 +39,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     folder = tmp_path_factory.mktemp("reference")
     trl = {"save_steps": 2, "num_train_epochs": 3, "model_init_kwargs": {"attention_dropout": 0.1}}
     config = trainer_runs.make_run(folder, trl=trl)
-    stage.run(config, "other")
+    with torch_threads(2):
+        stage.run(config, "other")
     return config
 
 
@@ -106,6 +108,7 @@ stage.run(load_config(sys.argv[1]), "other")
 """
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_killed_run_ends_with_the_same_weights_bit_for_bit(
     reference: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
