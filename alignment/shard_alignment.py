@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fusechat.chat_template import load_tokenizer
 from fusechat.config import RunConfig
 from fusechat.contracts import id_dtype
 from fusechat.process_memory import give_memory_back
@@ -133,8 +134,6 @@ def open_both_tokens(config: RunConfig, source_name: str) -> tuple[TokensReader,
 
 def tokenizer_of(tokens: TokensReader) -> Any:
     """The tokenizer that made the tokens."""
-    from fusechat.chat_template import load_tokenizer  # brings transformers and torch, 0.5 GiB; aligners need neither
-
     model, revision, template = (tokens.attributes[name] for name in ("model", "revision", "template"))
     tokenizer, _ = load_tokenizer(str(model), revision=revision, template=template)
     give_memory_back()

@@ -4,14 +4,19 @@ A template may strip white space off a content; anything else it does to one is 
 would then be wrong. Knows nothing about token ids.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import jinja2
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .dialogues import Dialogue, Message
 from .errors import DialogueError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Range = tuple[int, int]
 MAX_SKELETONS = 512
@@ -56,6 +61,8 @@ def load_tokenizer(
         ModelError: no tokenizer there, one without a `tokenizers` backend (the only kind that keeps track of where its
             tokens come from), no template, or a template that cannot be used.
     """
+    from transformers import AutoTokenizer  # seconds, and half a GiB: only where text becomes tokens
+
     try:
         # Mistral's own backend gives ids without offsets; its folders hold a tokenizer.json as well.
         tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, mistral_format=False)
@@ -95,7 +102,7 @@ def render(
 
 
 @lru_cache(maxsize=2)  # models are tokenized in turn; each entry keeps a tokenizer, up to 0.2 GiB, alive
-def _chat_template(tokenizer: PreTrainedTokenizerBase, text: str) -> "_ChatTemplate":
+def _chat_template(tokenizer: PreTrainedTokenizerBase, text: str) -> _ChatTemplate:
     return _ChatTemplate(tokenizer, text)
 
 

@@ -2,10 +2,14 @@
 
 import contextlib
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub import hf_hub_download
+from tokenizers import Tokenizer
 
 from . import damage
 from .artifact import PLAN_FILE, RECORD_FILE, read_json, storage_errors
@@ -95,25 +99,25 @@ def dialogue_lines(store: RowStore, parents: dict[str, str], dialogue: int, num_
     if store.plan.shard_of(dialogue) not in store.present_shards():
         return [f"dialogue {dialogue}: its shard is not written yet"]
     tokens = Tokens.read(_tokens_url(store.url, parents.get("tokens") or parents.get("pivot_tokens")))
-    tokenizer = _tokenizer(tokens)
+    decode = _decoder(tokens)
     place = tokens.tokens_of(dialogue)
     ids = tokens.token_ids[place]
     labels = ids[tokens.is_target[place]]
     block = store.read_dialogue(dialogue)
-    prompt = tokenizer.decode(ids[: int(np.argmax(tokens.is_target[place]))].tolist())
+    prompt = decode(ids[: int(np.argmax(tokens.is_target[place]))].tolist())
     lines = [
         f"dialogue {dialogue}, up to its first target token: {prompt!r}",
         "token  logprob (nats)  top tokens (probability)",
     ]
     for row in range(min(num_rows, len(labels))):
         shown = [
-            f"{tokenizer.decode([int(i)])!r} {np.exp(p):.2f}"
+            f"{decode([int(i)])!r} {np.exp(p):.2f}"
             for i, p in zip(block["topk_ids"][row][:5], block["topk_logprobs"][row][:5], strict=True)
             if np.isfinite(p)
         ]
         kind = f"  [{RowKind(int(block['kind'][row])).name}]" if "kind" in block else ""
         lines.append(
-            f"{tokenizer.decode([int(labels[row])])!r:>16}  {block['label_logprob'][row]:8.3f}  {'  '.join(shown)}{kind}"
+            f"{decode([int(labels[row])])!r:>16}  {block['label_logprob'][row]:8.3f}  {'  '.join(shown)}{kind}"
         )
     return lines
 
@@ -123,14 +127,12 @@ def token_lines(url: str, dialogue: int, num_rows: int) -> list[str]:
     tokens = Tokens.read(url)
     if not 0 <= dialogue < tokens.num_dialogues:
         raise ConfigError(f"--dialogue {dialogue}: the artifact has dialogues 0 to {tokens.num_dialogues - 1}")
-    tokenizer, place = _tokenizer(tokens), tokens.tokens_of(dialogue)
+    decode, place = _decoder(tokens), tokens.tokens_of(dialogue)
     rows = zip(tokens.token_ids[place], tokens.is_target[place], tokens.content_span[place], strict=True)
     lines = ["id  token  target  bytes of the contents"]
     for token_id, target, (start, end) in list(rows)[:num_rows]:
         span = f"{start}..{end}" if start >= 0 else "template"
-        lines.append(
-            f"{token_id:>7}  {tokenizer.decode([int(token_id)])!r:<18}  {'target' if target else '':<6}  {span}"
-        )
+        lines.append(f"{token_id:>7}  {decode([int(token_id)])!r:<18}  {'target' if target else '':<6}  {span}")
     return lines
 
 
@@ -171,10 +173,12 @@ def _tokens_url(url: str, fingerprint: str | None) -> str:
     )
 
 
-def _tokenizer(tokens: Tokens) -> Any:
-    from transformers import AutoTokenizer
-
-    model = str(tokens.attributes["model"])
-    return AutoTokenizer.from_pretrained(
-        model, revision=None if Path(model).is_dir() else tokens.attributes["revision"]
+def _decoder(tokens: Tokens) -> Callable[[list[int]], str]:
+    """Ids -> their text. The tokenizer's file alone is read, in a moment; transformers would take seconds to be imported."""
+    model, revision = str(tokens.attributes["model"]), tokens.attributes["revision"]
+    file = (
+        f"{model}/tokenizer.json"
+        if Path(model).is_dir()
+        else hf_hub_download(model, "tokenizer.json", revision=revision)
     )
+    return partial(Tokenizer.from_file(file).decode, skip_special_tokens=False)

@@ -5,15 +5,17 @@ A target token is one that holds bytes of an assistant's content, or ends its tu
 `Dialogue.content_bytes` and so do not depend on the template.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerBase
 
 from .chat_template import Rendered, render
 from .control_tokens import ControlTokens, Encoded
@@ -21,6 +23,9 @@ from .dialogues import Dialogue, Message
 from .errors import DialogueError, ModelError
 from .token_spans import TextBytes, byte_ranges, overlap_any, place_on_contents
 from .token_surface import token_surfaces
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 BATCH_DIALOGUES = 256
 """Dialogues encoded in one call: enough to keep all cores busy, few enough to hold at once."""
@@ -120,7 +125,7 @@ def _first_exchanges(dialogue: Dialogue, head: int, exchanges: int) -> Dialogue:
 
 
 @lru_cache(maxsize=2)  # as the templates' in chat_template.py
-def _encoder(tokenizer: PreTrainedTokenizerBase, size: int) -> "_DialogueEncoder":
+def _encoder(tokenizer: PreTrainedTokenizerBase, size: int) -> _DialogueEncoder:
     """`size`: number of the tokenizer's ids; part of the key, because tokens can be added to it later."""
     return _DialogueEncoder(tokenizer)
 

@@ -1,11 +1,13 @@
 """The first stage: dialogue files in; checked dialogues and one tokens artifact per model and split out."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from . import artifact, model_files
 from .artifact import Artifact, storage_errors
@@ -16,6 +18,9 @@ from .errors import ConfigError, DialogueError
 from .logs import Progress
 from .tokenization import cut_dialogue, tokenize_dialogues
 from .tokens import Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SPLITS = ("train", "held_out")
 TEMPLATE_NAMES = ("native", "pivot")
