@@ -4,12 +4,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH := torch==2.13.0+cpu
 BIN := .venv/bin
+# pip compiles modules one by one; here all cores do when everything is there, but for what is hardly ever imported (and is
+# compiled when it is).
 PIP := $(BIN)/python -m pip install --quiet --no-compile
-# pip would compile all modules one by one; here all cores compile the large libraries that nearly every process imports, but
-# for what it hardly ever imports of them. The rest is compiled when it is first imported.
-LARGE := accelerate aiohttp botocore chardet datasets fastapi huggingface_hub narwhals networkx numba numpy pandas peft ray \
-  scipy sklearn sympy torch transformers trl vllm
-RARE := /(tests?|testing|rllib|models)/
+RARE := /(tests?|anthropic|dashscope|moto|mypyc?|nltk|plotly|rllib)/|/transformers/models/
 STAMP := .venv/.installed
 # Kept even where the environment says otherwise: a run of the tests starts a hundred processes.
 export PYTHONDONTWRITEBYTECODE :=
@@ -27,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) --no-deps "$(TORCH)" || $(PIP) --no-deps --index-url "$(TORCH_INDEX)" "$(TORCH)"
 	$(PIP) --no-deps --requirement constraints.txt
 	$(PIP) --no-deps --no-build-isolation --editable .
-	cd .venv/lib/python3.*/site-packages && "$(CURDIR)/$(BIN)/python" -m compileall -q -q -j 0 -x '$(RARE)' $(LARGE) || true
+	$(BIN)/python -m compileall -q -q -j 0 -x '$(RARE)' .venv/lib || true # some packages carry files that are no Python
 	touch $(STAMP)
 
 demo: install
