@@ -9,15 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import float32, float64, njit, uint16, uint32, uint64
+from numba import float32, float64, njit, uint16, uint32
 
 TILE = 1024
 """Elements per tile: 4 KiB in float32."""
-LANES = 4
-"""Tables that neighbouring elements are counted in; a power of two."""
 
 
-def _kernel(function: Callable, fastmath: bool | set[str] = False, forceinline: bool = False) -> Any:
+def kernel(function: Callable, fastmath: bool | set[str] = False, forceinline: bool = False) -> Any:
     options: dict[str, Any] = {
         "nogil": True,
         "fastmath": fastmath,
@@ -32,37 +30,37 @@ def _kernel(function: Callable, fastmath: bool | set[str] = False, forceinline: 
 
 def _sum_kernel(function: Callable) -> Any:
     # Sums may be split over vector lanes. NaN and infinity keep their meaning, so "fastmath" as a whole is out.
-    return _kernel(function, {"reassoc", "contract", "nsz"})
+    return kernel(function, {"reassoc", "contract", "nsz"})
 
 
-def _inner_sum_kernel(function: Callable) -> Any:
+def inner_sum_kernel(function: Callable) -> Any:
     # Inlined, so that its sum is compiled once in each kernel. Left a function, it has two bodies, its own and the
     # caller's copy, split over lanes differently, and which one runs depends on what the disk's cache held.
-    return _kernel(function, {"reassoc", "contract", "nsz"}, forceinline=True)
+    return kernel(function, {"reassoc", "contract", "nsz"}, forceinline=True)
 
 
 def _inner_order_kernel(function: Callable) -> Any:
     # As above, but every product is rounded before it is added.
-    return _kernel(function, {"reassoc", "nsz"}, forceinline=True)
+    return kernel(function, {"reassoc", "nsz"}, forceinline=True)
 
 
 def _inner_kernel(function: Callable) -> Any:
-    return _kernel(function, forceinline=True)
+    return kernel(function, forceinline=True)
 
 
 def _fused_kernel(function: Callable) -> Any:
     # The cache on disk knows a kernel by its function, not by its options: each needs a function of its own.
-    return _kernel(function, {"contract"})
+    return kernel(function, {"contract"})
 
 
-@_kernel
+@kernel
 def widen_bfloat16(raw, out):
     """bfloat16 bits, uint16 [c] -> float32 bits, uint32 [c]."""
     for i in range(raw.size):
         out[i] = uint32(raw[i]) << uint32(16)
 
 
-@_kernel
+@kernel
 def largest_magnitude(bits, mask):
     """Largest of bits & mask; unsigned [c], 0 if empty."""
     largest = bits.dtype.type(0)
@@ -71,7 +69,7 @@ def largest_magnitude(bits, mask):
     return largest
 
 
-@_kernel
+@kernel
 def narrow_bfloat16(values, out):
     """float32 bits, uint32 [c] -> bfloat16 bits, uint16 [c]; to nearest, ties to even; finite values only."""
     for i in range(values.size):
@@ -79,7 +77,7 @@ def narrow_bfloat16(values, out):
         out[i] = uint16((bits + uint32(0x7FFF) + ((bits >> uint32(16)) & uint32(1))) >> uint32(16))
 
 
-@_kernel
+@kernel
 def _load(rows, start, stop, bits):
     """Widen a tile of all rows into `bits` [n+1, TILE], which are float32's."""
     shift = uint32(16) if rows.itemsize == 2 else uint32(0)
@@ -90,8 +88,8 @@ def _load(rows, start, stop, bits):
             out[i] = uint32(row[i]) << shift
 
 
-@_kernel
-def _load_deltas(rows, start, stop, bits, values):
+@kernel
+def load_deltas(rows, start, stop, bits, values):
     """Widen a tile of all rows into `values` [n+1, TILE], and subtract row 0, the base, from the others."""
     _load(rows, start, stop, bits)
     base = values[0, : stop - start]
@@ -101,7 +99,7 @@ def _load_deltas(rows, start, stop, bits, values):
             out[i] -= base[i]
 
 
-@_inner_sum_kernel
+@inner_sum_kernel
 def _sum_of_squares(row):
     total = 0.0
     for i in range(row.size):
@@ -109,7 +107,7 @@ def _sum_of_squares(row):
     return total
 
 
-@_kernel
+@kernel
 def sums_of_squares(rows, out):
     """out [n] = sum of the squared deltas of each target, in float64.
 
@@ -121,12 +119,12 @@ def sums_of_squares(rows, out):
     out[:] = 0.0
     for start in range(0, rows.shape[1], TILE):
         stop = min(start + TILE, rows.shape[1])
-        _load_deltas(rows, start, stop, bits, values)
+        load_deltas(rows, start, stop, bits, values)
         for j in range(1, rows.shape[0]):
             out[j - 1] += _sum_of_squares(values[j, : stop - start])
 
 
-@_kernel
+@kernel
 def _add_weighted(values, size, weights, scale, out):
     base = values[0, :size]
     out[:] = float32(0.0)
@@ -138,7 +136,7 @@ def _add_weighted(values, size, weights, scale, out):
         out[i] = base[i] + scale * out[i]
 
 
-@_kernel
+@kernel
 def _copy(values, start, stop, tile):
     """A tile of the rows: rows of a slice would count as strided, and strided loops are scalar.
 
@@ -150,18 +148,18 @@ def _copy(values, start, stop, tile):
             tile[j, i] = row[i]
 
 
-@_kernel
+@kernel
 def weighted_sum(rows, weights, scale, out):
     """out [c] = base + scale * sum_j weights_j * delta_j; weights float32 [n]. In the order of j, every product rounded."""
     bits = np.empty((rows.shape[0], TILE), np.uint32)
     values = bits.view(np.float32)
     for start in range(0, out.size, TILE):
         stop = min(start + TILE, out.size)
-        _load_deltas(rows, start, stop, bits, values)
+        load_deltas(rows, start, stop, bits, values)
         _add_weighted(values, stop - start, weights, scale, out[start:stop])
 
 
-@_kernel
+@kernel
 def weighted_sum_of_deltas(values, weights, scale, out):
     """`weighted_sum` where the base and the deltas are there as float32 [n+1, c]."""
     tile = np.empty((values.shape[0], TILE), np.float32)
@@ -190,7 +188,7 @@ def mean_of_targets(rows, weights, divisor, out):
             total[i] /= divisor
 
 
-@_kernel
+@kernel
 def variance(rows, out):
     """Population variance over the targets of each element, computed in float64 and rounded; float32 [c].
 
@@ -204,7 +202,7 @@ def variance(rows, out):
     squares = np.empty(TILE, np.float64)
     for start in range(0, out.size, TILE):
         stop = min(start + TILE, out.size)
-        _load_deltas(rows, start, stop, bits, values)
+        load_deltas(rows, start, stop, bits, values)
         result = out[start:stop]
         first = values[1, : result.size]
         sums[:] = 0.0
@@ -217,79 +215,6 @@ def variance(rows, out):
                 squares[i] += difference * difference
         for i in range(result.size):
             result[i] = float32((count * squares[i] - sums[i] * sums[i]) * factor)
-
-
-@_kernel
-def count_high(bits, counts):
-    """How many elements have which upper 16 bits, the sign bit left out; bits uint32 [c].
-
-    Args:
-        counts: uint32 [LANES, 32768]; += the counts, in several lanes, because equal neighbours would wait for each other.
-    Returns:
-        The number of elements that are not 0.
-    """
-    present = 0
-    for i in range(bits.size):
-        magnitude = bits[i] & uint32(0x7FFFFFFF)
-        counts[i & (LANES - 1), magnitude >> uint32(16)] += uint32(1)
-        present += 1 if magnitude != uint32(0) else 0
-    return present
-
-
-@_kernel
-def count_low(bits, high, counts):
-    """counts uint32 [1, 65536] += how many have which lower 16 bits, among those whose upper bits are `high`."""
-    for i in range(bits.size):
-        if (bits[i] & uint32(0x7FFFFFFF)) >> uint32(16) == uint32(high):
-            counts[0, bits[i] & uint32(0xFFFF)] += uint32(1)
-
-
-@_inner_sum_kernel
-def _squares_where(row, statistic, threshold):
-    above = 0.0
-    tied = 0.0
-    for i in range(row.size):
-        square = float64(row[i]) * float64(row[i])
-        above += square if statistic[i] > threshold else 0.0
-        tied += square if statistic[i] == threshold else 0.0
-    return above, tied
-
-
-@_kernel
-def squares_where(rows, statistic, threshold, above, tied):
-    """above, tied [n] = sums of the squared deltas where statistic > threshold and where they are equal (float64)."""
-    bits = np.empty((rows.shape[0], TILE), np.uint32)
-    values = bits.view(np.float32)
-    above[:] = 0.0
-    tied[:] = 0.0
-    for start in range(0, rows.shape[1], TILE):
-        stop = min(start + TILE, rows.shape[1])
-        _load_deltas(rows, start, stop, bits, values)
-        for j in range(1, rows.shape[0]):
-            first, second = _squares_where(values[j, : stop - start], statistic[start:stop], threshold)
-            above[j - 1] += first
-            tied[j - 1] += second
-
-
-@_kernel
-def keep_selected(row, statistic, threshold, tie_limit, offset):
-    """row [c] = 0 where |statistic| < threshold; ties stay if the hash of their place is below tie_limit (of 2**32).
-
-    `row` and `statistic` may be the same memory.
-    """
-    magnitudes = np.empty(TILE, np.float32)  # a copy, because loops over memory that overlaps are scalar
-    for start in range(0, row.size, TILE):
-        tile = row[start : start + TILE]
-        for i in range(tile.size):
-            magnitudes[i] = abs(statistic[start + i])
-        for i in range(tile.size):
-            tile[i] = tile[i] if magnitudes[i] >= threshold else float32(0.0)
-        if tie_limit < 2**32:
-            first = uint64(offset + start)
-            for i in range(tile.size):
-                mixed = ((first + uint64(i)) * uint64(2654435761)) & uint64(0xFFFFFFFF)
-                leaves = (magnitudes[i] == threshold) & (mixed >= uint64(tie_limit))
-                tile[i] = float32(0.0) if leaves else tile[i]
 
 
 @_inner_order_kernel
@@ -349,7 +274,7 @@ def _elect(values, size, votes, weights, floor, normalize, scale, scratch, out, 
         out[i] = base[i] + scale * (numerator[i] / total)
 
 
-@_kernel
+@kernel
 def elected_sum(rows, votes, weights, floor, normalize, scale, out, masses):
     """Sign election and disjoint weighted sum (TIES, section 3; the erase step of SCE).
 
@@ -368,11 +293,11 @@ def elected_sum(rows, votes, weights, floor, normalize, scale, out, masses):
     scratch = np.empty((3, TILE), np.float32)
     for start in range(0, out.size, TILE):
         stop = min(start + TILE, out.size)
-        _load_deltas(rows, start, stop, bits, values)
+        load_deltas(rows, start, stop, bits, values)
         _elect(values, stop - start, votes, weights, floor, normalize, scale, scratch, out[start:stop], masses)
 
 
-@_kernel
+@kernel
 def elected_sum_of_deltas(values, votes, weights, floor, normalize, scale, out, masses):
     """`elected_sum` where the base and the deltas are there as float32 [n+1, c]."""
     scratch = np.empty((3, TILE), np.float32)
@@ -398,7 +323,7 @@ def dot_products(a, b):
     return aa, ab, bb
 
 
-@_kernel
+@kernel
 def add_low_rank(up, down, scale, first_row, out):
     """out [rows, width] += scale * up[first_row : first_row + rows] @ down; float32 [all rows, r], [r, width]."""
     for i in range(out.shape[0]):

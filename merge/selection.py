@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import kernels
+from . import selection_kernels
 from .group import Block, TensorGroup
 
 ORDERED_ELEMENTS = 65_536
@@ -38,7 +38,7 @@ class Selection:
         if self.chosen is not None:
             row *= self.chosen
         else:
-            kernels.keep_selected(
+            selection_kernels.keep_selected(
                 row, statistic, np.float32(self.threshold), round(self.tie_share * 2**32), block.start
             )
 
@@ -57,7 +57,7 @@ def largest(
         order: (float32 [c], k) -> indices of k largest; asked only where a tensor of at most ORDERED_ELEMENTS has ties
             that do not all fit. There the selection is that of the library function which other implementations call.
     """
-    high = _Counts((len(counts), kernels.LANES, 2**15))
+    high = _Counts((len(counts), selection_kernels.LANES, 2**15))
     present = np.sum(group.map(lambda block: _count_high(statistic(block), high.mine())), axis=0)
     wanted = [count(int(size)) for count, size in zip(counts, present, strict=True)]
     found = [_rank_in(row, k) for row, k in zip(high.total(), wanted, strict=True)]
@@ -127,10 +127,12 @@ class _Counts:
 
 def _count_high(statistics: np.ndarray, counts: np.ndarray) -> list[int]:
     """Counts each row of statistics; returns how many of each are not 0."""
-    return [kernels.count_high(row.view(np.uint32), lanes) for row, lanes in zip(statistics, counts, strict=True)]
+    return [
+        selection_kernels.count_high(row.view(np.uint32), lanes) for row, lanes in zip(statistics, counts, strict=True)
+    ]
 
 
 def _count_low(statistics: np.ndarray, found: list[_Place | None], counts: np.ndarray) -> None:
     for row, place, totals in zip(statistics, found, counts, strict=True):
         if place is not None:
-            kernels.count_low(row.view(np.uint32), place.index, totals)
+            selection_kernels.count_low(row.view(np.uint32), place.index, totals)

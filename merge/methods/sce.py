@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from .. import kernels
+from .. import kernels, selection_kernels
 from ..group import Block, BlockMerge, TensorGroup, normalised
 from ..selection import Selection, largest
 from . import sums
@@ -100,7 +100,7 @@ def _selected_squares(group: TensorGroup, spread: Spread, selection: Selection |
         if selection.chosen is not None:
             return np.square(block.deltas[:, selection.chosen], dtype=np.float64).sum(axis=1)
         above, tied = np.empty(len(group.targets)), np.empty(len(group.targets))
-        kernels.squares_where(block.bits, spread.of(block), np.float32(selection.threshold), above, tied)
+        selection_kernels.squares_where(block.bits, spread.of(block), np.float32(selection.threshold), above, tied)
         return above + tied * selection.tie_share
 
     return np.sum(group.map(squares), axis=0)
