@@ -152,7 +152,7 @@ def run_config(folder: Path, seed: int, sft_weight: float, row_choice: str = "mi
             "held_out": [str(folder / "held_out.jsonl")],
             "max_tokens": 128,
         },
-        "training": {"sft_weight": sft_weight, "row_choice": row_choice, "trl": TRAINING},
+        "training": {"sft_weight": sft_weight, "row_choice": row_choice, "tail": "renormalise", "trl": TRAINING},
     }
     return RunConfig.model_validate(values)
 
