@@ -131,7 +131,7 @@ def test_fusion_decides_the_targets_and_what_is_merged(
 
 
 def test_joint_needs_a_choice_among_all_sources_and_its_name_is_taken(run_file: Path) -> None:
-    with pytest.raises(ConfigError, match="joint needs training.row_choice: trusted, found 'min_ce'"):
+    with pytest.raises(ConfigError, match=r"joint needs training\.row_choice: trusted, found 'min_ce'"):
         load_config(run_file, ["training.fusion=joint", "training.row_choice=min_ce"])
     with pytest.raises(ConfigError, match="'joint'"):
         load_config(run_file, ["sources.0.name=joint"])
