@@ -34,8 +34,8 @@ def show_summary(config: RunConfig, seconds: dict[str, float]) -> None:
     console.print(f"  {'all':<24}{format_seconds(sum(seconds.values()))}")
     if config.training.fusion == "pairwise" and config.training.row_choice == "trusted":
         console.print(
-            "\nOne target that learns from all sources, in one training (rows and alignment are there already): "
-            "--set training.fusion=joint",
+            "\nOne more training tries a target that learns from all sources (rows and pairs are kept, the report is made "
+            "anew): --set training.fusion=both --set run.if_changed=restart",
             soft_wrap=True,
         )
     console.print(f"\nTalk to it: fusechat chat {config.fused_path}", soft_wrap=True)

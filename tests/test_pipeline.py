@@ -128,3 +128,16 @@ def kill_when(path: Path, reached: object) -> None:
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def test_run_that_asks_for_the_joint_target_too_keeps_rows_and_pairs(
+    finished_run: tuple[Path, subprocess.CompletedProcess[str]], output: Path
+) -> None:
+    """As the last lines of a pairwise run say; it comes last, because it changes the run."""
+    asked = re.search(r"--set (training\.fusion=both) --set (run\.if_changed=restart)", finished_run[1].stdout)
+    assert asked is not None, finished_run[1].stdout
+    again = fusechat("run", "-c", finished_run[0], "--set", asked[1], "--set", asked[2])
+    for step in ("extract", "align mixtral", "train choice", "train mixtral", "merge"):
+        assert f"{step}: done before, skipped" in again.stderr, again.stderr
+    assert (output / "targets" / "joint" / "artifact.json").exists()
+    assert "target joint" in again.stdout and "taught by" in again.stdout
