@@ -26,28 +26,44 @@ import transformers
 from benchmarks.fusion import real_text
 from benchmarks.fusion.seed import Seed
 from benchmarks.fusion.table import Results, print_table, summary
-from benchmarks.fusion.worlds import WORLDS
+from benchmarks.fusion.worlds import SKILLS, WORLDS
 
 BEST_MERGE = "from_control_0.7"
 """The merge of the rule's pairs that the JSON object reports."""
-MAIN_ARMS = ["sft", "smoothing", "oracle", "joint", "joint_gap", "published.sce", f"trusted.{BEST_MERGE}", "trusted.sce"]
-MORE_ARMS = [
-    "pivot_rows", "joint_published", "joint_ungated", "joint_untrusted", "published.varm", "published.linear",
-    "trusted.linear", "joint_soft", "joint_first_sight", "joint_gap_decayed",
+MAIN_ARMS = [
+    "sft",
+    "smoothing",
+    "oracle",
+    "joint",
+    "joint_gap",
+    "published.sce",
+    "trusted.linear",
+    f"trusted.{BEST_MERGE}",
+]
+MERGES_AND_GATES = [
+    "trusted.sce", "trusted.varm", "trusted.ties", "trusted.bounded_sum", "trusted.from_control", "trusted.from_control_0.7",
+    "trusted.selected", "trusted.fisher", "trusted.fisher_matrix", "joint_soft", "joint_gap_decayed", "joint_first_sight",
 ]  # fmt: skip
-ONLY_B = [
-    "trusted.varm", "trusted.ties", "trusted.bounded_sum", "trusted.from_control", "trusted.selected", "trusted.fisher",
-    "trusted.fisher_matrix", "joint_reverse_kl", "joint_entropy",
+OTHERS = [
+    "joint_ungated", "joint_untrusted", "joint_published", "pivot_rows", "joint_reverse_kl", "joint_entropy",
+    "published.varm", "published.linear",
 ]  # fmt: skip
+PAIRS = [f"{choice}.{skill}" for choice in ("published", "trusted") for skill in SKILLS]
 
 
-def arms_of(world: str, quick: bool) -> list[str]:
-    """The arms of a world, the ones that matter most first; targets of pairs are trained where a merge needs them."""
-    if quick:
-        return MAIN_ARMS
+def arms_of(world: str, which: str) -> list[str]:
+    """The arms of a world, the ones that matter most first; `which` is `main`, `merges` (in world B) or `all`."""
     if world == "S5":
-        return [*MAIN_ARMS[:5], "joint_without_bad", "joint_ungated", "trusted.linear"]
-    return [*MAIN_ARMS, *MORE_ARMS, *(ONLY_B if world == "B" else [])]
+        arms = [*MAIN_ARMS[:5], "joint_without_bad", "joint_ungated", "trusted.linear"]
+    else:
+        arms = [*MAIN_ARMS]
+    if which != "main" and world == "B":
+        arms += [*PAIRS, *MERGES_AND_GATES]
+    if which == "all" and world == "B":
+        arms += OTHERS
+    if which == "all" and world in ("Bn", "L"):
+        arms += ["joint_ungated", "joint_untrusted", "joint_published", "joint_soft", "joint_first_sight"]
+    return list(dict.fromkeys(arms))
 
 
 def main() -> None:
@@ -57,7 +73,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once, one thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/bench_fusion"))
-    parser.add_argument("--main-arms", action="store_true", help="only the main arms")
+    parser.add_argument("--arms", choices=("main", "merges", "all"), default="all")
     parser.add_argument("--only", help="WORLD:SEED: run this one alone, and summarise nothing")
     parser.add_argument("--real-text", nargs=2, type=Path, metavar=("TRAIN", "HELD_OUT"))
     parser.add_argument("--pivot", help="model folder, with --real-text")
@@ -65,10 +81,12 @@ def main() -> None:
     arguments = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    if arguments.quick:
+        arguments.arms = "main"
     if arguments.only:
         world, seed = arguments.only.split(":")
         torch.set_num_threads(1)
-        run_seed(world, int(seed), arguments.out, arms_of(world, arguments.quick or arguments.main_arms))
+        run_seed(world, int(seed), arguments.out, arms_of(world, arguments.arms))
         return
     if arguments.real_text:
         real_text.run(arguments.out / "real_text", arguments.pivot, arguments.source, *arguments.real_text)
@@ -78,7 +96,7 @@ def main() -> None:
         if world not in WORLDS:
             parser.error(f"found world {world!r}, expected some of {', '.join(WORLDS)}")
     run_all([f"{world}:{seed}" for world in worlds for seed in range(seeds)], arguments)
-    report(arguments.out, worlds, seeds, arguments.quick or arguments.main_arms)
+    report(arguments.out, worlds, seeds, arguments.arms)
 
 
 def run_all(units: list[str], arguments: argparse.Namespace) -> None:
@@ -88,8 +106,17 @@ def run_all(units: list[str], arguments: argparse.Namespace) -> None:
     while waiting or running:
         while waiting and len(running) < arguments.jobs:
             unit = waiting.pop(0)
-            options = [name for name in ("--quick", "--main-arms") if getattr(arguments, name[2:].replace("-", "_"))]
-            command = [sys.executable, "-m", "benchmarks.bench_fusion", "--only", unit, "--out", str(arguments.out), *options]
+            options = ["--arms", arguments.arms]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.bench_fusion",
+                "--only",
+                unit,
+                "--out",
+                str(arguments.out),
+                *options,
+            ]
             running[unit] = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
         time.sleep(0.5)
         for unit in [unit for unit, process in running.items() if process.poll() is not None]:
@@ -110,16 +137,18 @@ def run_seed(world: str, number: int, out: Path, arms: list[str]) -> None:
         print(f"{world} {number} {arm} ({time.monotonic() - started:.0f} s)", file=sys.stderr, flush=True)
 
 
-def report(out: Path, worlds: list[str], seeds: int, quick: bool) -> None:
+def report(out: Path, worlds: list[str], seeds: int, which: str) -> None:
     """Tables of what is finished, then the JSON object."""
     results: dict[str, Results] = {}
     for world in worlds:
-        files = {seed: [(arm, result_file(out, world, seed, arm)) for arm in arms_of(world, quick)] for seed in range(seeds)}
+        files = {
+            seed: [(arm, result_file(out, world, seed, arm)) for arm in arms_of(world, which)] for seed in range(seeds)
+        }
         results[world] = {
             seed: {arm: json.loads(file.read_text())["figures"] for arm, file in pairs if file.exists()}
             for seed, pairs in files.items() if any(file.exists() for _, file in pairs)
         }  # fmt: skip
-        print_table(world, results[world], arms_of(world, quick))
+        print_table(world, results[world], arms_of(world, which))
     print(json.dumps(summary(results, BEST_MERGE)))
 
 

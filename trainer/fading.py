@@ -35,7 +35,9 @@ class Fading:
     def factor(self, group: str) -> float:
         """By how much the weight of a group's rows is multiplied; 1 before anything was seen of it."""
         now, start = self._gaps.get(group, (1.0, 1.0))
-        if start <= 0:  # decayed sums of differences whose dialogues were all chosen for a positive one cannot be; rounding can
+        if (
+            start <= 0
+        ):  # decayed sums of differences whose dialogues were all chosen for a positive one cannot be; rounding can
             return 0.0
         return min(1.0, max(0.0, self.fullness * now / start))
 

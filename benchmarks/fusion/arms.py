@@ -67,7 +67,11 @@ def lesson_of(corpus: Corpus, arm: str, oracle: ModelRows | None = None) -> Less
 
 
 def rule(
-    corpus: Corpus, *, candidates: tuple[str, ...] | None = None, teachers: tuple[str, ...] | None = None, trusted: bool = True
+    corpus: Corpus,
+    *,
+    candidates: tuple[str, ...] | None = None,
+    teachers: tuple[str, ...] | None = None,
+    trusted: bool = True,
 ) -> Lesson:
     """Rows from the source that won each dialogue, weighted by trust.
 
@@ -76,7 +80,9 @@ def rule(
         teachers: those of them whose winners teach; default: all. One: a pair's target.
     """
     candidates = candidates or corpus.sources
-    if teachers:  # a pair knows its pivot and its source; others' rows would be other artifacts, but the choice is the run's
+    if (
+        teachers
+    ):  # a pair knows its pivot and its source; others' rows would be other artifacts, but the choice is the run's
         candidates = (*teachers, *(name for name in candidates if name not in teachers))
     winner = winners(corpus, candidates)
     num_teachers = len(teachers or candidates)

@@ -147,7 +147,9 @@ def read_corpus(config: RunConfig) -> Corpus:
         splits.append(Split(tokens.token_ids.astype(np.int64), tokens.is_target, tokens.offsets, dialogues))
     rows = {"pivot": _read_rows(RowStore.open(config.logprobs_url(pivot), "logprobs"), len(splits[0].dialogues))}
     for source in config.sources:
-        rows[source.name] = _read_rows(RowStore.open(config.aligned_url(source.name), "aligned"), len(splits[0].dialogues))
+        rows[source.name] = _read_rows(
+            RowStore.open(config.aligned_url(source.name), "aligned"), len(splits[0].dialogues)
+        )
     return Corpus(splits[0], splits[1], rows, tuple(source.name for source in config.sources))
 
 
@@ -163,7 +165,9 @@ def _read_rows(store: RowStore, num_dialogues: int) -> ModelRows:
 def write_dialogues(path: Path, dialogues: Iterable[Dialogue]) -> None:
     """A dialogue file; one that says the same is left alone."""
     lines = [
-        json.dumps({"id": d.id, "kind": d.kind, "messages": [{"role": m.role, "content": m.content} for m in d.messages]})
+        json.dumps(
+            {"id": d.id, "kind": d.kind, "messages": [{"role": m.role, "content": m.content} for m in d.messages]}
+        )
         for d in dialogues
     ]
     text = "\n".join(lines) + "\n"

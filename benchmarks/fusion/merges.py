@@ -52,7 +52,9 @@ def bounded_sum(base: State, targets: list[State], **_: Any) -> State:
 
 def from_control(base: State, targets: list[State], control: State, share: float = 1.0, **_: Any) -> State:
     """The control, and on it what each target has beyond it: SFT is counted once, every source's rows in full."""
-    beyond = {name: sum((target[name] - control[name] for target in targets), torch.zeros_like(base[name])) for name in base}
+    beyond = {
+        name: sum((target[name] - control[name] for target in targets), torch.zeros_like(base[name])) for name in base
+    }
     return {name: control[name] + share * beyond[name] for name in base}
 
 

@@ -100,7 +100,9 @@ class Seed:
         for i, dialogue in enumerate(corpus.train.dialogues):
             noun = next(n for n in self.world.nouns if n in dialogue.messages[0].content.strip("?.").split())
             words = self.world.lexicons[dialogue.kind][noun]
-            answers = [[*tokenizer(word, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for word in words]
+            answers = [
+                [*tokenizer(word, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for word in words
+            ]
             start, end = corpus.row_offsets[i], corpus.row_offsets[i + 1]
             mine = corpus.labels[start:end].tolist()
             for at in range(len(mine)):

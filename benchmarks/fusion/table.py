@@ -47,7 +47,9 @@ def print_table(world: str, results: Results, arms: list[str]) -> None:
     print(f"\n{world}, skills: bits per byte and right answers; minus SFT [95 % over {len(results)} seeds, paired]")
     if len(results) < MIN_DIALOGUES:
         print(f"intervals need {MIN_DIALOGUES} seeds")
-    print("| arm | seeds | known bits | minus SFT | known right | minus SFT | new bits | minus SFT | new right | minus SFT |")
+    print(
+        "| arm | seeds | known bits | minus SFT | known right | minus SFT | new bits | minus SFT | new right | minus SFT |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|")
     for arm in arms:
         cells, seeds = [], 0
@@ -82,7 +84,10 @@ def power(results: Results) -> str:
 
 def summary(worlds: dict[str, Results], best_merge: str) -> dict[str, Any]:
     """The JSON object. World B, known wordings, unless a key says otherwise; a figure that was not measured is None."""
-    values: dict[str, Any] = {"best_merge": best_merge, "seeds": {world: len(results) for world, results in worlds.items()}}
+    values: dict[str, Any] = {
+        "best_merge": best_merge,
+        "seeds": {world: len(results) for world, results in worlds.items()},
+    }
     first = worlds.get("B", {})
     for prefix, wording in (("", "known"), ("new_", "new")):
         pairs = f"trusted.{best_merge}"
@@ -94,7 +99,11 @@ def summary(worlds: dict[str, Results], best_merge: str) -> dict[str, Any]:
             ("pairs_merged_minus_sft_bits", first, pairs, "sft"),
             ("pairs_merged_minus_smoothing_bits", first, pairs, "smoothing"),
             *((f"joint_minus_sft_bits_{world}", worlds[world], "joint", "sft") for world in worlds if world != "B"),
-            *((f"joint_minus_smoothing_bits_{world}", worlds[world], "joint", "smoothing") for world in worlds if world != "B"),
+            *(
+                (f"joint_minus_smoothing_bits_{world}", worlds[world], "joint", "smoothing")
+                for world in worlds
+                if world != "B"
+            ),
         ):
             _put(values, prefix + key, difference(results, arm, base, wording))
         for world, results in worlds.items():

@@ -4,6 +4,7 @@ The pivot speaks the common languages. Each source knows one language more (a sk
 with each as often as the world does. So what a source can teach is a distribution, of which a dialogue shows one draw.
 """
 
+import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -73,12 +74,12 @@ GOOD_FOUR = (
 )  # fmt: skip
 BAD = Model("bad", SKILLS, 500, "lines", 70)
 WORLDS = {
-    "B": WorldSpec(40),
-    "Bn": WorldSpec(27, draws=3, wrong_share=0.3),
-    "L": WorldSpec(40, _sources(70)),
-    "N": WorldSpec(40, _sources(400, knows=False)),
-    "S5": WorldSpec(40, (*GOOD_FOUR, BAD)),
-    "D": WorldSpec(40, shares=(1.0,)),
+    "B": WorldSpec(20),
+    "Bn": WorldSpec(14, draws=3, wrong_share=0.3),
+    "L": WorldSpec(20, _sources(70)),
+    "N": WorldSpec(20, _sources(400, knows=False)),
+    "S5": WorldSpec(20, (*GOOD_FOUR, BAD)),
+    "D": WorldSpec(20, shares=(1.0,)),
 }
 """Base; 30 % wrong answers; poor sources; sources that know nothing more; five sources, one bad; one right answer."""
 
@@ -172,11 +173,13 @@ def make_model(folder: Path, world: World, model: Model, seed: int) -> None:
     )  # fmt: skip
     network = LlamaForCausalLM(config)
     _train(network, tokenizer, draw, model.steps)
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed while saving
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     network.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
-    partial.rename(folder)
+    try:
+        partial.rename(folder)
+    except OSError:  # another worker made the same model meanwhile
+        shutil.rmtree(partial)
 
 
 def _tokenizer(texts: list[str], model: Model) -> PreTrainedTokenizerFast:
