@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from fusechat.config import PlanSection, RunConfig
+from fusechat.config import JOINT, PlanSection, RunConfig
 from fusechat.questions import CHUNK_QUESTIONS, read_questions
 
 from .dialogue_volume import Volume
@@ -52,12 +52,13 @@ def plan_stages(
     of_pivot = volumes[config.pivot.name]
     cpu = section.cpus * section.cpu_tokens_per_second * 3600
     read = sum(volume.tokens for volume in volumes.values())
-    targets = len(config.sources) + config.training.train_control
+    targets = len(config.target_names) + config.training.train_control
     train, train_basis = _training_hours(config, pivot, of_pivot, targets)
     aligned = len(config.sources) * of_pivot.rows * (row_bytes(config.extraction.k, pivot.vocab_size) + 0.1)
     target_bytes = pivot.parameters * BYTES_OF_DTYPE.get(config.training.save_dtype, 4.0)
     fused_bytes = pivot.parameters * BYTES_OF_DTYPE.get(config.merge.dtype, pivot.bytes_per_weight)
-    merged = pivot.weight_bytes + len(config.sources) * target_bytes + fused_bytes
+    joint_alone = config.merged_names == [JOINT]
+    merged = 0.0 if joint_alone else pivot.weight_bytes + len(config.merged_names) * target_bytes + fused_bytes
     share = config.dialogues.held_out_share if not config.dialogues.held_out else 0.02
     forward = sum(
         (targets + 2 if name == config.pivot.name else 1) * volumes[name].tokens * share
@@ -109,12 +110,21 @@ def _training_hours(config: RunConfig, pivot: ModelSize, volume: Volume, targets
         tokens = int(trl["max_steps"]) * batch * volume.tokens / max(1, volume.dialogues)
     if section.training_tokens_per_second:
         measured = section.training_tokens_per_second
-        return targets * tokens / measured / 3600, f"measured {measured:,.0f} tokens/s per GPU"
+        rate = f"measured {measured:,.0f} tokens/s per GPU"
+        return targets * tokens / measured / 3600, f"{_trainings(config, targets)}, {rate}"
     passes = 4 if trl.get("gradient_checkpointing", True) else 3
     flops = passes * tokens * pivot.flops_per_token(volume.mean_context)
     rate = f"{section.tflops:g} TFLOP/s at {section.training_utilisation:.0%}"
-    basis = f"{targets} targets, {rate}; one takes {_training_gpus(config, pivot)} GPUs or more"
+    basis = f"{_trainings(config, targets)}, {rate}; one takes {_training_gpus(config, pivot)} GPUs or more"
     return targets * flops / (section.tflops * 1e12 * section.training_utilisation) / 3600, basis
+
+
+def _trainings(config: RunConfig, targets: int) -> str:
+    """How many targets are trained, and how many the other kinds of fusion would train."""
+    control, fusion = config.training.train_control, config.training.fusion
+    counts = {"pairwise": len(config.sources), "joint": 1, "both": len(config.sources) + 1}
+    others = ", ".join(f"{kind} {count + control}" for kind, count in counts.items() if kind != fusion)
+    return f"{targets} targets ({fusion}; {others})"
 
 
 def _wall_hours(config: RunConfig, gpu_hours: float, targets: int) -> float:

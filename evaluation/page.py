@@ -23,6 +23,7 @@ from fusechat.logs import format_seconds
 
 from .charts import SERIES_COLOURS, Figure
 from .page_charts import (
+    choice_charts,
     coefficients,
     courses,
     difference_charts,
@@ -62,6 +63,7 @@ def render(document: dict[str, Any]) -> str:
         "rates": figures.add(rate_chart(document)),
         "kinds": figures.add(kinds_chart(document)),
         "lost": figures.add(lost_chart(document)),
+        "choice": [(title, figures.add(chart)) for title, chart in choice_charts(document)],
         "courses": [(title, figures.add(chart)) for title, chart in courses(document)],
         "coefficients": [(title, figures.add(chart)) for title, chart in coefficients(document["merge"])],
         "judge": [(title, figures.add(chart)) for title, chart in judge_charts(document)],

@@ -118,6 +118,24 @@ def lost_chart(document: dict[str, Any]) -> Figure | None:
     return bar_chart(bars, title="Bits per byte of the labels that alignment lost", unit="% of the source's")
 
 
+def choice_charts(document: dict[str, Any]) -> list[tuple[str, Figure | None]]:
+    """(title, chart): share of each kind's dialogues, and of its tokens, that each source teaches."""
+    if not document["choice"]:
+        return []
+    found = []
+    for unit in ("dialogues", "tokens"):
+        totals: dict[str, int] = {}
+        for record in document["choice"]:
+            totals[record["kind"]] = totals.get(record["kind"], 0) + record[unit]
+        bars: dict[str, dict[str, float]] = {}
+        for record in document["choice"]:
+            teacher = record["source"] or "nobody (plain SFT)"
+            bars.setdefault(teacher, {})[record["kind"] or "all"] = 100 * record[unit] / totals[record["kind"]]
+        title = f"Who teaches which {unit}"
+        found.append((f"{title}, % of each kind's", bar_chart(bars, title=title, unit=f"% of {unit}", stacked=True)))
+    return found
+
+
 def courses(document: dict[str, Any]) -> list[tuple[str, Figure | None]]:
     """(title, chart) of each figure that training logged."""
     found: list[tuple[str, dict[str, Any] | None]] = []

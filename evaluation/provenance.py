@@ -34,6 +34,7 @@ def course(config: RunConfig) -> dict[str, Any]:
         "artifacts": artifacts,
         "extraction": extraction_records(config),
         "alignment": {item["name"]: item["counts"] for item in artifacts if item["stage"] == "align"},
+        "choice": choice_table(config),
         "training": training_curves(config),
         "merge": merge_report(config),
         "config": config.dump(),
@@ -118,7 +119,7 @@ def extraction_rate(shards: list[dict[str, Any]]) -> list[list[float]]:
 def training_curves(config: RunConfig) -> dict[str, list[dict[str, float | None]]]:
     """Target name (and the control's) -> step, losses and shares over the course of its training, thinned out."""
     found = {}
-    for name in [*(source.name for source in config.sources), CONTROL]:
+    for name in [*config.target_names, CONTROL]:
         records = read_json_lines(config.target_path(name) / "metrics.jsonl")
         if records:
             stride = -(-len(records) // CURVE_POINTS) or 1
@@ -143,6 +144,12 @@ def bad_metrics(curves: dict[str, list[dict[str, float | None]]]) -> list[str]:
     return notes
 
 
+def choice_table(config: RunConfig) -> list[dict[str, Any]]:
+    """Who teaches what, a record per kind and source (`trainer.choice_stage.summary`); empty where nothing is chosen."""
+    record = read_json(f"{config.choice_url}/{RECORD_FILE}") if config.training.row_choice == "trusted" else None
+    return record["counts"]["table"] if record else []
+
+
 def merge_report(config: RunConfig) -> dict[str, Any] | None:
     """What the merge says about itself."""
     return read_json(str(config.fused_path / "merge_report.json"))
@@ -160,7 +167,8 @@ def _places(config: RunConfig) -> list[tuple[str, str, str | Path]]:
         ),
         *(("extract", name, config.logprobs_url(name)) for name in names),
         *(("align", name, config.aligned_url(name)) for name in sources),
-        *(("train", name, config.target_path(name)) for name in [*sources, CONTROL]),
+        ("train", "choice", config.choice_url),
+        *(("train", name, config.target_path(name)) for name in [*config.target_names, CONTROL]),
         ("merge", "", config.fused_path),
         *(
             ("answer", f"{answer_set.name} {model_id}", config.answers_path(answer_set.name, model_id))

@@ -13,6 +13,8 @@ def summary(document: dict[str, Any]) -> Iterator[Any]:
 
     yield table(document)
     labels = {model["id"]: model["label"] for model in document["models"]}
+    for line in choice_lines(document):
+        yield Text(line)
     for line in _difference_lines(document, labels):
         yield Text(line)
     for line in _judge_lines(document, labels):
@@ -44,6 +46,15 @@ def table(document: dict[str, Any]) -> Any:
         shares = [f"{entry['exact']}/{entry['asked']}" for entry in (model["accuracy"][kind] for kind in exact_kinds)]
         found.add_row(model["label"], *losses, *shares)
     return found
+
+
+def choice_lines(document: dict[str, Any]) -> Iterator[str]:
+    """Who taught which kind of dialogue, with what trust."""
+    for record in document["choice"]:
+        teacher = record["source"] or "nobody (plain SFT)"
+        trust = "" if record["source"] is None else f", trust {record['trust']:.2f}"
+        kind = record["kind"] or "dialogues"
+        yield f"{kind}: taught by {teacher}: {record['dialogues']:,} dialogues, {record['tokens']:,} tokens{trust}"
 
 
 def _judge_lines(document: dict[str, Any], labels: dict[str, str]) -> Iterator[str]:

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .config import CONTROL, FUSION_FIELDS, RunConfig
+from .config import CONTROL, FUSION_FIELDS, JOINT, RunConfig
 
 
 def shared_places(config: RunConfig, root: Path) -> dict[str, str]:
@@ -46,13 +46,17 @@ def _keys(config: RunConfig) -> dict[str, str]:
         name, own = source.name, keys[f"logprobs/{source.name}"]
         aligned = _digest(tokens, own, config.alignment.model_dump(mode="json"))
         keys[f"aligned/{name}"] = aligned
-        keys[f"targets/{name}"] = _digest(
-            aligned, keys[f"logprobs/{pivot.name}"], training.model_dump(mode="json", exclude={"train_control"}),
-            config.run.seed,
-        )  # fmt: skip
-    control = training.model_dump(mode="json", exclude={"train_control", *FUSION_FIELDS})
+    own_rows = keys[f"logprobs/{pivot.name}"]
+    keys["choice"] = _digest(own_rows, [[source.name, keys[f"aligned/{source.name}"]] for source in config.sources])
+    settings = training.model_dump(mode="json", exclude={"train_control", "fusion"})
+    for name in config.target_names:
+        # Who teaches what depends on every source; a published choice is between the pivot and the target's own.
+        rows = keys["choice"] if training.row_choice == "trusted" else own_rows
+        aligned_rows = [] if name == JOINT else [keys[f"aligned/{name}"]]
+        keys[f"targets/{name}"] = _digest(name, *aligned_rows, rows, settings, config.run.seed)
+    control = training.model_dump(mode="json", exclude={"train_control", "fusion", *FUSION_FIELDS})
     keys[f"targets/{CONTROL}"] = _digest(tokens, control, config.run.seed)
-    targets = [[source.name, keys[f"targets/{source.name}"]] for source in config.sources]
+    targets = [[name, keys[f"targets/{name}"]] for name in config.merged_names]
     merge = config.merge.model_dump(mode="json", exclude={"threads"})
     keys["fused"] = _digest(targets, merge, config.run.seed)
     return {**keys, **_answer_keys(config, keys)}

@@ -19,6 +19,8 @@ from .evaluation_config import EvaluationSection
 
 CONTROL = "sft"
 """Name of the SFT-only control among the targets: trained on the same steps without any rows."""
+JOINT = "joint"
+"""Name of the target that learns from all sources."""
 FUSION_FIELDS = ("sft_weight", "divergence", "temperature", "tail", "row_choice")
 """Fields of `training` that a target without rows does not depend on."""
 
@@ -139,19 +141,24 @@ class LoraSection(Section):
 
 
 class TrainingSection(Section):
-    """How the pivot is trained with one source."""
+    """How the pivot is trained with its sources."""
 
-    sft_weight: float = Field(0.9, ge=0, le=1)
-    """Weight of the SFT loss; the fusion loss gets the rest."""
+    fusion: Literal["pairwise", "joint", "both"] = "pairwise"
+    """A target per source, then merged; one target that learns each dialogue from the source that knows it best; or all of them."""
+    sft_weight: float = Field(0.1, ge=0, le=1)
+    """Weight of the SFT loss where a row teaches; the fusion loss gets the rest, times the source's trust. Published: 0.9."""
     divergence: Literal["ce", "kl", "reverse_kl"] = "ce"
     """Between the chosen row and the model's distribution."""
     temperature: float = Field(1.0, gt=0)
     """Divides the row's logprobs before they are normalised again."""
-    tail: Literal["renormalise", "bucket"] = "renormalise"
+    tail: Literal["renormalise", "bucket"] = "bucket"
     """What happens to the mass outside the k entries: normalised away (as released), or one bucket for the rest."""
-    row_choice: Literal["min_ce", "min_ce_released", "min_ce_token", "average", "source", "pivot", "none"] = "min_ce"
-    """Which row supervises: per dialogue the smaller loss in nats per byte; the released per-token mean; per token;
-    both, averaged by weight; always one of them; no fusion."""
+    row_choice: Literal[
+        "trusted", "min_ce", "min_ce_released", "min_ce_token", "average", "source", "pivot", "none"
+    ] = "trusted"
+    """Which row supervises. trusted: per dialogue the source that beats all others, the pivot and the labels' own frequency,
+    as far as it is calibrated; of pivot and source the smaller loss in nats per byte (min_ce, FuseLLM's); by the released
+    per-token mean; per token; both, averaged by weight; always one of them; no fusion."""
     train_control: bool = True
     """Also train the SFT-only control of the same steps."""
     lora: LoraSection | None = None
@@ -199,9 +206,19 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _names_differ(self) -> "RunConfig":
         names = [model.name for model in self.models]
-        reserved = {CONTROL, "fused"} & set(names)
+        reserved = {CONTROL, JOINT, "fused"} & set(names)
         if len(set(names)) < len(names) or reserved:
-            raise ValueError(f"model names {names} must differ from each other and from 'sft' and 'fused'")
+            raise ValueError(f"model names {names} must differ from each other and from 'sft', 'joint' and 'fused'")
+        return self
+
+    @model_validator(mode="after")
+    def _joint_knows_its_teachers(self) -> "RunConfig":
+        training = self.training
+        if training.fusion != "pairwise" and training.row_choice != "trusted":
+            raise ValueError(
+                f"training.fusion: {training.fusion} needs training.row_choice: trusted, found {training.row_choice!r}; "
+                "the other choices are between the pivot and one source"
+            )
         return self
 
     @model_validator(mode="after")
@@ -226,8 +243,19 @@ class RunConfig(Section):
         """Ids of all models that the run will have, as in `evaluation.models`."""
         sources = [source.name for source in self.sources]
         control = [CONTROL] if self.training.train_control else []
-        targets = [f"target.{name}" for name in sources]
+        targets = [f"target.{name}" for name in self.target_names]
         return ["pivot", *control, *targets, "fused", *(f"source.{name}" for name in sources)]
+
+    @property
+    def target_names(self) -> list[str]:
+        """The targets that learn from sources: one per source, the joint one, or both."""
+        pairs = [source.name for source in self.sources] if self.training.fusion != "joint" else []
+        return pairs + ([JOINT] if self.training.fusion != "pairwise" else [])
+
+    @property
+    def merged_names(self) -> list[str]:
+        """The targets that become the fused model: the pairs, or the joint one where there are none."""
+        return [name for name in self.target_names if name != JOINT] or [JOINT]
 
     @property
     def measured_ids(self) -> list[str]:
@@ -254,8 +282,13 @@ class RunConfig(Section):
         """Aligned store of a source."""
         return self._place(f"aligned/{source}", self.store_url)
 
+    @property
+    def choice_url(self) -> str:
+        """Artifact that says which source teaches which dialogue."""
+        return self._place("choice", self.store_url)
+
     def target_path(self, name: str) -> Path:
-        """Model folder of a target (a source's name, or `sft` for the control)."""
+        """Model folder of a target (a source's name, `joint`, or `sft` for the control)."""
         return Path(self._place(f"targets/{name}", self.run.output))
 
     def answers_path(self, answer_set: str, model_id: str) -> Path:

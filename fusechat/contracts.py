@@ -145,7 +145,27 @@ ALIGNED = Contract(
     ),
 )
 
-CONTRACTS = {contract.artifact: contract for contract in (TOKENS, LOGPROBS, ALIGNED)}
+CHOICE = Contract(
+    "choice",
+    (
+        ArraySpec("source", ("int16",), ("dialogues",), "source", -1, "train", "train", "who teaches the dialogue; -1: nobody"),
+        ArraySpec(
+            "trust", ("float32",), ("dialogues",), "", 0.0, "train", "train",
+            "of that source on dialogues of this kind, in [0, 1]; 0 where nobody teaches",
+        ),
+        ArraySpec(
+            "source_losses", ("float64",), ("sources", "dialogues"), "nats", 0.0, "train", "train",
+            "of the labels over all rows; a row that a source lacks costs what the label's frequency says",
+        ),
+        ArraySpec("pivot_loss", ("float64",), ("dialogues",), "nats", 0.0, "train", "train", "over the same rows"),
+        ArraySpec(
+            "frequency_loss", ("float64",), ("dialogues",), "nats", 0.0, "train", "train",
+            "of a model that knows how often each label occurs and nothing else",
+        ),
+    ),
+)  # fmt: skip
+
+CONTRACTS = {contract.artifact: contract for contract in (TOKENS, LOGPROBS, ALIGNED, CHOICE)}
 
 
 def to_markdown() -> str:

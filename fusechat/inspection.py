@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 
 from . import damage
 from .artifact import PLAN_FILE, RECORD_FILE, read_json, storage_errors
-from .contracts import RowKind
+from .contracts import CHOICE, RowKind
 from .errors import ArtifactError, ConfigError
-from .store import RowStore
+from .store import ATTRIBUTE, RowStore, read_array
 from .tokens import Tokens
 
 
@@ -49,6 +49,9 @@ def show_artifact(url: str, *, dialogue: int, num_rows: int, verify: bool, repai
         for line in [*store_figures(store), *alignment_figures(record.get("counts", {}))]:
             print(line)
         for line in dialogue_lines(store, record.get("parents", {}), dialogue, num_rows):
+            print(line)
+    elif record["kind"] == "choice":
+        for line in choice_lines(url, dialogue):
             print(line)
     elif record["kind"] == "tokens":
         for line in token_lines(url, dialogue, num_rows):
@@ -120,6 +123,25 @@ def dialogue_lines(store: RowStore, parents: dict[str, str], dialogue: int, num_
             f"{decode([int(labels[row])])!r:>16}  {block['label_logprob'][row]:8.3f}  {'  '.join(shown)}{kind}"
         )
     return lines
+
+
+def choice_lines(url: str, dialogue: int) -> list[str]:
+    """Who teaches a dialogue, with what trust, and what all models lose on its labels."""
+    import zarr
+
+    group = zarr.open_group(store=url, mode="r")
+    attributes: Any = group.attrs[ATTRIBUTE]
+    arrays = {name: read_array(group, name) for name in CHOICE.names}
+    if not 0 <= dialogue < len(arrays["source"]):
+        raise ConfigError(f"--dialogue {dialogue}: the artifact has dialogues 0 to {len(arrays['source']) - 1}")
+    names, number = attributes["sources"], int(arrays["source"][dialogue])
+    losses = {name: arrays["source_losses"][place, dialogue] for place, name in enumerate(names)}
+    losses |= {"pivot": arrays["pivot_loss"][dialogue], "label frequency": arrays["frequency_loss"][dialogue]}
+    teacher = "nobody (plain SFT)" if number < 0 else f"{names[number]}, trust {arrays['trust'][dialogue]:.3f}"
+    return [
+        f"dialogue {dialogue}: taught by {teacher}",
+        "loss of its labels, nats: " + "  ".join(f"{name} {loss:,.2f}" for name, loss in losses.items()),
+    ]
 
 
 def token_lines(url: str, dialogue: int, num_rows: int) -> list[str]:

@@ -44,7 +44,7 @@ def steps(config: RunConfig) -> list[Step]:
     """All steps of a run, in order."""
     names = [model.name for model in config.models]
     sources = [source.name for source in config.sources]
-    targets = sources + ([CONTROL] if config.training.train_control else [])
+    targets = config.target_names + ([CONTROL] if config.training.train_control else [])
     found = [Step("tokenize", "dialogues", (str(config.dialogues_path),), _prepare_dialogues)]
     for name in names:
         splits = (config.tokens_url(name), config.tokens_url(name, "held_out"))
@@ -53,6 +53,8 @@ def steps(config: RunConfig) -> list[Step]:
     found.append(Step("extract", "", urls, _stage_call("cluster.extraction", names)))
     for name in sources:
         found.append(Step("align", name, (config.aligned_url(name),), _stage_call("cluster.alignment", name)))
+    if config.training.row_choice == "trusted":
+        found.append(Step("train", "choice", (config.choice_url,), _stage_call("trainer.choice_stage")))
     folders = tuple(str(config.target_path(name)) for name in targets)
     found.append(Step("train", "", folders, _stage_call("cluster.training", targets)))
     found.append(Step("merge", "", (str(config.fused_path),), _merge, _check("merge.stage", "check")))

@@ -32,6 +32,12 @@ def show_summary(config: RunConfig, seconds: dict[str, float]) -> None:
     for label, value in seconds.items():
         console.print(f"  {label:<24}{f'{value:,.1f}' if value else 'skipped'}")
     console.print(f"  {'all':<24}{format_seconds(sum(seconds.values()))}")
+    if config.training.fusion == "pairwise" and config.training.row_choice == "trusted":
+        console.print(
+            "\nOne target that learns from all sources, in one training (rows and alignment are there already): "
+            "--set training.fusion=joint",
+            soft_wrap=True,
+        )
     console.print(f"\nTalk to it: fusechat chat {config.fused_path}", soft_wrap=True)
 
 

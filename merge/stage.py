@@ -1,17 +1,19 @@
 """The door of merging: the pivot and the targets in, the fused model out.
 
-All targets are merged but the SFT-only control. Killed and started again, it goes on after the last whole shard.
+All targets are merged but the SFT-only control and the joint target, which stands beside them. Where the joint target is
+the only one there is nothing to merge: its files become the fused model. Killed and started again, it goes on after the last whole shard.
 """
 
 from typing import Any
 
 from fusechat import artifact, model_files
 from fusechat.artifact import Artifact
-from fusechat.config import RunConfig
+from fusechat.config import JOINT, RunConfig
 from fusechat.logs import Progress
 
 from .checkpoint_merge import ShardRunner, merge_checkpoints
 from .parameters import check_parameters, find_method, parameter_names, try_method
+from .pass_through import pass_through
 
 
 def run(config: RunConfig, *, progress: Progress | None = None, merge_shards: ShardRunner | None = None) -> Artifact:
@@ -25,8 +27,10 @@ def run(config: RunConfig, *, progress: Progress | None = None, merge_shards: Sh
         ModelError: weights that are damaged or do not fit each other; file and tensor are named.
         StorageError: no space.
     """
+    if config.merged_names == [JOINT]:
+        return pass_through(config, progress=progress)
     section, pivot = config.merge, model_files.resolve_model(config.pivot)
-    parents = {source.name: artifact.load(config.target_path(source.name), "target") for source in config.sources}
+    parents = {name: artifact.load(config.target_path(name), "target") for name in config.merged_names}
     parameters = _checked_parameters(config)
     settings = {
         "method": section.method,
@@ -65,5 +69,6 @@ def _checked_parameters(config: RunConfig) -> dict[str, Any]:
     method = find_method(config.merge.method)
     seed = {"seed": config.run.seed} if "seed" in parameter_names(method) else {}
     checked = check_parameters(method, {**seed, **config.merge.parameters})
-    try_method(method, checked, [source.name for source in config.sources])
+    if config.merged_names != [JOINT]:
+        try_method(method, checked, config.merged_names)
     return checked

@@ -141,6 +141,10 @@ def minimal_document(config: RunConfig) -> dict[str, Any]:
         "extraction": {"p": {"shards": 1, "rows": 9, "tokens": 20, "rate": [[1.0, 9.0], [2.0, 8.0]], "retries": 0,
                              "set_aside": 0}},
         "alignment": {"s": aligned()},
+        "choice": [
+            {"kind": EVIL, "source": EVIL, "dialogues": 3, "tokens": 30, "trust": 0.5},
+            {"kind": EVIL, "source": None, "dialogues": 1, "tokens": 10, "trust": None},
+        ],
         "held_out": {"dialogues": 6, "bytes": 60, "kinds": {EVIL: {"dialogues": 6, "bytes": 60}}, "items": []},
         "interval": {"level": 0.95, "min_dialogues": 5}, "notes": [EVIL], "exact_match_kinds": [EVIL], "models": [model],
         "differences": [],
@@ -171,7 +175,19 @@ def test_page_shows_hostile_texts_as_text_and_may_ask_for_nothing(run_file: Path
 def test_page_links_lead_to_its_sections(run_file: Path) -> None:
     text = page.render(minimal_document(load_config(run_file)))
     links = set(re.findall(r'<a href="#(\w+)"', text))
-    assert links == set(re.findall(r'<section id="(\w+)"', text)) and len(links) == 14
+    assert links == set(re.findall(r'<section id="(\w+)"', text)) and len(links) == 15
+
+
+def test_choice_is_drawn_as_shares_of_each_kind(run_file: Path) -> None:
+    document = minimal_document(load_config(run_file))
+    document["choice"][0]["source"] = "teacher"
+    shares = {
+        title: {bar["name"]: bar["x"] for bar in chart["data"]}
+        for title, chart in page_charts.choice_charts(document)
+        if chart
+    }
+    assert list(shares.values()) == [{"teacher": [75.0], "nobody (plain SFT)": [25.0]}] * 2
+    assert page_charts.choice_charts({**document, "choice": []}) == []
 
 
 def test_coefficients_that_are_no_numbers_do_not_lose_the_report(run_file: Path) -> None:

@@ -48,11 +48,18 @@ ALL_TARGETS = {"targets/mixtral", "fused"}
         ({"training.sft_weight": 0.5}, ALL_TARGETS),
         ({"training.trl": {"max_steps": 3}}, {*ALL_TARGETS, "targets/sft"}),
         ({"run.seed": 4}, {*ALL_TARGETS, "targets/sft"}),
-        ({"alignment.vocabulary_rule": "min_edit"}, {*ALL_TARGETS, "aligned/mixtral"}),
-        ({"extraction.k": 3}, {*ALL_TARGETS, "aligned/mixtral", "logprobs/llama", "logprobs/mixtral"}),
+        ({"alignment.vocabulary_rule": "min_edit"}, {*ALL_TARGETS, "choice", "aligned/mixtral"}),
+        ({"extraction.k": 3}, {*ALL_TARGETS, "choice", "aligned/mixtral", "logprobs/llama", "logprobs/mixtral"}),
         (
             {"sources.0.template": "pivot"},
-            {*ALL_TARGETS, "aligned/mixtral", "logprobs/mixtral", "tokens/mixtral", "tokens/mixtral.held_out"},
+            {
+                *ALL_TARGETS,
+                "choice",
+                "aligned/mixtral",
+                "logprobs/mixtral",
+                "tokens/mixtral",
+                "tokens/mixtral.held_out",
+            },
         ),
     ],
 )
@@ -64,7 +71,7 @@ def test_variant_shares_all_that_its_change_does_not_decide(
 
 def test_change_of_the_dialogues_shares_nothing_but_measured_models(run_file: Path, tmp_path: Path) -> None:
     found = changed(run_file, tmp_path, {"dialogues.max_tokens": 64})
-    assert {key.split("/")[0] for key in found} == set(STAGES)
+    assert {key.split("/")[0] for key in found} == {*STAGES, "choice"}
 
 
 ASKED = {"evaluation.answers": [{"name": "own", "file": "asked.txt"}]}

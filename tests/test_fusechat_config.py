@@ -114,6 +114,29 @@ def test_load_config_missing_or_broken_file_is_refused(tmp_path: Path) -> None:
         load_config(tmp_path / "list.yaml")
 
 
+@pytest.mark.parametrize(
+    ("fusion", "targets", "merged"),
+    [
+        ("pairwise", ["mixtral"], ["mixtral"]),
+        ("joint", ["joint"], ["joint"]),
+        ("both", ["mixtral", "joint"], ["mixtral"]),
+    ],
+)
+def test_fusion_decides_the_targets_and_what_is_merged(
+    run_file: Path, fusion: str, targets: list[str], merged: list[str]
+) -> None:
+    config = load_config(run_file, [f"training.fusion={fusion}"])
+    assert (config.target_names, config.merged_names) == (targets, merged)
+    assert [name for name in config.model_ids if name.startswith("target.")] == [f"target.{name}" for name in targets]
+
+
+def test_joint_needs_a_choice_among_all_sources_and_its_name_is_taken(run_file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"joint needs training\.row_choice: trusted, found 'min_ce'"):
+        load_config(run_file, ["training.fusion=joint", "training.row_choice=min_ce"])
+    with pytest.raises(ConfigError, match="'joint'"):
+        load_config(run_file, ["sources.0.name=joint"])
+
+
 def test_run_config_dump_loads_to_the_same_run(run_file: Path) -> None:
     config = load_config(run_file)
     assert RunConfig.model_validate(yaml.safe_load(yaml.safe_dump(config.dump()))) == config

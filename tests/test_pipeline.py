@@ -50,7 +50,7 @@ def test_run_ends_with_a_table_of_all_models(finished_run: tuple[Path, subproces
 def test_run_again_skips_every_stage_and_says_so(finished_run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     again = fusechat("run", "-c", finished_run[0])
     lines = [line for line in again.stderr.splitlines() if ":" in line]
-    assert sum("done before, skipped" in line for line in lines) == 8, again.stderr
+    assert sum("done before, skipped" in line for line in lines) == 9, again.stderr
     assert "done in" not in again.stderr
 
 
@@ -66,7 +66,7 @@ def test_status_and_inspect_show_what_is_there(
     finished_run: tuple[Path, subprocess.CompletedProcess[str]], output: Path
 ) -> None:
     shown = fusechat("status", "-c", finished_run[0]).stdout
-    assert len(re.findall(r"\bdone\b", shown)) == 12, shown
+    assert len(re.findall(r"\bdone\b", shown)) == 13, shown
     for kind in ("logprobs/mixtral", "aligned/mixtral"):
         shown = fusechat("inspect", output / kind, "--verify", "--dialogue", "1").stdout
         assert "every checksum holds" in shown and "mean label logprob" in shown and "top tokens" in shown

@@ -1,5 +1,7 @@
 """From the stores to a batch: joining, truncation, packing, the order of batches."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -154,6 +156,18 @@ def test_batch_order_groups_lengths_without_sorting_the_epoch() -> None:
     padding = [1 - batches.sum() / (8 * batches.max(1)).sum() for batches in (grouped, random)]
     assert padding[0] < 0.1 < padding[1]
     assert np.abs(np.corrcoef(grouped.mean(1), np.arange(125))[0, 1]) < 0.3
+
+
+@pytest.mark.parametrize("batches", [1, 8, 19, 49])
+def test_batch_order_of_a_small_set_mixes_lengths(batches: int) -> None:
+    """A batch's spread of lengths stays near that of the set, and its dialogues meet others in the next epoch."""
+    lengths = np.arange(8 * batches) + 1
+    epochs = [np.array(list(order(lengths, epoch=lambda number=number: number))).reshape(-1, 8) for number in (0, 1)]
+    spread = lengths[epochs[0]].std(axis=1).mean() / lengths.std()
+    assert spread > (0.5 if batches < 20 else 0.2)
+    if batches > 1:
+        pairs = [{frozenset(pair) for batch in epoch.tolist() for pair in combinations(batch, 2)} for epoch in epochs]
+        assert len(pairs[0] & pairs[1]) < 0.5 * len(pairs[0])
 
 
 def test_batch_order_refuses_strategies_it_does_not_have() -> None:

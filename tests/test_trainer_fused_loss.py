@@ -78,6 +78,26 @@ def test_fused_loss_gradient_equals_finite_differences(options: dict) -> None:
     assert torch.autograd.gradcheck(loss, leaves, eps=1e-6, atol=1e-6, rtol=1e-4, fast_mode=True)
 
 
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
+def test_fused_loss_weighs_every_row_as_the_dense_reference_does(options: dict) -> None:
+    p = problem()
+    leaves = [p[name].requires_grad_() for name in ("hidden", "weight", "bias")]
+    weights = torch.linspace(0, 1, 17)
+    reference = dense(p, HeadTransform(), row_weights=weights, **options)
+    mine = fused(p, HeadTransform(), row_weights=weights, **options)
+    assert torch.allclose(mine, reference, rtol=0, atol=1e-5)
+    for left, right in zip(torch.autograd.grad(mine, leaves), torch.autograd.grad(reference, leaves), strict=True):
+        assert torch.allclose(left, right, rtol=0, atol=1e-5)
+
+
+def test_fused_loss_of_equal_row_weights_is_the_loss_of_that_sft_weight() -> None:
+    p = problem()
+    p["weight"].requires_grad_()
+    losses = [fused(p, HeadTransform(), sft_weight=0.3), fused(p, HeadTransform(), row_weights=torch.full((17,), 0.7))]
+    assert losses[0].item() == losses[1].item()
+    assert torch.equal(*[torch.autograd.grad(loss, p["weight"])[0] for loss in losses])
+
+
 @pytest.mark.parametrize("in_hardware", [False, True])
 def test_fused_loss_of_bfloat16_model_accumulates_in_float32(
     in_hardware: bool, monkeypatch: pytest.MonkeyPatch

@@ -3,13 +3,14 @@
 import gzip
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from trainer import fusion_loss
+from trainer import fused_linear_fusion_loss, fusion_loss
 
 RELEASED = json.loads(gzip.decompress((Path(__file__).parent / "data" / "released_fusion_loss.json.gz").read_bytes()))
 
@@ -99,3 +100,24 @@ def test_fusion_loss_refuses_unknown_options(options: dict) -> None:
 def test_fusion_loss_refuses_shapes_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="expected"):
         fusion_loss(torch.zeros(2, 3), torch.zeros(2).long(), torch.zeros(1, 1).long(), torch.zeros(1, 1))
+
+
+def test_fusion_loss_weighs_every_row_by_its_own_weight_and_leaves_a_token_without_row_alone() -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits, labels = torch.randn(3, 9, generator=generator), torch.tensor([3, 5, 0])
+    rows, ids = torch.log_softmax(torch.randn(3, 9, generator=generator), 1).topk(4)
+    rows[2] = -math.inf
+    parts = [
+        float(fusion_loss(logits[[t]], labels[[t]], ids[[t]], rows[[t]], 1 - w)) for t, w in enumerate((0.2, 0.9, 0))
+    ]
+    loss = fusion_loss(logits, labels, ids, rows, row_weights=torch.tensor([0.2, 0.9, 0.5]))
+    assert float(loss) == pytest.approx(sum(parts) / 3, rel=1e-6)
+
+
+@pytest.mark.parametrize("function", [fusion_loss, fused_linear_fusion_loss])
+def test_fusion_loss_refuses_weights_that_are_not_one_per_label(function: Callable) -> None:
+    """The fused loss is given hidden states of width 3 and the unit matrix as its head."""
+    head = (torch.eye(3),) if function is fused_linear_fusion_loss else ()
+    arguments = (torch.zeros(2, 3), *head, torch.zeros(2).long(), torch.zeros(2, 1).long(), torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="row_weights"):
+        function(*arguments, row_weights=torch.ones(3))

@@ -17,6 +17,8 @@ from fusechat.tokens import Tokens
 from trainer.run_log import read_metrics
 
 K = 5
+PUBLISHED = {"row_choice": "min_ce", "sft_weight": 0.9, "tail": "renormalise"}
+"""FuseLLM's choice with FuseChat's weight, which the figures of these tests are of."""
 
 
 def make_run(
@@ -34,7 +36,7 @@ def make_run(
             "pivot": {"name": "pivot", "model": str(model)},
             "sources": [{"name": "other", "model": str(model)}],
             "dialogues": {"train": ["dialogues.jsonl"], "max_tokens": 48},
-            "training": {"trl": arguments, **training},
+            "training": {"trl": arguments, **PUBLISHED, **training},
         }
     )
     tokens = random_tokens(dialogues, model, seed)

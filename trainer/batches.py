@@ -15,7 +15,10 @@ from fusechat.errors import ConfigError
 EMPTY_UNIT = -1
 """A unit without tokens: fills the last batch, so that every process has one more and none trains on a dialogue twice."""
 GROUPED_BATCHES = 50
-"""Global batches that are sorted by length together; more would let long dialogues cluster, fewer would pad more."""
+"""Global batches that are sorted by length together at most; more would let long dialogues cluster, fewer would pad more."""
+GROUPED_SHARE = 10
+"""What is sorted together is at most this part of the set. A small set sorted as a whole would put near-equal dialogues
+into one batch in every epoch, and the same ones each time."""
 
 
 class BatchOrder(Sampler[int]):
@@ -63,7 +66,8 @@ class BatchOrder(Sampler[int]):
         order = random.permutation(len(self._lengths))
         if self._strategy == "random":
             return order
-        span = self._global_batch * GROUPED_BATCHES
+        batches_of_set = len(order) // self._global_batch
+        span = self._global_batch * max(1, min(GROUPED_BATCHES, batches_of_set // GROUPED_SHARE))
         pieces = [order[start : start + span] for start in range(0, len(order), span)]
         ordered = np.concatenate([piece[np.argsort(-self._lengths[piece], kind="stable")] for piece in pieces])
         full = len(ordered) // self._global_batch

@@ -21,16 +21,18 @@ class FusionCollator:
 
     def __init__(
         self, dataset: FusionDataset, units: Sequence[np.ndarray], *, pad_token_id: int, packed: bool = False,
-        flat: bool = False, pad_to_multiple_of: int | None = None,
+        flat: bool = False, pad_to_multiple_of: int | None = None, fusion_weight: float = 0.1,
     ) -> None:  # fmt: skip
         """
         Args:
+            fusion_weight: of a row of a source that is trusted wholly; the source's trust multiplies it.
             units: unit -> its dialogues; more than one in a pack.
             packed: mark the borders of dialogues by position ids instead of an attention mask.
             flat: with `packed`, put all units of a batch into one sequence (FlashAttention).
         """
         self._dataset, self._units, self._pad = dataset, units, pad_token_id
         self._packed, self._flat, self._multiple = packed, flat, pad_to_multiple_of or 1
+        self._fusion_weight = fusion_weight
 
     def __call__(self, features: Sequence[dict[str, int]]) -> dict[str, Tensor | dict[str, Tensor]]:
         """Batch of `{"unit": number}` features.
@@ -38,7 +40,7 @@ class FusionCollator:
         Returns:
             `input_ids` int64 [batch, tokens] and `attention_mask` or `position_ids`; `fusion`: `hidden_index`, `labels`
             int64 [rows] (the index counts batch * tokens), `topk_ids` int64 and `topk_logprobs` float32 [rows, k] (nats),
-            `source_share` float32 [rows], `dialogues` int64 [n], `without_source` int64 [].
+            `source_share` float32 [rows], `row_weights` float32 [rows], `dialogues` int64 [n], `without_source` int64 [].
         """
         numbers = [int(feature["unit"]) for feature in features]
         sequences = [
@@ -74,11 +76,11 @@ class FusionCollator:
         batch: dict[str, Tensor | dict[str, Tensor]] = {
             name: torch.from_numpy(array) for name, array in tensors.items()
         }
-        batch[FUSION_KEY] = _fusion(examples, hidden_index)
+        batch[FUSION_KEY] = _fusion(examples, hidden_index, self._fusion_weight)
         return batch
 
 
-def _fusion(examples: list[Example], hidden_index: list[np.ndarray]) -> dict[str, Tensor]:
+def _fusion(examples: list[Example], hidden_index: list[np.ndarray], fusion_weight: float) -> dict[str, Tensor]:
     k = max([example.supervision.topk_ids.shape[1] for example in examples], default=1)
     rows = sum(len(example.positions) for example in examples)
     ids = np.zeros((rows, k), dtype=np.int64)
@@ -93,12 +95,14 @@ def _fusion(examples: list[Example], hidden_index: list[np.ndarray]) -> dict[str
     empty = np.empty(0, dtype=np.int64)
     labels = [example.token_ids[example.positions].astype(np.int64) for example in examples]
     shares = [example.supervision.source_share for example in examples]
+    weights = [np.full(len(e.positions), fusion_weight * e.supervision.trust, np.float32) for e in examples]
     return {
         "hidden_index": torch.from_numpy(np.concatenate([empty, *hidden_index])),
         "labels": torch.from_numpy(np.concatenate([empty, *labels])),
         "topk_ids": torch.from_numpy(ids),
         "topk_logprobs": torch.from_numpy(logprobs),
         "source_share": torch.from_numpy(np.concatenate([np.empty(0, np.float32), *shares])),
+        "row_weights": torch.from_numpy(np.concatenate([np.empty(0, np.float32), *weights])),
         "dialogues": torch.tensor([example.dialogue for example in examples], dtype=torch.int64),
         "without_source": torch.tensor(sum(example.supervision.without_source for example in examples)),
     }

@@ -7,8 +7,8 @@ Both terms of the loss need one log-sum-exp and k+1 gathered logits. The gradien
 every divergence, the model's distribution q scaled by one number per token, but for k+1 entries:
 
     dL/dz_j = a q_j                       j outside the row            (a = 1 for ce and kl without a tail bucket)
-    dL/dz_j = sft_weight q_j + (1 - sft_weight) F_j      j in the row  (F: `_row_gradient`)
-    dL/dz_label -= sft_weight
+    dL/dz_j = (1 - w) q_j + w F_j      j in the row  (w: the row's weight, F: `_row_gradient`)
+    dL/dz_label -= 1 - w
 
 So the logits are made in chunks of tokens, turned into their gradient in place, and multiplied at once into the
 gradients of hidden states and weight: three matrix products, nothing is made twice. A chunk is what passes over it
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .losses import IGNORED_LABEL, Divergence, Tail, check_options, row_log_probabilities
+from .losses import IGNORED_LABEL, Divergence, Tail, check_options, row_log_probabilities, weights_of_rows
 from .precision import cpu_has_bfloat16_products
 
 CHUNK_BYTES = {"cpu": 24 << 20, "cuda": 256 << 20}
@@ -84,6 +84,7 @@ def fused_linear_fusion_loss(
     *,
     temperature: float = 1.0,
     tail: Tail = "renormalise",
+    row_weights: Tensor | None = None,
     bias: Tensor | None = None,
     head: HeadTransform | None = None,
 ) -> Tensor:
@@ -94,14 +95,16 @@ def fused_linear_fusion_loss(
         lm_head_weight: float [V, H]; may differ from `hidden` in dtype.
         labels: int [tokens]; tokens labelled -100 are never multiplied.
         topk_ids, topk_logprobs: [tokens, k] ids and nats, -inf pads.
+        row_weights: float [tokens], weight of each token's row in place of `1 - sft_weight`.
         bias: float [V] of the lm_head.
         head: what the model does to its logits.
     """
     options = LossOptions(sft_weight, divergence, temperature, tail)
     kept = (labels != IGNORED_LABEL).nonzero().squeeze(1)
     sums = fused_linear_fusion_sums(
-        hidden[kept], lm_head_weight, labels[kept], topk_ids[kept], topk_logprobs[kept], options, bias=bias, head=head
-    )
+        hidden[kept], lm_head_weight, labels[kept], topk_ids[kept], topk_logprobs[kept], options,
+        row_weights=weights_of_rows(row_weights, labels, sft_weight, torch.float32)[kept], bias=bias, head=head,
+    )  # fmt: skip
     return sums.loss / max(len(kept), 1)
 
 
@@ -113,6 +116,7 @@ def fused_linear_fusion_sums(
     topk_logprobs: Tensor,
     options: LossOptions,
     *,
+    row_weights: Tensor | None = None,
     scale: float | Tensor = 1.0,
     bias: Tensor | None = None,
     head: HeadTransform | None = None,
@@ -130,8 +134,10 @@ def fused_linear_fusion_sums(
     row_entropy = -torch.where(p > 0, p * log_p, 0).sum()
     # A padded entry stands on its row's first id, with nothing to add there.
     ids = torch.where(listed, topk_ids.long(), torch.where(listed[:, :1], topk_ids[:, :1].long(), 0))
-    arguments = (hidden, lm_head_weight, bias, labels.long(), ids, log_p, options, head or HeadTransform(), scale)
-    loss, sft, fusion, correct = _FusedLoss.apply(*arguments)
+    weights = weights_of_rows(row_weights, labels, options.sft_weight, accumulate)
+    loss, sft, fusion, correct = _FusedLoss.apply(
+        hidden, lm_head_weight, bias, labels.long(), ids, log_p, weights, options, head or HeadTransform(), scale
+    )
     return FusionSums(loss, sft, fusion, correct, listed.any(dim=1).sum(), row_entropy)
 
 
@@ -139,7 +145,7 @@ class _FusedLoss(torch.autograd.Function):
     """Computes the gradients in the forward pass; backward only hands them on."""
 
     @staticmethod
-    def forward(ctx: Any, hidden, weight, bias, labels, ids, log_p, options, head, scale):  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, hidden, weight, bias, labels, ids, log_p, row_weights, options, head, scale):  # type: ignore[no-untyped-def]
         dtype = _product_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             product = _HeadProduct(weight.to(dtype), None if bias is None else bias.to(dtype), head)
@@ -156,7 +162,8 @@ class _FusedLoss(torch.autograd.Function):
                     tokens = slice(first + part.start, first + part.stop)
                     logits, slope = product.logits(rows[part], logits_buffer[part])
                     q = q_buffer[: len(logits)]
-                    sums += _score(logits, q, labels[tokens], ids[tokens], log_p[tokens], options)
+                    rest = (labels[tokens], ids[tokens], log_p[tokens], row_weights[tokens])
+                    sums += _score(logits, q, *rest, options)
                     if gradients.wanted:
                         gradients.add_bias(q if slope is None else q.mul_(slope))
                         logits.copy_(q)
@@ -171,7 +178,7 @@ class _FusedLoss(torch.autograd.Function):
         # A pass over [V, H] only where somebody scaled the loss.
         unscaled = bool(factor == 1)
         grads = [grad if grad is None or unscaled else grad * factor.to(grad.dtype) for grad in ctx.saved_tensors]
-        return *grads, None, None, None, None, None, None
+        return *grads, *([None] * 7)
 
 
 @dataclass(frozen=True)
@@ -197,7 +204,9 @@ class _HeadProduct:
         return logits, scale * (1 - capped.square())
 
 
-def _score(logits: Tensor, q: Tensor, labels: Tensor, ids: Tensor, log_p: Tensor, options: LossOptions) -> Tensor:
+def _score(
+    logits: Tensor, q: Tensor, labels: Tensor, ids: Tensor, log_p: Tensor, row_weights: Tensor, options: LossOptions
+) -> Tensor:
     """Sums (loss, SFT, fusion, correct) of a chunk; leaves the loss's gradient by the logits in `q`."""
     torch.softmax(logits, dim=-1, dtype=q.dtype, out=q)
     label_logits = logits.gather(1, labels[:, None])
@@ -220,7 +229,7 @@ def _score(logits: Tensor, q: Tensor, labels: Tensor, ids: Tensor, log_p: Tensor
         log_q_tail = q.sum(dim=1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny).log()
         log_q = torch.cat([log_q, log_q_tail], dim=1)
     fusion, row_gradient, outside = _row_gradient(log_q, log_p, options)
-    weight = 1 - (1 - options.sft_weight) * has_row.to(q.dtype)[:, None]
+    weight = 1 - (row_weights * has_row)[:, None]  # of SFT
     if outside is not None:
         q.mul_(weight + (1 - weight) * outside)
     back = weight * q_row + (1 - weight) * row_gradient[:, : ids.shape[1]]

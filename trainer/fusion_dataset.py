@@ -1,18 +1,30 @@
 """Training examples, read from the artifacts one dialogue at a time.
 
-In: the pivot's tokens, its logprobs store and the source's aligned store, joined by dialogue. Out: `Example`s, and the
+In: the pivot's tokens, its logprobs store and the sources' aligned stores, joined by dialogue. Out: `Example`s, and the
 units (single dialogues, or packs of them) that make up batches. The corpus's rows never sit in memory. Knows nothing
 about tensors, batches or the model.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fusechat.store import RowStore
 from fusechat.tokens import Tokens
 
-from .fusion_targets import RowChoice, Rows, Supervision, choose_rows
+from .fusion_targets import RowChoice, Rows, Supervision, choose_rows, without_rows
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """Who teaches each dialogue under the choice `trusted`.
+
+    `stores`: aligned stores; `number` int [dialogues], a place in `stores`, or -1; `trust` float [dialogues], in [0, 1].
+    """
+
+    stores: list[RowStore]
+    number: np.ndarray
+    trust: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,7 @@ class FusionDataset:
         pivot_rows: RowStore | None = None,
         source_rows: RowStore | None = None,
         source_own_rows: RowStore | None = None,
+        teachers: Teachers | None = None,
     ) -> None:
         """
         Args:
@@ -48,10 +61,13 @@ class FusionDataset:
             pivot_rows: the pivot's logprobs store; not read for the choices `none` and `source`.
             source_rows: the source's aligned store; not read for `none` and `pivot`.
             source_own_rows: the source's logprobs store on its own tokens; read for `min_ce_released` alone.
+            teachers: for `trusted`, which reads no other rows.
         """
+        assert (teachers is not None) == (choice == "trusted")
+        self._teachers = teachers
         self.tokens, self.choice, self.max_tokens = tokens, choice, max_tokens
-        self._pivot = pivot_rows if choice not in ("none", "source") else None
-        self._source = source_rows if choice not in ("none", "pivot") else None
+        self._pivot = pivot_rows if choice not in ("none", "source", "trusted") else None
+        self._source = source_rows if choice not in ("none", "pivot", "trusted") else None
         self._source_own = source_own_rows if choice == "min_ce_released" else None
 
     def __len__(self) -> int:
@@ -74,17 +90,7 @@ class FusionDataset:
         where = self.tokens.tokens_of(dialogue)
         token_ids = self.tokens.token_ids[where][: self.max_tokens]
         positions = np.flatnonzero(self.tokens.is_target[where])
-        num_rows = len(positions)
-        pivot = _rows(self._pivot, dialogue)
-        source = _rows(self._source, dialogue)
-        supervision = choose_rows(
-            self.choice,
-            pivot and pivot[0],
-            source and source[0],
-            source and source[1],
-            num_rows=num_rows,
-            source_token_loss=self._source_token_loss(dialogue),
-        )
+        supervision = self._supervision(dialogue, len(positions))
         # Both losses of MinCE are taken over the whole dialogue, so the cut comes after the choice.
         kept = (positions > 0) & (positions < self.max_tokens)
         cut = Supervision(
@@ -92,13 +98,39 @@ class FusionDataset:
             supervision.topk_logprobs[kept],
             supervision.source_share[kept],
             supervision.without_source,
+            supervision.trust,
         )
         return Example(dialogue, token_ids, positions[kept], cut)
+
+    def _supervision(self, dialogue: int, num_rows: int) -> Supervision:
+        if self._teachers is not None:
+            return _taught(self._teachers, dialogue, num_rows)
+        pivot = _rows(self._pivot, dialogue)
+        source = _rows(self._source, dialogue)
+        return choose_rows(
+            self.choice,
+            pivot and pivot[0],
+            source and source[0],
+            source and source[1],
+            num_rows=num_rows,
+            source_token_loss=self._source_token_loss(dialogue),
+        )
 
     def _source_token_loss(self, dialogue: int) -> float:
         if self._source_own is None:
             return float("nan")
         return -float(self._source_own.read_dialogue(dialogue)["label_logprob"].mean(dtype=np.float64))
+
+
+def _taught(teachers: Teachers, dialogue: int, num_rows: int) -> Supervision:
+    """The rows of the dialogue's teacher; plain SFT where it has none."""
+    number = int(teachers.number[dialogue])
+    if number < 0:
+        return without_rows(num_rows, without_source=True)
+    rows = _rows(teachers.stores[number], dialogue)
+    assert rows is not None
+    chosen = choose_rows("source", None, rows[0], rows[1], num_rows=num_rows)
+    return replace(chosen, trust=float(teachers.trust[dialogue]))
 
 
 def _rows(store: RowStore | None, dialogue: int) -> tuple[Rows, np.ndarray | None] | None:

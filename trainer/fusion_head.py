@@ -54,6 +54,7 @@ def install(model: PreTrainedModel, options: LossOptions) -> None:
             fusion["topk_ids"],
             fusion["topk_logprobs"],
             options,
+            row_weights=fusion.get("row_weights"),
             scale=fusion["scale"],
             bias=_whole(getattr(head, "bias", None)),
             head=transform,

@@ -15,7 +15,7 @@ import numpy as np
 
 from fusechat.contracts import RowKind
 
-RowChoice = Literal["min_ce", "min_ce_released", "min_ce_token", "average", "source", "pivot", "none"]
+RowChoice = Literal["trusted", "min_ce", "min_ce_released", "min_ce_token", "average", "source", "pivot", "none"]
 
 _REAL_KINDS = np.array([kind for kind in RowKind if kind.is_real], dtype=np.uint8)
 
@@ -41,7 +41,9 @@ class Supervision:
     topk_logprobs: np.ndarray
     source_share: np.ndarray
     without_source: bool = False
-    """The source has no row for this dialogue, although the choice asks for one: plain SFT."""
+    """No source teaches this dialogue, although the choice asks for one: plain SFT."""
+    trust: float = 1.0
+    """Of the source on dialogues of this kind, in [0, 1]; multiplies the weight of its rows."""
 
 
 def choose_rows(
@@ -56,7 +58,8 @@ def choose_rows(
     """The rows that supervise one dialogue.
 
     Args:
-        choice: `none` needs neither model, `pivot` no source, `source` no pivot.
+        choice: `none` needs neither model, `pivot` no source, `source` no pivot; `trusted` is decided over all dialogues
+            (`choice.py`) and then is `source` or `none`.
         kind: uint8 [rows], how each source row was obtained (`RowKind`).
         num_rows: target tokens of the dialogue.
         source_token_loss: `min_ce_released` only: the source's mean loss over its own tokens, nats per token.

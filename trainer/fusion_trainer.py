@@ -219,4 +219,4 @@ def describe_parts(sums: dict[str, float]) -> dict[str, float]:
 
 
 def _tensors(fusion: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: fusion[name] for name in ("hidden_index", "labels", "topk_ids", "topk_logprobs")}
+    return {name: fusion[name] for name in ("hidden_index", "labels", "topk_ids", "topk_logprobs", "row_weights")}

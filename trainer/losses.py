@@ -13,7 +13,8 @@ and with tail="bucket" one more for all the others.
     reverse_kl  sum q log(q / p)      mode-seeking; with tail="renormalise" q is renormalised over the k tokens too
 
 temperature divides the row's logprobs before they are normalised again (as released); the model's are left alone.
-A token without a row, all its logprobs -inf, is plain SFT with weight 1.
+row_weights gives every row a weight of its own in place of 1 - sft_weight. A token without a row, all its logprobs -inf,
+is plain SFT with weight 1, whatever its weight says.
 """
 
 from typing import Literal, get_args
@@ -39,6 +40,7 @@ def fusion_loss(
     *,
     temperature: float = 1.0,
     tail: Tail = "renormalise",
+    row_weights: Tensor | None = None,
 ) -> Tensor:
     """Mean fusion loss over the labelled tokens, nats.
 
@@ -48,6 +50,8 @@ def fusion_loss(
         topk_ids: int [tokens, k], tokens of the row; an id whose logprob is -inf is ignored.
         topk_logprobs: float [tokens, k], nats; -inf pads a short row.
         sft_weight: weight of the SFT loss, in [0, 1].
+        row_weights: float [tokens] in [0, 1], weight of the fusion loss of each token, in place of `1 - sft_weight`; SFT
+            gets the rest. A constant: no gradient flows into it.
     Raises:
         ValueError: shapes that do not fit, or an unknown divergence or tail.
     """
@@ -57,9 +61,11 @@ def fusion_loss(
             f"found logits {tuple(logits.shape)}, labels {tuple(labels.shape)}, topk_ids {tuple(topk_ids.shape)}, "
             f"topk_logprobs {tuple(topk_logprobs.shape)}; expected [tokens, V], [tokens], [tokens, k] and [tokens, k]"
         )
+    weights = weights_of_rows(row_weights, labels, sft_weight, torch.promote_types(logits.dtype, torch.float32))
     kept = labels != IGNORED_LABEL
     logits = logits[kept].to(torch.promote_types(logits.dtype, torch.float32))
     labels, ids, rows = labels[kept].long(), topk_ids[kept].long(), topk_logprobs[kept].to(logits.dtype)
+    weights = weights[kept]
 
     log_q = torch.log_softmax(logits, dim=-1)
     sft = -log_q.gather(1, labels[:, None]).squeeze(1)
@@ -67,7 +73,7 @@ def fusion_loss(
     has_row = torch.isfinite(rows).any(dim=1)
     fusion = torch.zeros_like(sft)
     fusion[has_row] = _fusion(log_q[has_row], ids[has_row], rows[has_row], divergence, temperature, tail)
-    loss = torch.where(has_row, sft_weight * sft + (1 - sft_weight) * fusion, sft)
+    loss = torch.where(has_row, (1 - weights) * sft + weights * fusion, sft)
     return loss.sum() / max(len(loss), 1)
 
 
@@ -94,6 +100,21 @@ def _fusion(log_q: Tensor, ids: Tensor, rows: Tensor, divergence: Divergence, te
     if divergence == "kl":
         return (p * (log_p - log_q_outcomes)).sum(dim=1)
     return (q * (log_q_outcomes - log_p)).sum(dim=1)
+
+
+def weights_of_rows(row_weights: Tensor | None, labels: Tensor, sft_weight: float, dtype: torch.dtype) -> Tensor:
+    """float [tokens]: the weight of each token's row; `1 - sft_weight` where none is given.
+
+    Raises:
+        ValueError: weights that are not one for each label.
+    """
+    if row_weights is None:
+        return torch.full(labels.shape, 1 - sft_weight, dtype=dtype, device=labels.device)
+    if row_weights.shape != labels.shape:
+        raise ValueError(
+            f"row_weights: found {tuple(row_weights.shape)}, expected {tuple(labels.shape)}, one per label"
+        )
+    return row_weights.detach().to(dtype)
 
 
 def row_log_probabilities(rows: Tensor, temperature: float, tail: Tail) -> Tensor:

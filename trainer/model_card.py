@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from fusechat.config import RunConfig
+from fusechat.config import JOINT, RunConfig
 
 CARD = """---
 {front}---
@@ -30,7 +30,7 @@ def write_model_card(folder: Path, config: RunConfig, name: str, plan: dict[str,
     """Write README.md with the target's lineage: pivot, source, dialogues, digests, settings."""
     settings, training, pivot = plan["settings"], config.training, config.pivot
     fused = settings["row_choice"] != "none"
-    source = config.model_named(name) if fused else None
+    sources = [config.model_named(each) for each in _teachers(config, name)] if fused else []
     weight = training.sft_weight if fused else 1.0
     front = {
         "library_name": "transformers",
@@ -42,25 +42,35 @@ def write_model_card(folder: Path, config: RunConfig, name: str, plan: dict[str,
     facts = {
         "pivot": _named(pivot.model, pivot.revision),
         "pivot weights, config, tokenizer (SHA-256)": ", ".join(f"`{value}`" for value in settings["pivot"].values()),
-        "source": _named(source.model, source.revision) if source else "none: the SFT-only control",
+        "sources" if len(sources) > 1 else "source": ", ".join(_named(each.model, each.revision) for each in sources)
+        or "none: the SFT-only control",
         "rows": f"{settings['row_choice']}, {training.divergence}, temperature {training.temperature}, tail {training.tail}",
         "dialogues": ", ".join(f"`{path}`" for path in config.dialogues.train),
         "made from": ", ".join(f"{role} `{fingerprint}`" for role, fingerprint in plan["parents"].items()),
         "trained on": f"{counts['dialogues']:,} dialogues, {counts['tokens']:,} tokens, {counts['steps']:,} steps",
-        "rows won by the source": f"{100 * counts['source_share']:.1f} %",
+        "tokens whose row is a source's": f"{100 * counts['source_share']:.1f} %",
         "seed": config.run.seed,
     }
+    names = " and ".join(f"`{each.name}`" for each in sources)
     sentence = (
-        f"`{pivot.name}` trained on dialogues and on what `{source.name}` thinks of every token of them."
-        if source
+        f"`{pivot.name}` trained on dialogues and on what {names} think{'s' if len(sources) == 1 else ''} of their tokens."
+        if sources
         else f"`{pivot.name}` trained on the same dialogues and steps as the targets, without any source."
     )
+    if settings["row_choice"] == "trusted":
+        facts["dialogues taught"] = (
+            "each by the source that explains it best, by as much as it is calibrated; else plain SFT"
+        )
     text = CARD.format(
         front=yaml.safe_dump(front, sort_keys=False), title=f"{pivot.name} with {name}", sentence=sentence,
         sft_weight=weight, fusion_weight=round(1 - weight, 6),
         rows="\n".join(f"| {key} | {value} |" for key, value in facts.items()),
     )  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _teachers(config: RunConfig, target_name: str) -> list[str]:
+    return [source.name for source in config.sources] if target_name == JOINT else [target_name]
 
 
 def _named(model: str, revision: str | None) -> str:

@@ -16,22 +16,25 @@ from accelerate import PartialState
 
 from fusechat import artifact, model_files
 from fusechat.artifact import Artifact, Claim
-from fusechat.config import CONTROL, FUSION_FIELDS, RunConfig
+from fusechat.config import CONTROL, FUSION_FIELDS, JOINT, RunConfig
 from fusechat.dialogues import read_dialogues
-from fusechat.errors import ArtifactError, ConfigError, ModelError
+from fusechat.errors import ConfigError, ModelError
 from fusechat.logs import Progress
 from fusechat.store import RowStore
 from fusechat.tokenize_stage import template_of
 from fusechat.tokens import Tokens
 
-from . import target_model
+from . import choice_stage, target_model
 from .arguments import model_arguments, packing_arguments, training_arguments
 from .checkpoints import CheckpointPace, last_checkpoint, remove_partial
+from .choice import NOBODY
+from .choice_stage import Choice
 from .collator import FusionCollator
 from .fused_loss import LossOptions
-from .fusion_dataset import FusionDataset, pack
+from .fusion_dataset import FusionDataset, Teachers, pack
 from .fusion_targets import RowChoice
 from .model_card import write_model_card
+from .open_rows import open_rows
 from .run_log import RunLog, read_metrics
 
 CHECKPOINTS = "checkpoints"
@@ -47,13 +50,14 @@ class Inputs:
     parents: dict[str, Artifact]
     pivot_folder: Path
     stores: dict[str, RowStore]
+    teachers: Teachers | None
 
 
 def run(config: RunConfig, target_name: str, *, progress: Progress | None = None) -> Artifact:
     """Train one target.
 
     Args:
-        target_name: a source's name, or `sft` for the control.
+        target_name: a source's name, `joint`, or `sft` for the control.
     Raises:
         ArtifactError: artifacts that were not made from one another, or another plan's work in the target's folder.
         ConfigError: a field of `training.trl` that does not exist or cannot be set.
@@ -61,7 +65,8 @@ def run(config: RunConfig, target_name: str, *, progress: Progress | None = None
     """
     progress = progress or Progress(quiet=True)
     processes = PartialState(cpu=not torch.accelerator.is_available())
-    inputs = read_inputs(config, target_name)
+    with processes.main_process_first():
+        inputs = read_inputs(config, target_name)
     arguments = training_arguments(config, num_processes=processes.num_processes)
     with processes.main_process_first():
         claim = claim_target(config, target_name)
@@ -79,7 +84,7 @@ def claim_target(config: RunConfig, target_name: str) -> Claim:
     """
     choice = row_choice(config, target_name)
     # Without rows the loss is plain SFT, whatever the fusion's settings: one control serves runs that differ in them.
-    unused = {"train_control", *(FUSION_FIELDS if choice == "none" else ())}
+    unused = {"train_control", "fusion", *(FUSION_FIELDS if choice == "none" else ())}
     settings = {
         "training": config.training.model_dump(mode="json", exclude=unused),
         "seed": config.run.seed,
@@ -102,6 +107,10 @@ def _parents(config: RunConfig, target_name: str, choice: RowChoice) -> dict[str
     """What a target is trained from, by role."""
     pivot = config.pivot.name
     parents = {"tokens": artifact.load(config.tokens_url(pivot), "tokens")}
+    if choice == "trusted":
+        parents["choice"] = choice_stage.run(config)  # made before, unless this target is trained alone
+        names = [source.name for source in config.sources] if target_name == JOINT else [target_name]
+        return parents | {f"rows.{name}": artifact.load(config.aligned_url(name), "aligned") for name in names}
     if choice not in ("none", "source"):
         parents["pivot_rows"] = artifact.load(config.logprobs_url(pivot), "logprobs")
     if choice not in ("none", "pivot"):
@@ -119,8 +128,8 @@ def read_inputs(config: RunConfig, target_name: str) -> Inputs:
         ArtifactError: an artifact is missing, or was made from other tokens than the pivot's of this run.
         ModelError: the pivot's tokenizer is not the one the dialogues were tokenized with.
     """
-    if target_name != CONTROL and target_name not in [source.name for source in config.sources]:
-        raise ConfigError(f"no target {target_name!r}; the run has {[*(s.name for s in config.sources), CONTROL]}")
+    if target_name not in (known := [*config.target_names, CONTROL]):
+        raise ConfigError(f"no target {target_name!r}; the run has {known}")
     pivot, choice = config.pivot.name, row_choice(config, target_name)
     parents = _parents(config, target_name, choice)
     tokens = Tokens.read(config.tokens_url(pivot))
@@ -137,30 +146,26 @@ def read_inputs(config: RunConfig, target_name: str) -> Inputs:
             "set it back, or run all stages from tokenize on again"
         )
     stores: dict[str, RowStore] = {
-        role: _open_store(parents[role], parents["tokens"], tokens)
+        role: open_rows(parents[role], parents["tokens"], tokens)
         for role in ("pivot_rows", "source_rows")
         if role in parents
     }
     if "source_own_rows" in parents:
         stores["source_own_rows"] = RowStore.open(parents["source_own_rows"].url, "logprobs")
-    return Inputs(choice, tokens, parents, folder, stores)
+    teachers = _teachers(parents, tokens) if choice == "trusted" else None
+    return Inputs(choice, tokens, parents, folder, stores, teachers)
 
 
-def _open_store(rows: Artifact, made_from: Artifact, tokens: Tokens) -> RowStore:
-    url, store = rows.url, RowStore.open(rows.url, rows.kind)
-    if made_from.fingerprint not in rows.record["parents"].values():
-        raise ArtifactError(
-            f"{url}: was made from other tokens than {made_from.url} "
-            f"({rows.record['parents']}, expected {made_from.fingerprint}); run the stages before training again"
-        )
-    if store.attributes["vocab_size"] != tokens.attributes["vocab_size"]:
-        raise ArtifactError(
-            f"{url}: its ids are of a vocabulary of {store.attributes['vocab_size']}, the pivot's has "
-            f"{tokens.attributes['vocab_size']}; run the stages before training again"
-        )
-    if not np.array_equal(store.plan.row_offsets, tokens.row_offsets):
-        raise ArtifactError(f"{url}: its rows are not those of {made_from.url}; run the stages before training again")
-    return store
+def _teachers(parents: dict[str, Artifact], tokens: Tokens) -> Teachers:
+    """Who teaches a target's dialogues: of those that its sources did not win, nobody."""
+    chosen = Choice.read(parents["choice"].url)
+    names = [role.removeprefix("rows.") for role in parents if role.startswith("rows.")]
+    number = np.full(tokens.num_dialogues, NOBODY)
+    for place, name in enumerate(names):
+        number[chosen.source == chosen.sources.index(name)] = place
+    return Teachers(
+        [open_rows(parents[f"rows.{name}"], parents["tokens"], tokens) for name in names], number, chosen.trust
+    )
 
 
 def _train(
@@ -176,7 +181,9 @@ def _train(
     checkpoints = target / CHECKPOINTS
     settings: Any = sft_config({**arguments, "output_dir": str(checkpoints)})
     max_tokens = settings.max_length or config.dialogues.max_tokens
-    dataset = FusionDataset(inputs.tokens, choice=inputs.choice, max_tokens=max_tokens, **inputs.stores)
+    dataset = FusionDataset(
+        inputs.tokens, choice=inputs.choice, max_tokens=max_tokens, teachers=inputs.teachers, **inputs.stores
+    )
     units, lengths = _units(dataset, packed)
     tokenizer = transformers.AutoTokenizer.from_pretrained(inputs.pivot_folder)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -184,7 +191,8 @@ def _train(
     trainer = FusionTrainer(
         target_model.load_pivot(inputs.pivot_folder, load_arguments), settings,
         collator=FusionCollator(
-            dataset, units, pad_token_id=pad or 0, packed=packed, flat=flat, pad_to_multiple_of=settings.pad_to_multiple_of
+            dataset, units, pad_token_id=pad or 0, packed=packed, flat=flat, pad_to_multiple_of=settings.pad_to_multiple_of,
+            fusion_weight=1 - training.sft_weight,
         ),
         unit_lengths=lengths, tokenizer=tokenizer, callbacks=[log], peft_config=target_model.lora_config(training.lora),
         options=LossOptions(training.sft_weight, training.divergence, training.temperature, training.tail),
