@@ -12,7 +12,7 @@ from trainer.losses import Divergence, Tail, fusion_loss
 
 
 @pytest.mark.parametrize("tail", ["bucket", "renormalise"])
-@pytest.mark.parametrize("divergence", ["ce", "reverse_kl"])
+@pytest.mark.parametrize("divergence", ["ce", "kl", "reverse_kl"])
 def test_token_loss_equals_the_trainers_loss(tail: Tail, divergence: Divergence) -> None:
     if (tail, divergence) == ("renormalise", "reverse_kl"):
         pytest.skip("the product renormalises the student too; no arm uses that")

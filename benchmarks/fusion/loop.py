@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from trainer.fading import Fading
-from trainer.losses import Tail, row_log_probabilities
+from trainer.losses import Divergence, Tail, row_log_probabilities
 
 from .corpus import Corpus, Split
 
@@ -37,7 +37,7 @@ class Lesson:
     label_logprob: np.ndarray
     source: np.ndarray
     tail: Tail = "bucket"
-    divergence: Literal["ce", "reverse_kl"] = "ce"
+    divergence: Divergence = "ce"
     smoothing: float = 0.0
     """Weight of the uniform distribution, on every token; rows are not read then."""
     gate: Gate = "none"
@@ -83,6 +83,8 @@ def token_loss(
     outcomes = torch.where(possible, outcomes, 0)
     if lesson.divergence == "ce":
         fusion = -(p * outcomes).sum(1)
+    elif lesson.divergence == "kl":
+        fusion = (p * (torch.where(possible, log_p, 0) - outcomes)).sum(1)
     else:
         fusion = (possible * outcomes.exp() * (outcomes - torch.where(possible, log_p, 0))).sum(1)
     weight = torch.where(has_row, weight, 0)

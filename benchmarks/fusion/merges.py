@@ -99,7 +99,8 @@ def fisher_of(model: Any, corpus: Corpus, lesson: Lesson, batch: int = 8) -> Sta
         rows, _, logits = _forward(model, corpus, won[start : start + batch], bfloat16=False)
         labels = torch.from_numpy(corpus.labels)[rows]
         model.zero_grad()
-        token_loss(logits, labels, *(array[rows] for array in arrays), lesson).mean().backward()
+        ids, logprobs, weight = (array[rows] for array in arrays)
+        token_loss(logits, labels, ids, logprobs, weight, lesson).mean().backward()
         for name, value in model.named_parameters():
             sums[name] += value.grad**2
     model.zero_grad()

@@ -9,6 +9,7 @@ import math
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import AutoModelForCausalLM
@@ -102,14 +103,15 @@ def taught_shares(corpus: Corpus) -> dict[str, list[float]]:
 
 def print_real(corpus: Corpus, figures: dict[str, np.ndarray]) -> None:
     """Bits per byte of every arm, and its difference from SFT with an interval over dialogues, in all and by kind."""
-    split, values = corpus.held_out, {}
+    split = corpus.held_out
+    values: dict[str, dict[str, dict[str, Any]]] = {}
     for arm, nats in figures.items():
         values[arm] = {}
         for kind in ("all", *np.unique(split.kind)):
             mine = np.ones(len(nats), bool) if kind == "all" else split.kind == kind
             num_bytes = split.num_bytes[mine].astype(np.float64)
             bits = nats[mine] / math.log(2)
-            row = {"bits_per_byte": round(float(bits.sum() / num_bytes.sum()), 5)}
+            row: dict[str, Any] = {"bits_per_byte": round(float(bits.sum() / num_bytes.sum()), 5)}
             if "sft" in figures and arm not in ("sft", "pivot"):
                 change = bits - figures["sft"][mine] / math.log(2)
                 interval = ratio_interval(change, num_bytes, seed=0)

@@ -115,7 +115,7 @@ class Seed:
                     ids[start + at, place], logprobs[start + at, place] = token, np.log(share / total)
                 if mine[at] in mass:
                     label[start + at] = np.log(mass[mine[at]] / total)
-        return ModelRows(ids, logprobs, label, np.isfinite(logprobs).any(axis=1))
+        return ModelRows(ids, logprobs, label, np.asarray(np.isfinite(logprobs).any(axis=1)))
 
 
 def _config(folder: Path, pivot: Path, sources: dict[str, Path], seed: int) -> RunConfig:

@@ -142,7 +142,9 @@ class World:
             the dialogues, named `known-...` and `new-...`; float64 [dialogues], how often the world gives that answer; bool
             [dialogues], whether it is the most frequent one, which alone counts as right.
         """
-        dialogues, weights, is_first = [], [], []
+        dialogues: list[Dialogue] = []
+        weights: list[float] = []
+        is_first: list[bool] = []
         for name, question in (("new", NEW_QUESTION), ("known", 0)):
             for lexicon, entries in self.lexicons.items():
                 for noun, words in entries.items():
