@@ -1,0 +1,168 @@
+"""Does fusion help? A controlled experiment whose positive control shows that it could see it.
+
+    python -m benchmarks.bench_fusion [--quick] [--worlds B,Bn,L,N,S5,D] [--seeds 5] [--jobs 2] [--out runs/bench_fusion]
+    python -m benchmarks.bench_fusion --real-text TRAIN.jsonl HELD_OUT.jsonl --pivot FOLDER --source FOLDER
+
+Each seed invents a world (fusion/worlds.py), trains a pivot and sources in it (1.3M parameters, several tokenizers, two
+templates), takes a few hundred dialogues through the product's own stages (tokenize, align), and trains one student per
+arm (fusion/arms.py): the same dialogues, steps and seed. Every arm leaves one JSON file, so that a run goes on where it
+was stopped. Label smoothing, which has no teacher, is the null control; rows of the world's exact distribution, the
+oracle, are the positive one: where they do not beat SFT, the run says that it can show nothing. Wordings that training
+showed and new ones are reported apart. The last line is one JSON object.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from benchmarks.fusion import real_text
+from benchmarks.fusion.seed import Seed
+from benchmarks.fusion.table import Results, print_table, summary
+from benchmarks.fusion.worlds import SKILLS, WORLDS
+
+BEST_MERGE = "from_control_0.7"
+"""The merge of the rule's pairs that the JSON object reports."""
+MAIN_ARMS = [
+    "sft",
+    "smoothing",
+    "oracle",
+    "joint",
+    "joint_gap",
+    "published.sce",
+    "trusted.linear",
+    f"trusted.{BEST_MERGE}",
+]
+MERGES_AND_GATES = [
+    "trusted.sce", "trusted.varm", "trusted.ties", "trusted.bounded_sum", "trusted.from_control", "trusted.from_control_0.7",
+    "trusted.selected", "trusted.fisher", "trusted.fisher_matrix", "joint_soft", "joint_gap_decayed", "joint_first_sight",
+]  # fmt: skip
+OTHERS = [
+    "joint_ungated", "joint_untrusted", "joint_published", "pivot_rows", "joint_reverse_kl", "joint_entropy",
+    "published.varm", "published.linear",
+]  # fmt: skip
+PAIRS = [f"{choice}.{skill}" for choice in ("published", "trusted") for skill in SKILLS]
+
+
+def arms_of(world: str, which: str) -> list[str]:
+    """The arms of a world, the ones that matter most first; `which` is `main`, `merges` (in world B) or `all`."""
+    if world == "S5":
+        arms = [*MAIN_ARMS[:5], "joint_without_bad", "joint_ungated", "trusted.linear"]
+    else:
+        arms = [*MAIN_ARMS]
+    if which != "main" and world == "B":
+        arms += [*PAIRS, *MERGES_AND_GATES]
+    if which == "all" and world == "B":
+        arms += OTHERS
+    if which == "all" and world in ("Bn", "L"):
+        arms += ["joint_ungated", "joint_untrusted", "joint_published", "joint_soft", "joint_first_sight"]
+    return list(dict.fromkeys(arms))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="world B, 3 seeds, the main arms")
+    parser.add_argument("--worlds", default=",".join(WORLDS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once, one thread each")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench_fusion"))
+    parser.add_argument("--arms", choices=("main", "merges", "all"), default="all")
+    parser.add_argument("--only", help="WORLD:SEED: run this one alone, and summarise nothing")
+    parser.add_argument("--real-text", nargs=2, type=Path, metavar=("TRAIN", "HELD_OUT"))
+    parser.add_argument("--pivot", help="model folder, with --real-text")
+    parser.add_argument("--source", help="model folder, with --real-text")
+    arguments = parser.parse_args()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    if arguments.quick:
+        arguments.arms = "main"
+    if arguments.only:
+        world, seed = arguments.only.split(":")
+        torch.set_num_threads(1)
+        run_seed(world, int(seed), arguments.out, arms_of(world, arguments.arms))
+        return
+    if arguments.real_text:
+        real_text.run(arguments.out / "real_text", arguments.pivot, arguments.source, *arguments.real_text)
+        return
+    worlds, seeds = (["B"], 3) if arguments.quick else (arguments.worlds.split(","), arguments.seeds)
+    for world in worlds:
+        if world not in WORLDS:
+            parser.error(f"found world {world!r}, expected some of {', '.join(WORLDS)}")
+    run_all([f"{world}:{seed}" for world in worlds for seed in range(seeds)], arguments)
+    report(arguments.out, worlds, seeds, arguments.arms)
+
+
+def run_all(units: list[str], arguments: argparse.Namespace) -> None:
+    """Every world and seed in a process of its own, so many at once."""
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    waiting, failed = list(units), []
+    while waiting or running:
+        while waiting and len(running) < arguments.jobs:
+            unit = waiting.pop(0)
+            options = ["--arms", arguments.arms]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.bench_fusion",
+                "--only",
+                unit,
+                "--out",
+                str(arguments.out),
+                *options,
+            ]
+            running[unit] = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        time.sleep(0.5)
+        for unit in [unit for unit, process in running.items() if process.poll() is not None]:
+            failed += [unit] if running.pop(unit).returncode else []
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; what is finished is kept, run again")
+
+
+def run_seed(world: str, number: int, out: Path, arms: list[str]) -> None:
+    """All arms of one seed that have no file yet."""
+    missing = [arm for arm in arms if not result_file(out, world, number, arm).exists()]
+    seed = Seed(world, number, out) if missing else None
+    for arm in missing:
+        assert seed is not None
+        started = time.monotonic()
+        figures = seed.run(arm)
+        _write(result_file(out, world, number, arm), {**figures, "seconds": round(time.monotonic() - started, 1)})
+        print(f"{world} {number} {arm} ({time.monotonic() - started:.0f} s)", file=sys.stderr, flush=True)
+
+
+def report(out: Path, worlds: list[str], seeds: int, which: str) -> None:
+    """Tables of what is finished, then the JSON object."""
+    results: dict[str, Results] = {}
+    for world in worlds:
+        files = {
+            seed: [(arm, result_file(out, world, seed, arm)) for arm in arms_of(world, which)] for seed in range(seeds)
+        }
+        results[world] = {
+            seed: {arm: json.loads(file.read_text())["figures"] for arm, file in pairs if file.exists()}
+            for seed, pairs in files.items() if any(file.exists() for _, file in pairs)
+        }  # fmt: skip
+        print_table(world, results[world], arms_of(world, which))
+    print(json.dumps(summary(results, BEST_MERGE)))
+
+
+def result_file(out: Path, world: str, seed: int, arm: str) -> Path:
+    """Where an arm leaves its figures."""
+    return out / "results" / world / str(seed) / f"{arm}.json"
+
+
+def _write(file: Path, values: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(values) + "\n")
+    partial.rename(file)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Figures of seeds in, tables and the one JSON object out; intervals are the product's own, over seeds, paired."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from evaluation.intervals import MIN_DIALOGUES, ratio_interval
+
+from .worlds import SKILLS
+
+Figures = dict[str, dict[str, list[float]]]
+"""set (`known`, `new`) -> lexicon -> [nats, bytes, right answers, questions]."""
+Results = dict[int, dict[str, Figures]]
+"""seed -> arm -> figures."""
+
+
+def difference(results: Results, arm: str, base: str, wording: str) -> dict[str, Any] | None:
+    """An arm minus another one, on the skills, over the seeds that have both.
+
+    Returns:
+        `bits` and `base_bits` (per byte), `accuracy` and `base_accuracy` (shares), `difference` and `accuracy_difference`,
+        each with an interval or None, `seeds`; None: no seed has both.
+    """
+    seeds = [seed for seed in sorted(results) if arm in results[seed] and base in results[seed]]
+    if not seeds:
+        return None
+    mine, theirs = (np.array([_skills(results[seed][name][wording]) for seed in seeds]) for name in (arm, base))
+    bits = (mine[:, 0] - theirs[:, 0]) / math.log(2)
+    right = mine[:, 2] - theirs[:, 2]
+    return {
+        "bits": mine[:, 0].sum() / math.log(2) / mine[:, 1].sum(), "accuracy": mine[:, 2].sum() / mine[:, 3].sum(),
+        "base_bits": theirs[:, 0].sum() / math.log(2) / theirs[:, 1].sum(),
+        "base_accuracy": theirs[:, 2].sum() / theirs[:, 3].sum(),
+        "difference": bits.sum() / mine[:, 1].sum(), "interval": ratio_interval(bits, mine[:, 1], seed=0),
+        "accuracy_difference": right.sum() / mine[:, 3].sum(),
+        "accuracy_interval": ratio_interval(right, mine[:, 3], seed=0), "seeds": len(seeds),
+    }  # fmt: skip
+
+
+def _skills(figures: dict[str, list[float]]) -> np.ndarray:
+    return np.sum([figures[skill] for skill in SKILLS], axis=0)
+
+
+def print_table(world: str, results: Results, arms: list[str]) -> None:
+    """All arms of a world against SFT."""
+    print(f"\n{world}, skills: bits per byte and right answers; minus SFT [95 % over {len(results)} seeds, paired]")
+    if len(results) < MIN_DIALOGUES:
+        print(f"intervals need {MIN_DIALOGUES} seeds")
+    print(
+        "| arm | seeds | known bits | minus SFT | known right | minus SFT | new bits | minus SFT | new right | minus SFT |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for arm in arms:
+        cells, seeds = [], 0
+        for wording in ("known", "new"):
+            found = difference(results, arm, "sft", wording)
+            if found is None:
+                break
+            seeds = found["seeds"]
+            cells += [
+                f"{found['bits']:.3f}", _with_interval(found["difference"], found["interval"], "+.3f"),
+                f"{found['accuracy']:.0%}",
+                _with_interval(100 * found["accuracy_difference"], found["accuracy_interval"], "+.0f", 100),
+            ]  # fmt: skip
+        if cells:
+            print(f"| {arm} | {seeds} | " + " | ".join(cells) + " |")
+    print(power(results))
+
+
+def _with_interval(value: float, interval: tuple[float, float] | None, form: str, factor: float = 1) -> str:
+    return f"{value:{form}}" + (f" [{', '.join(f'{factor * end:{form}}' for end in interval)}]" if interval else "")
+
+
+def power(results: Results) -> str:
+    """Whether this experiment can show anything: it cannot where even the exact distribution does not beat SFT."""
+    found = difference(results, "oracle", "sft", "known")
+    if found is None or found["interval"] is None:
+        return "too few seeds of the oracle to say whether this experiment can show anything"
+    low, high = found["interval"]
+    verdict = "so the experiment has power" if high < 0 else "so this run can show NOTHING about fusion in this world"
+    return f"oracle rows minus SFT, known wordings: {found['difference']:+.3f} [{low:+.3f}, {high:+.3f}]: {verdict}"
+
+
+def summary(worlds: dict[str, Results], best_merge: str) -> dict[str, Any]:
+    """The JSON object. World B, known wordings, unless a key says otherwise; a figure that was not measured is None."""
+    values: dict[str, Any] = {
+        "best_merge": best_merge,
+        "seeds": {world: len(results) for world, results in worlds.items()},
+    }
+    first = worlds.get("B", {})
+    for prefix, wording in (("", "known"), ("new_", "new")):
+        pairs = f"trusted.{best_merge}"
+        for key, results, arm, base in (
+            ("joint_minus_sft_bits", first, "joint", "sft"),
+            ("joint_minus_smoothing_bits", first, "joint", "smoothing"),
+            ("joint_fading_minus_sft_bits", first, "joint_gap", "sft"),
+            ("pairwise_published_minus_sft_bits", first, "published.sce", "sft"),
+            ("pairs_merged_minus_sft_bits", first, pairs, "sft"),
+            ("pairs_merged_minus_smoothing_bits", first, pairs, "smoothing"),
+            *((f"joint_minus_sft_bits_{world}", worlds[world], "joint", "sft") for world in worlds if world != "B"),
+            *(
+                (f"joint_minus_smoothing_bits_{world}", worlds[world], "joint", "smoothing")
+                for world in worlds
+                if world != "B"
+            ),
+        ):
+            _put(values, prefix + key, difference(results, arm, base, wording))
+        for world, results in worlds.items():
+            suffix = "" if world == "B" else f"_{world}"
+            joint = difference(results, "joint", "sft", wording)
+            values[f"{prefix}joint_accuracy{suffix}"] = joint and round(joint["accuracy"], 4)
+            values[f"{prefix}sft_accuracy{suffix}"] = joint and round(joint["base_accuracy"], 4)
+        joint, oracle = (difference(first, arm, "sft", wording) for arm in ("joint", "oracle"))
+        share = joint["difference"] / oracle["difference"] if joint and oracle and oracle["difference"] else None
+        values[f"{prefix}share_of_oracle"] = share and round(share, 4)
+    oracle = difference(first, "oracle", "sft", "known")
+    values["can_show"] = bool(oracle and oracle["interval"] and oracle["interval"][1] < 0)
+    return values
+
+
+def _put(values: dict[str, Any], key: str, found: dict[str, Any] | None) -> None:
+    interval = found["interval"] if found else None
+    values[key] = found and round(float(found["difference"]), 4)
+    values[f"{key}_low"], values[f"{key}_high"] = (round(end, 4) for end in interval) if interval else (None, None)
