@@ -1,4 +1,5 @@
-# make demo: the main job on this machine's CPU.   make test: the tests.   Both install what they need into .venv.
+# make demo: the main job on this machine's CPU.   make test: the tests.   make quick: those without engines and Ray.
+# All install what they need into .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # Where a CPU build of torch is found if pip's own configuration has none.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -12,7 +13,7 @@ STAMP := .venv/.installed
 # Kept even where the environment says otherwise: a run of the tests starts a hundred processes.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install demo test check lint types imports docs clean
+.PHONY: install demo test quick check lint types imports docs clean
 
 install: $(STAMP)
 
@@ -37,6 +38,13 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+# Without engines, Ray, browsers and trained models.
+QUICK := tests/test_architecture.py tests/test_docs.py tests/test_progress.py tests/config tests/storage tests/text tests/models \
+  tests/alignment tests/merge tests/trainer/test_choice.py tests/trainer/test_losses.py tests/trainer/test_fusion_targets.py
+
+quick: install lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(QUICK)
+
 lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -50,8 +58,9 @@ imports: install
 check: lint types imports test
 
 docs: install
-	$(BIN)/python -m fusechat.contracts > docs/contracts.md
-	$(BIN)/python -m fusechat.config_docs > docs/configuration.md
+	$(BIN)/python -m fusechat.storage.contracts > docs/contracts.md
+	$(BIN)/python -m fusechat.config.docs > docs/configuration.md
+	$(BIN)/python -m fusechat.config.schema > run.schema.json
 
 clean:
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from fusechat.artifact import read_json, write_json
-from fusechat.contracts import RowKind
 from fusechat.errors import ArtifactError
+from fusechat.storage.artifact import read_json, write_json
+from fusechat.storage.contracts import RowKind
 
-from .projection import Projection, VocabularyTables
-from .token_alignment import SpanAlignment, TargetRows
-from .vocabulary_trie import Surfaces
+from .rows.projection import Projection, VocabularyTables
+from .tokens.token_alignment import SpanAlignment, TargetRows
+from .vocabulary.vocabulary_trie import Surfaces
 
 TEXT_KINDS = ("prose", "code", "digits", "other_scripts", "end_of_turn")
 _PROSE, _CODE, _DIGITS, _OTHER, _END = range(5)

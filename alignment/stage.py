@@ -8,21 +8,27 @@ in the driver, a `ShardCounter` and then a `ShardAligner` per worker.
 
 from typing import Any
 
-from fusechat import artifact
-from fusechat.artifact import Artifact, Claim
 from fusechat.config import RunConfig
-from fusechat.damage import sweep
 from fusechat.errors import AlignmentError
-from fusechat.lease import held
-from fusechat.logs import Progress, ShardLog
-from fusechat.process_memory import give_memory_back
-from fusechat.store import RowStore
-from fusechat.tokens import TokensReader
+from fusechat.models.process_memory import give_memory_back
+from fusechat.progress import Progress, ShardLog
+from fusechat.storage import artifact
+from fusechat.storage.artifact import Artifact, Claim
+from fusechat.storage.damage import sweep
+from fusechat.storage.lease import held
+from fusechat.storage.row_store import RowStore
+from fusechat.storage.tokens import TokensReader
 
-from .cooccurrence import Cooccurrence, merge_counts
 from .quality import read_figures, summarise
-from .shard_alignment import ShardAligner, ShardCounter, open_both_tokens, tokenizer_of
-from .vocabulary_file import has_vocabularies, load_vocabularies, make_vocabularies, released_texts, save_vocabularies
+from .rows.shard_alignment import ShardAligner, ShardCounter, open_both_tokens, tokenizer_of
+from .tokens.cooccurrence import Cooccurrence, merge_counts
+from .vocabulary.vocabulary_file import (
+    has_vocabularies,
+    load_vocabularies,
+    make_vocabularies,
+    released_texts,
+    save_vocabularies,
+)
 
 
 def run(config: RunConfig, source_name: str, *, progress: Progress | None = None) -> Artifact:

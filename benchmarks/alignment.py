@@ -29,7 +29,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path[0] = str(Path(__file__).parents[1])
 
 from alignment.quality import measure_shard, summarise
-from alignment.vocabulary_file import Vocabularies
+from alignment.vocabulary.vocabulary_file import Vocabularies
 from benchmarks import alignment_speed, alignment_truth
 from benchmarks.alignment_rows import (
     RULES,
@@ -40,7 +40,7 @@ from benchmarks.alignment_rows import (
     tokens_of,
     vocabularies_of,
 )
-from fusechat.dialogues import Dialogue, read_dialogues
+from fusechat.text.dialogues import Dialogue, read_dialogues
 
 PAIR = ("smollm2-135m-instruct", "gemma-3-270m")
 DEMO = "velan-moe"

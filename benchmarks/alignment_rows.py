@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from alignment.projection import Projection, project_chain, project_map, source_rows
-from alignment.released_shard import project_shard
-from alignment.shard_alignment import count_dialogues, dialogue_tokens
-from alignment.token_alignment import SpanAlignment, TargetRows, align_spans, target_rows
-from alignment.vocabulary_file import Vocabularies, make_vocabularies, released_texts
-from fusechat.chat_template import load_tokenizer
+from alignment.released.released_shard import project_shard
+from alignment.rows.projection import Projection, project_chain, project_map, source_rows
+from alignment.rows.shard_alignment import count_dialogues, dialogue_tokens
+from alignment.tokens.token_alignment import SpanAlignment, TargetRows, align_spans, target_rows
+from alignment.vocabulary.vocabulary_file import Vocabularies, make_vocabularies, released_texts
 from fusechat.config import AlignmentSection
-from fusechat.dialogues import Dialogue
-from fusechat.tokenization import tokenize_dialogues
-from fusechat.tokens import Tokens
+from fusechat.storage.tokens import Tokens
+from fusechat.text.chat_template import load_tokenizer
+from fusechat.text.dialogues import Dialogue
+from fusechat.text.tokenization import tokenize_dialogues
 
 K = 10
 # For the base model, which has no template of its own; its BOS matters (see examples/templates).

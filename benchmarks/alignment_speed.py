@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 
 from alignment import align_released, stage
-from alignment.cooccurrence import merge_counts
-from alignment.shard_alignment import ShardAligner, ShardCounter
-from alignment.token_alignment import align_spans, target_rows
-from fusechat import artifact
+from alignment.rows.shard_alignment import ShardAligner, ShardCounter
+from alignment.tokens.cooccurrence import merge_counts
+from alignment.tokens.token_alignment import align_spans, target_rows
 from fusechat.config import RunConfig
-from fusechat.contracts import id_dtype
-from fusechat.dialogues import Dialogue
-from fusechat.store import RowStore
-from fusechat.tokens import Tokens
+from fusechat.storage import artifact
+from fusechat.storage.contracts import id_dtype
+from fusechat.storage.row_store import RowStore
+from fusechat.storage.tokens import Tokens
+from fusechat.text.dialogues import Dialogue
 
 from .peak_memory import peak_bytes
 

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from alignment.projection import Projection
-from fusechat.contracts import RowKind
-from fusechat.dialogues import Dialogue
-from fusechat.tokens import Tokens
+from alignment.rows.projection import Projection
+from fusechat.storage.contracts import RowKind
+from fusechat.storage.tokens import Tokens
+from fusechat.text.dialogues import Dialogue
 
 from .alignment_rows import RULES, K, project, tokens_of, vocabularies_of
 

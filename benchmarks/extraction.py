@@ -101,8 +101,8 @@ def make_tokens(
     folder: Path, model: str, dialogues_file: Path, limit: int, engine: dict[str, Any], shard_tokens: int = SHARD_TOKENS
 ) -> tuple[Any, Any]:
     """A run folder with the tokens of the first dialogues of a file; (config, Tokens)."""
-    from fusechat import tokenize_stage
-    from fusechat.tokens import Tokens
+    from fusechat.storage.tokens import Tokens
+    from fusechat.text import tokenize_stage
 
     lines = dialogues_file.read_text(encoding="utf-8").splitlines(keepends=True)
     if len(lines) < limit:
@@ -264,7 +264,7 @@ def of_capture(folder: Path, base: Any, capture: str, k: int) -> Any:
 
 def flop_limit(model: str, tokens: Any) -> float:
     """Operations of plain prefill over those of prefill and the head's products for the rows that are scored."""
-    from fusechat.model_files import read_model_config
+    from fusechat.models.model_files import read_model_config
 
     values = read_model_config(Path(model))
     hidden, layers, wide = values["hidden_size"], values["num_hidden_layers"], values["intermediate_size"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from cluster.session import ray_session
+from cluster.pool.session import ray_session
 from fusechat.config import ClusterSection
 from inference import stage
 from inference.teacher_actor import TeacherActor

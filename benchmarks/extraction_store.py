@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fusechat.row_codec import decode_gaps, encode_gaps
-from fusechat.shard_plan import ShardPlan
-from fusechat.store import RowStore
-from inference.rows import TopKRows, unpack_rows
+from fusechat.storage.row_codec import decode_gaps, encode_gaps
+from fusechat.storage.row_store import RowStore
+from fusechat.storage.shard_layout import ShardPlan
+from inference.capture.rows import TopKRows, unpack_rows
 from inference.teacher_actor import pack_rows
 
 SHARD_ROWS, NUM_SHARDS, ROWS_PER_DIALOGUE = 65_536, 3, 128

@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.peak_memory import peak_bytes
 from fusechat.config import RunConfig
-from fusechat.tokens import Tokens
+from fusechat.storage.tokens import Tokens
 
 BATCH_DIALOGUES = 8
 """Dialogues of one padded batch of the transformers contender."""
@@ -77,7 +77,7 @@ class Engine:
 
     def captured(self, path: str) -> None:
         """Keep the rows as they leave the engine, before any rounding, in an .npz file."""
-        from inference.rows import concatenate_rows
+        from inference.capture.rows import concatenate_rows
 
         rows = concatenate_rows(self._teacher().score(self._ids, self._marks), self.config.extraction.k)
         np.savez(path, **vars(rows))

@@ -30,7 +30,7 @@ sys.path[0] = str(Path(__file__).parents[1])
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.shard_pool import Job, ShardPool
+from cluster.pool.shard_pool import Job, ShardPool
 
 SEAT = "seat"
 """What an actor takes of its node, in place of CPUs and GPUs that this machine does not have."""

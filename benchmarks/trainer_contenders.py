@@ -12,11 +12,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
-from fusechat.chat_template import load_tokenizer
-from fusechat.dialogues import read_dialogues
-from fusechat.store import RowStore
-from fusechat.tokenization import tokenize_dialogues
-from fusechat.tokens import Tokens
+from fusechat.storage.row_store import RowStore
+from fusechat.storage.tokens import Tokens
+from fusechat.text.chat_template import load_tokenizer
+from fusechat.text.dialogues import read_dialogues
+from fusechat.text.tokenization import tokenize_dialogues
 from trainer.collator import FUSION_KEY, FusionCollator
 from trainer.fused_loss import LossOptions
 from trainer.fusion_dataset import FusionDataset

@@ -12,19 +12,19 @@ from typing import Any
 import ray
 
 from alignment import stage
-from alignment.cooccurrence import Cooccurrence, merge_counts
-from alignment.shard_alignment import ShardAligner, ShardCounter
-from alignment.vocabulary_file import has_vocabularies
-from fusechat.artifact import Artifact
+from alignment.rows.shard_alignment import ShardAligner, ShardCounter
+from alignment.tokens.cooccurrence import Cooccurrence, merge_counts
+from alignment.vocabulary.vocabulary_file import has_vocabularies
 from fusechat.config import ClusterSection, RunConfig
-from fusechat.lease import Lease, held
-from fusechat.logs import Progress, ShardLog
-from fusechat.store import RowStore
+from fusechat.progress import Progress, ShardLog
+from fusechat.storage.artifact import Artifact
+from fusechat.storage.lease import Lease, held
+from fusechat.storage.row_store import RowStore
 
-from .placement import num_workers
-from .session import ray_session
-from .shard_pool import Job, ShardPool, raise_failures
-from .working_dir import require_absolute
+from .jobs.working_dir import require_absolute
+from .pool.placement import num_workers
+from .pool.session import ray_session
+from .pool.shard_pool import Job, ShardPool, raise_failures
 
 SHARDS_IN_FLIGHT = 2
 """Per worker: one at work and one that waits, so that none waits for the driver."""

@@ -4,20 +4,20 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.models import MeasuredModel, measured_models
-from fusechat import artifact
-from fusechat.artifact import Artifact, Claim
 from fusechat.config import RunConfig
-from fusechat.evaluation_config import AnswerSetSection
-from fusechat.logs import Progress, Task, append_json_line
-from fusechat.model_files import text_digest
-from fusechat.questions import CHUNK_QUESTIONS, answers_file, read_questions, temperature_of, write_answers
+from fusechat.config.evaluation import AnswerSetSection
+from fusechat.models.model_files import text_digest
+from fusechat.progress import Progress, Task, append_json_line
+from fusechat.storage import artifact
+from fusechat.storage.artifact import Artifact, Claim
+from fusechat.text.questions import CHUNK_QUESTIONS, answers_file, read_questions, temperature_of, write_answers
 from inference.answer_actor import AnswerActor, AnsweringModel, Chunk
-from inference.engine_actor import engine_settings
+from inference.engine.engine_actor import engine_settings
 
-from .placement import num_replicas, plan_placement, start_engine
-from .preflight import check_cluster
-from .session import ray_session
-from .shard_pool import Job, ShardPool, raise_failures
+from .pool.placement import num_replicas, plan_placement, start_engine
+from .pool.preflight import check_cluster
+from .pool.session import ray_session
+from .pool.shard_pool import Job, ShardPool, raise_failures
 
 
 def run(config: RunConfig, *, progress: Progress) -> list[Artifact]:

@@ -3,20 +3,20 @@
 import contextlib
 from functools import partial
 
-from fusechat.artifact import Artifact
 from fusechat.config import RunConfig
-from fusechat.lease import Lease, held
-from fusechat.logs import Progress, ShardLog
-from fusechat.patience import patiently
-from fusechat.store import RowStore
+from fusechat.progress import Progress, ShardLog
+from fusechat.storage.artifact import Artifact
+from fusechat.storage.lease import Lease, held
+from fusechat.storage.retry import patiently
+from fusechat.storage.row_store import RowStore
 from inference import stage
 from inference.teacher_actor import TeacherActor
 
-from .extraction_meter import ExtractionMeter
-from .placement import num_replicas, plan_placement, start_engine
-from .preflight import check_cluster
-from .session import ray_session
-from .shard_pool import Job, ShardPool, raise_failures
+from .pool.extraction_meter import ExtractionMeter
+from .pool.placement import num_replicas, plan_placement, start_engine
+from .pool.preflight import check_cluster
+from .pool.session import ray_session
+from .pool.shard_pool import Job, ShardPool, raise_failures
 
 
 def run(config: RunConfig, names: list[str], *, progress: Progress) -> dict[str, Artifact]:

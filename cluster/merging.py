@@ -12,16 +12,16 @@ from typing import Any
 
 import ray
 
-from fusechat.artifact import Artifact
 from fusechat.config import RunConfig
-from fusechat.logs import Progress
+from fusechat.progress import Progress
+from fusechat.storage.artifact import Artifact
 from merge import stage
 from merge.plan import MergePlan
 from merge.shard_actor import ShardActor
 
-from .placement import num_workers
-from .session import ray_session
-from .shard_pool import Job, ShardPool, raise_failures
+from .pool.placement import num_workers
+from .pool.session import ray_session
+from .pool.shard_pool import Job, ShardPool, raise_failures
 
 THREADS = 4
 """Of a worker by default, and the CPUs it reserves: enough for a network disk, few enough to fit between other work."""

@@ -10,13 +10,13 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 
-from fusechat.artifact import Artifact
 from fusechat.config import RunConfig
-from fusechat.logs import Progress
+from fusechat.progress import Progress
+from fusechat.storage.artifact import Artifact
 from trainer import stage
 
 from . import training_job
-from .session import ray_session
+from .pool.session import ray_session
 
 
 def run(config: RunConfig, names: list[str], *, progress: Progress) -> dict[str, Artifact]:

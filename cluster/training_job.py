@@ -19,14 +19,14 @@ from ray.train import RunConfig as RayRunConfig
 from ray.train import ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
-from fusechat import artifact
-from fusechat.artifact import Artifact
 from fusechat.config import RunConfig
 from fusechat.errors import ClusterError, FuseChatError
-from fusechat.logs import Progress
-from fusechat.process_memory import without_garbage_collection
+from fusechat.models.process_memory import without_garbage_collection
+from fusechat.progress import Progress
+from fusechat.storage import artifact
+from fusechat.storage.artifact import Artifact
 
-from .session import ray_session
+from .pool.session import ray_session
 
 NEWS_SECONDS = 15.0
 """Between two looks at what the workers have logged."""

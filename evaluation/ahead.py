@@ -4,10 +4,10 @@ Loads no model library, and no harness unless its tasks are asked for.
 """
 
 from fusechat.config import RunConfig
-from fusechat.questions import read_questions
+from fusechat.text.questions import read_questions
 
 from . import harness
-from .judge_client import headers
+from .judge.judge_client import headers
 
 
 def check_questions(config: RunConfig) -> None:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from fusechat import artifact
-from fusechat.artifact import Artifact
 from fusechat.config import RunConfig
-from fusechat.questions import answers_file, read_answers, read_questions
+from fusechat.storage import artifact
+from fusechat.storage.artifact import Artifact
+from fusechat.text.questions import answers_file, read_answers, read_questions
 
-from .judge import AnswerSet
+from .judge.judge import AnswerSet
 
 SHOWN_QUESTIONS = 20
 """Questions of a set whose answers stand in the report; all of them stand in the answers' own files."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
-from fusechat.tokens import Tokens
+from fusechat.storage.tokens import Tokens
 
 from .held_out_loss import length_batches, max_positions
 

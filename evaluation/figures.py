@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fusechat.dialogues import Dialogue
+from fusechat.text.dialogues import Dialogue
 
 from . import ALL
 from .intervals import Interval, accuracy_difference_interval, accuracy_interval, ratio_interval

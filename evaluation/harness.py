@@ -12,7 +12,7 @@ from typing import Any
 from scipy import stats
 
 from fusechat.errors import ConfigError
-from fusechat.model_files import text_digest
+from fusechat.models.model_files import text_digest
 
 from .intervals import LEVEL
 

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from fusechat.errors import ModelError
-from fusechat.tokens import Tokens
+from fusechat.storage.tokens import Tokens
 
 LOGITS_PER_BLOCK = 2**24
 LOGITS_PER_GPU_BLOCK = 2**28

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fusechat import artifact, model_files
-from fusechat.artifact import Artifact
-from fusechat.chat_template import load_tokenizer
 from fusechat.config import EvaluationSection, RunConfig
-from fusechat.dialogues import Dialogue, Message
-from fusechat.tokenization import tokenize_prompt
-from fusechat.tokens import Tokens
+from fusechat.models import model_files
+from fusechat.storage import artifact
+from fusechat.storage.artifact import Artifact
+from fusechat.storage.tokens import Tokens
+from fusechat.text.chat_template import load_tokenizer
+from fusechat.text.dialogues import Dialogue, Message
+from fusechat.text.tokenization import tokenize_prompt
 
 from . import harness
 from .answers import greedy_answers, stop_ids

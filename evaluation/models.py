@@ -13,10 +13,11 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from fusechat import artifact, model_files
-from fusechat.artifact import Artifact
 from fusechat.config import CONTROL, RunConfig
 from fusechat.errors import ModelError
+from fusechat.models import model_files
+from fusechat.storage import artifact
+from fusechat.storage.artifact import Artifact
 
 
 @dataclass(frozen=True)

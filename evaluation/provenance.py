@@ -10,9 +10,9 @@ from typing import Any
 
 import fsspec
 
-from fusechat.artifact import RECORD_FILE, read_json
 from fusechat.config import CONTROL, RunConfig
-from fusechat.logs import read_json_lines
+from fusechat.progress import read_json_lines
+from fusechat.storage.artifact import RECORD_FILE, read_json
 
 FORMAT = 2
 """Number of report.json's form; another number, another form."""

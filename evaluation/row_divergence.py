@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from fusechat.contracts import RowKind
 from fusechat.errors import ModelError
-from fusechat.store import RowStore
-from fusechat.tokens import Tokens
+from fusechat.storage.contracts import RowKind
+from fusechat.storage.row_store import RowStore
+from fusechat.storage.tokens import Tokens
 
 from .held_out_loss import length_batches, logit_blocks, max_positions, padded_batch
 from .row_sample import RowSample

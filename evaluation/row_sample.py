@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fusechat import artifact
-from fusechat.artifact import Artifact
 from fusechat.config import RunConfig
 from fusechat.errors import ArtifactError
-from fusechat.store import RowStore
-from fusechat.tokens import Tokens
+from fusechat.storage import artifact
+from fusechat.storage.artifact import Artifact
+from fusechat.storage.row_store import RowStore
+from fusechat.storage.tokens import Tokens
 
 
 @dataclass(frozen=True)

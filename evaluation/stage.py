@@ -2,21 +2,22 @@
 
 from typing import Any
 
-from fusechat import artifact
-from fusechat.artifact import Artifact
 from fusechat.config import RunConfig
-from fusechat.dialogues import Dialogue, read_dialogues
+from fusechat.config.evaluation import JUDGE_MEANS
 from fusechat.errors import ArtifactError, ConfigError
-from fusechat.evaluation_config import JUDGE_MEANS
-from fusechat.logs import Progress
-from fusechat.tokens import Tokens
+from fusechat.progress import Progress
+from fusechat.storage import artifact
+from fusechat.storage.artifact import Artifact
+from fusechat.storage.tokens import Tokens
+from fusechat.text.dialogues import Dialogue, read_dialogues
 
-from . import ahead, cards, harness, page, provenance, report
+from . import ahead, harness, provenance
 from .answer_sets import finished_answers, read_answer_sets
 from .figures import HeldOut
-from .judge import AnswerSet, judge_answers, num_verdicts
+from .judge.judge import AnswerSet, judge_answers, num_verdicts
 from .measurement import Questions, measure, work
 from .models import MeasuredModel, measured_models
+from .report import cards, page, report
 from .row_sample import RowSample, row_sample
 
 

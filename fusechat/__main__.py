@@ -1,5 +1,5 @@
 """`python -m fusechat`."""
 
-from .cli import main
+from .app.cli import main
 
 main()

@@ -12,16 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from fusechat import artifact, model_files
-from fusechat.chat_template import load_tokenizer
 from fusechat.config import RunConfig
-from fusechat.dialogues import Message
-from fusechat.evaluation_config import AnswerSetSection
-from fusechat.questions import Question, read_questions, temperature_of
-from fusechat.tokenization import tokenize_prompt
-from fusechat.tokens import Tokens
+from fusechat.config.evaluation import AnswerSetSection
+from fusechat.models import model_files
+from fusechat.storage import artifact
+from fusechat.storage.tokens import Tokens
+from fusechat.text.chat_template import load_tokenizer
+from fusechat.text.dialogues import Message
+from fusechat.text.questions import Question, read_questions, temperature_of
+from fusechat.text.tokenization import tokenize_prompt
 
-from .engine_actor import EngineActor
+from .engine.engine_actor import EngineActor
 
 MAX_TURN_SEEDS = 1 << 20
 """Seeds between two turns of a chunk: more than a chunk has questions."""
@@ -63,7 +64,7 @@ class AnswerActor(EngineActor):
         Returns:
             the seconds the start took, and the engine's positions.
         """
-        from .teacher import Teacher
+        from .engine.teacher import Teacher
 
         started = time.monotonic()
         tokens = Tokens.read(self.config.tokens_url(self.model.reader))

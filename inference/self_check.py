@@ -17,8 +17,8 @@ import torch
 
 from fusechat.errors import TeacherError
 
-from .rows import TopKRows, concatenate_rows
-from .teacher import Teacher
+from .capture.rows import TopKRows, concatenate_rows
+from .engine.teacher import Teacher
 
 MASS_SLACK = 1e-4
 """What a row's probabilities may sum to above 1: float32 rounding over k entries."""

@@ -6,17 +6,18 @@ driver, a TeacherActor per engine, `finish` at the end.
 
 import numpy as np
 
-from fusechat import artifact, model_files
-from fusechat.artifact import Artifact, Claim
 from fusechat.config import RunConfig
-from fusechat.damage import sweep
 from fusechat.errors import ConfigError
-from fusechat.lease import held
-from fusechat.logs import Progress
-from fusechat.store import RowStore
-from fusechat.tokens import TokensReader
+from fusechat.models import model_files
+from fusechat.progress import Progress
+from fusechat.storage import artifact
+from fusechat.storage.artifact import Artifact, Claim
+from fusechat.storage.damage import sweep
+from fusechat.storage.lease import held
+from fusechat.storage.row_store import RowStore
+from fusechat.storage.tokens import TokensReader
 
-from .engine_actor import engine_settings
+from .engine.engine_actor import engine_settings
 from .teacher_actor import TeacherActor
 
 

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fusechat import model_files
-from fusechat.contracts import id_dtype
-from fusechat.patience import patiently
-from fusechat.process_memory import give_memory_back, without_garbage_collection
-from fusechat.store import RowStore
-from fusechat.tokens import TokensReader
+from fusechat.models import model_files
+from fusechat.models.process_memory import give_memory_back, without_garbage_collection
+from fusechat.storage.contracts import id_dtype
+from fusechat.storage.retry import patiently
+from fusechat.storage.row_store import RowStore
+from fusechat.storage.tokens import TokensReader
 
-from .engine_actor import EngineActor
+from .engine.engine_actor import EngineActor
 
 if TYPE_CHECKING:
-    from .rows import TopKRows
+    from .capture.rows import TopKRows
 
 
 class TeacherActor(EngineActor):
@@ -44,8 +44,8 @@ class TeacherActor(EngineActor):
             TeacherError: the engine does not start or fails its self-check.
         """
         with without_garbage_collection():
+            from .engine.teacher import Teacher
             from .self_check import check_teacher
-            from .teacher import Teacher
 
         started = time.monotonic()
         model, extraction = self.config.model_named(self.name), self.config.extraction

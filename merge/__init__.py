@@ -4,15 +4,22 @@
 so that `import merge` costs nothing.
 """
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_HOMES = {"merge_tensors": "tensor_merge", "merge_checkpoints": "checkpoint_merge"}
+if TYPE_CHECKING:
+    from .checkpoint_merge import merge_checkpoints
+    from .compute.tensor_merge import merge_tensors
 
 __all__ = ["merge_checkpoints", "merge_tensors"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    if name == "merge_tensors":
+        from .compute.tensor_merge import merge_tensors
+
+        return merge_tensors
+    if name == "merge_checkpoints":
+        from .checkpoint_merge import merge_checkpoints
+
+        return merge_checkpoints
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

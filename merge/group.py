@@ -17,8 +17,8 @@ import numpy as np
 
 from fusechat.errors import ConfigError
 
-from . import kernels
-from .tensors import FileTensor, TensorSource
+from .compute import kernels
+from .files.tensors import FileTensor, TensorSource
 
 BLOCK = 131_072
 """Elements of a block: enough that the calls around the compiled loops cost little, few enough for a third-level cache."""

@@ -12,11 +12,11 @@ import numpy as np
 
 from fusechat.errors import ConfigError, ModelError
 
-from .checkpoint import Checkpoint
+from .files.checkpoint import Checkpoint
+from .files.lora import adapted_tensors
+from .files.tensors import MERGEABLE, FileTensor, TensorSource
+from .files.vocabulary import JoinedTensor, RowMap, is_vocabulary_tensor, join_rows, read_vocabulary
 from .group import BLOCK
-from .lora import adapted_tensors
-from .tensors import MERGEABLE, FileTensor, TensorSource
-from .vocabulary import JoinedTensor, RowMap, is_vocabulary_tensor, join_rows, read_vocabulary
 
 _HEAD, _EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 _RECOMPUTED = ("rotary_emb.inv_freq",)

@@ -4,10 +4,10 @@ import os
 import shutil
 from pathlib import Path
 
-from fusechat import artifact
-from fusechat.artifact import PLAN_FILE, RECORD_FILE, Artifact, storage_errors
 from fusechat.config import JOINT, RunConfig
-from fusechat.logs import Progress
+from fusechat.progress import Progress
+from fusechat.storage import artifact
+from fusechat.storage.artifact import PLAN_FILE, RECORD_FILE, Artifact, storage_errors
 
 _TARGETS_OWN = (RECORD_FILE, PLAN_FILE, "metrics.jsonl")
 """Files that say how the target was made; the fused model has records of its own."""

@@ -18,11 +18,11 @@ import numpy as np
 
 from fusechat.errors import ModelError, StorageError
 
+from .compute.parameters import check_parameters, find_method, try_method
+from .files.tensors import ITEM_BYTES, MERGEABLE, FileTensor, first_not_finite
 from .group import BLOCK, Block, TensorGroup
 from .inputs import Inputs, same_bytes, summary
 from .methods import Method
-from .parameters import check_parameters, find_method, try_method
-from .tensors import ITEM_BYTES, MERGEABLE, FileTensor, first_not_finite
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _LAYER = re.compile(r"(.*\.(?:layers|h|blocks|block)\.\d+)\.")

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from fusechat.artifact import read_json
 from fusechat.errors import ModelError, StorageError
+from fusechat.storage.artifact import read_json
 
 from .checkpoint_merge import thread_pool
 from .inputs import Inputs

@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fusechat.artifact import storage_errors, write_json
 from fusechat.errors import ModelError
+from fusechat.storage.artifact import storage_errors, write_json
 
+from .compute.parameters import find_method
+from .files.shard_writer import ShardWriter
+from .files.tensors import ITEM_BYTES, first_not_finite, narrow
 from .group import KEPT_ELEMENTS, Block, BlockMerge, Memory, TensorGroup
 from .inputs import Inputs
-from .parameters import find_method
 from .plan import MergePlan, TensorPlan, scope_of
-from .shard_writer import ShardWriter
-from .tensors import ITEM_BYTES, first_not_finite, narrow
 
 READ_AHEAD = 4
 """Tensors that the system is asked to read before they are wanted."""

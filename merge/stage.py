@@ -6,13 +6,14 @@ the only one there is nothing to merge: its files become the fused model. Killed
 
 from typing import Any
 
-from fusechat import artifact, model_files
-from fusechat.artifact import Artifact
 from fusechat.config import JOINT, RunConfig
-from fusechat.logs import Progress
+from fusechat.models import model_files
+from fusechat.progress import Progress
+from fusechat.storage import artifact
+from fusechat.storage.artifact import Artifact
 
 from .checkpoint_merge import ShardRunner, merge_checkpoints
-from .parameters import check_parameters, find_method, parameter_names, try_method
+from .compute.parameters import check_parameters, find_method, parameter_names, try_method
 from .pass_through import pass_through
 
 

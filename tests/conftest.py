@@ -3,16 +3,15 @@
 import contextlib
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 import yaml
+from tiny_runs import tiny_run, torch_threads
 
-from fusechat.process_memory import without_garbage_collection
+from fusechat.models.process_memory import without_garbage_collection
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -26,13 +25,28 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 hypothesis.settings.register_profile("repeatable", derandomize=True)
 hypothesis.settings.load_profile("repeatable")
 
+TESTS = Path(__file__).parent
 LONGEST_FIRST = (
-    "test_pipeline", "test_inference_faults", "test_cluster_training_job", "test_inference_teacher_engines",
-    "test_cluster_faults", "test_cluster_submission", "test_cluster_alignment", "test_cluster_training",
-    "test_inference_answers", "test_fusechat_ablation", "test_trainer_stage", "test_trainer_processes",
-    "test_cluster_shard_pool", "test_evaluation_harness", "test_cluster_merging", "test_inference_topk",
-    "test_examples_kuberay", "test_inference_target", "test_evaluation_browser",
-)  # fmt: skip
+    "test_pipeline.py",
+    "inference/test_faults.py",
+    "cluster/test_training_job.py",
+    "inference/test_teacher_engines.py",
+    "cluster/test_faults.py",
+    "cluster/test_submission.py",
+    "cluster/test_alignment.py",
+    "cluster/test_training.py",
+    "inference/test_answers.py",
+    "app/test_ablation.py",
+    "trainer/test_stage.py",
+    "trainer/test_processes.py",
+    "cluster/test_shard_pool.py",
+    "evaluation/test_harness.py",
+    "cluster/test_merging.py",
+    "inference/test_topk.py",
+    "examples/test_kuberay.py",
+    "inference/test_target.py",
+    "evaluation/test_browser.py",
+)
 """Files of ten seconds and more: begun last, they would leave the second process idle."""
 
 
@@ -46,19 +60,7 @@ def pytest_collection_finish() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
-
-
-@contextlib.contextmanager
-def torch_threads(number: int) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    items.sort(key=lambda item: places.get(item.path.relative_to(TESTS).as_posix(), len(places)))
 
 
 @pytest.fixture
@@ -108,40 +110,9 @@ def _dialogue(number: int) -> dict:
     return {"id": f"d{number}", "kind": ["arithmetic", "chat", "code", "chat"][number % 4], "messages": messages}
 
 
-@contextlib.contextmanager
-def another_process_within(context: str) -> Iterator[int]:
-    """A process that stands in a `with` block over `context` (its imports included, as lines before it); gives its id.
-
-    It is killed at the end.
-    """
-    *imports, expression = context.splitlines()
-    code = "\n".join([*imports, f"with {expression}:", "    import time; print('held', flush=True); time.sleep(60)"])
-    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    try:
-        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        yield holder.pid
-    finally:
-        holder.kill()
-        holder.wait()
-
-
 @pytest.fixture
 def run_file(tmp_path: Path, tiny_models: dict[str, Path], dialogue_files: dict[str, Path]) -> Path:
     """A run file over the tiny models; its output is below the test's own folder."""
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(tiny_run(tmp_path / "out", tiny_models, dialogue_files)), encoding="utf-8")
     return path
-
-
-def tiny_run(output: Path, models: dict[str, Path], dialogues: dict[str, Path]) -> dict:
-    """A whole run over the tiny models, as plain values."""
-    return {
-        "run": {"output": str(output)},
-        "pivot": {"name": "llama", "model": str(models["llama"])},
-        "sources": [{"name": "mixtral", "model": str(models["mixtral"])}],
-        "dialogues": {"train": [str(dialogues["train"])], "held_out": [str(dialogues["held_out"])], "max_tokens": 256},
-        "extraction": {"k": 5, "shard_tokens": 512, "self_check_dialogues": 2, "replicas": 1},
-        "training": {"trl": {"num_train_epochs": 1, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1,
-                             "learning_rate": 1e-3, "save_steps": 2}},
-        "evaluation": {"exact_match_kinds": ["arithmetic"], "max_new_tokens": 8, "samples": ["Say hello."]},
-    }  # fmt: skip

@@ -1,5 +1,6 @@
 """The README's commands, every shipped run file and the generated pages are what the code does."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -8,8 +9,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from fusechat import config_docs
+from fusechat.config import docs as config_docs
 from fusechat.config import load_config
+from fusechat.config.schema import to_schema
 
 ROOT = Path(__file__).parents[1]
 RUN_FILES = sorted(path for path in (ROOT / "examples").glob("*.yaml") if "ablation" not in path.name)
@@ -17,6 +19,12 @@ RUN_FILES = sorted(path for path in (ROOT / "examples").glob("*.yaml") if "ablat
 
 def test_docs_configuration_page_is_the_generated_one() -> None:
     assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == config_docs.to_markdown()
+
+
+def test_schema_is_the_generated_one_and_knows_every_section() -> None:
+    shipped = json.loads((ROOT / "run.schema.json").read_text(encoding="utf-8"))
+    assert shipped == to_schema()
+    assert {"run", "pivot", "sources", "dialogues", "training", "merge"} <= set(shipped["properties"])
 
 
 def test_docs_configuration_types_are_words_of_a_run_file_and_link_to_their_tables() -> None:
@@ -48,7 +56,7 @@ def test_readme_shows_the_two_commands_and_names_real_things() -> None:
 
 
 def test_readme_verbs_are_the_command_lines() -> None:
-    from fusechat.cli import app
+    from fusechat.app.cli import app
 
     verbs = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     text = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -12,14 +12,14 @@ import tiny_architectures
 import torch
 import trainer_runs
 import yaml
-from conftest import tiny_run
 from teacher_cases import MAX_TOKENS, K, assert_rows_match, forward, make_dialogues
+from tiny_runs import tiny_run
 from trainer_runs import losses, weights
 
-from fusechat import pipeline
+from fusechat.app import pipeline
 from fusechat.config import load_config
-from fusechat.logs import Progress
-from inference.teacher import Teacher
+from fusechat.progress import Progress
+from inference.engine.teacher import Teacher
 from trainer import fused_linear_fusion_loss, fusion_loss, stage
 
 pytestmark = [

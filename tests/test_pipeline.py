@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 import zarr
-from conftest import tiny_run
+from tiny_runs import tiny_run
 
 pytestmark = pytest.mark.pipeline
 

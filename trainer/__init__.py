@@ -5,7 +5,6 @@ pivot's tokens). Comes out: a Hugging Face folder. Knows nothing about how the r
 targets. `fusion_trainer.py` is the only file that imports trl; the names below are loaded when they are first used.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,12 +12,20 @@ if TYPE_CHECKING:
     from .losses import fusion_loss
     from .stage import run
 
-_MODULES = {"fusion_loss": ".losses", "fused_linear_fusion_loss": ".fused_loss", "run": ".stage"}
-
 __all__ = ["fused_linear_fusion_loss", "fusion_loss", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(import_module(_MODULES[name], __name__), name)
+    if name == "fusion_loss":
+        from .losses import fusion_loss
+
+        return fusion_loss
+    if name == "fused_linear_fusion_loss":
+        from .fused_loss import fused_linear_fusion_loss
+
+        return fused_linear_fusion_loss
+    if name == "run":
+        from .stage import run
+
+        return run
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,7 @@ from accelerate import PartialState
 
 from fusechat.config import load_config
 from fusechat.errors import UserError
-from fusechat.logs import Progress, setup_logging
+from fusechat.progress import Progress, setup_logging
 
 from .stage import run
 

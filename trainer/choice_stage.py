@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import zarr
 
-from fusechat import artifact
-from fusechat.artifact import Artifact, storage_errors
 from fusechat.config import RunConfig
-from fusechat.contracts import CHOICE, CONTRACT_VERSION, RowKind
-from fusechat.dialogues import read_dialogues
-from fusechat.logs import Progress
-from fusechat.store import ATTRIBUTE, RowStore, read_array, write_array
-from fusechat.tokens import Tokens
+from fusechat.progress import Progress
+from fusechat.storage import artifact
+from fusechat.storage.artifact import Artifact, storage_errors
+from fusechat.storage.contracts import CHOICE, CONTRACT_VERSION, RowKind
+from fusechat.storage.row_store import ATTRIBUTE, RowStore, read_array, write_array
+from fusechat.storage.tokens import Tokens
+from fusechat.text.dialogues import read_dialogues
 
 from . import choice
 from .choice import NOBODY

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fusechat.store import RowStore
-from fusechat.tokens import Tokens
+from fusechat.storage.row_store import RowStore
+from fusechat.storage.tokens import Tokens
 
 from .fusion_targets import RowChoice, Rows, Supervision, choose_rows, without_rows
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from fusechat.contracts import RowKind
+from fusechat.storage.contracts import RowKind
 
 RowChoice = Literal["trusted", "min_ce", "min_ce_released", "min_ce_token", "average", "source", "pivot", "none"]
 

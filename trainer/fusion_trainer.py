@@ -21,8 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 
-from fusechat.artifact import storage_errors
 from fusechat.errors import ConfigError, FuseChatError
+from fusechat.storage.artifact import storage_errors
 
 from . import fusion_head
 from .batches import EMPTY_UNIT, BatchOrder

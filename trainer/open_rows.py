@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from fusechat.artifact import Artifact
 from fusechat.errors import ArtifactError
-from fusechat.store import RowStore
-from fusechat.tokens import Tokens
+from fusechat.storage.artifact import Artifact
+from fusechat.storage.row_store import RowStore
+from fusechat.storage.tokens import Tokens
 
 
 def open_rows(rows: Artifact, made_from: Artifact, tokens: Tokens) -> RowStore:

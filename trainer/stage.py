@@ -14,15 +14,16 @@ import torch
 import transformers
 from accelerate import PartialState
 
-from fusechat import artifact, model_files
-from fusechat.artifact import Artifact, Claim
 from fusechat.config import CONTROL, FUSION_FIELDS, JOINT, RunConfig
-from fusechat.dialogues import read_dialogues
 from fusechat.errors import ConfigError, ModelError
-from fusechat.logs import Progress
-from fusechat.store import RowStore
-from fusechat.tokenize_stage import template_of
-from fusechat.tokens import Tokens
+from fusechat.models import model_files
+from fusechat.progress import Progress
+from fusechat.storage import artifact
+from fusechat.storage.artifact import Artifact, Claim
+from fusechat.storage.row_store import RowStore
+from fusechat.storage.tokens import Tokens
+from fusechat.text.dialogues import read_dialogues
+from fusechat.text.tokenize_stage import template_of
 
 from . import choice_stage, target_model
 from .arguments import model_arguments, packing_arguments, training_arguments

@@ -13,9 +13,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from fusechat.artifact import storage_errors
 from fusechat.config import LoraSection
 from fusechat.errors import ModelError
+from fusechat.storage.artifact import storage_errors
 
 _COPIED = ("*.json", "*.jinja", "*.model", "*.txt", "*.py")
 _NOT_COPIED = (

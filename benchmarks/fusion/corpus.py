@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM
 
 from alignment import stage as alignment_stage
 from fusechat.config import RunConfig
-from fusechat.contracts import RowKind, id_dtype
-from fusechat.dialogues import Dialogue, read_dialogues
-from fusechat.store import RowStore
-from fusechat.tokenize_stage import prepare_dialogues, tokenize
-from fusechat.tokens import Tokens
+from fusechat.storage.contracts import RowKind, id_dtype
+from fusechat.storage.row_store import RowStore
+from fusechat.storage.tokens import Tokens
+from fusechat.text.dialogues import Dialogue, read_dialogues
+from fusechat.text.tokenize_stage import prepare_dialogues, tokenize
 from inference import stage as inference_stage
 
 REAL_KINDS = [kind for kind in RowKind if kind.is_real]

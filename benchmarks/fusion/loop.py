@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from trainer.fading import Fading
 from trainer.losses import Divergence, Tail, row_log_probabilities
 
 from .corpus import Corpus, Split
+from .fading import Fading
 
 Gate = Literal["none", "soft", "first_sight", "gap", "gap_decayed"]
 DECAY = 0.98

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from evaluation.intervals import ratio_interval
 from fusechat.config import RunConfig
-from fusechat.dialogues import Dialogue, Message
+from fusechat.text.dialogues import Dialogue, Message
 
 from .arms import lesson_of
 from .corpus import Corpus, read_corpus, run_stages, write_dialogues

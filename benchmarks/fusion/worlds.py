@@ -17,8 +17,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fusechat.dialogues import Dialogue, Message
-from fusechat.tokenization import tokenize_dialogues
+from fusechat.text.dialogues import Dialogue, Message
+from fusechat.text.tokenization import tokenize_dialogues
 
 COMMONS, SKILLS = ("Aldan", "Belor", "Cirin"), ("Velan", "Korun")
 NUM_NOUNS = 40

@@ -1,33 +1,29 @@
-"""The merge methods by name. To add one: write a function `name(group, *, parameters) -> BlockMerge` in a file here.
+"""The merge methods by name. To add one: write a function `name(group, *, parameters) -> BlockMerge` and list it here.
 
-Every public function of this folder's files that says it returns a BlockMerge is a method; see docs/extending.md.
+See docs/extending.md.
 """
 
-import importlib
-import inspect
-import pkgutil
 from collections.abc import Callable
 
 from ..group import BlockMerge
+from .dare import dare_linear, dare_ties
+from .linear import linear
+from .sce import sce
+from .slerp import slerp
+from .task_arithmetic import task_arithmetic
+from .ties import ties
+from .varm import varm
 
 Method = Callable[..., BlockMerge]
 
-
-def discover() -> dict[str, Method]:
-    """Name -> method, from all files of this folder."""
-    found: dict[str, Method] = {}
-    for file in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{file.name}")
-        for name, function in vars(module).items():
-            public = inspect.isfunction(function) and not name.startswith("_")
-            # Imported functions belong to another module. An annotation may be a string: `from __future__ import annotations`.
-            if public and function.__module__ == module.__name__ and _returns(function) in (BlockMerge, "BlockMerge"):
-                found[name] = function
-    return found
-
-
-def _returns(function: Callable) -> object:
-    return inspect.signature(function).return_annotation
-
-
-METHODS = discover()
+METHODS: dict[str, Method] = {
+    "dare_linear": dare_linear,
+    "dare_ties": dare_ties,
+    "linear": linear,
+    "sce": sce,
+    "slerp": slerp,
+    "task_arithmetic": task_arithmetic,
+    "ties": ties,
+    "varm": varm,
+}
+"""Name in the run file -> method."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .. import kernels
+from ..compute import kernels
 from ..group import Block, BlockMerge, PerTarget, TensorGroup
 from . import sums
 

@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from .. import kernels, selection_kernels
+from ..compute import kernels, selection_kernels
+from ..compute.selection import Selection, largest
 from ..group import Block, BlockMerge, TensorGroup, normalised
-from ..selection import Selection, largest
 from . import sums
 
 KEPT_VARIANCES = 2**25

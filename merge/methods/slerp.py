@@ -8,7 +8,7 @@ from pydantic import Field
 
 from fusechat.errors import ConfigError
 
-from .. import kernels
+from ..compute import kernels
 from ..group import Block, BlockMerge, TensorGroup
 
 PARALLEL = 0.9995

@@ -6,7 +6,7 @@ import numpy as np
 
 from fusechat.errors import ConfigError
 
-from .. import kernels
+from ..compute import kernels
 from ..group import Block
 
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from fusechat.errors import ConfigError
 
+from ..compute.selection import largest
 from ..group import Block, BlockMerge, PerTarget, TensorGroup
-from ..selection import largest
 from . import sums
 
 

@@ -1,0 +1,1 @@
+"""What the released FuseChat code computes, at compiled speed."""

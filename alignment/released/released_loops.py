@@ -1,0 +1,192 @@
+"""Compiled loops of the released mode: warping costs, the warping path, the choice of a source row.
+
+In: token texts as code points, each distinct text once, and the tokens as indices of them. Knows nothing about files.
+"""
+
+import numpy as np
+from numba import njit
+
+from ..vocabulary.edit_distance import WORD_BITS, distance
+
+DIAGONAL, PIVOT_BACK, SOURCE_BACK = 0, 1, 2
+ONE_HOT, EMPTY = -1, -2
+"""Instead of a source row: all mass on the label; no entries at all."""
+
+
+@njit(cache=True)
+def pair_costs(pivot_points, pivot_offsets, source_points, source_offsets, num_letters):
+    """Edit distances of all pairs of distinct texts, int32 [source texts, pivot texts].
+
+    Args:
+        pivot_points, source_points: int32, letters as 0 to num_letters-1; two texts each: stripped, and as they are,
+            at 2n and 2n+1. Where stripping leaves nothing of either, they are compared as they are.
+    """
+    pivots, sources = (len(pivot_offsets) - 1) // 2, (len(source_offsets) - 1) // 2
+    costs = np.empty((sources, pivots), np.int32)
+    bits = np.zeros(num_letters, np.uint64)
+    for s in range(sources):
+        for whole in range(2):
+            text = source_points[source_offsets[2 * s + whole] : source_offsets[2 * s + whole + 1]]
+            stripped_empty = source_offsets[2 * s + 1] == source_offsets[2 * s]
+            _set_bits(bits, text)
+            for p in range(pivots):
+                start, middle, stop = pivot_offsets[2 * p], pivot_offsets[2 * p + 1], pivot_offsets[2 * p + 2]
+                as_they_are = stripped_empty or middle == start
+                if as_they_are != (whole == 1):
+                    continue
+                other = pivot_points[middle:stop] if whole else pivot_points[start:middle]
+                if len(text) == 0 or len(text) > WORD_BITS:
+                    costs[s, p] = distance(text, other)
+                else:
+                    costs[s, p] = _distance_to(bits, len(text), other)
+            for letter in text:
+                bits[letter] = np.uint64(0)
+    return costs
+
+
+@njit(cache=True)
+def _set_bits(bits, text):
+    if len(text) <= WORD_BITS:
+        for place in range(len(text)):
+            bits[text[place]] |= np.uint64(1) << np.uint64(place)
+
+
+@njit(cache=True, inline="always")
+def _distance_to(bits, length, other):
+    """Myers' algorithm against a text whose letters already stand in `bits`."""
+    one = np.uint64(1)
+    positive, negative, top = ~np.uint64(0), np.uint64(0), one << np.uint64(length - 1)
+    score = length
+    for letter in other:
+        equal = bits[letter]
+        diagonal = (((equal & positive) + positive) ^ positive) | equal | negative
+        up = negative | ~(diagonal | positive)
+        down = positive & diagonal
+        score += np.int64((up & top) != 0) - np.int64((down & top) != 0)
+        up = (up << one) | one
+        positive = (down << one) | ~(diagonal | up)
+        negative = up & diagonal
+    return score
+
+
+@njit(cache=True)
+def warp(costs, source, pivot):
+    """The warping path of least cost, from the two ends back to the two starts.
+
+    Ties in the step go diagonally, then back along the pivot, then back along the source.
+
+    Args:
+        source, pivot: int32, indices of distinct texts.
+    Returns:
+        (first, last): int32 [pivot tokens] each, the source tokens that stand at each pivot token. A path moves by at
+        most one, so they are consecutive.
+    """
+    n, m = len(source), len(pivot)
+    steps = np.empty((n, m), np.uint8)
+    row = np.empty(m, np.int32)
+    infinite = np.int32(2**30)
+    for i in range(n):
+        of_row = costs[source[i]]
+        left = infinite  # best total at (i, j-1)
+        diagonal = infinite if i else np.int32(0)  # best total at (i-1, j-1)
+        for j in range(m):
+            up = row[j] if i else infinite
+            best, move = diagonal, DIAGONAL
+            if left < best:
+                best, move = left, PIVOT_BACK
+            if up < best:
+                best, move = up, SOURCE_BACK
+            steps[i, j] = move
+            left = best + of_row[pivot[j]]
+            diagonal = up
+            row[j] = left
+    first, last = np.zeros(m, np.int32), np.zeros(m, np.int32)
+    _trace(steps, first, last)
+    return first, last
+
+
+@njit(cache=True)
+def _trace(steps, first, last):
+    i, j = steps.shape[0] - 1, steps.shape[1] - 1
+    last[j] = first[j] = i
+    while i > 0 or j > 0:
+        move = steps[i, j]
+        if move != PIVOT_BACK:
+            i -= 1
+        if move != SOURCE_BACK:
+            j -= 1
+            last[j] = i
+        first[j] = i
+
+
+@njit(cache=True)
+def _ends_with(points, start, stop, other_points, other_start, other_stop):
+    """Whether one of two texts ends with the other."""
+    length = min(stop - start, other_stop - other_start)
+    same = 0
+    while same < length and points[stop - 1 - same] == other_points[other_stop - 1 - same]:
+        same += 1
+    return same == length
+
+
+@njit(cache=True)
+def _starts_with(points, start, stop, other_points, other_start, other_stop):
+    length = other_stop - other_start
+    if length > stop - start:
+        return False
+    same = 0
+    while same < length and points[start + same] == other_points[other_start + same]:
+        same += 1
+    return same == length
+
+
+@njit(cache=True)
+def choose_rows(pivot, source, first, last, p_points, p_offsets, s_points, s_offsets):
+    """The source token whose row each pivot token gets, int32 [pivot tokens]; ONE_HOT or EMPTY where none.
+
+    With one source token: it, if either text ends with the other. With several: the first for which that holds of the
+    stripped texts; else the last of those that spell the pivot's token one after the other.
+
+    Args:
+        pivot, source: int32, indices of distinct texts, laid out as for `pair_costs`.
+    """
+    chosen = np.full(len(pivot), ONE_HOT, np.int32)
+    for i in range(len(pivot)):
+        p_start, p_middle, p_stop = p_offsets[2 * pivot[i]], p_offsets[2 * pivot[i] + 1], p_offsets[2 * pivot[i] + 2]
+        if first[i] == last[i]:
+            s = source[first[i]]
+            if _ends_with(p_points, p_middle, p_stop, s_points, s_offsets[2 * s + 1], s_offsets[2 * s + 2]):
+                chosen[i] = first[i]
+            continue
+        for j in range(first[i], last[i] + 1):
+            s = source[j]
+            if _ends_with(p_points, p_start, p_middle, s_points, s_offsets[2 * s], s_offsets[2 * s + 1]):
+                chosen[i] = j
+                break
+        if chosen[i] == ONE_HOT:
+            chosen[i] = _spelling_row(source, first[i], last[i], p_points[p_start:p_middle], s_points, s_offsets)
+    return chosen
+
+
+@njit(cache=True)
+def _spelling_row(source, first, last, text, s_points, s_offsets):
+    """Several source tokens, none of which ends the pivot's token: do some of them spell it in order?"""
+    read, total, found = 0, 0, -1
+    for j in range(first, last + 1):
+        start, stop = s_offsets[2 * source[j]], s_offsets[2 * source[j] + 1]
+        total += stop - start
+        if _starts_with(text, read, len(text), s_points, start, stop):
+            read += stop - start
+            found = j
+    if read == len(text) and found >= 0:
+        return found
+    # All of them together, last letters first, against the token: then the released code leaves the row empty.
+    j, place = last, s_offsets[2 * source[last] + 1]
+    for back in range(1, min(len(text), total) + 1):
+        while place == s_offsets[2 * source[j]]:
+            j -= 1
+            place = s_offsets[2 * source[j] + 1]
+        place -= 1
+        if text[len(text) - back] != s_points[place]:
+            return ONE_HOT
+    return EMPTY

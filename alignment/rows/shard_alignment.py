@@ -1,0 +1,174 @@
+"""Counts and aligns one shard: tokens of both sides and the source's rows in, counts or the rows of one aligned shard out.
+
+`ShardCounter` and `ShardAligner` are plain classes that `cluster/` wraps as actors and `stage.run` uses in this process.
+They hold the tables of one source, and one shard of tokens and rows at a time.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fusechat.config import RunConfig
+from fusechat.models.process_memory import give_memory_back
+from fusechat.storage.contracts import id_dtype
+from fusechat.storage.row_store import RowStore
+from fusechat.storage.tokens import Tokens, TokensReader
+from fusechat.text.chat_template import load_tokenizer
+
+from ..quality import measure_shard, write_figures
+from ..released.released_shard import DialogueTokens, project_shard, warped_pairs
+from ..tokens.cooccurrence import Cooccurrence, count_ids, count_pairs
+from ..tokens.token_alignment import SpanAlignment, TargetRows, align_spans, target_rows
+from ..vocabulary.vocabulary_file import ReleasedTexts, load_vocabularies, released_texts
+from .projection import Projection, pass_through, project_chain, project_map, source_rows
+
+
+class RowReader:
+    """Rows of a range of dialogues from a store whose shards are cut elsewhere; keeps the last shard it read."""
+
+    def __init__(self, store: RowStore) -> None:
+        self._store = store
+        self._shard, self._block = -1, {}  # type: int, dict[str, np.ndarray]
+
+    def read(self, dialogues: range) -> dict[str, np.ndarray]:
+        """The contract's arrays for the rows of consecutive dialogues."""
+        plan = self._store.plan
+        first, stop = (int(plan.row_offsets[d]) for d in (dialogues.start, dialogues.stop))
+        parts = []
+        for shard in range(plan.shard_of(dialogues.start), plan.shard_of(max(dialogues.stop - 1, dialogues.start)) + 1):
+            if shard != self._shard:
+                self._shard, self._block = shard, self._store.read_shard(shard)
+            rows = plan.rows(shard)
+            wanted = slice(max(first, rows.start) - rows.start, min(stop, rows.stop) - rows.start)
+            parts.append({name: array[wanted] for name, array in self._block.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+class ShardCounter:
+    """Counts shards of one source; all shards of the plan count, written or not. Cheap to make; `start` reads the tokens."""
+
+    def __init__(self, config: dict[str, Any], source_name: str) -> None:
+        self._config = RunConfig.model_validate(config)
+        self._name = source_name
+
+    def start(self) -> dict[str, Any]:
+        """Open the tokens and the plan (`stage.claim_store` made it); decode both vocabularies for the released rule."""
+        self._pivot, self._source = open_both_tokens(self._config, self._name)
+        self._plan = RowStore.open(self._config.aligned_url(self._name), "aligned").plan
+        self._shape = int(self._source.attributes["vocab_size"]), int(self._pivot.attributes["vocab_size"])
+        self._texts = None
+        if self._config.alignment.token_rule == "released":
+            self._texts = released_texts(tokenizer_of(self._pivot), tokenizer_of(self._source), self._shape)
+        return {"shards": self._plan.num_shards}
+
+    def run_shard(self, shard: int) -> dict[str, Any]:
+        """Counts of one shard (`counts`: Cooccurrence) and its number of `dialogues`."""
+        dialogues = self._plan.dialogues(shard)
+        pivot, source = self._pivot.read(dialogues), self._source.read(dialogues)
+        counts = count_dialogues(pivot, source, range(len(dialogues)), self._shape, self._texts)
+        return {"counts": counts, "dialogues": len(dialogues)}
+
+
+class ShardAligner:
+    """Aligns shards of one source. Cheap to make; `start` reads the tables."""
+
+    def __init__(self, config: dict[str, Any], source_name: str) -> None:
+        self._config = RunConfig.model_validate(config)
+        self._name = source_name
+
+    def start(self) -> dict[str, Any]:
+        """Open tokens, tables and stores (made beforehand by `stage.claim_store`)."""
+        config, name = self._config, self._name
+        self._url = config.aligned_url(name)
+        self._pivot, self._source = open_both_tokens(config, name)
+        self._rows = RowReader(RowStore.open(config.logprobs_url(name), "logprobs"))
+        self._store = RowStore.open(self._url, "aligned", mode="r+")
+        self._vocabularies = load_vocabularies(self._url)
+        self._same_tokenizer = same_tokenizer(self._pivot, self._source)
+        return {"shards": self._store.plan.num_shards}
+
+    def run_shard(self, shard: int) -> dict[str, int]:
+        """Align, measure and write one shard."""
+        dialogues = self._store.plan.dialogues(shard)
+        arrays = self._rows.read(dialogues)
+        tokens = self._pivot.read(dialogues), self._source.read(dialogues)
+        pivot, source = (target_rows(side, range(len(dialogues))) for side in tokens)
+        spans = align_spans(pivot, source)
+        projection = self._project(tokens, pivot, source, spans, arrays)
+        aligned = {
+            "topk_ids": projection.topk_ids.astype(id_dtype(self._vocabularies.vocab_size)),
+            "topk_logprobs": projection.topk_logprobs,
+            "label_logprob": projection.label_logprob,
+            "kind": projection.kind,
+        }
+        figures = measure_shard(pivot, source, spans, arrays, projection, self._vocabularies.tables)
+        write_figures(self._url, shard, figures)
+        self._store.write_shard(shard, aligned)
+        return {"rows": pivot.num_rows, "tokens": tokens[0].num_tokens}
+
+    def _project(
+        self,
+        tokens: tuple[Tokens, Tokens],
+        pivot: TargetRows,
+        source: TargetRows,
+        spans: SpanAlignment,
+        arrays: dict[str, np.ndarray],
+    ) -> Projection:
+        section, k = self._config.alignment, self._store.k
+        if self._same_tokenizer and same_rows(pivot, source):
+            return pass_through(arrays, k)
+        rows = source_rows(arrays)
+        if section.token_rule == "released":
+            p, s = (dialogue_tokens(side, range(side.num_dialogues)) for side in tokens)
+            return project_shard(p, s, rows, arrays["topk_logprobs"], self._vocabularies, k)
+        tables = self._vocabularies.tables
+        if section.row_rule == "map":
+            return project_map(pivot, spans, rows, tables.source_to_pivot, self._vocabularies.vocab_size, k)
+        return project_chain(pivot, source, spans, rows, tables, k)
+
+
+def open_both_tokens(config: RunConfig, source_name: str) -> tuple[TokensReader, TokensReader]:
+    """The pivot's tokens and a source's."""
+    return TokensReader(config.tokens_url(config.pivot.name)), TokensReader(config.tokens_url(source_name))
+
+
+def tokenizer_of(tokens: TokensReader) -> Any:
+    """The tokenizer that made the tokens."""
+    model, revision, template = (tokens.attributes[name] for name in ("model", "revision", "template"))
+    tokenizer, _ = load_tokenizer(str(model), revision=revision, template=template)
+    give_memory_back()
+    return tokenizer
+
+
+def same_tokenizer(pivot: TokensReader, source: TokensReader) -> bool:
+    """Whether both sides were cut by the same tokenizer files into the same vocabulary."""
+    return all(pivot.attributes[key] == source.attributes[key] for key in ("tokenizer", "vocab_size"))
+
+
+def same_rows(pivot: TargetRows, source: TargetRows) -> bool:
+    """Whether both sides have the same target tokens at the same bytes, so that rows pass through."""
+    names = ("token_ids", "starts", "ends", "offsets")
+    return all(np.array_equal(getattr(pivot, name), getattr(source, name)) for name in names)
+
+
+def dialogue_tokens(tokens: Tokens, dialogues: range) -> DialogueTokens:
+    """All tokens of consecutive dialogues."""
+    first, stop = int(tokens.offsets[dialogues.start]), int(tokens.offsets[dialogues.stop])
+    offsets = tokens.offsets[dialogues.start : dialogues.stop + 1] - first
+    return DialogueTokens(tokens.token_ids[first:stop], tokens.is_target[first:stop], offsets)
+
+
+def count_dialogues(
+    pivot: Tokens, source: Tokens, dialogues: range, shape: tuple[int, int], texts: ReleasedTexts | None = None
+) -> Cooccurrence:
+    """Co-occurrence counts of consecutive dialogues; any split into ranges adds up to the same.
+
+    Args:
+        shape: (source vocabulary, pivot vocabulary).
+        texts: for pairs by the released warping; None: pairs by spans.
+    """
+    if texts is not None:
+        p, s = (dialogue_tokens(tokens, dialogues) for tokens in (pivot, source))
+        return count_ids(*warped_pairs(p, s, texts), shape)
+    p_rows, s_rows = target_rows(pivot, dialogues), target_rows(source, dialogues)
+    return count_pairs(p_rows, s_rows, align_spans(p_rows, s_rows), shape)

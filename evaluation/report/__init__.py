@@ -1,0 +1,1 @@
+"""Figures become a page, cards and tables. Reads what was measured; measures nothing."""

@@ -1,0 +1,67 @@
+"""The report while a run goes on: what the stages have left so far in, report.json and index.html out, again and again.
+
+Cheap, and loads no model library: a thread writes the page every minute of a step, and once at its end. A finished
+report is left alone.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fusechat.config import RunConfig
+from fusechat.storage.artifact import RECORD_FILE, write_json
+
+from .. import provenance
+from . import page
+
+SECONDS = 60.0
+"""Between two pages of one step."""
+UNMEASURED: dict[str, Any] = {
+    "held_out": None, "notes": [], "divergence": None, "exact_match_kinds": [], "models": [], "differences": [],
+    "answers": [], "samples": [], "answer_sets": [], "judge": None, "harness": None, "interval": None,
+}  # fmt: skip
+"""What only evaluation gives."""
+
+
+def write(config: RunConfig, now: str) -> None:
+    """Write the page of a run that is not evaluated yet.
+
+    Args:
+        now: the step that is worked on.
+    """
+    if (config.report_path / RECORD_FILE).exists():
+        return
+    course = provenance.course(config)
+    notes = provenance.bad_metrics(course["training"])
+    document = {**UNMEASURED, "state": "running", "now": now, **course, "notes": notes}
+    write_json(str(config.report_path / "report.json"), document)
+    page.write(document, config.report_path / "index.html")
+
+
+def try_write(config: RunConfig, now: str, *, say: Callable[[str], None]) -> bool:
+    """As `write`; a page that cannot be written is said, and ends no run: hours of work must not be lost for it."""
+    try:
+        write(config, now)
+    except Exception as error:
+        say(f"report: the page cannot be written: {type(error).__name__}: {error}")
+        return False
+    return True
+
+
+@contextmanager
+def watched(config: RunConfig, now: str, *, say: Callable[[str], None], seconds: float = SECONDS) -> Iterator[None]:
+    """Keep the page up to date for the time of a `with` block."""
+    done = threading.Event()
+
+    def repeat() -> None:
+        while not done.wait(seconds) and try_write(config, now, say=say):
+            pass
+
+    thread = threading.Thread(target=repeat, name="report", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

@@ -1,0 +1,222 @@
+"""The report as one document, and as what a terminal shows: what was measured in, report.json's content out.
+
+docs/evaluation.md describes the document. Knows nothing about networks or HTML.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fusechat.config import RunConfig
+from fusechat.storage import artifact
+from fusechat.text.dialogues import Dialogue
+
+from .. import provenance
+from ..answer_sets import set_records
+from ..answers import is_exact
+from ..figures import (
+    HeldOut,
+    accuracy_differences,
+    accuracy_figures,
+    compared_pairs,
+    divergence_differences,
+    divergence_figures,
+    loss_differences,
+    loss_figures,
+)
+from ..intervals import LEVEL, MIN_DIALOGUES
+from ..judge.judge import AnswerSet
+from ..measurement import SAMPLED_ROLES
+from ..models import MeasuredModel
+from ..row_sample import RowSample
+
+MAX_NAMED = 10
+"""Dialogues named in one note."""
+
+
+def build(
+    config: RunConfig,
+    models: Sequence[MeasuredModel],
+    held_out: HeldOut,
+    dialogues: Sequence[Dialogue],
+    measured: dict[str, dict[str, Any]],
+    sample: RowSample | None = None,
+    sets: Sequence[AnswerSet] = (),
+    judged: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The whole document."""
+    seed, course = config.run.seed, provenance.course(config)
+    bad = provenance.bad_metrics(course["training"])
+    kinds = [kind for kind in config.evaluation.exact_match_kinds if kind in held_out.kind_names]
+    asked = [number for number, dialogue in enumerate(dialogues) if dialogue.kind in kinds]
+    exact = {
+        model_id: {
+            number: is_exact(answer, dialogues[number].messages[-1].content)
+            for number, answer in zip(asked, found["answers"], strict=False)
+            if answer is not None
+        }
+        for model_id, found in measured.items()
+    }
+    nats = {model_id: np.array(found["nats"], dtype=np.float64) for model_id, found in measured.items()}
+    return {
+        **course,
+        "state": "finished",
+        "now": "",
+        "held_out": _held_out_record(held_out),
+        "interval": {"level": LEVEL, "min_dialogues": MIN_DIALOGUES},
+        "notes": [*_notes(held_out, nats), *_source_notes(config, sample), *_judge_notes(judged), *bad],
+        "divergence": _sample_record(sample),
+        "exact_match_kinds": kinds,
+        "models": [
+            {
+                **_model_record(model, measured[model.id]),
+                "loss": loss_figures(held_out, nats[model.id], seed=seed),
+                "accuracy": accuracy_figures(held_out, exact[model.id], kinds) if kinds else {},
+                "divergence": divergence_figures(measured[model.id]["divergence"], seed=seed),
+                "nats": measured[model.id]["nats"],
+            }
+            for model in models
+        ],
+        "differences": [
+            {
+                "model": one,
+                "against": other,
+                "loss": loss_differences(held_out, nats[one], nats[other], seed=seed),
+                "divergence": divergence_differences(
+                    measured[one]["divergence"], measured[other]["divergence"], seed=seed
+                ),
+                "accuracy": accuracy_differences(held_out, exact[one], exact[other], kinds) if kinds else {},
+            }
+            for one, other in compared_pairs(list(measured))
+        ],
+        "answers": _answers(dialogues, asked, measured, exact),
+        "samples": _samples(config.evaluation.samples, models, measured, len(asked)),
+        "answer_sets": set_records(config, list(sets)),
+        "judge": judged,
+        "harness": None,
+    }
+
+
+def _held_out_record(held_out: HeldOut) -> dict[str, Any]:
+    items = [
+        {"id": dialogue_id, "kind": str(kind), "bytes": int(size)}
+        for dialogue_id, kind, size in zip(held_out.ids, held_out.kinds, held_out.num_bytes, strict=True)
+    ]
+    kinds = {
+        kind: {
+            "dialogues": int((held_out.kinds == kind).sum()),
+            "bytes": int(held_out.num_bytes[held_out.kinds == kind].sum()),
+        }
+        for kind in held_out.kind_names
+    }
+    return {"dialogues": len(items), "bytes": int(held_out.num_bytes.sum()), "kinds": kinds, "items": items}
+
+
+def _notes(held_out: HeldOut, nats: dict[str, np.ndarray]) -> list[str]:
+    """What a reader must know before believing a figure."""
+    notes = []
+    if not held_out.ids:
+        notes.append("No held-out dialogues: no loss was measured. Name some in dialogues.held_out.")
+    few = [kind for kind in held_out.kind_names if (held_out.kinds == kind).sum() < MIN_DIALOGUES]
+    if 0 < len(held_out.ids) < MIN_DIALOGUES:
+        notes.append(
+            f"Fewer than {MIN_DIALOGUES} held-out dialogues: no intervals are given, and nothing is supported."
+        )
+    elif few:
+        notes.append(
+            f"Fewer than {MIN_DIALOGUES} held-out dialogues of kind {', '.join(few)}: no intervals are given there."
+        )
+    for model_id, values in nats.items():
+        missing = int(np.isnan(values).sum())
+        if missing:
+            notes.append(
+                f"{model_id}: {missing} held-out dialogues are longer than its positions and were left out for it."
+            )
+    return notes
+
+
+def _source_notes(config: RunConfig, sample: RowSample | None) -> list[str]:
+    notes = []
+    prepared = artifact.read_json(f"{config.dialogues_path}/{artifact.RECORD_FILE}") or {"counts": {}}
+    if shared := prepared["counts"].get("held_out_in_train"):
+        named = ", ".join(shared[:MAX_NAMED]) + (", ..." if len(shared) > MAX_NAMED else "")
+        notes.append(
+            f"{len(shared)} held-out dialogues are training dialogues too ({named}): the held-out loss of targets and "
+            "fused model is lower than it would be on new dialogues."
+        )
+    if sample and sample.missing:
+        notes.append(f"No finished rows of {', '.join(sample.missing)}: no divergence from them was measured.")
+    return notes
+
+
+def _judge_notes(judged: dict[str, Any] | None) -> list[str]:
+    notes = []
+    for name, modes in (judged or {"sets": {}})["sets"].items():
+        for mode, models in modes.items():
+            nonsense, asked = (sum(entry[key] for entry in models.values()) for key in ("nonsense", "verdicts"))
+            if nonsense:
+                notes.append(
+                    f"{nonsense} of {asked} {mode} verdicts on {name} were of no readable form; they are not scored."
+                )
+            if alone := sum(entry.get("alone", 0) for entry in models.values()):
+                notes.append(
+                    f"{alone} of {asked} {mode} verdicts on {name} have no readable one in the other order; they are not counted."
+                )
+    return notes
+
+
+def _sample_record(sample: RowSample | None) -> dict[str, Any] | None:
+    """Which rows the divergences were measured on."""
+    if sample is None:
+        return None
+    return {
+        "teachers": list(sample.stores),
+        "training_dialogues": len(sample.dialogues),
+        "of": sample.tokens.num_dialogues,
+        "numbers": sample.dialogues.tolist(),
+    }
+
+
+def _model_record(model: MeasuredModel, found: dict[str, Any]) -> dict[str, Any]:
+    kept = ("parameters", "dtype", "device", "seconds", "tokens", "rows")
+    return {
+        "id": model.id,
+        "label": model.label,
+        "role": model.role,
+        "name": model.name,
+        "folder": str(model.folder),
+        "fingerprint": model.fingerprint,
+        **{name: found[name] for name in kept},
+    }
+
+
+def _answers(
+    dialogues: Sequence[Dialogue], asked: list[int], measured: dict[str, Any], exact: dict[str, dict[int, bool]]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "dialogue": dialogues[number].id,
+            "kind": dialogues[number].kind,
+            "question": dialogues[number].messages[-2].content,
+            "reference": dialogues[number].messages[-1].content,
+            "answers": {
+                model_id: {"text": found["answers"][place], "exact": exact[model_id].get(number)}
+                for model_id, found in measured.items()
+            },
+        }
+        for place, number in enumerate(asked)
+    ]
+
+
+def _samples(
+    prompts: Sequence[str], models: Sequence[MeasuredModel], measured: dict[str, Any], num_exact: int
+) -> list[dict[str, Any]]:
+    asked = [model.id for model in models if model.role in SAMPLED_ROLES]
+    return [
+        {
+            "prompt": prompt,
+            "answers": {model_id: measured[model_id]["answers"][num_exact + place] for model_id in asked},
+        }
+        for place, prompt in enumerate(prompts)
+    ]

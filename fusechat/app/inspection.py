@@ -1,0 +1,206 @@
+"""`fusechat inspect`: figures of an artifact, and one dialogue in readable form."""
+
+import contextlib
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub import hf_hub_download
+from tokenizers import Tokenizer
+
+from ..errors import ArtifactError, ConfigError
+from ..storage import damage
+from ..storage.artifact import PLAN_FILE, RECORD_FILE, read_json, storage_errors
+from ..storage.contracts import CHOICE, RowKind
+from ..storage.row_store import ATTRIBUTE, RowStore, read_array
+from ..storage.tokens import Tokens
+
+
+def show_artifact(url: str, *, dialogue: int, num_rows: int, verify: bool, repair: bool = False) -> None:
+    """Print the record, the figures and one dialogue of an artifact.
+
+    Args:
+        verify: read every object and check its checksum first.
+        repair: the same, and take the damaged shards away, so that the stage makes them again.
+    Raises:
+        ArtifactError: there is nothing that FuseChat made; or `verify` found damage (all of it is listed).
+    """
+    url = url.rstrip("/")
+    record = read_json(f"{url}/{RECORD_FILE}") or read_json(f"{url}/{PLAN_FILE}")
+    if record is None:
+        raise ArtifactError(
+            f"{url}: found neither {RECORD_FILE} nor plan.json; give the folder of an artifact, such as runs/quickstart/logprobs/smollm2"
+        )
+    print(f"{url}: {record['kind']}, {'finished ' + record['finished'] if 'finished' in record else 'not finished'}")
+    print(
+        json.dumps(
+            {key: record[key] for key in ("counts", "settings", "parents") if key in record},
+            indent=1,
+            ensure_ascii=False,
+        )
+    )
+    if record["kind"] in ("logprobs", "aligned"):
+        store = RowStore.open(url, record["kind"])
+        if verify or repair:
+            _verify(store, repair)
+        for line in [*store_figures(store), *alignment_figures(record.get("counts", {}))]:
+            print(line)
+        for line in dialogue_lines(store, record.get("parents", {}), dialogue, num_rows):
+            print(line)
+    elif record["kind"] == "choice":
+        for line in choice_lines(url, dialogue):
+            print(line)
+    elif record["kind"] == "tokens":
+        for line in token_lines(url, dialogue, num_rows):
+            print(line)
+
+
+def store_figures(store: RowStore) -> list[str]:
+    """Size, bytes a row, coverage, tail mass, mean label logprob, over the shards that are there."""
+    present = sorted(store.present_shards())
+    blocks = [store.read_shard(shard) for shard in present]
+    if not blocks:
+        return ["no shard is written yet"]
+    labels = np.concatenate([block["label_logprob"] for block in blocks])
+    mass = np.concatenate([np.exp(block["topk_logprobs"]).sum(axis=1) for block in blocks])
+    real = np.isfinite(labels)
+    lines = [
+        f"shards {len(present)}/{store.plan.num_shards}  rows {len(labels):,}/{store.plan.num_rows:,}  "
+        f"bytes {store.num_bytes():,} ({store.num_bytes() / max(len(labels), 1):.1f} a row)",
+        f"rows with a score {real.mean():.2%}  tail mass {1 - mass[mass > 0].mean():.4f}  "
+        f"mean label logprob {labels[real].mean():.4f} nats",
+    ]
+    if "kind" in blocks[0]:
+        kinds = np.bincount(np.concatenate([block["kind"] for block in blocks]), minlength=len(RowKind))
+        lines.append("kinds: " + "  ".join(f"{RowKind(i).name} {n:,}" for i, n in enumerate(kinds) if n))
+    return lines
+
+
+def alignment_figures(counts: dict[str, Any]) -> list[str]:
+    """How good an alignment is, overall and by kind of text; nothing for other artifacts. See docs/alignment.md."""
+    if "coverage" not in counts:
+        return []
+    columns = ("coverage", "mass_home", "bits_per_byte_lost_share", "label_bits_per_byte_lost_share")
+    lines = [f"{'text':<14}{'rows':>12}{'coverage':>10}{'mass home':>11}{'bits/byte lost':>16}{'by the labels':>15}"]
+    for name, part in {"all": counts, **counts.get("by_text", {})}.items():
+        shown = ["-" if part[column] is None else f"{part[column]:.2%}" for column in columns]
+        lines.append(f"{name:<14}{part['rows']:>12,}{shown[0]:>10}{shown[1]:>11}{shown[2]:>16}{shown[3]:>15}")
+    return lines
+
+
+def dialogue_lines(store: RowStore, parents: dict[str, str], dialogue: int, num_rows: int) -> list[str]:
+    """One line a row of a dialogue: the token that stands there, its logprob, and the top-k tokens.
+
+    Args:
+        parents: role -> fingerprint, as in the store's record.
+    """
+    if not 0 <= dialogue < store.plan.num_dialogues:
+        raise ConfigError(f"--dialogue {dialogue}: the store has dialogues 0 to {store.plan.num_dialogues - 1}")
+    if store.plan.shard_of(dialogue) not in store.present_shards():
+        return [f"dialogue {dialogue}: its shard is not written yet"]
+    tokens = Tokens.read(_tokens_url(store.url, parents.get("tokens") or parents.get("pivot_tokens")))
+    decode = _decoder(tokens)
+    place = tokens.tokens_of(dialogue)
+    ids = tokens.token_ids[place]
+    labels = ids[tokens.is_target[place]]
+    block = store.read_dialogue(dialogue)
+    prompt = decode(ids[: int(np.argmax(tokens.is_target[place]))].tolist())
+    lines = [
+        f"dialogue {dialogue}, up to its first target token: {prompt!r}",
+        "token  logprob (nats)  top tokens (probability)",
+    ]
+    for row in range(min(num_rows, len(labels))):
+        shown = [
+            f"{decode([int(i)])!r} {np.exp(p):.2f}"
+            for i, p in zip(block["topk_ids"][row][:5], block["topk_logprobs"][row][:5], strict=True)
+            if np.isfinite(p)
+        ]
+        kind = f"  [{RowKind(int(block['kind'][row])).name}]" if "kind" in block else ""
+        lines.append(
+            f"{decode([int(labels[row])])!r:>16}  {block['label_logprob'][row]:8.3f}  {'  '.join(shown)}{kind}"
+        )
+    return lines
+
+
+def choice_lines(url: str, dialogue: int) -> list[str]:
+    """Who teaches a dialogue, with what trust, and what all models lose on its labels."""
+    import zarr
+
+    group = zarr.open_group(store=url, mode="r")
+    attributes: Any = group.attrs[ATTRIBUTE]
+    arrays = {name: read_array(group, name) for name in CHOICE.names}
+    if not 0 <= dialogue < len(arrays["source"]):
+        raise ConfigError(f"--dialogue {dialogue}: the artifact has dialogues 0 to {len(arrays['source']) - 1}")
+    names, number = attributes["sources"], int(arrays["source"][dialogue])
+    losses = {name: arrays["source_losses"][place, dialogue] for place, name in enumerate(names)}
+    losses |= {"pivot": arrays["pivot_loss"][dialogue], "label frequency": arrays["frequency_loss"][dialogue]}
+    teacher = "nobody (plain SFT)" if number < 0 else f"{names[number]}, trust {arrays['trust'][dialogue]:.3f}"
+    return [
+        f"dialogue {dialogue}: taught by {teacher}",
+        "loss of its labels, nats: " + "  ".join(f"{name} {loss:,.2f}" for name, loss in losses.items()),
+    ]
+
+
+def token_lines(url: str, dialogue: int, num_rows: int) -> list[str]:
+    """One line a token: id, text, target mark, byte span."""
+    tokens = Tokens.read(url)
+    if not 0 <= dialogue < tokens.num_dialogues:
+        raise ConfigError(f"--dialogue {dialogue}: the artifact has dialogues 0 to {tokens.num_dialogues - 1}")
+    decode, place = _decoder(tokens), tokens.tokens_of(dialogue)
+    rows = zip(tokens.token_ids[place], tokens.is_target[place], tokens.content_span[place], strict=True)
+    lines = ["id  token  target  bytes of the contents"]
+    for token_id, target, (start, end) in list(rows)[:num_rows]:
+        span = f"{start}..{end}" if start >= 0 else "template"
+        lines.append(f"{token_id:>7}  {decode([int(token_id)])!r:<18}  {'target' if target else '':<6}  {span}")
+    return lines
+
+
+def _verify(store: RowStore, repair: bool) -> None:
+    damages = damage.find_damage(store)
+    lines = "\n  ".join(map(str, damages))
+    if damages and not repair:
+        raise ArtifactError(
+            f"{store.url}: {len(damages)} damaged objects:\n  {lines}\nRun `fusechat inspect {store.url} --repair`, then "
+            "the stage that writes the store: it makes only these shards again."
+        )
+    present, total = len(store.present_shards()), store.plan.num_shards
+    if damages:
+        shards = damage.repair(store, damages)
+        print(
+            f"{len(damages)} damaged objects:\n  {lines}\ntaken away: shards {shards}; the stage that writes the store "
+            "makes them again"
+        )
+    else:
+        print(f"{present} of {total} shards are written; every object read, every checksum holds")
+
+
+def _tokens_url(url: str, fingerprint: str | None) -> str:
+    """Where the tokens of a store's rows stand: beside it, under whatever name."""
+    import fsspec
+
+    base = f"{url.rsplit('/', 2)[0]}/tokens"
+    filesystem, path = fsspec.core.url_to_fs(base)
+    with storage_errors(base), contextlib.suppress(FileNotFoundError):
+        for entry in filesystem.ls(path, detail=False):
+            place = f"{base}/{entry.rstrip('/').rsplit('/', 1)[-1]}"
+            record = read_json(f"{place}/{RECORD_FILE}")
+            if record is not None and record["fingerprint"] == fingerprint:
+                return place
+    raise ArtifactError(
+        f"{url}: its rows are of tokens {fingerprint}, and none below {base} are those; run `fusechat tokenize` of the run "
+        "that made them"
+    )
+
+
+def _decoder(tokens: Tokens) -> Callable[[list[int]], str]:
+    """Ids -> their text. The tokenizer's file alone is read, in a moment; transformers would take seconds to be imported."""
+    model, revision = str(tokens.attributes["model"]), tokens.attributes["revision"]
+    file = (
+        f"{model}/tokenizer.json"
+        if Path(model).is_dir()
+        else hf_hub_download(model, "tokenizer.json", revision=revision)
+    )
+    return partial(Tokenizer.from_file(file).decode, skip_special_tokens=False)

@@ -1,0 +1,209 @@
+"""`fusechat run`: the stages in order, each skipped if its artifact is finished.
+
+Stages are imported when they begin, so that the command line stays light and a missing optional package only stops
+the stage that needs it.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ..config import CONTROL, RunConfig
+from ..errors import ConfigError
+from ..models.process_memory import without_garbage_collection
+from ..progress import Progress, append_json_line, format_seconds
+from ..storage.artifact import RECORD_FILE, Artifact, read_json, run_lock, write_json
+
+
+@dataclass(frozen=True)
+class Step:
+    """One unit that leaves artifacts."""
+
+    stage: str
+    name: str
+    outputs: tuple[str, ...]
+    """Folders or URLs of its artifacts."""
+    make: Callable[[RunConfig, Progress], Any]
+    check: Callable[[RunConfig], None] = lambda config: None
+    """Raises a UserError for what can be known to be wrong before anything runs."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.stage} {self.name}".rstrip()
+
+    def records(self) -> list[Any]:
+        """The record of each output, None where it is not finished (of whatever plan: the stage itself compares)."""
+        return [read_json(f"{output}/{RECORD_FILE}") for output in self.outputs]
+
+
+def steps(config: RunConfig) -> list[Step]:
+    """All steps of a run, in order."""
+    names = [model.name for model in config.models]
+    sources = [source.name for source in config.sources]
+    targets = config.target_names + ([CONTROL] if config.training.train_control else [])
+    answers = _answer_folders(config)
+
+    street = [Step("tokenize", "dialogues", (str(config.dialogues_path),), _prepare_dialogues)]
+    for name in names:
+        splits = (config.tokens_url(name), config.tokens_url(name, "held_out"))
+        street.append(Step("tokenize", name, splits, partial(_tokenize, name)))
+    street.append(Step("extract", "", tuple(map(config.logprobs_url, names)), partial(_extract, names)))
+    for name in sources:
+        street.append(Step("align", name, (config.aligned_url(name),), partial(_align, name)))
+    if config.training.row_choice == "trusted":
+        street.append(Step("train", "choice", (config.choice_url,), _choose))
+    folders = tuple(str(config.target_path(name)) for name in targets)
+    street.append(Step("train", "", folders, partial(_train, targets)))
+    street.append(Step("merge", "", (str(config.fused_path),), _merge, _check_merge))
+    if answers:
+        street.append(Step("answer", "", answers, _answer, _check_questions))
+    street.append(Step("evaluate", "", (str(config.report_path),), _evaluate, _check_evaluation))
+    return street
+
+
+STAGES = ("tokenize", "extract", "align", "train", "merge", "answer", "evaluate")
+
+
+def check(config: RunConfig, only: str | None = None) -> None:
+    """Refuse, before any hour of a GPU is spent, what a later stage would refuse; of what is finished nothing is asked.
+
+    Raises:
+        UserError: a merge method, a file of questions, a judge's key or a task of the harness that is not there.
+    """
+    for step in steps(config):
+        wanted = only in (None, step.stage)
+        if wanted and (config.run.if_changed == "restart" or not all(step.records())):
+            step.check(config)
+
+
+def run(config: RunConfig, *, progress: Progress, only: str | None = None) -> dict[str, float]:
+    """Run all stages, or one.
+
+    Args:
+        only: a name of STAGES; the stages before it must be finished.
+    Returns:
+        step label -> seconds it took here (0 where it was skipped).
+    Raises:
+        BusyError: another process works on this run folder.
+        ConfigError: the run has no such stage.
+        UserError: as `check`, before any stage begins.
+    """
+    if only is not None and only not in [step.stage for step in steps(config)]:
+        raise ConfigError(f"this run has nothing to {only}: name sets of questions in evaluation.answers")
+    check(config, only)
+    from evaluation.report import live
+
+    seconds: dict[str, float] = {}
+    with run_lock(config.run.output):
+        write_json(str(config.run.output / "run.json"), config.dump())
+        for step in steps(config):
+            if only is not None and step.stage != only:
+                continue
+            started, before = time.monotonic(), step.records()
+            # Evaluation writes the finished report itself.
+            watched = live.watched(config, step.label, say=progress.say) if step.stage != "evaluate" else nullcontext()
+            with watched:
+                step.make(config, progress)
+            skipped = all(before) and step.records() == before
+            seconds[step.label] = 0.0 if skipped else time.monotonic() - started
+            _say_done(step, progress, seconds[step.label], config)
+            if not skipped:
+                live.try_write(config, f"{step.label} done", say=progress.say)
+    return seconds
+
+
+def _say_done(step: Step, progress: Progress, seconds: float, config: RunConfig) -> None:
+    if seconds == 0.0:
+        progress.say(f"{step.label}: done before, skipped")
+        return
+    progress.say(f"{step.label}: done in {format_seconds(seconds)}")
+    append_json_line(config.log_path("run"), {"step": step.label, "seconds": round(seconds, 3)})
+
+
+def _answer_folders(config: RunConfig) -> tuple[str, ...]:
+    sets = [answer_set.name for answer_set in config.evaluation.answers]
+    return tuple(str(config.answers_path(name, model_id)) for name in sets for model_id in config.measured_ids)
+
+
+# Stages are imported where they are called: a stage that is skipped costs nothing, and one whose optional package is
+# missing stops only itself.
+
+
+def _prepare_dialogues(config: RunConfig, progress: Progress) -> Artifact:
+    with without_garbage_collection():
+        from ..text import tokenize_stage
+    return tokenize_stage.prepare_dialogues(config, progress=progress)
+
+
+def _tokenize(name: str, config: RunConfig, progress: Progress) -> list[Artifact]:
+    with without_garbage_collection():
+        from ..text import tokenize_stage
+    return tokenize_stage.tokenize(config, name, progress=progress)
+
+
+def _extract(names: list[str], config: RunConfig, progress: Progress) -> dict[str, Artifact]:
+    with without_garbage_collection():
+        from cluster import extraction
+    return extraction.run(config, names, progress=progress)
+
+
+def _align(source: str, config: RunConfig, progress: Progress) -> Artifact:
+    with without_garbage_collection():
+        from cluster import alignment
+    return alignment.run(config, source, progress=progress)
+
+
+def _choose(config: RunConfig, progress: Progress) -> Artifact:
+    from trainer import choice_stage
+
+    return choice_stage.run(config, progress=progress)
+
+
+def _train(targets: list[str], config: RunConfig, progress: Progress) -> dict[str, Artifact]:
+    with without_garbage_collection():
+        from cluster import training
+    return training.run(config, targets, progress=progress)
+
+
+def _check_merge(config: RunConfig) -> None:
+    from merge import stage
+
+    stage.check(config)
+
+
+def _merge(config: RunConfig, progress: Progress) -> Artifact:
+    # A local Ray has no cores and no disks but those that a merge in this process uses already.
+    if config.cluster.ray_address:
+        with without_garbage_collection():
+            from cluster import merging
+        return merging.run(config, progress=progress)
+    from merge import stage
+
+    return stage.run(config, progress=progress)
+
+
+def _check_questions(config: RunConfig) -> None:
+    from evaluation import ahead
+
+    ahead.check_questions(config)
+
+
+def _answer(config: RunConfig, progress: Progress) -> list[Artifact]:
+    with without_garbage_collection():
+        from cluster import answering
+    return answering.run(config, progress=progress)
+
+
+def _check_evaluation(config: RunConfig) -> None:
+    from evaluation import ahead
+
+    ahead.check(config)
+
+
+def _evaluate(config: RunConfig, progress: Progress) -> Artifact:
+    with without_garbage_collection():
+        from evaluation import stage
+    return stage.run(config, progress=progress)

@@ -1,0 +1,85 @@
+"""How much there is to read: counted where the dialogues are tokenized, else estimated from the files' bytes."""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...config import RunConfig
+from ...storage.artifact import RECORD_FILE, read_json
+from ...text.dialogues import Dialogue, read_dialogues
+
+SAMPLE_DIALOGUES = 2000
+"""Of a JSON Lines file; the rest is taken to be alike."""
+TEMPLATE_TOKENS = 6
+"""That a chat template puts around one message, about."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """What one model reads in a pass over the training dialogues."""
+
+    tokens: int
+    rows: int
+    """Target tokens: what the assistant says."""
+    dialogues: int
+    basis: str
+    """`counted`, `estimated from bytes` or `given`."""
+
+    @property
+    def mean_context(self) -> float:
+        """Mean number of tokens that a token attends to; half a dialogue, as if all were of one length."""
+        return self.tokens / max(1, self.dialogues) / 2
+
+
+def known_volume(config: RunConfig, name: str) -> Volume | None:
+    """What the named model reads, where the run file gives it or its dialogues are tokenized."""
+    section = config.plan
+    if section.tokens is not None:
+        dialogues = max(1, round(section.tokens / section.tokens_per_dialogue))
+        return Volume(section.tokens, round(section.tokens * section.response_share), dialogues, "given")
+    record = read_json(f"{config.tokens_url(name)}/{RECORD_FILE}")
+    if record is None:
+        return None
+    counts = record["counts"]
+    return Volume(int(counts["tokens"]), int(counts["rows"]), int(counts["dialogues"]), "counted")
+
+
+def estimated_volume(config: RunConfig) -> Volume:
+    """From the contents' bytes of the training files, after the cut at `dialogues.max_tokens`.
+
+    Raises:
+        DialogueError: a file that is not there or cannot be read.
+    """
+    tokens = rows = dialogues = 0.0
+    for path in config.dialogues.train:
+        sample = itertools.islice(read_dialogues(path, on_bad="skip"), _limit(path))
+        found = [_tokens_of(dialogue, config) for dialogue in sample]
+        scale = _scale(path, len(found))
+        tokens += scale * sum(of_one for of_one, _ in found)
+        rows += scale * sum(said for _, said in found)
+        dialogues += scale * len(found)
+    kept = 1.0 if config.dialogues.held_out else 1 - config.dialogues.held_out_share
+    return Volume(round(tokens * kept), round(rows * kept), max(1, round(dialogues * kept)), "estimated from bytes")
+
+
+def _tokens_of(dialogue: Dialogue, config: RunConfig) -> tuple[float, float]:
+    """(tokens, target tokens) of one dialogue, about."""
+    width = config.plan.bytes_per_token
+    said = sum(len(m.content.encode()) / width + 1 for m in dialogue.messages if m.role == "assistant")
+    tokens = len(dialogue.content_bytes) / width + TEMPLATE_TOKENS * len(dialogue.messages)
+    kept = min(1.0, config.dialogues.max_tokens / tokens)
+    return tokens * kept, said * kept
+
+
+def _limit(path: str) -> int | None:
+    """Only of a JSON Lines file is it known how much of it a sample is; other formats are read whole."""
+    return SAMPLE_DIALOGUES if Path(path).suffix in (".jsonl", ".ndjson") else None
+
+
+def _scale(path: str, num_sampled: int) -> float:
+    """Dialogues of a file per dialogue sampled."""
+    if _limit(path) is None or num_sampled < SAMPLE_DIALOGUES:
+        return 1.0
+    with Path(path).expanduser().open("rb") as file:
+        sampled = sum(len(line) for line in itertools.islice(file, num_sampled))
+    return max(1.0, Path(path).expanduser().stat().st_size / max(1, sampled))

@@ -1,0 +1,123 @@
+"""`fusechat status`: what a run has, read from its folder, its stores and its logs alone."""
+
+import time
+from typing import Any
+
+from ..config import RunConfig
+from ..errors import ArtifactError
+from ..progress import format_seconds, read_json_lines
+from ..storage.artifact import PLAN_FILE, RECORD_FILE, read_json
+from ..storage.row_store import RowStore
+from .pipeline import Step, steps
+
+WATCH_SECONDS = 5.0
+KINDS = {"extract": "logprobs", "align": "aligned"}
+"""Stage -> kind of the stores that it fills."""
+ERROR_WIDTH = 100
+"""Characters shown of an error; the log has all of it."""
+
+
+def watch_status(config: RunConfig) -> None:
+    """Show the status anew every few seconds, until the run is finished or the user ends it."""
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(highlight=False), auto_refresh=False) as live:
+        while True:
+            live.update(status_table(config), refresh=True)
+            if all(all(step.records()) for step in steps(config)):
+                return
+            time.sleep(WATCH_SECONDS)
+
+
+def show_status(config: RunConfig) -> None:
+    """Print one line per step: finished, part of the shards, begun, or not begun."""
+    from rich.console import Console
+
+    Console(highlight=False).print(status_table(config))
+
+
+def status_table(config: RunConfig) -> Any:
+    """A rich table of all steps and their outputs."""
+    from rich.table import Table
+
+    table = Table(title=f"{config.run.output}", title_justify="left", box=None, pad_edge=False)
+    for column in ("stage", "name", "state", "what is there"):
+        table.add_column(column)
+    for step in steps(config):
+        for output in step.outputs:
+            name = _name(step, output)
+            state, shown = step_state(step, output)
+            if state == "part":
+                shown = "\n".join([shown, *shard_news(config, step.stage, name, output)])
+            if state == "begun" and step.stage == "train":
+                shown = training_news(config, name)
+            table.add_row(step.stage, name, state, shown)
+    return table
+
+
+def shard_news(config: RunConfig, stage: str, name: str, url: str) -> list[str]:
+    """Lines about an unfinished store: rate and time left of its last driver, shards set aside, the last error."""
+    records, store = read_json_lines(config.log_path(f"{stage}.{name}")), RowStore.open(url, KINDS[stage])
+    missing = store.missing_shards()
+    own = [record for record in _of_last_process(records, "time") if record["event"] == "done"]
+    news = []
+    if len(own) > 1 and own[-1]["time"] > own[0]["time"]:
+        rate = sum(record["rows"] for record in own[1:]) / (own[-1]["time"] - own[0]["time"])
+        left = format_seconds(store.plan.num_rows_of(missing) / rate)
+        news.append(f"{rate:,.0f} rows/s since its first shard, {left} left at that rate")
+    last = {record["shard"]: record for record in records}
+    aside = [shard for shard in missing if last.get(shard, {}).get("event") == "set_aside"]
+    if aside:
+        news.append(f"set aside: shards {', '.join(map(str, aside))}")
+    errors = [record for shard, record in last.items() if shard in missing and "error" in record]
+    if errors:
+        news.append(f"last error: {' '.join(str(errors[-1]['error']).split())[:ERROR_WIDTH]}")
+    return news
+
+
+def training_news(config: RunConfig, name: str) -> str:
+    """How far a target is, from what its trainer has logged; the rate is that of the process that logged last."""
+    logged = read_json_lines(config.target_path(name) / "metrics.jsonl")
+    records = [record for record in logged if "seconds" in record]
+    if not records:
+        return ""
+    own, last = _of_last_process(records, "seconds"), records[-1]
+    shown = f"step {last['step']:,}/{last['steps']:,}  loss {last['loss']:.4f}"
+    steps_done, seconds = last["step"] - own[0]["step"], last["seconds"] - own[0]["seconds"]
+    if steps_done and seconds > 0:
+        left = format_seconds((last["steps"] - last["step"]) * seconds / steps_done)
+        shown += f"  {seconds / steps_done:,.1f} s a step, {left} left at that rate"
+    return shown
+
+
+def _of_last_process(records: list[dict[str, Any]], clock: str) -> list[dict[str, Any]]:
+    """The records of the process that wrote last: clocks count from a process's start, so where one falls another began."""
+    starts = [i for i in range(1, len(records)) if records[i][clock] < records[i - 1][clock]]
+    return records[starts[-1] if starts else 0 :]
+
+
+def _name(step: Step, output: str) -> str:
+    return step.name if step.name and step.stage != "tokenize" else output.rstrip("/").rsplit("/", 1)[-1]
+
+
+def step_state(step: Step, output: str) -> tuple[str, str]:
+    """State of one artifact and a short description.
+
+    Returns:
+        (`done` | `part` | `begun` | `-`, description).
+    """
+    record = read_json(f"{output}/{RECORD_FILE}")
+    if record is not None:
+        counts = {key: value for key, value in record["counts"].items() if isinstance(value, int | float) and value}
+        shown = "  ".join(f"{key} {value:,}" for key, value in list(counts.items())[:5])
+        return "done", f"{shown}  {record['seconds']:.0f} s"
+    if step.stage in KINDS:
+        try:
+            store = RowStore.open(output, KINDS[step.stage])
+        except ArtifactError:
+            return "-", ""
+        present = store.present_shards()
+        rows = store.plan.num_rows_of(present)
+        return "part", f"{len(present)}/{store.plan.num_shards} shards  {rows:,}/{store.plan.num_rows:,} rows"
+    return ("begun", "") if read_json(f"{output}/{PLAN_FILE}") is not None else ("-", "")

@@ -1,0 +1,42 @@
+"""The run file: one YAML in, frozen sections out. Imports nothing heavy, so that the command line answers at once."""
+
+from .cluster import ClusterSection, PlanSection
+from .evaluation import AnswerSetSection, EvaluationSection, JudgeSection
+from .run import (
+    CONTROL,
+    FUSION_FIELDS,
+    JOINT,
+    AlignmentSection,
+    DialoguesSection,
+    EngineSection,
+    ExtractionSection,
+    LoraSection,
+    MergeSection,
+    ModelSection,
+    RunConfig,
+    RunSection,
+    TrainingSection,
+    load_config,
+)
+
+__all__ = [
+    "CONTROL",
+    "FUSION_FIELDS",
+    "JOINT",
+    "AlignmentSection",
+    "AnswerSetSection",
+    "ClusterSection",
+    "DialoguesSection",
+    "EngineSection",
+    "EvaluationSection",
+    "ExtractionSection",
+    "JudgeSection",
+    "LoraSection",
+    "MergeSection",
+    "ModelSection",
+    "PlanSection",
+    "RunConfig",
+    "RunSection",
+    "TrainingSection",
+    "load_config",
+]

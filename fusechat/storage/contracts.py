@@ -1,0 +1,201 @@
+"""Every array that crosses a boundary between two stages, declared once.
+
+Writers and readers validate against these declarations, and docs/contracts.md is generated from them
+(`python -m fusechat.storage.contracts`). This module knows nothing about files or about how values are encoded on disk
+(that is `fusechat.storage.row_store`).
+
+Row convention, for every array with the axis `rows`: row t is the distribution OF token t GIVEN the tokens before t.
+Only target tokens have rows; they stand in the order of the tokens, dialogue after dialogue.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+from ..errors import ContractError
+
+CONTRACT_VERSION = 1
+
+UINT16_VOCABULARY = 65_536
+"""Largest vocabulary whose ids are stored as uint16; larger ones take uint32."""
+
+
+class RowKind(IntEnum):
+    """How an aligned row was obtained; the values of the `kind` array."""
+
+    EMPTY = 0  # no distribution: the source could not be laid on this position
+    EXACT = 1  # both tokenizers have a boundary here and cut the same bytes
+    MAPPED = 2  # both have a boundary here; the next tokens differ
+    INSIDE = (
+        3  # the pivot has a boundary inside a source token: the source's row is conditioned on the bytes already read
+    )
+    END_OF_TURN = 4  # end-of-turn meets end-of-turn
+    IDENTITY = 5  # same tokenizer, rows pass through
+    ONE_HOT = 6  # released mode only: all mass on the label, borrowed from the data, not from the source
+
+    @property
+    def is_real(self) -> bool:
+        """True if the row says something the source said."""
+        return self not in (RowKind.EMPTY, RowKind.ONE_HOT)
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array of a contract."""
+
+    name: str
+    dtypes: tuple[str, ...]
+    axes: tuple[str | int, ...]
+    """Axis names; equal names have equal lengths within an artifact. An int is a fixed length."""
+    unit: str
+    fill_value: int | float | bool
+    writer: str
+    reader: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Contract:
+    """The arrays of one kind of artifact."""
+
+    artifact: str
+    arrays: tuple[ArraySpec, ...]
+
+    def spec(self, name: str) -> ArraySpec:
+        """The declaration of one array; a name that is not declared is our own bug."""
+        return next(spec for spec in self.arrays if spec.name == name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(spec.name for spec in self.arrays)
+
+    def validate(self, arrays: dict[str, np.ndarray], *, axes: dict[str, int] | None = None, place: str = "") -> None:
+        """Check names, dtypes and axis lengths of the given arrays.
+
+        Args:
+            arrays: name -> array; exactly the contract's names.
+            axes: axis lengths that are already known, in elements; the others are taken from the first array that has them.
+            place: where the arrays come from, for the message.
+        Raises:
+            ContractError: naming the array, what was found and what was expected.
+        """
+        lengths: dict[str, int] = dict(axes or {})
+        if set(arrays) != set(self.names):
+            raise ContractError(
+                f"{place or self.artifact}: found arrays {sorted(arrays)}, expected {sorted(self.names)}; "
+                "write exactly the arrays of the contract"
+            )
+        for spec in self.arrays:
+            _validate_array(spec, arrays[spec.name], lengths, place or self.artifact)
+
+
+def _validate_array(spec: ArraySpec, array: np.ndarray, lengths: dict[str, int], place: str) -> None:
+    if array.dtype.name not in spec.dtypes:
+        raise ContractError(f"{place}: {spec.name} is {array.dtype.name}, expected {' or '.join(spec.dtypes)}")
+    if array.ndim != len(spec.axes):
+        raise ContractError(f"{place}: {spec.name} has shape {array.shape}, expected axes {spec.axes}")
+    for axis, length in zip(spec.axes, array.shape, strict=True):
+        expected = axis if isinstance(axis, int) else lengths.setdefault(axis, length)
+        if length != expected:
+            raise ContractError(f"{place}: {spec.name} has {length} along {axis}, expected {expected}")
+
+
+def id_dtype(vocab_size: int) -> str:
+    """The dtype in which token ids of a vocabulary are stored."""
+    return "uint16" if vocab_size <= UINT16_VOCABULARY else "uint32"
+
+
+TOKENS = Contract(
+    "tokens",
+    (
+        ArraySpec("token_ids", ("int32",), ("tokens",), "id", 0, "tokenize", "all", "the dialogue under a model's template"),
+        ArraySpec("is_target", ("bool",), ("tokens",), "", False, "tokenize", "all", "assistant content and its end-of-turn"),
+        ArraySpec(
+            "content_span", ("int32",), ("tokens", 2), "bytes", -1, "tokenize", "align, train",
+            "start and end in the concatenated message contents of the dialogue; -1 for template-only tokens",
+        ),
+        ArraySpec("offsets", ("int64",), ("dialogues+1",), "tokens", 0, "tokenize", "all", "first token of each dialogue"),
+    ),
+)  # fmt: skip
+
+_TOPK = (
+    ArraySpec("topk_ids", ("uint16", "uint32"), ("rows", "k"), "id", 0, "{w}", "{r}", "most probable tokens, best first"),
+    ArraySpec(
+        "topk_logprobs", ("float32",), ("rows", "k"), "nats", float("-inf"), "{w}", "{r}",
+        "descending, normalised over the whole vocabulary; -inf pads a short row and its id is ignored; "
+        "tail mass = 1 - sum(exp)",
+    ),
+    ArraySpec("label_logprob", ("float32",), ("rows",), "nats", float("nan"), "{w}", "{r}", "of the token that stands there"),
+)  # fmt: skip
+
+
+def _topk_arrays(writer: str, reader: str) -> tuple[ArraySpec, ...]:
+    return tuple(ArraySpec(s.name, s.dtypes, s.axes, s.unit, s.fill_value, writer, reader, s.meaning) for s in _TOPK)
+
+
+LOGPROBS = Contract("logprobs", _topk_arrays("extract", "align, train, evaluate"))
+
+ALIGNED = Contract(
+    "aligned",
+    (
+        *_topk_arrays("align", "train, evaluate"),
+        ArraySpec("kind", ("uint8",), ("rows",), "RowKind", 0, "align", "train, evaluate", "how the row was obtained"),
+    ),
+)
+
+CHOICE = Contract(
+    "choice",
+    (
+        ArraySpec("source", ("int16",), ("dialogues",), "source", -1, "train", "train", "who teaches the dialogue; -1: nobody"),
+        ArraySpec(
+            "trust", ("float32",), ("dialogues",), "", 0.0, "train", "train",
+            "of that source on dialogues of this kind, in [0, 1]; 0 where nobody teaches",
+        ),
+        ArraySpec(
+            "source_losses", ("float64",), ("sources", "dialogues"), "nats", 0.0, "train", "train",
+            "of the labels over all rows; a row that a source lacks costs what the label's frequency says",
+        ),
+        ArraySpec("pivot_loss", ("float64",), ("dialogues",), "nats", 0.0, "train", "train", "over the same rows"),
+        ArraySpec(
+            "frequency_loss", ("float64",), ("dialogues",), "nats", 0.0, "train", "train",
+            "of a model that knows how often each label occurs and nothing else",
+        ),
+    ),
+)  # fmt: skip
+
+CONTRACTS = {contract.artifact: contract for contract in (TOKENS, LOGPROBS, ALIGNED, CHOICE)}
+
+
+def to_markdown() -> str:
+    """docs/contracts.md, generated."""
+    lines = [
+        "# Contracts",
+        "",
+        "Generated by `python -m fusechat.storage.contracts > docs/contracts.md`; a test holds the two equal.",
+        "",
+        f"Contract version {CONTRACT_VERSION}. Row t is the distribution OF token t GIVEN the tokens before t; only target",
+        "tokens have rows. On disk, top-k logprobs are kept as gaps on a grid: see `docs/storage.md`.",
+    ]
+    for contract in CONTRACTS.values():
+        lines += [
+            "",
+            f"## {contract.artifact}",
+            "",
+            "| array | dtype | axes | unit | fill | writer | reader | meaning |",
+        ]
+        lines += ["|---|---|---|---|---|---|---|---|"]
+        lines += [_markdown_row(spec) for spec in contract.arrays]
+    lines += ["", "## Kinds of an aligned row", "", "| value | name | says what the source said |", "|---|---|---|"]
+    lines += [f"| {kind.value} | {kind.name} | {'yes' if kind.is_real else 'no'} |" for kind in RowKind]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_row(spec: ArraySpec) -> str:
+    cells: list[Any] = [f"`{spec.name}`", " / ".join(spec.dtypes), ", ".join(map(str, spec.axes)), spec.unit]
+    return "| " + " | ".join(map(str, [*cells, spec.fill_value, spec.writer, spec.reader, spec.meaning])) + " |"
+
+
+if __name__ == "__main__":
+    print(to_markdown(), end="")

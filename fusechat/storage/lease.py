@@ -1,0 +1,141 @@
+"""Who is writing a store: a small document beside the shards that its driver renews, so that a second driver refuses.
+
+The run folder has a lock of its own (`artifact.run_lock`); a lease is for a store that several run folders share, on an
+object store or not. No clock is compared: a holder is alive if its process is there (on the same machine) or if its beat
+changes while one looks. Two drivers that take the lease in the same moment both hold it until the next beat, where the
+earlier one finds the later one's name and stops; until then both write the same rows of the same plan.
+"""
+
+import contextlib
+import os
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+
+from ..errors import ArtifactError, BusyError
+from .artifact import LEASE_FILE, RECORD_FILE, delete, read_json, this_process, write_json
+
+BEAT_SECONDS = 5.0
+"""Between two renewals."""
+PATIENCE_SECONDS = 30.0
+"""How long a beat is watched for before its holder counts as dead: six missed beats."""
+LOOK_SECONDS = 0.5
+
+_held_here: set[str] = set()
+"""Ids of the leases that this process holds."""
+
+
+class Lease:
+    """A hold on one store. `check` raises once another driver has taken it."""
+
+    def __init__(self, url: str, beat_seconds: float = BEAT_SECONDS) -> None:
+        self.url, self._beat_seconds = f"{url}/{LEASE_FILE}", beat_seconds
+        process = psutil.Process()
+        self._me: dict[str, Any] = {
+            "holder": this_process(),
+            "id": uuid.uuid4().hex,
+            "host": platform.node(),
+            "process": os.getpid(),
+            "process_started": process.create_time(),
+        }
+        self._beats = 0
+        self._other = ""
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def take(self, patience_seconds: float = PATIENCE_SECONDS) -> None:
+        """Write our name into the store.
+
+        Raises:
+            BusyError: another driver holds it and lives.
+        """
+        found = self._read()
+        if found is not None and _lives(found, self._read, patience_seconds):
+            raise BusyError(
+                f"{self.url}: {found['holder']} is writing this store; wait for it, stop it, or choose another run.store"
+            )
+        self._write()
+        _held_here.add(self._me["id"])
+        self._thread.start()
+
+    def check(self) -> None:
+        """
+        Raises:
+            BusyError: another driver has taken the store meanwhile (this one stood still, or both began at once).
+        """
+        if self._other:
+            raise BusyError(f"{self.url}: {self._other} has taken this store over; what is finished is kept")
+
+    def end(self) -> None:
+        """Give the store back."""
+        self._ended.set()
+        self._thread.join()
+        _held_here.discard(self._me["id"])
+        with contextlib.suppress(OSError):
+            found = self._read()
+            if found is not None and found.get("id") == self._me["id"]:
+                delete(self.url)
+
+    def _renew(self) -> None:
+        while not self._ended.wait(self._beat_seconds):
+            with contextlib.suppress(OSError):  # a store or disk that does not answer now: the next beat will do
+                found = self._read()
+                if found is not None and found.get("id") != self._me["id"]:
+                    self._other = str(found.get("holder"))
+                    return
+                self._write()
+
+    def _write(self) -> None:
+        self._beats += 1
+        write_json(self.url, {**self._me, "beat": self._beats})
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            return read_json(self.url)
+        except ArtifactError:  # damaged: whoever wrote it will renew it, or is gone
+            return None
+
+
+@contextlib.contextmanager
+def held(url: str, if_changed: str) -> Iterator[Lease | None]:
+    """Hold a store that is still to be written; None, and nothing is written, for one that is finished.
+
+    Args:
+        if_changed: `run.if_changed`: under `restart` a finished store may be deleted, so it is held as well.
+    Raises:
+        BusyError: another driver is writing it.
+    """
+    if if_changed != "restart" and read_json(f"{url}/{RECORD_FILE}") is not None:
+        yield None
+        return
+    lease = Lease(url)
+    lease.take()
+    try:
+        yield lease
+    finally:
+        lease.end()
+
+
+def _lives(found: dict[str, Any], read: Any, patience_seconds: float) -> bool:
+    """Whether the holder of a lease still runs."""
+    if found.get("host") == platform.node():
+        if found["process"] == os.getpid():
+            return found["id"] in _held_here
+        try:
+            return abs(psutil.Process(found["process"]).create_time() - found["process_started"]) < 1
+        except psutil.NoSuchProcess:
+            return False
+    deadline = time.monotonic() + patience_seconds
+    while time.monotonic() < deadline:
+        time.sleep(LOOK_SECONDS)
+        now = read()
+        if now is None:
+            return False
+        if (now["id"], now["beat"]) != (found["id"], found["beat"]):
+            return True
+    return False

@@ -1,0 +1,101 @@
+"""From a run's engine section to vLLM's engine arguments.
+
+Knows which runner, dtypes and limits each mode needs. Importing this module imports vLLM.
+"""
+
+from typing import Any, Literal
+
+import torch
+from vllm.config import PoolerConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.platforms import current_platform
+from vllm.transformers_utils.config import get_config
+from vllm.transformers_utils.model_arch_config_convertor import ModelArchConfigConvertorBase
+
+from fusechat.config import EngineSection
+from fusechat.errors import ConfigError, ModelError, first_line
+
+from ..capture.topk_pooler import TASK
+from .internlm2 import register_config
+from .teacher_models import register_here
+
+Runner = Literal["topk_pooler", "prompt_logprobs", "generate"]
+
+OWN = {
+    "additional_config", "convert", "enable_prefix_caching", "max_logprobs", "max_model_len", "model", "pooler_config",
+    "revision", "runner", "skip_tokenizer_init",
+}  # fmt: skip
+"""Arguments that the teacher itself decides."""
+
+
+def engine_arguments(
+    model: str, revision: str | None, section: EngineSection, runner: Runner, *, k: int, max_tokens: int
+) -> EngineArgs:
+    """vLLM's arguments for one engine.
+
+    Args:
+        max_tokens: longest prompt; in `generate` prompt and answer together.
+    Raises:
+        ConfigError: `extra` sets what the teacher decides itself.
+        ModelError: the model's config cannot be read.
+    """
+    if own := sorted(OWN & section.extra.keys()):
+        raise ConfigError(f"engine.extra: found {', '.join(own)}, which the teacher decides itself; leave them out")
+    config = _read_config(model, revision, section)
+    overrides = {**section.extra.get("hf_overrides", {}), "head_dtype": _head_dtype(section)}
+    arguments: dict[str, Any] = {
+        "dtype": _dtype(config, model, revision) if section.dtype == "auto" else section.dtype,
+        "tensor_parallel_size": section.tensor_parallel_size,
+        "max_num_batched_tokens": section.max_num_batched_tokens,
+        "max_num_seqs": min(256, section.max_num_batched_tokens),
+        "gpu_memory_utilization": section.gpu_memory_utilization,
+        "disable_log_stats": True,
+        "generation_config": "vllm",
+        "use_tqdm_on_load": False,
+        "seed": 0,
+    }
+    if current_platform.is_cpu():
+        arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": int(section.kv_cache_gib * 2**30)}
+    if runner == "topk_pooler":
+        overrides["architectures"] = [register_here(config.architectures[0])]
+        arguments |= {"runner": "pooling", "convert": "none", "pooler_config": PoolerConfig(task=TASK)}
+        arguments |= {"additional_config": {"fusechat_k": k}}
+    else:
+        arguments |= {"runner": "generate", "max_logprobs": k}
+    arguments |= {
+        **section.extra,
+        "hf_overrides": overrides,
+        "model": model,
+        "revision": revision,
+        # The reference capture samples one token behind the prompt.
+        "max_model_len": max_tokens + (runner == "prompt_logprobs"),
+        "skip_tokenizer_init": True,
+        "enable_prefix_caching": False,  # a cached position has no hidden state to take rows from
+    }
+    try:
+        return EngineArgs(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"engine.extra: {error}; expected names of vLLM's engine arguments") from None
+
+
+def _read_config(model: str, revision: str | None, section: EngineSection) -> Any:
+    register_config()
+    try:
+        config = get_config(model, section.extra.get("trust_remote_code", False), revision)
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{model}: its config cannot be read: {first_line(error)}") from error
+    if not config.architectures:
+        raise ModelError(f"{model}: config.json names no architecture; expected one such as LlamaForCausalLM")
+    return config
+
+
+def _head_dtype(section: EngineSection) -> str:
+    if section.head_dtype != "auto":
+        return section.head_dtype
+    return "model" if current_platform.is_cpu() else "float32"
+
+
+def _dtype(config: Any, model: str, revision: str | None) -> str:
+    """What the checkpoint says: vLLM's `auto`, but that it would turn float32 into half precision."""
+    found = ModelArchConfigConvertorBase.get_torch_dtype(config, model, revision=revision, config_format="hf")
+    return "float32" if found == torch.float32 else "auto"

@@ -1,0 +1,34 @@
+"""vLLM's door to this project: the entry point `vllm.general_plugins`, which every vLLM process runs at its start.
+
+Registers, for each architecture that vLLM knows, a teacher of the same architecture under the name `FuseTeacher<it>`.
+The classes themselves are made when one is first asked for (`teacher_models.py`). Imports nothing heavy by itself.
+"""
+
+import gc
+import multiprocessing
+
+PREFIX = "FuseTeacher"
+
+
+def register() -> None:
+    """Register the teachers; may run many times in one process."""
+    # In a further rank this is the first moment after vLLM's import; see `fusechat/models/process_memory.py` and `rank.py`.
+    gc.freeze()
+    if multiprocessing.parent_process() is not None:
+        gc.set_threshold(700)  # Python's own
+    from vllm import __version__
+    from vllm.model_executor.models import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+    from .internlm2 import register_config
+
+    register_config()
+    for architecture in sorted(ModelRegistry.get_supported_archs()):
+        if architecture.startswith(PREFIX) or PREFIX + architecture in ModelRegistry.models:
+            continue
+        # The version is part of the name because vLLM caches what it learns about a class under its name.
+        ModelRegistry.register_model(
+            PREFIX + architecture, f"inference.engine.teacher_models:{architecture}@{__version__}"
+        )
+        if architecture in MODELS_CONFIG_MAP:
+            MODELS_CONFIG_MAP[PREFIX + architecture] = MODELS_CONFIG_MAP[architecture]

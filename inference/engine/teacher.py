@@ -1,0 +1,214 @@
+"""A teacher: one model in one vLLM engine that scores dialogues, or answers prompts.
+
+Goes in: token ids with target marks. Comes out: `TopKRows` per dialogue. The text is known, so scoring only prefills.
+Knows nothing about stores, shards, Ray or text.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from fusechat.config import EngineSection
+from fusechat.errors import ConfigError, FuseChatError, ModelError, TeacherError
+from fusechat.models.process_memory import without_garbage_collection
+
+from ..capture.rows import TopKRows, check_dialogue, target_ranges, unpack_rows
+from .environment import guarded_kernel_scan, prepare_environment, ranks_of_their_own
+
+
+class Teacher:
+    """An open engine. Close it, or use it as a context manager; one per process at a time.
+
+    Calls may come from several threads; their dialogues share the engine's batches.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        k: int = 1,
+        capture: Literal["topk_pooler", "prompt_logprobs"] = "topk_pooler",
+        max_tokens: int,
+        engine: EngineSection | dict[str, Any] | None = None,
+        revision: str | None = None,
+        mode: Literal["score", "generate"] = "score",
+    ) -> None:
+        """Start the engine; seconds for one rank on a CPU, up to minutes for large models.
+
+        Args:
+            model: local Hugging Face folder or hub id.
+            k: entries kept per row.
+            capture: how rows are taken (see docs/capture.md); both give the same rows.
+            max_tokens: longest dialogue, tokens; in mode `generate` prompt and answer together.
+            engine: the engine section of a run, or its fields.
+        Raises:
+            ModelError: vLLM cannot open the model, or k exceeds its vocabulary.
+            ConfigError: engine arguments that vLLM does not have.
+            TeacherError: the engine did not start.
+        """
+        section = EngineSection.model_validate(engine or {})
+        prepare_environment(section.tensor_parallel_size)
+        with without_garbage_collection():
+            from vllm.exceptions import VLLMClientError
+            from vllm.v1.engine.llm_engine import LLMEngine
+
+            from .engine_arguments import engine_arguments
+            from .engine_thread import EngineThread
+
+        self.model, self.k, self.capture, self.max_tokens, self.mode = model, k, capture, max_tokens, mode
+        runner = capture if mode == "score" else "generate"
+        arguments = engine_arguments(model, revision, section, runner, k=k, max_tokens=max_tokens)
+
+        def build() -> LLMEngine:
+            with guarded_kernel_scan(), ranks_of_their_own():
+                return LLMEngine.from_engine_args(arguments)
+
+        try:
+            self._thread = EngineThread(build, name=model)
+        except (ValueError, OSError, VLLMClientError) as error:
+            raise ModelError(f"{model}: vLLM cannot open it: {str(error).strip()}") from error
+        except FuseChatError:
+            raise
+        except Exception as error:
+            raise TeacherError(f"{model}: the engine did not start: {type(error).__name__}: {error}") from error
+        config = self._thread.engine.vllm_config
+        self.vocab_size = int(config.model_config.get_vocab_size())
+        self.info = _describe(config, capture)
+        if k > self.vocab_size:
+            self.close()
+            raise ModelError(f"{model}: k is {k}, its vocabulary has {self.vocab_size} tokens; lower extraction.k")
+
+    def __enter__(self) -> "Teacher":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def alive(self) -> bool:
+        """False once the engine died or was closed."""
+        return self._thread.alive
+
+    def score(self, token_ids: Sequence[np.ndarray], is_target: Sequence[np.ndarray]) -> list[TopKRows]:
+        """Rows of the target tokens of each dialogue.
+
+        Args:
+            token_ids: int32 [tokens] per dialogue.
+            is_target: bool [tokens] per dialogue; targets need not stand together. Token 0 cannot be one.
+        Raises:
+            ContractError: a dialogue that cannot be scored; none of them was.
+            TeacherError: the engine died; this teacher is of no further use.
+        """
+        self._expect("score")
+        for i, (ids, marks) in enumerate(zip(token_ids, is_target, strict=True)):
+            place = f"{self.model}, dialogue {i}"
+            check_dialogue(ids, marks, max_tokens=self.max_tokens, vocab_size=self.vocab_size, place=place)
+        wanted = [i for i, marks in enumerate(is_target) if marks.any()]
+        requests = [(token_ids[i].tolist(), self._params(is_target[i])) for i in wanted]
+        rows = [TopKRows.empty(self.k)] * len(is_target)
+        for i, output in zip(wanted, self._thread.submit(requests).result(), strict=True):
+            rows[i] = self._read(output, is_target[i])
+        return rows
+
+    def prefill(self, token_ids: Sequence[np.ndarray]) -> None:
+        """Push the dialogues through the engine and take no rows: what scoring costs at least.
+
+        The top-k pooler's engine multiplies no head at all; the reference capture's samples one token per dialogue.
+        """
+        self._expect("score")
+        params = self._params(np.zeros(1, dtype=bool))
+        self._thread.submit([(ids.tolist(), params) for ids in token_ids if len(ids)]).result()
+
+    def generate(
+        self,
+        prompts: Sequence[np.ndarray],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        stop_token_ids: Sequence[int] = (),
+        seed: int = 0,
+    ) -> list[np.ndarray]:
+        """Answers as int32 ids, without the stop token that ended them.
+
+        Args:
+            prompts: int [tokens] per prompt.
+            temperature: 0 takes the most probable token each time.
+            stop_token_ids: the only ids that end an answer early; the tokenizer's end-of-turn belongs here.
+            seed: of the sampling; prompt i is sampled with seed + i.
+        Raises:
+            ConfigError: settings that vLLM does not allow.
+            TeacherError: a prompt that with its answer exceeds `max_tokens`, or the engine died.
+        """
+        from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError
+
+        self._expect("generate")
+        stops = list(stop_token_ids)
+        options: dict[str, Any] = {
+            "max_tokens": max_new_tokens,
+            "temperature": temperature,
+            "stop_token_ids": stops,
+            "detokenize": False,
+        }
+        try:
+            params = [SamplingParams(**options, seed=seed + i) for i in range(len(prompts))]
+        except (ValueError, VLLMClientError) as error:
+            raise ConfigError(f"{self.model}: cannot sample so: {error}") from None
+        requests: list[Any] = [(prompt.tolist(), of_one) for prompt, of_one in zip(prompts, params, strict=True)]
+        answers = [
+            np.asarray(output.outputs[0].token_ids, dtype=np.int32) for output in self._thread.submit(requests).result()
+        ]
+        return [answer[:-1] if len(answer) and answer[-1] in stops else answer for answer in answers]
+
+    def close(self) -> None:
+        """Stop the engine and free its memory. May be called twice."""
+        self._thread.close()
+
+    def _expect(self, mode: str) -> None:
+        if self.mode != mode:
+            raise ConfigError(
+                f"{self.model}: this teacher was opened with mode={self.mode!r}; open one with mode={mode!r}"
+            )
+
+    def _params(self, is_target: np.ndarray) -> Any:
+        if self.capture == "prompt_logprobs":
+            from vllm import SamplingParams
+
+            from ..capture.prompt_logprobs import sampling_params
+
+            plain = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
+            return sampling_params(self.k) if is_target.any() else plain
+        from vllm import PoolingParams
+
+        from ..capture.topk_pooler import RANGES, TASK
+
+        return PoolingParams(task=TASK, extra_kwargs={RANGES: target_ranges(is_target)})
+
+    def _read(self, output: Any, is_target: np.ndarray) -> TopKRows:
+        if self.capture == "prompt_logprobs":
+            from ..capture.prompt_logprobs import read_rows
+
+            return read_rows(output, is_target, self.k)
+        rows = unpack_rows(output.outputs.data.numpy())
+        if len(rows) != is_target.sum():
+            raise TeacherError(
+                f"{self.model}: the engine gave {len(rows)} rows for {is_target.sum()} target tokens of a dialogue"
+            )
+        return rows
+
+
+def _describe(config: Any, capture: str) -> dict[str, Any]:
+    """What a store's plan records about the engine."""
+    import vllm
+    from vllm.platforms import current_platform
+
+    model = config.model_config
+    return {
+        "engine": f"vllm {vllm.__version__}",
+        "device": current_platform.device_type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "head_dtype": str(model.head_dtype).removeprefix("torch."),
+        "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
+        "capture": capture,
+    }

@@ -1,0 +1,1 @@
+"""Arithmetic over tensors: element-wise kernels, selections, the merge of one group of tensors."""

@@ -1,0 +1,276 @@
+"""Ablation: what variants share and what they do not, tables with known intervals, and a small grid end to end."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+from evaluation.report.ablation_tables import cells, make_table, to_markdown
+from fusechat.app import ablation, pipeline
+from fusechat.app.ablation_places import shared_places
+from fusechat.config import CONTROL, RunConfig
+from fusechat.config.ablation import AblationConfig, load_ablation
+from fusechat.errors import ConfigError
+from fusechat.progress import Progress
+
+ROOT = Path(__file__).parents[2]
+STAGES = ("dialogues", "tokens", "logprobs", "aligned", "targets", "fused")
+
+
+def make(run_file: Path, tmp_path: Path, **fields: Any) -> AblationConfig:
+    tables = fields.pop("tables", [{"title": "t", "grid": {"merge.method": ["sce", "linear"]}}])
+    return AblationConfig.model_validate(
+        {"base": str(run_file), "output": str(tmp_path / "ablation"), "tables": tables, **fields}
+    )
+
+
+def changed(run_file: Path, tmp_path: Path, overrides: dict[str, Any]) -> set[str]:
+    """The kinds of artifacts that a variant does not share with the base."""
+    made = make(run_file, tmp_path)
+    base, variant = (shared_places(made.run_config(o), tmp_path) for o in ({}, overrides))
+    return {key for key in base if key in variant and base[key] != variant[key]}
+
+
+ALL_TARGETS = {"targets/mixtral", "fused"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"merge.method": "linear"}, {"fused"}),
+        ({"merge.threads": 2}, set()),
+        ({"evaluation.max_new_tokens": 5}, set()),
+        ({"training.row_choice": "average"}, ALL_TARGETS),
+        ({"training.sft_weight": 0.5}, ALL_TARGETS),
+        ({"training.trl": {"max_steps": 3}}, {*ALL_TARGETS, "targets/sft"}),
+        ({"run.seed": 4}, {*ALL_TARGETS, "targets/sft"}),
+        ({"alignment.vocabulary_rule": "min_edit"}, {*ALL_TARGETS, "choice", "aligned/mixtral"}),
+        ({"extraction.k": 3}, {*ALL_TARGETS, "choice", "aligned/mixtral", "logprobs/llama", "logprobs/mixtral"}),
+        (
+            {"sources.0.template": "pivot"},
+            {
+                *ALL_TARGETS,
+                "choice",
+                "aligned/mixtral",
+                "logprobs/mixtral",
+                "tokens/mixtral",
+                "tokens/mixtral.held_out",
+            },
+        ),
+    ],
+)
+def test_variant_shares_all_that_its_change_does_not_decide(
+    run_file: Path, tmp_path: Path, overrides: dict[str, Any], expected: set[str]
+) -> None:
+    assert changed(run_file, tmp_path, overrides) == expected
+
+
+def test_change_of_the_dialogues_shares_nothing_but_measured_models(run_file: Path, tmp_path: Path) -> None:
+    found = changed(run_file, tmp_path, {"dialogues.max_tokens": 64})
+    assert {key.split("/")[0] for key in found} == {*STAGES, "choice"}
+
+
+ASKED = {"evaluation.answers": [{"name": "own", "file": "asked.txt"}]}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"merge.method": "linear"}, {"fused"}),
+        ({"training.row_choice": "average"}, {"fused", "target.mixtral"}),
+        ({"evaluation.max_new_tokens": 5}, set()),
+        ({"sources.0.template": "pivot"}, {"fused", "target.mixtral", "source.mixtral"}),
+        (
+            {"evaluation.answers": [{"name": "own", "file": "asked.txt", "temperature": 1}]},
+            {"pivot", CONTROL, "fused", "target.mixtral", "source.mixtral"},
+        ),
+        ({"pivot.engine.dtype": "bfloat16"}, {"pivot", CONTROL, "fused", "target.mixtral"}),
+    ],
+)
+def test_variant_shares_the_answers_of_models_that_it_does_not_change(
+    run_file: Path, tmp_path: Path, overrides: dict[str, Any], expected: set[str]
+) -> None:
+    made = make(run_file, tmp_path, set=ASKED)
+    base, variant = (made.run_config(o) for o in ({}, overrides))
+    places = [shared_places(config, tmp_path) for config in (base, variant)]
+    keys = {f"answers/own/{model_id}": model_id for model_id in base.model_ids}
+    assert {model_id for key, model_id in keys.items() if places[0][key] != places[1][key]} == expected
+    placed = base.model_copy(update={"run": base.run.model_copy(update={"places": places[0]})})
+    assert placed.answers_path("own", "fused") == Path(places[0]["answers/own/fused"])
+    assert placed.verdicts_path == tmp_path / "verdicts.jsonl"
+
+
+def test_run_keeps_its_folder_when_only_means_change(run_file: Path, tmp_path: Path) -> None:
+    judge = {"url": "http://host/v1", "model": "examiner"}
+    folders = set()
+    for means, cluster in (({}, 1), ({"concurrency": 2, "key_variable": "KEY"}, 3)):
+        changed = {**ASKED, "evaluation.judge": {**judge, **means}, "cluster.num_cpus": cluster, "plan.gpus": cluster}
+        folders.add(tuple(ablation.plan(make(run_file, tmp_path, set=changed))[1]))
+    assert len(folders) == 1
+
+
+def test_runs_are_planned_once_each_first_seed_first(run_file: Path, tmp_path: Path) -> None:
+    tables = [
+        {"title": "models", "models": ["pivot", CONTROL, "target.*", "fused"]},
+        {"title": "methods", "variants": {"as in the base": {}}, "grid": {"merge.method": ["linear", "ties"]}},
+    ]
+    made = make(run_file, tmp_path, tables=tables, seeds=[0, 1], set={"evaluation.samples": []})
+    found, configs = ablation.plan(made)
+    assert len(configs) == 6 and [config.run.seed for config in configs.values()] == [0, 0, 0, 1, 1, 1]
+    assert [row.name for row in found["models"]] == ["pivot", "sft", "target.mixtral", "fused"]
+    assert [row.name for row in found["methods"]] == ["as in the base", "method linear", "method ties"]
+    assert found["models"][0].runs == found["methods"][0].runs
+    assert all(config.evaluation.samples == [] for config in configs.values())
+    targets = {config.target_path("mixtral") for config in configs.values()}
+    assert len(targets) == 2, "merges of the same targets train nothing"
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ({"title": "t", "grid": {"merge.methd": ["ties"]}}, "did you mean 'method'"),
+        ({"title": "t", "variants": {"one": {"sources": ["nobody"]}}}, r"\['nobody'\], expected names out of"),
+        ({"title": "t", "grid": {"extraction.k": [0]}}, "greater than or equal to 1"),
+        (
+            {"title": "t", "variants": {"one": {}, "two": {"merge.method": "sce"}}},
+            "'t': rows 'one' and 'two' are the same run",
+        ),
+        ({"title": "t", "grid": {"merge.method": ["sce", "sec"]}}, "found 'sec'; did you mean 'sce'"),
+        ({"title": "t", "models": ["pivot", "targets.*"]}, r"'t': found 'targets\.\*', the run measures pivot, sft"),
+        (
+            {"title": "t", "variants": {"one": {"evaluation.models": ["pivot"]}}},
+            "found 'fused', the run measures pivot",
+        ),
+    ],
+)
+def test_variant_that_is_no_run_is_refused_before_anything_runs(
+    run_file: Path, tmp_path: Path, table: dict, says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        ablation.run(make(run_file, tmp_path, tables=[table]), progress=Progress(quiet=True))
+    assert not (tmp_path / "ablation").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"tables": [{"title": "t", "variants": {"k 5": {}}, "grid": {"extraction.k": [5, 6]}}]}, "two rows are called 'k 5'"),
+        ({"tables": [{"title": "t", "grid": {"extraction.k": [5, 5]}}]}, "two rows are called 'k 5'"),
+        ({"tables": [{"title": "t", "grid": {"extraction.k": []}, "variants": {"a": {}}}]}, "extraction.k has no value"),
+        ({"tables": [{"title": "t", "models": ["fused"]}, {"title": "t", "models": ["sft"]}]}, "two are called 't'"),
+        ({"seeds": [0, 1, 0]}, r"found \[0, 1, 0\], expected each once"),
+    ],
+)  # fmt: skip
+def test_table_that_would_lose_a_row_is_refused(run_file: Path, tmp_path: Path, fields: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        make(run_file, tmp_path, **fields)
+
+
+def test_value_of_a_variant_reaches_the_run_as_it_stands(run_file: Path, tmp_path: Path) -> None:
+    shared = {"learning_rate": 5e-6}
+    made = make(run_file, tmp_path, set={"training.trl": shared})
+    trl = made.run_config({"training.trl.max_steps": 3, "training.trl.weight_decay": 1e-5}).training.trl
+    assert trl == {"learning_rate": 5e-6, "max_steps": 3, "weight_decay": 1e-5}
+    assert made.set == {"training.trl": {"learning_rate": 5e-6}}
+
+
+def test_ablation_file_with_an_unknown_key_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(yaml.safe_dump({"base": "b", "tables": [{"title": "t", "grids": {}}]}))
+    with pytest.raises(ConfigError, match="did you mean 'grid'"):
+        load_ablation(path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*ablation.yaml")), ids=lambda path: path.name)
+def test_shipped_ablation_is_one_whose_every_run_is_valid(path: Path) -> None:
+    tables, configs = ablation.plan(load_ablation(path))
+    assert len(tables) >= 3 and configs and all(isinstance(config, RunConfig) for config in configs.values())
+
+
+def report(bits: float, exact: float = 0.5) -> dict[str, Any]:
+    model = {
+        "id": "fused", "loss": {"all": {"bits_per_byte": bits}}, "accuracy": {"all": {}, "skill": {"accuracy": exact}},
+    }  # fmt: skip
+    return {"models": [model], "judge": None}
+
+
+def test_table_has_students_intervals_over_seeds_and_paired_differences() -> None:
+    ones, twos = [1.0, 1.2, 1.1, 1.3], [0.9, 1.11, 1.0, 1.19]
+    reports = {
+        f"{name}{seed}": report(bits) for name, row in (("a", ones), ("b", twos)) for seed, bits in enumerate(row)
+    }
+    rows = [(name, "fused", {seed: f"{name}{seed}" for seed in range(4)}) for name in "ab"]
+    table = make_table("methods", rows, reports)
+    figure = table["rows"][1]["figures"]["bits per byte, all"]
+    low, high = stats.t.interval(0.95, 3, np.mean(twos), stats.sem(twos))
+    assert (figure["low"], figure["high"]) == (pytest.approx(low), pytest.approx(high))
+    low, high = stats.t.interval(0.95, 3, -0.1, stats.sem(np.subtract(twos, ones)))
+    difference = figure["difference"]
+    assert (difference["low"], difference["high"]) == (pytest.approx(low), pytest.approx(high))
+    assert difference["supports"] == "lower" and table["rows"][0]["figures"]["bits per byte, all"]["difference"] is None
+
+
+def test_table_of_few_seeds_invents_no_interval_and_one_of_unfinished_runs_says_so() -> None:
+    rows = [("a", "fused", {0: "a0", 1: "a1"}), ("b", "fused", {0: "b0", 1: "b1"})]
+    table = make_table("t", rows, {"a0": report(1.0), "a1": report(1.1), "b0": report(0.9)})
+    one, other = table["rows"]
+    assert one["figures"]["bits per byte, all"]["low"] is None and (one["seeds"], other["seeds"]) == (2, 1)
+    assert other["figures"]["bits per byte, all"]["difference"]["supports"] == "too few"
+    heads, lines = cells(make_table("t", rows, {}))
+    assert heads == ["", "seeds"] and [line[-1] for line in lines] == ["0", "0"]
+    document = {"ablation": {"base": "b", "seeds": [0, 1]}, "runs": 4, "finished_runs": 3, "tables": [table]}
+    assert "| a | 1.0500 |" in to_markdown(document) and "3 of 4 runs finished" in to_markdown(document)
+
+
+def test_small_grid_shares_its_artifacts_resumes_and_ends_in_tables(
+    run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evaluation_runs import finish_rows_of
+
+    extracted: list[str] = []
+
+    def extract(config: RunConfig, names: list[str], *, progress: Progress) -> None:
+        """Random rows in place of engines, as the extraction leaves them."""
+        for name in names:
+            if not (Path(config.logprobs_url(name)) / "artifact.json").exists():
+                extracted.append(name)
+                finish_rows_of(config, name)
+
+    monkeypatch.setattr("cluster.extraction.run", extract)
+    made = make(
+        run_file, tmp_path,
+        set={"training.trl.max_steps": 2, "evaluation.sources": False, "evaluation.samples": [], "evaluation.kl_dialogues": 3},
+        tables=[
+            {"title": "pairwise and fused", "models": ["pivot", "sft", "target.*", "fused"]},
+            {"title": "rules and methods", "grid": {
+                "alignment.vocabulary_rule": ["frequency", "exact"], "merge.method": ["sce", "linear"]}},
+        ],
+    )  # fmt: skip
+    done: list[str] = []
+    plain = pipeline.run
+
+    def stops_in_the_third(config: RunConfig, **options: Any) -> dict[str, float]:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        seconds = plain(config, **options)
+        done.append(config.run.output.name)
+        return seconds
+
+    monkeypatch.setattr(pipeline, "run", stops_in_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        ablation.run(made, progress=Progress(quiet=True))
+    assert json.loads((made.output / "ablation.json").read_text())["finished_runs"] == 2
+    monkeypatch.setattr(pipeline, "run", plain)
+    tables = ablation.run(made, progress=Progress(quiet=True))
+    assert extracted == ["llama", "mixtral"]
+    counts = {kind: len(list((made.output / "shared").glob(f"{kind}*"))) for kind in ("targets/", "aligned/", "fused")}
+    assert counts == {"targets/": 3, "aligned/": 2, "fused": 4}
+    assert all(row["seeds"] == 1 for table in tables for row in table["rows"])
+    names = [row["name"] for row in tables[1]["rows"]]
+    assert names[1] == "vocabulary_rule frequency, method linear" and len(set(names)) == 4
+    text = (made.output / "ablation.md").read_text()
+    assert "4 of 4 runs finished" in text or "5 of 5 runs finished" in text

@@ -1,0 +1,256 @@
+"""`fusechat plan`: right for the paper's sources, for every family it counts, and clear where something is missing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+import yaml
+from paper_sources import CONFIGS, ON_80_GB, PUBLISHED, PUBLISHED_ACTIVE, paper_run
+from tiny_architectures import ARCHITECTURES, SHAPE
+
+from fusechat.app.plan import run as run_plan
+from fusechat.app.plan.dialogue_volume import estimated_volume
+from fusechat.app.plan.report import (
+    SIZE_COLUMNS,
+    STAGE_COLUMNS,
+    WORK_COLUMNS,
+    size_cells,
+    stage_rows,
+    to_markdown,
+    work_cells,
+)
+from fusechat.app.plan.run import make_plan, row_bytes
+from fusechat.config import RunConfig, load_config
+from fusechat.errors import ModelError
+from fusechat.models.model_sizes import FAMILIES, size_of_config
+
+ROOT = Path(__file__).parents[2]
+
+
+def plan_of(folder: Path, **plan: Any) -> run_plan.RunPlan:
+    return make_plan(RunConfig.model_validate(paper_run(folder, **plan)))
+
+
+def fusechat(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "fusechat", *arguments], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_size_of_a_source_of_the_paper_is_the_published_one(name: str) -> None:
+    size = size_of_config(CONFIGS[name])
+    assert round(size.parameters / 1e9, 2) == pytest.approx(PUBLISHED[name], rel=3e-3)
+    active = PUBLISHED_ACTIVE.get(name, PUBLISHED[name])
+    assert size.active_parameters / 1e9 == pytest.approx(active, rel=3e-3)
+    assert size.weight_bytes == 2 * size.parameters
+
+
+def test_flops_of_a_token_are_two_per_parameter_that_multiplies() -> None:
+    size = size_of_config(CONFIGS["qwen"])
+    assert size.flops_per_token(0) / 1e9 == pytest.approx(142.3, rel=0.01)
+    assert size.flops_per_token(0) - size.flops_per_token(0, head_share=0) == 2 * 152_064 * 8192
+    assert size.flops_per_token(1024) - size.flops_per_token(0) == 4 * 80 * 8192 * 1024
+
+
+MORE = {
+    "qwen2_moe": ("Qwen2MoeForCausalLM", "Qwen2MoeConfig", {
+        "vocab_size": 500, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48,
+        "shared_expert_intermediate_size": 80, "decoder_sparse_step": 2,
+    }),
+    "qwen3_moe": ("Qwen3MoeForCausalLM", "Qwen3MoeConfig", {
+        "vocab_size": 500, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "mlp_only_layers": [1],
+    }),
+    "phi3": ("Phi3ForCausalLM", "Phi3Config", {"vocab_size": 500, "pad_token_id": 0, "hidden_size": 128}),
+    "gemma": ("GemmaForCausalLM", "GemmaConfig", {"vocab_size": 500, "tie_word_embeddings": True}),
+    "llama with biases": ("LlamaForCausalLM", "LlamaConfig", {"vocab_size": 500, "attention_bias": True, "mlp_bias": True}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *MORE])
+def test_counted_parameters_are_those_that_transformers_makes(name: str) -> None:
+    model_class, config_class, own = {**ARCHITECTURES, **MORE}[name]
+    config = getattr(transformers, config_class)(**{**SHAPE, **own})
+    with torch.device("meta"):
+        model = getattr(transformers, model_class)(config)
+    size = size_of_config(config.to_dict())
+    assert config.model_type in FAMILIES
+    assert size.parameters == sum(parameter.numel() for parameter in model.parameters())
+    experts = sum(value.numel() for key, value in model.named_parameters() if ".experts." in key)
+    if experts:
+        num_experts = getattr(config, "num_experts", None) or config.num_local_experts
+        assert size.parameters - size.active_parameters == experts * (num_experts - 2) // num_experts
+
+
+def test_family_that_is_not_listed_is_counted_by_transformers() -> None:
+    config = transformers.OlmoeConfig(
+        vocab_size=500, hidden_size=64, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_experts=4, num_experts_per_tok=1,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = transformers.OlmoeForCausalLM(config)
+    size = size_of_config(config.to_dict())
+    assert size.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert size.parameters - size.active_parameters == 2 * 3 * 3 * 64 * 32
+
+
+def test_size_of_an_unknown_model_type_says_what_is_expected() -> None:
+    with pytest.raises(ModelError, match=r"mine: .*model_type 'velox'.* expected one of .*mixtral"):
+        size_of_config({**CONFIGS["solar"], "model_type": "velox"}, name="mine")
+
+
+def test_quantized_weights_take_their_bits() -> None:
+    quantized = {**CONFIGS["qwen"], "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    assert size_of_config(quantized).weight_bytes == size_of_config(CONFIGS["qwen"]).parameters / 2
+    assert size_of_config(CONFIGS["qwen"], extra={"quantization": "fp8"}).bytes_per_weight == 1
+
+
+def test_smallest_parallel_size_is_the_known_one_on_80_gb_and_less_on_larger_cards(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    assert {teacher.name: teacher.tensor_parallel_size for teacher in plan.teachers} == ON_80_GB
+    assert not plan.problems and not any(teacher.note for teacher in plan.teachers)
+    values = paper_run(tmp_path, gpu_memory_gib=141)
+    for model in [values["pivot"], *values["sources"]]:
+        model["engine"]["tensor_parallel_size"] = 1
+    wide = make_plan(RunConfig.model_validate(values))
+    assert {t.name: t.tensor_parallel_size for t in wide.teachers} == {**dict.fromkeys(ON_80_GB, 1), "qwen": 2}
+    assert "qwen: engine.tensor_parallel_size is 1, one engine needs 2" in wide.teachers[-1].note
+
+
+def test_hours_are_flops_over_the_stated_rate_or_the_measured_one(tmp_path: Path) -> None:
+    teacher = plan_of(tmp_path, store_mib_per_second=1e12).teachers[0]
+    flops = 95e6 * teacher.size.flops_per_token(500, head_share=0.6)
+    assert teacher.gpu_hours == pytest.approx(flops / (989e12 * 0.5) / 3600)
+    measured = plan_of(tmp_path, store_mib_per_second=1e12, tokens_per_second={"mixtral": 50_000}).teachers[4]
+    assert measured.gpu_hours == pytest.approx(95e6 / 50_000 / 3600 * 2)
+
+
+def test_stages_add_up_and_the_price_follows_the_gpu_hours(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, price_per_gpu_hour=2.5, gpus=16)
+    assert [stage.stage for stage in plan.stages] == ["tokenize", "extract", "align", "train", "merge", "evaluate"]
+    assert plan.stages[1].gpu_hours == pytest.approx(sum(teacher.gpu_hours for teacher in plan.teachers))
+    assert plan.stages[1].hours == pytest.approx(plan.stages[1].gpu_hours / 16)
+    assert f"{plan.gpu_hours * 2.5:,.2f}" in stage_rows(plan)[-1][-1]
+
+
+@pytest.mark.parametrize(("gpus", "workers", "rounds"), [(8, 8, 6), (8, 2, 2), (32, 8, 2), (48, 8, 1), (4, 8, 12)])
+def test_targets_train_side_by_side_as_far_as_the_fleet_has_room(
+    tmp_path: Path, gpus: int, workers: int, rounds: int
+) -> None:
+    values = paper_run(tmp_path, gpus=gpus)
+    values["cluster"] = {"training_workers": workers}
+    train = make_plan(RunConfig.model_validate(values)).stages[3]
+    targets = len(values["sources"]) + 1  # and the control
+    assert train.hours == pytest.approx(rounds * train.gpu_hours / targets / workers)
+
+
+def test_answers_take_the_weights_once_a_step_of_a_chunk(tmp_path: Path) -> None:
+    values = paper_run(tmp_path, store_mib_per_second=1e12, decode_gib_per_second=1000)
+    (tmp_path / "ask.txt").write_text("".join(f"question {i}\n" for i in range(33)))
+    values["evaluation"] = {
+        "models": ["pivot", "fused", "source.solar"],
+        "answers": [{"name": "own", "file": str(tmp_path / "ask.txt"), "max_new_tokens": 100}],
+    }
+    plan = make_plan(RunConfig.model_validate(values))
+    assert [stage.stage for stage in plan.stages][-2:] == ["answer", "evaluate"]
+    sizes = {teacher.name: teacher.size for teacher in plan.teachers}
+    weights = 2 * sizes["openchat"].weight_bytes + sizes["solar"].weight_bytes
+    assert plan.stages[-2].gpu_hours == pytest.approx(2 * 100 * weights / (1000 * 2**30) / 3600)
+    assert plan.stages[-2].bytes == 3 * 33 * 100 * 4
+
+
+def test_merge_reads_the_pivot_and_the_sources_targets_and_writes_in_its_own_dtype(tmp_path: Path) -> None:
+    parameters = size_of_config(CONFIGS["openchat"]).parameters
+    merge = plan_of(tmp_path, store_mib_per_second=1).stages[4]
+    assert merge.hours == pytest.approx((2 + 5 * 4 + 2) * parameters / 2**20 / 3600) and merge.bytes == 2 * parameters
+    values = paper_run(tmp_path) | {"merge": {"dtype": "float32"}}
+    assert make_plan(RunConfig.model_validate(values)).stages[4].bytes == 4 * parameters
+
+
+def test_store_bytes_follow_k_and_the_measured_row(tmp_path: Path) -> None:
+    assert row_bytes(10, 32_000) == pytest.approx(23.3)
+    assert row_bytes(20, 32_000) / row_bytes(10, 32_000) == pytest.approx(2, rel=0.03)
+    assert plan_of(tmp_path).teachers[0].store_bytes == pytest.approx(95e6 * 0.6 * 23.3)
+
+
+def test_docs_scaling_shows_the_plan_of_the_papers_sources(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    plan = plan_of(tmp_path)
+    for columns, rows in (
+        (SIZE_COLUMNS, [size_cells(teacher) for teacher in plan.teachers]),
+        (WORK_COLUMNS, [work_cells(teacher) for teacher in plan.teachers]),
+        (STAGE_COLUMNS, stage_rows(plan)),
+    ):
+        assert to_markdown(columns, rows) in page, to_markdown(columns, rows)
+
+
+def test_estimate_from_bytes_is_near_the_counted_tokens(run_file: Path) -> None:
+    estimate = estimated_volume(load_config(run_file))
+    assert estimate.dialogues == 14 and 0.2 < estimate.rows / estimate.tokens < 0.9
+
+
+def test_estimate_of_a_long_file_scales_its_sample(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = estimated_volume(load_config(run_file))
+    monkeypatch.setattr("fusechat.app.plan.dialogue_volume.SAMPLE_DIALOGUES", 7)
+    sampled = estimated_volume(load_config(run_file))
+    assert sampled.tokens == pytest.approx(whole.tokens, rel=0.2)
+
+
+def test_plan_of_a_run_file_prints_and_counts_what_is_tokenized(run_file: Path) -> None:
+    assert "estimated from bytes" in fusechat("plan", "-c", str(run_file)).stdout
+    assert fusechat("tokenize", "-c", str(run_file)).returncode == 0
+    shown = fusechat("plan", "-c", str(run_file), "--json", "--set", "plan.price_per_gpu_hour=2")
+    figures = json.loads(shown.stdout)
+    config = load_config(run_file)
+    record = json.loads((Path(config.tokens_url("mixtral")) / "artifact.json").read_text())
+    mixtral = next(model for model in figures["models"] if model["name"] == "mixtral")
+    assert mixtral["volume"]["tokens"] == record["counts"]["tokens"] and mixtral["volume"]["basis"] == "counted"
+    assert figures["total"]["price"] == pytest.approx(2 * figures["total"]["gpu_hours"])
+
+
+def test_plan_too_few_gpus_says_what_is_missing_and_what_would_fit(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(paper_run(tmp_path, gpus=2)))
+    result = fusechat("plan", "-c", str(tmp_path / "run.yaml"))
+    assert result.returncode == 2 and "mixtral" in result.stdout
+    assert "qwen: 144.6 GB of weights do not fit on 2 GPUs of 79.6 GiB" in result.stderr
+    assert "4 GPUs of 79.6 GiB (2 more), or 2 of at least" in result.stderr
+
+
+def test_plan_engine_wider_than_the_fleet_says_what_would_fit(tmp_path: Path) -> None:
+    values = paper_run(tmp_path, gpus=4)
+    values["pivot"]["engine"]["tensor_parallel_size"] = 8
+    (problem,) = make_plan(RunConfig.model_validate(values)).problems
+    assert "openchat: engine.tensor_parallel_size is 8, the fleet has 4 GPUs (plan.gpus)" in problem
+    assert "tensor_parallel_size 1, or 4 GPUs more" in problem
+
+
+def test_plan_config_not_at_hand_says_how_to_get_it(run_file: Path) -> None:
+    result = fusechat("plan", "-c", str(run_file), "--set", "pivot.model=openchat/openchat_3.5")
+    assert result.returncode == 2 and "hf download openchat/openchat_3.5 config.json" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_plan_reads_a_config_from_the_hubs_cache(
+    run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "hub" / "models--openchat--openchat_3.5"
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("abc")
+    (folder / "snapshots" / "abc" / "config.json").write_text(json.dumps(CONFIGS["openchat"]))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    result = fusechat("plan", "-c", str(run_file), "--set", "pivot.model=openchat/openchat_3.5")
+    assert result.returncode == 0 and "7.24 G" in result.stdout
+
+
+def test_plan_loads_neither_ray_nor_torch(run_file: Path) -> None:
+    code = (
+        f"import sys\nsys.argv = ['fusechat', 'plan', '-c', {str(run_file)!r}]\nfrom fusechat.app.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "sys.exit(str({'ray', 'torch', 'vllm', 'transformers', 'zarr'} & set(sys.modules) or ''))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode in (0, 1) and result.stderr.strip() == "", result.stderr

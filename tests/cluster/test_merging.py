@@ -1,0 +1,153 @@
+"""Merging on a real local Ray: the same files as in one process, whatever dies on the way."""
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import tiny_models
+from merge_models import llama_weights, save_model, updated
+
+from cluster import merging
+from cluster.pool.session import ray_session
+from fusechat.app import pipeline
+from fusechat.config import ClusterSection, load_config
+from fusechat.errors import ClusterError, ModelError, StorageError
+from fusechat.progress import Progress
+from fusechat.storage import artifact
+from merge import merge_checkpoints, stage
+from merge.checkpoint_merge import begin, finish, thread_pool
+from merge.group import Block, BlockMerge, TensorGroup
+from merge.plan import MergePlan, make_plan
+
+SMALL_SHARDS = 12_000
+"""Bytes; cuts the small models into several files."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    with ray_session(ClusterSection(num_cpus=2)):
+        # Workers do not find the tests' modules.
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        yield
+        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> dict[str, Any]:
+    weights = llama_weights()
+    targets = {f"t{j}": save_model(tmp_path / f"t{j}", updated(weights, seed=j)) for j in (1, 2, 3)}
+    return {"base": save_model(tmp_path / "base", weights), "targets": targets}
+
+
+def begun(models: dict[str, Any], out: Path, method: Any = "sce", **parameters: Any) -> MergePlan:
+    with thread_pool(1) as pool:
+        plan = make_plan(
+            method=method, **models, out=out, parameters=parameters, max_shard_bytes=SMALL_SHARDS, pool=pool
+        )
+    assert not begin(plan)
+    return plan
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Weights, index and report."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name.startswith(("model", "merge_"))}
+
+
+def test_spread_over_workers_gives_the_files_of_one_process(models: dict[str, Any], tmp_path: Path) -> None:
+    plan = begun(models, tmp_path / "spread")
+    count, written = len(plan.shards), []
+    assert count > 3
+    merging.spread(plan, list(range(count)), written.append, threads=1, max_attempts=3)
+    finish(plan)
+    assert sorted(written) == sorted(sum(tensor.num_bytes for tensor in shard) for shard in plan.shards)
+    merge_checkpoints(method="sce", **models, out=tmp_path / "here", max_shard_bytes=SMALL_SHARDS)
+    assert files(tmp_path / "spread") == files(tmp_path / "here")
+    assert not (tmp_path / "spread" / ".merge").exists()
+
+
+def mean_that_dies_once(group: TensorGroup, *, marker: str) -> BlockMerge:
+    """The mean of the targets; the process is killed where it first meets a certain tensor."""
+
+    def merge(block: Block) -> np.ndarray:
+        if group.name == "model.layers.1.mlp.up_proj.weight" and not Path(marker).exists():
+            Path(marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return block.base + block.deltas.mean(axis=0)
+
+    return BlockMerge(merge)
+
+
+def test_worker_killed_amid_a_shard_is_replaced_and_the_shard_made_again(
+    models: dict[str, Any], tmp_path: Path
+) -> None:
+    marker = tmp_path / "died"
+    plan = begun(models, tmp_path / "spread", mean_that_dies_once, marker=str(marker))
+    said: list[str] = []
+    merging.spread(
+        plan, list(range(len(plan.shards))), lambda num_bytes: None, threads=1, max_attempts=3, say=said.append
+    )
+    assert marker.exists() and any("died with shards" in line for line in said), said
+    finish(plan)
+    whole = tmp_path / "here"
+    merge_checkpoints(
+        method=mean_that_dies_once, **models, out=whole, parameters={"marker": str(marker)},
+        max_shard_bytes=SMALL_SHARDS,
+    )  # fmt: skip
+    assert files(tmp_path / "spread") == files(whole)
+
+
+def test_workers_that_do_not_see_the_folder_are_refused(models: dict[str, Any], tmp_path: Path) -> None:
+    plan = begun(models, tmp_path / "spread")
+    shutil.rmtree(tmp_path / "spread")
+    with pytest.raises(StorageError, match="does not see the merge that was begun there"):
+        merging.spread(plan, [0, 1], lambda num_bytes: None, threads=1, max_attempts=3)
+    plan = begun(models, tmp_path / "spread")
+    save_model(models["targets"]["t2"], updated(llama_weights(), seed=9), shards=2)
+    (models["targets"]["t2"] / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"t2/model.safetensors: None bytes on this machine, \d+ where .* planned"):
+        merging.spread(plan, [0, 1], lambda num_bytes: None, threads=1, max_attempts=3)
+
+
+def test_shard_that_cannot_be_merged_is_named_and_the_others_are_kept(models: dict[str, Any], tmp_path: Path) -> None:
+    plan = begun(models, tmp_path / "spread")
+    (tmp_path / "spread" / ".merge" / "shard-00002.json").mkdir()  # its record has no place to go
+    with pytest.raises(ClusterError, match=r"set aside: merge, model-00002-of-"):
+        merging.spread(plan, [0, 1, 2], lambda num_bytes: None, threads=1, max_attempts=3)
+    kept = sorted(path.name for path in (tmp_path / "spread" / ".merge").glob("shard-*.json") if path.is_file())
+    assert kept == ["shard-00001.json", "shard-00003.json"]
+
+
+def test_pipeline_merges_on_the_cluster_given_by_address_and_resumes(run_file: Path) -> None:
+    address = ray.get_runtime_context().gcs_address
+    overrides = [f"cluster.address={address}", "merge.max_shard_bytes=20000", "merge.threads=1"]
+    config = load_config(run_file, overrides)
+    for seed, source in enumerate(config.sources, 20):
+        claim = artifact.claim(config.target_path(source.name), "target", settings={"seed": seed}, parents={})
+        tiny_models.save_llama(config.target_path(source.name), seed=seed)
+        claim.finish({"steps": 1})
+    said = SaidProgress()
+    pipeline.run(config, progress=said, only="merge")
+    assert any("workers of 1 threads on Ray" in line for line in said.lines), said.lines
+    made = files(config.fused_path)
+    shutil.rmtree(config.fused_path)
+    stage.run(config)  # in this process
+    assert files(config.fused_path) == made
+    assert len([name for name in made if name.endswith(".safetensors")]) > 2
+
+
+class SaidProgress(Progress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)

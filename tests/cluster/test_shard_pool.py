@@ -1,0 +1,238 @@
+"""The pool on a real local Ray, with actors that hold no model: deaths, poison shards, failing starts."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.core.generated.common_pb2 import ActorDiedErrorContext
+from ray.exceptions import ActorDiedError
+
+from cluster.pool import shard_pool
+from cluster.pool.placement import Placement, num_replicas
+from cluster.pool.session import ray_session
+from cluster.pool.shard_pool import Job, ShardPool, _Replica, raise_failures
+from fusechat.config import ClusterSection
+from fusechat.errors import ArtifactError, ClusterError, ContractError, ModelError, StorageError, TeacherError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    with ray_session(ClusterSection(num_cpus=4)):
+        yield
+
+
+USER_ERRORS = {
+    "no space left": StorageError,
+    "tokens are damaged": ArtifactError,
+    "another model": ModelError,
+    "NaN": ContractError,
+}
+
+
+class SimulatedTeacher:
+    """The actor interface without a model; leaves one file per finished shard, and misbehaves on request."""
+
+    def __init__(self, folder: str, behaviour: dict[int, str], start: str = "") -> None:
+        self.folder, self.behaviour, self.start_behaviour = Path(folder), behaviour, start
+
+    def start(self) -> dict[str, Any]:
+        (self.folder / f"start.{os.getpid()}").touch()
+        if self.start_behaviour == "self-check":
+            raise TeacherError("rows differ from a plain forward by 3.2 nats")
+        if self.start_behaviour == "die":
+            os._exit(1)
+        return {}
+
+    def run_shard(self, shard: int) -> dict[str, Any]:
+        with (self.folder / f"tried.{shard}").open("a") as file:
+            file.write("x")
+        tried = (self.folder / f"tried.{shard}").stat().st_size
+        (self.folder / f"process.{shard}").write_text(str(os.getpid()))
+        behaviour = self.behaviour.get(shard)
+        while behaviour == "waits" and (self.folder / f"hold.{shard}").exists():
+            time.sleep(0.01)
+        if behaviour in USER_ERRORS:
+            raise USER_ERRORS[behaviour](behaviour)
+        if behaviour == "always dies" or (behaviour == "dies once" and tried == 1):
+            os._exit(1)
+        if behaviour == "raises" or (behaviour == "raises once" and tried == 1):
+            raise ValueError(f"shard {shard} cannot be scored")
+        time.sleep(0.01)
+        (self.folder / f"done.{shard}").touch()
+        return {"rows": 10 + shard}
+
+
+def run_pool(
+    folder: Path,
+    behaviour: dict[int, str],
+    *,
+    shards: int = 12,
+    replicas: int = 2,
+    wanted: Callable[[int], int] | None = None,
+    start: str = "",
+    on_result: Callable[[list[dict]], None] = lambda results: None,
+) -> tuple[Job, list[dict]]:
+    results: list[dict] = []
+
+    def on_done(result: dict) -> None:
+        results.append(result)
+        on_result(results)
+
+    def make_replica() -> tuple[Any, Any]:
+        options = {"num_cpus": 1, "max_concurrency": 2}
+        return ray.remote(SimulatedTeacher).options(**options).remote(str(folder), behaviour, start), None
+
+    wanted = wanted or (lambda left: min(replicas, left))
+    job = Job("simulated", list(range(shards)), make_replica, wanted, on_done)
+    ShardPool(shards_in_flight=2, max_attempts=3, on_event=lambda line: None).run([job])
+    return job, results
+
+
+def done_shards(folder: Path) -> set[int]:
+    return {int(path.suffix[1:]) for path in folder.glob("done.*")}
+
+
+def test_pool_without_faults_does_every_shard_once(tmp_path: Path) -> None:
+    job, results = run_pool(tmp_path, {})
+    assert sorted(result["shard"] for result in results) == list(range(12))
+    assert {result["shard"]: result["rows"] for result in results} == {shard: 10 + shard for shard in range(12)}
+    assert all((tmp_path / f"tried.{shard}").stat().st_size == 1 for shard in range(12))
+    assert not job.set_aside and job.failure is None
+
+
+def test_pool_actor_death_loses_and_repeats_nothing_but_what_was_in_flight(tmp_path: Path) -> None:
+    job, results = run_pool(tmp_path, {3: "dies once"})
+    assert done_shards(tmp_path) == set(range(12)) and len(results) == 12
+    repeated = [shard for shard in range(12) if (tmp_path / f"tried.{shard}").stat().st_size > 1]
+    assert 3 in repeated and len(repeated) <= 2
+    assert not job.set_aside
+
+
+def test_pool_poison_shard_is_set_aside_and_harms_no_other(tmp_path: Path) -> None:
+    job, _ = run_pool(tmp_path, {5: "always dies", 7: "raises", 8: "raises once"})
+    assert set(job.set_aside) == {5, 7}
+    assert "shard 7 cannot be scored" in job.set_aside[7]
+    assert done_shards(tmp_path) == set(range(12)) - {5, 7}
+    assert (tmp_path / "tried.7").stat().st_size == 3
+
+
+def test_pool_failed_self_check_ends_the_job_at_once_and_scores_nothing(tmp_path: Path) -> None:
+    job, results = run_pool(tmp_path, {}, start="self-check", replicas=1)
+    assert isinstance(job.failure, TeacherError) and "3.2 nats" in str(job.failure)
+    assert results == [] and len(list(tmp_path.glob("start.*"))) == 1
+
+
+def test_pool_engine_that_dies_at_every_start_gives_up_after_the_cap(tmp_path: Path) -> None:
+    job, results = run_pool(tmp_path, {}, start="die", replicas=1)
+    assert job.failure is not None and results == []
+    assert len(list(tmp_path.glob("start.*"))) == 3
+
+
+def test_pool_more_replicas_than_room_does_not_wait_for_them(tmp_path: Path) -> None:
+    job, results = run_pool(tmp_path, {}, replicas=9)
+    assert len(results) == 12 and job.failure is None
+
+
+def test_num_replicas_is_bounded_by_room_shards_and_wish() -> None:
+    assert num_replicas(Placement(1, 0, "uni"), None, 100) == 4
+    assert num_replicas(Placement(2, 0, "mp"), None, 100) == 2
+    assert num_replicas(Placement(1, 0, "uni"), None, 3) == 3
+    assert num_replicas(Placement(1, 0, "uni"), 7, 100) == 7
+
+
+def test_pool_busy_actor_takes_no_shard_ahead_of_one_that_will_be_idle(tmp_path: Path) -> None:
+    (tmp_path / "hold.0").touch()
+    held: list[int] = []
+
+    def release(lines: list[dict]) -> None:
+        if {line["shard"] for line in lines} == {1, 2}:
+            held.append(0)
+            (tmp_path / "hold.0").unlink()
+
+    job, results = run_pool(tmp_path, {0: "waits"}, shards=3, replicas=2, on_result=release)
+    assert held == [0], "the actor that held shard 0 had taken another one"
+    assert [result["shard"] for result in results][-1] == 0 and not job.set_aside
+    others = {(tmp_path / f"process.{shard}").read_text() for shard in (1, 2)}
+    assert (tmp_path / "process.0").read_text() not in others
+
+
+def test_pool_asks_again_how_many_actors_are_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_pool, "SCALE_SECONDS", 0.05)
+    for shard in range(6):
+        (tmp_path / f"hold.{shard}").touch()
+    calls: list[int] = []
+
+    def wanted(left: int) -> int:
+        calls.append(left)
+        if len(list(tmp_path.glob("start.*"))) == 3:
+            for path in tmp_path.glob("hold.*"):
+                path.unlink()
+        return 1 if len(calls) < 3 else 3
+
+    run_pool(tmp_path, dict.fromkeys(range(6), "waits"), shards=6, wanted=wanted)
+    assert len(list(tmp_path.glob("start.*"))) == 3 and done_shards(tmp_path) == set(range(6))
+    assert calls[:3] == [6, 6, 6]
+
+
+@pytest.mark.parametrize("wrong", ["no space left", "tokens are damaged", "another model"])
+def test_pool_what_no_further_try_can_cure_ends_the_job_at_once(tmp_path: Path, wrong: str) -> None:
+    job, _ = run_pool(tmp_path, {0: wrong}, replicas=1)
+    assert (tmp_path / "tried.0").stat().st_size == 1
+    assert len(done_shards(tmp_path)) < 4 and not job.set_aside
+    with pytest.raises(USER_ERRORS[wrong], match=wrong):
+        raise_failures([job])
+
+
+def test_pool_shard_that_breaks_its_contract_is_tried_again_and_set_aside(tmp_path: Path) -> None:
+    job, _ = run_pool(tmp_path, {0: "NaN"}, shards=3)
+    assert (tmp_path / "tried.0").stat().st_size == 3
+    assert done_shards(tmp_path) == {1, 2} and set(job.set_aside) == {0}
+
+
+def a_job(name: str, *, failure: BaseException | None = None, set_aside: dict[int, str] | None = None) -> Job:
+    job = Job(name, [], lambda: (None, None), lambda left: 1, lambda result: None, shard_name="part {}".format)
+    job.failure, job.set_aside = failure, set_aside or {}
+    return job
+
+
+def test_failures_of_all_jobs_stand_in_one_error() -> None:
+    jobs = [
+        a_job("ann", failure=TeacherError("rows differ\nby 3 nats")),
+        a_job("bob", failure=ValueError("no\ntraceback")),
+        a_job("cid", set_aside={7: "NaN", 2: "died"}),
+    ]
+    with pytest.raises(ClusterError) as raised:
+        raise_failures(jobs)
+    assert str(raised.value).splitlines()[1:] == [
+        "  ann: no worker could start: rows differ",
+        "by 3 nats",
+        "  bob: no worker could start: no",
+        "  set aside: cid, part 2: died",
+        "  set aside: cid, part 7: NaN",
+    ]
+    assert raised.value.__cause__ is jobs[0].failure
+    raise_failures([a_job("dan")])
+
+
+def test_users_error_among_the_failures_is_raised_as_it_is() -> None:
+    full = StorageError("no space left")
+    with pytest.raises(StorageError) as raised:
+        raise_failures([a_job("ann", failure=TeacherError("x")), a_job("bob", failure=full, set_aside={1: "y"})])
+    assert raised.value is full
+
+
+def test_worker_that_was_put_on_a_dead_node_is_no_failed_start() -> None:
+    """Ray needs seconds to see that a node died, and places workers there meanwhile."""
+    pool = ShardPool(shards_in_flight=1, max_attempts=2, on_event=lambda _: None)
+    job = Job("job", [], lambda: (None, None), lambda left: 0, lambda result: None)
+    node_died = ActorDiedErrorContext(actor_id=bytes(16), error_message="The actor died because its node has died.")
+    for _ in range(3):
+        pool._start_failed(_Replica(job, None, None), ActorDiedError(node_died), final=False)
+    assert job.failed_starts == 0 and job.failure is None
+    for _ in range(2):
+        pool._start_failed(_Replica(job, None, None), ActorDiedError(), final=False)
+    assert isinstance(job.failure, ActorDiedError)

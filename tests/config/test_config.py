@@ -1,0 +1,147 @@
+"""The run file: precedence, refusals, and what they say."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fusechat.config.run import RunConfig, load_config
+from fusechat.errors import ConfigError
+
+
+def test_load_config_reads_file_and_applies_overrides_in_order(run_file: Path) -> None:
+    config = load_config(
+        run_file, ["extraction.k=7", "extraction.k=9", "sources.0.name=moe", "training.trl.max_steps=3"]
+    )
+    assert config.extraction.k == 9
+    assert config.sources[0].name == "moe"
+    assert config.training.trl["max_steps"] == 3
+    assert config.training.trl["save_steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("extraction.kk=3", "did you mean 'k'"),
+        ("extration.k=3", "did you mean 'extraction'"),
+        ("pivot.engine.dtyp=auto", "did you mean 'dtype'"),
+        ("sources.0.modell=x", "did you mean 'model'"),
+        ("extraction.k=0", "greater than or equal to 1"),
+        ("extraction.k=many", "valid integer"),
+        ("sources.0.name=llama", "must differ"),
+        ("sources.0.name=fused", "must differ"),
+        ("sources.7.name=x", "has no '7'"),
+        ("extraction", "expected section.field=value"),
+        ("extraction.k=[", "not readable as YAML"),
+        ("extraction.k.x=3", "extraction.k is int, it has no 'x'"),
+        ("training.trl.save_steps.a.b=3", "training.trl.save_steps has no 'a'"),
+    ],
+)
+def test_load_config_bad_override_names_the_key_and_the_way_out(run_file: Path, override: str, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(run_file, [override])
+    assert says in str(error.value)
+
+
+JUDGE = "evaluation.judge={url: 'https://host/v1', model: m"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("training.trl.hub_token=hf_S3CRET", "hub_token cannot be set.*HF_TOKEN"),
+        ("training.trl.model_init_kwargs={token: hf_S3CRET}", "model_init_kwargs.token cannot be set.*HF_TOKEN"),
+        ("training.trl.push_to_hub=true", "push_to_hub cannot be set.*fusechat push"),
+        ("training.trl.hub_model_id=me/model", "hub_model_id cannot be set.*fusechat push"),
+        ("sources.0.engine.extra={hf_token: hf_S3CRET}", "engine.extra: .*hf_token cannot be set.*HF_TOKEN"),
+        ("evaluation.judge={url: 'https://me:S3CRET@host/v1', model: m}", "credentials.*key_variable"),
+        ("evaluation.judge={url: 'https://host/v1?key=S3CRET', model: m}", "credentials or a query.*key_variable"),
+        ("evaluation.judge={url: 'host/v1', model: m}", "expected the endpoint's base URL"),
+        (f"{JUDGE}, key_variable: sk-S3CRET}}", "no name of an environment variable"),
+    ],
+)
+def test_load_config_secret_is_refused_with_the_place_where_it_belongs(
+    run_file: Path, override: str, says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says) as error:
+        load_config(run_file, [override])
+    assert "S3CRET" not in str(error.value)
+
+
+SETS = "evaluation.answers=[{name: a, file: x}"
+PAIRS = f"{JUDGE}, modes: [pairwise]"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["evaluation.models=[pivot, target.mixtrl]"], "'target.mixtrl'.*did you mean 'target.mixtral'"),
+        ([f"{SETS}, {{name: a, file: y}}]"], "two sets are called 'a'"),
+        ([f"{JUDGE}}}"], "no answers to judge"),
+        ([f"{SETS}]", "training.train_control=false", f"{PAIRS}}}"], "found 'sft', the models that answer are pivot"),
+        ([f"{SETS}]", "evaluation.models=[fused]", f"{PAIRS}, baseline: pivot}}"], "found 'pivot'.* are fused"),
+    ],
+)
+def test_load_config_evaluation_of_what_the_run_has_not_is_refused(
+    run_file: Path, overrides: list[str], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_config(run_file, overrides)
+
+
+def test_load_config_judge_with_a_named_key_is_read(run_file: Path) -> None:
+    judge = load_config(run_file, [f"{SETS}]", f"{JUDGE}, key_variable: JUDGE_KEY}}"]).evaluation.judge
+    assert judge is not None and judge.key_variable == "JUDGE_KEY"
+
+
+def test_load_config_override_changes_one_place_where_the_file_says_the_same_at_several(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(
+        "pivot: {name: a, model: a, engine: &engine {dtype: bfloat16}}\n"
+        "sources: [{name: b, model: b, engine: *engine}]\ndialogues: {train: [x]}\n"
+    )
+    config = load_config(tmp_path / "run.yaml", ["pivot.engine.dtype=float16"])
+    assert [model.engine.dtype for model in config.models] == ["float16", "bfloat16"]
+
+
+def test_load_config_missing_or_broken_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such run file"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "broken.yaml").write_text("pivot: [", encoding="utf-8")
+    with pytest.raises(ConfigError, match="not a readable YAML"):
+        load_config(tmp_path / "broken.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="found list"):
+        load_config(tmp_path / "list.yaml")
+
+
+@pytest.mark.parametrize(
+    ("fusion", "targets", "merged"),
+    [
+        ("pairwise", ["mixtral"], ["mixtral"]),
+        ("joint", ["joint"], ["joint"]),
+        ("both", ["mixtral", "joint"], ["mixtral"]),
+    ],
+)
+def test_fusion_decides_the_targets_and_what_is_merged(
+    run_file: Path, fusion: str, targets: list[str], merged: list[str]
+) -> None:
+    config = load_config(run_file, [f"training.fusion={fusion}"])
+    assert (config.target_names, config.merged_names) == (targets, merged)
+    assert [name for name in config.model_ids if name.startswith("target.")] == [f"target.{name}" for name in targets]
+
+
+def test_joint_needs_a_choice_among_all_sources_and_its_name_is_taken(run_file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"joint needs training\.row_choice: trusted, found 'min_ce'"):
+        load_config(run_file, ["training.fusion=joint", "training.row_choice=min_ce"])
+    with pytest.raises(ConfigError, match="'joint'"):
+        load_config(run_file, ["sources.0.name=joint"])
+
+
+def test_run_config_dump_loads_to_the_same_run(run_file: Path) -> None:
+    config = load_config(run_file)
+    assert RunConfig.model_validate(yaml.safe_load(yaml.safe_dump(config.dump()))) == config
+
+
+def test_run_config_is_frozen(run_file: Path) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_config(run_file).extraction.k = 3  # type: ignore[misc]

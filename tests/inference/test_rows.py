@@ -1,0 +1,53 @@
+"""Packed rows, target ranges and the checks on a dialogue."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fusechat.errors import ContractError
+from inference.capture.rows import TopKRows, check_dialogue, concatenate_rows, target_ranges, unpack_rows
+
+
+@given(st.lists(st.booleans(), max_size=40))
+def test_target_ranges_spell_out_the_marks(marks: list[bool]) -> None:
+    ranges = target_ranges(np.array(marks, dtype=bool))
+    spelled = [place for low, high in zip(ranges[::2], ranges[1::2], strict=True) for place in range(low, high)]
+    assert spelled == [place for place, mark in enumerate(marks) if mark]
+
+
+def test_unpack_rows_gives_each_column_its_place() -> None:
+    floats = np.array([[-0.5, -1.5, -2.0, 9.25], [-0.25, -3.0, -0.25, 8.0]], dtype=np.float32)
+    packed = np.concatenate([np.array([[7, 2**31 - 1], [0, 5]], dtype=np.int32), floats.view(np.int32)], axis=1)
+    rows = unpack_rows(packed)
+    assert rows.topk_ids.tolist() == [[7, 2**31 - 1], [0, 5]]
+    assert rows.topk_logprobs.tolist() == [[-0.5, -1.5], [-0.25, -3.0]]
+    assert rows.label_logprob.tolist() == [-2.0, -0.25] and rows.logsumexp.tolist() == [9.25, 8.0]
+    assert (len(rows), rows.k) == (2, 2)
+
+
+def test_concatenate_rows_of_nothing_is_empty_and_typed() -> None:
+    rows = concatenate_rows([], 3)
+    assert rows.topk_ids.shape == (0, 3) and rows.topk_ids.dtype == np.int32
+    assert rows.topk_logprobs.dtype == rows.label_logprob.dtype == rows.logsumexp.dtype == np.float32
+    both = concatenate_rows([rows, TopKRows.empty(3)], 3)
+    assert len(both) == 0 and both.k == 3
+
+
+@pytest.mark.parametrize(
+    ("ids", "marks", "message"),
+    [
+        ([1, 2, 3], [True, False, False], "token 0 is marked"),
+        ([1, 2, 3], [False, True], r"\(3,\) and is_target \(2,\)"),
+        ([1, 2, 3, 4, 5], [False] * 5, "has 5 tokens, the teacher was opened for 4"),
+        ([1, 10], [False, True], r"1\.\.10, the model's vocabulary ends at 9"),
+        ([-1, 3], [False, True], r"-1\.\.3"),
+    ],
+)
+def test_check_dialogue_refuses_what_no_teacher_can_score(ids: list[int], marks: list[bool], message: str) -> None:
+    with pytest.raises(ContractError, match=message):
+        check_dialogue(np.array(ids), np.array(marks), max_tokens=4, vocab_size=10, place="d")
+
+
+def test_check_dialogue_accepts_an_empty_one() -> None:
+    check_dialogue(np.zeros(0, np.int32), np.zeros(0, bool), max_tokens=4, vocab_size=10, place="d")

@@ -1,0 +1,162 @@
+"""The pooler on hidden states of our own making, with vLLM's own request metadata: chunks, preemption, memory."""
+
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+from vllm import PoolingParams
+from vllm.v1.pool.metadata import PoolingMetadata, PoolingStates
+
+from fusechat.errors import TeacherError
+from inference.capture import topk_pooler
+from inference.capture.rows import TopKRows, target_ranges, unpack_rows
+from inference.capture.topk_pooler import RANGES, TASK, TopKPooler
+
+VOCABULARY, PADDED, HIDDEN, K = 50, 64, 16, 4
+torch.manual_seed(0)
+HEAD = torch.randn(PADDED, HIDDEN)
+TABLE = torch.randn(VOCABULARY, HIDDEN)  # hidden state of a position: that of its token
+
+
+class Model:
+    """A head of one rank with padded columns, as vLLM's."""
+
+    def __init__(self) -> None:
+        self.shards = SimpleNamespace(num_org_elements=VOCABULARY, org_vocab_start_index=0)
+        self.heads = [SimpleNamespace(shard=None), SimpleNamespace(shard=None)]
+        self.rows_seen: list[int] = []
+
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.heads[1].shard = (self.shards, 1)
+        self.rows_seen.append(len(hidden))
+        return hidden @ HEAD.T + 5 * (torch.arange(PADDED) >= VOCABULARY)  # padding would win
+
+
+class Request:
+    def __init__(self, length: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.ids = rng.integers(0, VOCABULARY, length)
+        self.is_target = rng.random(length) < 0.5
+        self.is_target[0] = False
+        self.state = PoolingStates()
+        self.params = PoolingParams(task=TASK, extra_kwargs={RANGES: target_ranges(self.is_target)})
+
+    def expected(self) -> TopKRows:
+        rows = np.flatnonzero(self.is_target)
+        logprobs = (TABLE[self.ids[rows - 1]] @ HEAD[:VOCABULARY].T).log_softmax(-1)
+        values, ids = logprobs.topk(K)
+        label = logprobs[torch.arange(len(rows)), self.ids[rows]]
+        return TopKRows(ids.numpy(), values.numpy(), label.numpy(), label.numpy())
+
+
+def step(pooler: TopKPooler, chunks: list[tuple[Request, int, int]]) -> list[torch.Tensor | None]:
+    """One engine step: per request the positions start..stop-1."""
+    lengths = [len(request.ids) for request, _, _ in chunks]
+    ids = torch.full((len(chunks), max(lengths)), VOCABULARY)
+    for i, (request, _, _) in enumerate(chunks):
+        ids[i, : len(request.ids)] = torch.from_numpy(request.ids)
+    metadata = PoolingMetadata(
+        prompt_lens=torch.tensor(lengths),
+        prompt_token_ids=None,
+        prompt_token_ids_cpu=ids,
+        pooling_params=[request.params for request, _, _ in chunks],
+        pooling_states=[request.state for request, _, _ in chunks],
+    )
+    counts = np.array([stop - start for _, start, stop in chunks])
+    stops = torch.tensor([stop for _, _, stop in chunks])
+    metadata.build_pooling_cursor(counts, stops, device=torch.device("cpu"))
+    hidden = torch.cat([TABLE[request.ids[start:stop]] for request, start, stop in chunks])
+    return pooler(hidden, metadata)
+
+
+def make_pooler(model: Model | None = None) -> TopKPooler:
+    model = model or Model()
+    return TopKPooler(model.compute_logits, model.heads, k=K, columns=VOCABULARY)
+
+
+def assert_rows(packed: torch.Tensor | None, request: Request) -> None:
+    assert packed is not None
+    found, expected = unpack_rows(packed.numpy()), request.expected()
+    np.testing.assert_array_equal(found.topk_ids, expected.topk_ids)
+    np.testing.assert_allclose(found.topk_logprobs, expected.topk_logprobs, atol=1e-5)
+    np.testing.assert_allclose(found.label_logprob, expected.label_logprob, atol=1e-5)
+
+
+def test_pooler_whole_prompts_give_the_rows_of_their_targets() -> None:
+    requests = [Request(length, seed) for seed, length in enumerate((30, 2, 200))]
+    outputs = step(make_pooler(), [(request, 0, len(request.ids)) for request in requests])
+    for output, request in zip(outputs, requests, strict=True):
+        assert_rows(output, request)
+
+
+@pytest.mark.parametrize("size", [1, 7, 29])
+def test_pooler_chunks_of_interleaved_requests_give_each_row_once(size: int) -> None:
+    pooler, long, short = make_pooler(), Request(30, 1), Request(12, 2)
+    results: dict[int, torch.Tensor | None] = {}
+    for start in range(0, 30, size):
+        chunks = [(r, start, min(start + size, len(r.ids))) for r in (short, long) if start < len(r.ids)]
+        for (request, _, stop), output in zip(chunks, step(pooler, chunks), strict=True):
+            assert (output is not None) == (stop == len(request.ids))
+            results[id(request)] = output
+    assert_rows(results[id(long)], long)
+    assert_rows(results[id(short)], short)
+    assert not long.state.hidden_states_cache
+
+
+def test_pooler_preempted_request_gives_each_row_once() -> None:
+    pooler, request = make_pooler(), Request(40, 3)
+    for start, stop in ((0, 10), (10, 25), (0, 15), (15, 20), (0, 30)):  # preempted twice, its state not cleared
+        assert step(pooler, [(request, start, stop)]) == [None]
+    (output,) = step(pooler, [(request, 30, 40)])
+    assert_rows(output, request)
+
+
+def test_pooler_multiplies_the_head_with_target_rows_only_and_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topk_pooler, "CPU_BLOCK_ROWS", 8)
+    model, request = Model(), Request(90, 4)
+    (output,) = step(make_pooler(model), [(request, 0, 90)])
+    assert_rows(output, request)
+    assert sum(model.rows_seen) == request.is_target.sum()
+    assert max(model.rows_seen) == 8
+
+
+def test_pooler_without_targets_never_touches_the_head() -> None:
+    model, request = Model(), Request(20, 5)
+    request.params = PoolingParams(task=TASK, extra_kwargs={RANGES: []})
+    (output,) = step(make_pooler(model), [(request, 0, 20)])
+    assert output is not None and output.shape == (0, 2 * K + 2)
+    assert model.rows_seen == []
+
+
+def test_pooler_memory_profile_scores_every_position() -> None:
+    """vLLM sizes the KV cache around this call: no options, and fewer ids than positions for the last request."""
+    model = Model()
+    metadata = PoolingMetadata(
+        prompt_lens=torch.tensor([10, 13]),
+        prompt_token_ids=None,
+        prompt_token_ids_cpu=torch.zeros((2, 10), dtype=torch.int32),
+        pooling_params=[PoolingParams(task=TASK)] * 2,
+        pooling_states=[PoolingStates(), PoolingStates()],
+    )
+    metadata.build_pooling_cursor(np.array([10, 13]), torch.tensor([10, 13]), device=torch.device("cpu"))
+    outputs = make_pooler(model)(torch.randn(23, HIDDEN), metadata)
+    assert [len(output) for output in outputs] == [10, 13]
+    assert sum(model.rows_seen) == 23
+
+
+def test_pooler_model_with_a_head_of_its_own_making_is_refused() -> None:
+    request = Request(20, 6)
+    pooler = TopKPooler(lambda hidden: hidden @ HEAD.T, [], k=K, columns=VOCABULARY)
+    with pytest.raises(TeacherError, match="capture to prompt_logprobs"):
+        step(pooler, [(request, 0, 20)])
+
+
+def test_pooler_holds_no_parameters_of_its_model() -> None:
+    model = torch.nn.Linear(2, 2)
+    pooler = TopKPooler(model.forward, [model], k=K, columns=VOCABULARY)
+    assert list(pooler.parameters()) == []

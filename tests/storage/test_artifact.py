@@ -1,0 +1,152 @@
+"""Artifacts: skipped when done, resumed when begun, refused when another plan made them."""
+
+import errno
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+from tiny_runs import another_process_within
+
+from fusechat.errors import ArtifactError, BusyError, StorageError
+from fusechat.storage import artifact
+
+
+def make(
+    folder: Path, *, settings: dict | None = None, parents: dict | None = None, if_changed: str = "refuse"
+) -> artifact.Claim:
+    return artifact.claim(folder, "tokens", settings=settings or {"k": 1}, parents=parents or {}, if_changed=if_changed)
+
+
+def test_claim_finished_artifact_is_handed_back_whole(tmp_path: Path) -> None:
+    first = make(tmp_path / "a")
+    assert first.artifact is None
+    made = first.finish({"rows": 3})
+    again = make(tmp_path / "a")
+    assert again.artifact is not None and again.artifact.fingerprint == made.fingerprint
+    assert artifact.load(tmp_path / "a", "tokens").counts == {"rows": 3}
+
+
+def test_claim_begun_artifact_is_resumed_not_finished(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    again = make(tmp_path / "a")
+    assert again.artifact is None
+    with pytest.raises(ArtifactError, match="run the stage that makes it first"):
+        artifact.load(tmp_path / "a", "tokens")
+
+
+@pytest.mark.parametrize("finish", [True, False])
+def test_claim_of_another_plan_is_refused_and_shows_what_differs(tmp_path: Path, finish: bool) -> None:
+    claim = make(tmp_path / "a", settings={"k": 1, "engine": {"dtype": "auto"}})
+    (tmp_path / "a" / "data").touch()
+    if finish:
+        claim.finish({})
+    with pytest.raises(ArtifactError) as error:
+        make(tmp_path / "a", settings={"k": 2, "engine": {"dtype": "float32"}})
+    assert "settings.k: 1 -> 2" in str(error.value) and "settings.engine.dtype: 'auto' -> 'float32'" in str(error.value)
+
+
+def test_claim_of_a_folder_where_nothing_was_made_yet_takes_the_corrected_plan(tmp_path: Path) -> None:
+    make(tmp_path / "a", settings={"k": 1})
+    claim = make(tmp_path / "a", settings={"k": 2})
+    assert claim.finish({}).record["settings"] == {"k": 2}
+
+
+def test_claim_restart_deletes_only_after_a_change(tmp_path: Path) -> None:
+    make(tmp_path / "a").finish({})
+    (tmp_path / "a" / "data").touch()
+    assert make(tmp_path / "a", if_changed="restart").artifact is not None
+    assert (tmp_path / "a" / "data").exists()
+    assert make(tmp_path / "a", settings={"k": 2}, if_changed="restart").artifact is None
+    assert not (tmp_path / "a" / "data").exists()
+
+
+def test_claim_restart_keeps_the_lease_of_whoever_clears(tmp_path: Path) -> None:
+    make(tmp_path / "a").finish({})
+    (tmp_path / "a" / artifact.LEASE_FILE).touch()
+    make(tmp_path / "a", settings={"k": 2}, if_changed="restart")
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {artifact.PLAN_FILE, artifact.LEASE_FILE}
+
+
+@pytest.mark.parametrize("deletions", [1, 2, 3])
+def test_claim_restart_cut_short_never_mixes_two_plans(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deletions: int
+) -> None:
+    make(tmp_path / "a").finish({})
+    for name in ("chunks", "more"):
+        (tmp_path / "a" / name).mkdir()
+        (tmp_path / "a" / name / "0").write_text("of the first plan")
+    left = iter(range(deletions - 1))
+
+    class Killed(BaseException):
+        pass
+
+    def cut(call: Callable[..., Any]) -> Callable[..., Any]:
+        def delete(*arguments: Any, **options: Any) -> Any:
+            if next(left, None) is None:
+                raise Killed
+            return call(*arguments, **options)
+
+        return delete
+
+    with monkeypatch.context() as context:
+        for name in ("rm", "rm_file"):
+            context.setattr(LocalFileSystem, name, cut(getattr(LocalFileSystem, name)))
+        with pytest.raises(Killed):
+            make(tmp_path / "a", settings={"k": 2}, if_changed="restart")
+    assert make(tmp_path / "a", settings={"k": 2}, if_changed="restart").artifact is None
+    assert [path.name for path in (tmp_path / "a").iterdir()] == [artifact.PLAN_FILE]
+
+
+def test_fingerprint_follows_settings_and_parents(tmp_path: Path) -> None:
+    parent = make(tmp_path / "p").finish({})
+    other = make(tmp_path / "q", settings={"k": 9}).finish({})
+    child = make(tmp_path / "c", parents={"tokens": parent}).finish({"seconds do not count": 1})
+    same = make(tmp_path / "d", parents={"tokens": parent}).finish({})
+    different = make(tmp_path / "e", parents={"tokens": other}).finish({})
+    assert child.fingerprint == same.fingerprint != different.fingerprint
+
+
+def test_load_another_kind_or_broken_record_is_refused(tmp_path: Path) -> None:
+    make(tmp_path / "a").finish({})
+    with pytest.raises(ArtifactError, match="expected 'aligned'"):
+        artifact.load(tmp_path / "a", "aligned")
+    (tmp_path / "a" / "artifact.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ArtifactError, match="not a readable JSON"):
+        artifact.load(tmp_path / "a", "tokens")
+
+
+def test_write_json_replaces_in_one_step_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    artifact.write_json(str(tmp_path / "f.json"), {"a": 1})
+    artifact.write_json(str(tmp_path / "f.json"), {"a": 2})
+    assert json.loads((tmp_path / "f.json").read_text()) == {"a": 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["f.json"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_storage_errors_full_or_read_only_target_is_the_users_matter(number: int) -> None:
+    with pytest.raises(StorageError, match="what is finished is kept") as error, artifact.storage_errors("/somewhere"):
+        raise OSError(number, "no")
+    assert error.value.exit_status == 2
+
+
+def test_storage_errors_other_failures_pass_through() -> None:
+    with pytest.raises(OSError, match="broken pipe") as error, artifact.storage_errors("/somewhere"):
+        raise OSError(errno.EPIPE, "broken pipe")
+    assert not isinstance(error.value, StorageError)
+
+
+def test_run_lock_second_process_is_refused_and_a_killed_one_frees_it(tmp_path: Path) -> None:
+    lock = (
+        f"from pathlib import Path; from fusechat.storage.artifact import run_lock\nrun_lock(Path({str(tmp_path)!r}))"
+    )
+    with (
+        another_process_within(lock) as holder,
+        pytest.raises(BusyError, match=f"process {holder}"),
+        artifact.run_lock(tmp_path),
+    ):
+        pass
+    with artifact.run_lock(tmp_path):
+        pass

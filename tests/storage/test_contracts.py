@@ -1,0 +1,39 @@
+"""The contracts and the page generated from them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fusechat.errors import ContractError
+from fusechat.storage.contracts import ALIGNED, CONTRACTS, LOGPROBS, TOKENS, RowKind, id_dtype, to_markdown
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_docs_contracts_page_is_the_generated_one() -> None:
+    assert (ROOT / "docs" / "contracts.md").read_text(encoding="utf-8") == to_markdown()
+
+
+def test_validate_good_arrays_pass_and_bad_ones_are_named() -> None:
+    good = {
+        "token_ids": np.zeros(3, np.int32), "is_target": np.zeros(3, bool),
+        "content_span": np.zeros((3, 2), np.int32), "offsets": np.array([0, 3]),
+    }  # fmt: skip
+    TOKENS.validate(good)
+    for change, says in (
+        ({"token_ids": np.zeros(3, np.int64)}, "token_ids is int64, expected int32"),
+        ({"is_target": np.zeros(4, bool)}, "is_target has 4 along tokens, expected 3"),
+        ({"content_span": np.zeros((3, 3), np.int32)}, "content_span has 3 along 2, expected 2"),
+        ({"content_span": np.zeros(3, np.int32)}, "content_span has shape"),
+        ({"extra": np.zeros(3)}, "expected"),
+    ):
+        with pytest.raises(ContractError, match=says):
+            TOKENS.validate({**good, **change})
+
+
+def test_contracts_share_the_row_arrays_and_ids_fit() -> None:
+    assert set(ALIGNED.names) == {*LOGPROBS.names, "kind"}
+    assert set(CONTRACTS) == {"tokens", "logprobs", "aligned", "choice"}
+    assert id_dtype(65_536) == "uint16" and id_dtype(65_537) == "uint32"
+    assert not RowKind.ONE_HOT.is_real and not RowKind.EMPTY.is_real and RowKind.EXACT.is_real

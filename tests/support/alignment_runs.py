@@ -1,0 +1,74 @@
+"""Small stores to align: tokens of a pivot and its source, and invented rows of the source."""
+
+from pathlib import Path
+
+import numpy as np
+
+from fusechat.config import RunConfig, load_config
+from fusechat.storage import artifact
+from fusechat.storage.contracts import id_dtype
+from fusechat.storage.row_store import RowStore
+from fusechat.storage.tokens import Tokens
+from fusechat.text.tokenize_stage import prepare_dialogues, tokenize
+
+
+def prepared(run_file: Path, *overrides: str) -> RunConfig:
+    """A run up to its extraction: tokens of all models, invented rows of the sources."""
+    config = load_config(run_file, list(overrides))
+    prepare_dialogues(config)
+    for model in config.models:
+        tokenize(config, model.name)
+    for source in config.sources:
+        write_random_rows(config, source.name)
+    return config
+
+
+def name_other_dialogues(config: RunConfig, name: str) -> None:
+    """Let a model's tokens say that they are of other dialogues."""
+    tokens = Tokens.read(config.tokens_url(name))
+    attributes = {**tokens.attributes, "dialogues_digest": "another"}
+    Tokens(tokens.token_ids, tokens.is_target, tokens.content_span, tokens.offsets, attributes).write(
+        config.tokens_url(name)
+    )
+
+
+def write_random_rows(config: RunConfig, name: str, seed: int = 0) -> None:
+    """A finished logprobs store with invented rows, in which labels are likely."""
+    tokens, rng = Tokens.read(config.tokens_url(name)), np.random.default_rng(seed)
+    vocab_size, k, url = int(tokens.attributes["vocab_size"]), config.extraction.k, config.logprobs_url(name)
+    parents = {"tokens": artifact.load(config.tokens_url(name), "tokens")}
+    claim = artifact.claim(url, "logprobs", settings={"seed": seed}, parents=parents)
+    store = RowStore.create(
+        url, "logprobs", tokens.plan(config.extraction.shard_tokens), k=k, vocab_size=vocab_size,
+        logprob_step=config.extraction.logprob_step, settings={"seed": seed},
+    )  # fmt: skip
+    labels = tokens.token_ids[tokens.is_target]
+    ids = np.stack([rng.choice(vocab_size, k, replace=False) for _ in labels])
+    place = rng.integers(0, k, len(labels))
+    missing = ~(ids == labels[:, None]).any(axis=1)
+    ids[missing, place[missing]] = labels[missing]
+    probs = -np.sort(-rng.dirichlet(np.full(k + 1, 0.3), len(labels))[:, :k], axis=1)
+    logprobs = np.log(np.maximum(probs, 1e-9)).astype(np.float32)
+    own = np.take_along_axis(logprobs, np.argmax(ids == labels[:, None], axis=1)[:, None], 1)[:, 0]
+    for shard in store.missing_shards():
+        rows = store.plan.rows(shard)
+        arrays = {
+            "topk_ids": ids[rows].astype(id_dtype(vocab_size)),
+            "topk_logprobs": logprobs[rows],
+            "label_logprob": own[rows],
+        }
+        store.write_shard(shard, arrays)
+    claim.finish({})
+
+
+def beside(config: RunConfig, folder: Path) -> RunConfig:
+    """The same run, whose tokens and logprobs are shared and whose aligned rows go to a folder of their own."""
+    for name in ("tokens", "logprobs"):
+        (folder / "beside").mkdir(exist_ok=True)
+        (folder / "beside" / name).symlink_to(Path(config.store_url).resolve() / name)
+    return config.model_copy(update={"run": config.run.model_copy(update={"store": str(folder / "beside")})})
+
+
+def objects_of(folder: Path) -> dict[str, bytes]:
+    """Every object of a store, by its place."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("c/**/*") if p.is_file()}

@@ -1,0 +1,56 @@
+"""A run folder whose stages before evaluation are done: real tokens, tiny random targets and fused model, random rows."""
+
+from pathlib import Path
+from typing import Any
+
+import tiny_models
+from trainer_runs import write_rows
+
+from fusechat.config import RunConfig
+from fusechat.storage import artifact
+from fusechat.storage.tokens import Tokens
+from fusechat.text import tokenize_stage
+
+
+def finish_earlier_stages(config: RunConfig) -> None:
+    """Tokenize for real; save a tiny model for each target, the control and the fused model."""
+    tokenize_stage.prepare_dialogues(config)
+    for model in config.models:
+        tokenize_stage.tokenize(config, model.name)
+    folders = {config.target_path(source.name): "target" for source in config.sources}
+    folders |= {config.target_path("sft"): "target", config.fused_path: "fused"}
+    for seed, (folder, kind) in enumerate(folders.items(), 10):
+        finish_model(folder, kind, seed)
+
+
+def finish_rows(config: RunConfig) -> None:
+    """Random rows: each model's own, and each source's on the pivot's tokens."""
+    for model in config.models:
+        finish_rows_of(config, model.name)
+    made = artifact.load(config.tokens_url(config.pivot.name), "tokens")
+    for seed, source in enumerate(config.sources, 20):
+        url = config.aligned_url(source.name)
+        write_rows(url, "aligned", Tokens.read(made.url), {"pivot_tokens": made}, seed)
+        record = artifact.read_json(f"{url}/artifact.json")
+        artifact.write_json(f"{url}/artifact.json", {**record, "counts": aligned()})
+
+
+def finish_rows_of(config: RunConfig, name: str) -> None:
+    """Random rows of one model on its own tokens."""
+    made = artifact.load(config.tokens_url(name), "tokens")
+    write_rows(config.logprobs_url(name), "logprobs", Tokens.read(made.url), {"tokens": made}, len(name))
+
+
+def finish_model(folder: Path, kind: str, seed: int) -> None:
+    """A tiny model as a finished artifact of its kind."""
+    claim = artifact.claim(folder, kind, settings={"seed": seed}, parents={}, if_changed="restart")
+    tiny_models.save_llama(folder, seed=seed)
+    claim.finish({"steps": 3})
+
+
+def aligned() -> dict[str, Any]:
+    """What alignment counts."""
+    figures = {"rows": 9, "coverage": 1.0, "mass_home": 0.9, "bits_per_byte_source": 2.0, "bits_per_byte_lost": 0.1,
+               "label_bits_per_byte_lost_share": 0.01}  # fmt: skip
+    end = {**figures, "bits_per_byte_source": None, "bits_per_byte_lost": None, "label_bits_per_byte_lost_share": None}
+    return {**figures, "kinds": {"exact": 8, "inside": 1}, "by_text": {"prose": figures, "end_of_turn": end}}

@@ -1,0 +1,118 @@
+"""Teacher actors that tests can hold, kill and poison: the real one, and one without an engine.
+
+Files in `run.output/"gate"` steer them: `hold.N` keeps shard N in flight (after scoring, before writing) until the file is
+gone, `held.N` says that it is; `poison.N` makes the engine raise in shard N; `nan.N` makes its rows NaN. `tried.N` gets a
+line for each try, with the process and, in a Ray actor, the node.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray import cloudpickle
+
+from fusechat.config import RunConfig
+from fusechat.storage.row_store import RowStore
+from fusechat.storage.tokens import TokensReader
+from inference.capture.rows import TopKRows
+from inference.teacher_actor import TeacherActor
+
+# Workers do not have the folder of the tests on their path.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+class GatedTeacher(TeacherActor):
+    """The real one."""
+
+    def __init__(self, config: dict[str, Any], name: str, **options: Any) -> None:
+        super().__init__(config, name, **options)
+        self.gate = gate_of(self.config)
+        self.shard = threading.local()
+
+    def run_shard(self, shard: int) -> dict[str, Any]:
+        self.shard.number = shard
+        with (self.gate / f"tried.{shard}").open("a") as file:
+            file.write(f"{os.getpid()} {ray.get_runtime_context().get_node_id()}\n")
+        return super().run_shard(shard)
+
+    def _score(self, ids: list[np.ndarray], targets: list[np.ndarray]) -> list[TopKRows]:
+        shard = self.shard.number
+        if (self.gate / f"poison.{shard}").exists():
+            self._break_engine(ids[0])
+        rows = self._score_now(ids, targets)
+        while (self.gate / f"hold.{shard}").exists():
+            (self.gate / f"held.{shard}").touch()
+            time.sleep(0.02)
+        if (self.gate / f"nan.{shard}").exists():
+            rows[0].topk_logprobs[:] = np.nan
+        return rows
+
+    def _score_now(self, ids: list[np.ndarray], targets: list[np.ndarray]) -> list[TopKRows]:
+        return super()._score(ids, targets)
+
+    def _break_engine(self, ids: np.ndarray) -> None:
+        """Ranges that end nowhere: the pooler raises inside the engine's step."""
+        self._teacher._params = lambda marks: _broken_params()  # type: ignore[method-assign, union-attr]
+        super()._score([ids], [np.arange(len(ids)) > 0])
+
+
+class SimulatedTeacher(GatedTeacher):
+    """Rows drawn from the token ids; no engine."""
+
+    def start(self) -> dict[str, Any]:
+        self.tokens = TokensReader(self.config.tokens_url(self.name))
+        self.store = RowStore.open(self.config.logprobs_url(self.name), "logprobs", mode="r+")
+        (self.gate / f"start.{os.getpid()}").write_text(ray.get_runtime_context().get_node_id())
+        return {}
+
+    def _score_now(self, ids: list[np.ndarray], targets: list[np.ndarray]) -> list[TopKRows]:
+        return [drawn_rows(of_one, int(marks.sum()), self.store.k) for of_one, marks in zip(ids, targets, strict=True)]
+
+
+def drawn_rows(ids: np.ndarray, num_rows: int, k: int) -> TopKRows:
+    rng = np.random.default_rng(ids.astype(np.int64))
+    logits = rng.normal(0, 3, (num_rows, 50)).astype(np.float32)
+    logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    best = np.argsort(-logprobs, axis=1)[:, :k].astype(np.int32)
+    kept = np.take_along_axis(logprobs, best, axis=1)
+    return TopKRows(best, kept, logprobs[:, 0].copy(), np.zeros(num_rows, np.float32))
+
+
+def _broken_params() -> Any:
+    from vllm import PoolingParams
+
+    from inference.capture.topk_pooler import RANGES, TASK
+
+    return PoolingParams(task=TASK, extra_kwargs={RANGES: [5]})
+
+
+def gate_of(config: RunConfig) -> Path:
+    folder = config.run.output / "gate"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def tries(config: RunConfig) -> dict[int, int]:
+    """shard -> how often it was begun."""
+    return {int(path.suffix[1:]): len(path.read_text().splitlines()) for path in gate_of(config).glob("tried.*")}
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
+    """The first true value of a condition; what is waited for is sure to come, the limit only ends a broken test."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+    return value
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a store but its two records, which hold times."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in ("artifact.json", "plan.json"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}

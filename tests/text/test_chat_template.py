@@ -1,0 +1,239 @@
+"""Chat templates: the text is the template's own, and contents are found where they stand, whatever is stripped."""
+
+import datetime as real_datetime
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+from transformers.utils import chat_template_utils
+
+from fusechat.errors import DialogueError, ModelError
+from fusechat.text.chat_template import load_tokenizer, render
+from fusechat.text.dialogues import Dialogue, Message
+
+
+def each(turn: str) -> str:
+    """A template that writes every message in one way."""
+    return "{% for m in messages %}" + turn + "{% endfor %}"
+
+
+CHATML = each("{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}")
+# The system message is folded into the first user message, and the sum is stripped: its user part on the right only.
+LLAMA2 = (
+    "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}"
+    "{% set system = '<<SYS>>\\n' + messages[0]['content'] + '\\n<</SYS>>\\n\\n' %}"
+    "{% else %}{% set loop_messages = messages %}{% set system = '' %}{% endif %}"
+    "{% for m in loop_messages %}{% set content = system + m['content'] if loop.first else m['content'] %}"
+    "{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
+    "{% else %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+# As recent reasoning models do: an empty thought before the last answer, unless the answer brings its own.
+THINKING = (
+    "{% for m in messages %}{{ '<' + m['role'] + '>' }}"
+    "{% if m['role'] == 'assistant' and '</think>' not in m['content'] %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+    "{{ m['content'].lstrip('\\n') + '<end>' }}{% endfor %}"
+)
+
+
+@cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {piece: i for i, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(vocabulary, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+
+
+def dialogue_of(*contents: str, system: str | None = None) -> Dialogue:
+    roles = ("user", "assistant") * len(contents)
+    messages = [Message(role, content) for role, content in zip(roles, contents, strict=False)]
+    return Dialogue("d7", tuple([Message("system", system)] * (system is not None) + messages))
+
+
+def shown_contents(template: str, dialogue: Dialogue) -> list[str]:
+    """What stands at the ranges, after checking that it is what `covered` says, and that the text is the template's."""
+    rendered = render(tokenizer(), template, dialogue)
+    messages = [{"role": message.role, "content": message.content} for message in dialogue.messages]
+    assert rendered.text == tokenizer().apply_chat_template(messages, chat_template=template, tokenize=False)
+    assert rendered.contents == tuple(
+        message.content[start:end] for message, (start, end) in zip(dialogue.messages, rendered.covered, strict=True)
+    )
+    pieces = [piece for pair in zip(rendered.template_parts, [*rendered.contents, ""], strict=True) for piece in pair]
+    assert "".join(pieces) == rendered.text
+    return list(rendered.contents)
+
+
+WAYS = {
+    "m['content']": str,
+    "m['content'] | trim": str.strip,
+    "m['content'].lstrip()": str.lstrip,
+    "m['content'].rstrip()": str.rstrip,
+    "m['content'].strip('\\n')": lambda text: text.strip("\n"),
+    "m['content'].lstrip(' ')": lambda text: text.lstrip(" "),
+}
+texts = st.lists(
+    st.sampled_from([" ", "\n", "\t", "\u3000", "a", "ab", ": ", "user: ", "zqcontent0z", "é"]), min_size=1, max_size=8
+).map("".join)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@settings(deadline=None, max_examples=60)
+@given(contents=st.lists(texts, min_size=2, max_size=4))
+@example(contents=[" ", " \n"])
+def test_render_finds_contents_in_whatever_way_they_are_stripped(way: str, contents: list[str]) -> None:
+    template = each("{{ m['role'] + ': ' + (" + way + ") + '\\n' }}")
+    assert shown_contents(template, dialogue_of(*contents)) == [WAYS[way](content) for content in contents]
+
+
+@settings(deadline=None, max_examples=100)
+@given(contents=st.lists(texts, min_size=2, max_size=4), system=st.none() | texts)
+def test_render_finds_contents_that_are_stripped_by_role(contents: list[str], system: str | None) -> None:
+    expected = [content.strip() for content in contents]
+    if system is not None:
+        expected = [system, contents[0].rstrip(), *expected[1:]]
+        if not contents[0].strip():
+            return  # the strip then reaches into the template's own text
+    assert shown_contents(LLAMA2, dialogue_of(*contents, system=system)) == expected
+
+
+def test_render_with_generation_prompt_ends_with_it() -> None:
+    template = CHATML + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    question = Dialogue("q", (Message("user", " Why? "),))
+    rendered = render(tokenizer(), template, question, add_generation_prompt=True)
+    assert rendered.text == "<|im_start|>user\n Why? <|im_end|>\n<|im_start|>assistant\n"
+    assert rendered.contents == (" Why? ",)
+    assert render(tokenizer(), template, question).text == "<|im_start|>user\n Why? <|im_end|>\n"
+
+
+def test_render_template_that_depends_on_a_content_finds_contents_that_stand_once() -> None:
+    thought = "<think>\nHmm, four.\n</think>\n\nFour."
+    assert shown_contents(THINKING, dialogue_of("Two and two?", thought)) == ["Two and two?", thought]
+    assert shown_contents(THINKING, dialogue_of("Two and two?", "\n Four.")) == ["Two and two?", " Four."]
+    with pytest.raises(ModelError, match="rewrites"):
+        render(tokenizer(), THINKING, dialogue_of("Four.", thought))  # "Four." stands twice: no way to tell which it is
+
+
+def test_render_template_that_holds_the_placeholder_still_works() -> None:
+    assert shown_contents("zqcontent0z zqcontentq" + CHATML, dialogue_of("a ", " b")) == ["a ", " b"]
+
+
+def test_render_template_with_the_date_survives_midnight(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock:
+        today = real_datetime.date(2026, 1, 31)
+
+        @classmethod
+        def now(cls) -> real_datetime.date:
+            return cls.today
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+    template = "{{ strftime_now('%d %b') + '\\n' }}" + CHATML
+    assert shown_contents(template, dialogue_of("a ", "b")) == ["a ", "b"]
+    Clock.today = real_datetime.date(2026, 2, 1)
+    assert shown_contents(template, dialogue_of("a ", "b")) == ["a ", "b"]
+
+
+@pytest.mark.parametrize(
+    ("way", "named"),
+    [
+        ("m['content'] | upper", "message 1 (user: 'Hello there')"),
+        ("m['content'] | replace('there', 'you')", "message 1 (user: 'Hello there')"),
+        ("m['content'][:6]", "message 1 (user: 'Hello there')"),
+        ("m['content'] if m['role'] == 'user' else m['content'].title()", "message 2 (assistant: 'Good day')"),
+    ],
+)
+def test_render_template_that_rewrites_a_content_is_refused(way: str, named: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        render(tokenizer(), each("{{ '|' + (" + way + ") }}"), dialogue_of("Hello there", "Good day"))
+    message = str(caught.value)
+    assert ("dialogue 'd7'" in message and named in message) or "0 times, expected once" in message
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (each("{% if m['role'] != 'system' %}{{ m['content'] }}{% endif %}"), r"message 1 of 3 \(system\) 0 times"),
+        (each("{{ m['content'] + m['content'] }}"), r"message 1 of 3 \(system\) 2 times"),
+        (
+            "{% for m in messages | reverse %}{{ m['content'] }}{% endfor %}",
+            "system, user, assistant into another order",
+        ),
+    ],
+)
+def test_render_template_that_drops_repeats_or_moves_a_message_is_refused(template: str, expected: str) -> None:
+    with pytest.raises(ModelError, match=expected):
+        render(tokenizer(), template, dialogue_of("a", "b", system="s"))
+
+
+def test_render_template_that_refuses_a_role_names_the_dialogue_and_its_words() -> None:
+    template = each(
+        "{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}{{ m['content'] }}"
+    )
+    with pytest.raises(DialogueError, match=r"'d7'.* roles system, user, assistant \(no system role\); set `template`"):
+        render(tokenizer(), template, dialogue_of("a", "b", system="s"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model folder with a tokenizer without a chat template."""
+    tokenizer().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def set_template(folder: Path, template: object) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": template}))
+
+
+def test_load_gives_the_models_own_template_or_the_given_one(folder: Path) -> None:
+    set_template(folder, CHATML)
+    loaded, template = load_tokenizer(str(folder))
+    assert template == CHATML and len(loaded) == len(tokenizer())
+    assert load_tokenizer(str(folder), template=LLAMA2)[1] == LLAMA2
+
+
+def test_load_takes_the_default_of_several_templates(folder: Path) -> None:
+    named = [{"name": "default", "template": CHATML}, {"name": "rag", "template": LLAMA2}]
+    set_template(folder, named)
+    assert load_tokenizer(str(folder))[1] == CHATML
+    set_template(folder, [{"name": "one", "template": CHATML}, named[1]])
+    with pytest.raises(ModelError, match="path of a Jinja file"):
+        load_tokenizer(str(folder))
+
+
+def test_load_model_without_template_says_how_to_set_one(folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"has no chat template; set `template` of this model to `pivot`"):
+        load_tokenizer(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{% for m in messages %}\n{{ m.content }\n", "line 2 of the chat template is not Jinja"),
+        ("{{ raise_exception('never') }}", r"cannot show one question and its answer.*\(never\)"),
+        ("{{ sep_token + messages[0].content }}", "'sep_token' is undefined"),
+        ("{{ messages[0].content }}", r"message 2 of 2 \(assistant\) 0 times"),
+    ],
+)
+def test_load_unusable_template_is_refused(folder: Path, template: str, expected: str) -> None:
+    with pytest.raises(ModelError, match=expected):
+        load_tokenizer(str(folder), template=template)
+
+
+def test_load_folder_without_a_tokenizer_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match="no tokenizer could be loaded"):
+        load_tokenizer(str(folder.parent / "no-such-folder"))
+    (folder / "tokenizer.json").write_text('{"version": "1.0"}')
+    with pytest.raises(ModelError, match="no tokenizer could be loaded"):
+        load_tokenizer(str(folder), template=CHATML)
+
+
+def test_load_tokenizer_without_offsets_is_refused(tmp_path: Path) -> None:
+    ByT5Tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"its tokenizer is ByT5Tokenizer, expected one with a tokenizer\.json"):
+        load_tokenizer(str(tmp_path), template=CHATML)
