@@ -111,7 +111,7 @@ def test_killed_driver_takes_its_engines_along_and_the_next_one_goes_on(
     (gate_of(config) / f"hold.{LAST}").touch()
     file = config.run.output / "config.json"
     file.write_text(json.dumps(config.dump()), encoding="utf-8")
-    script = Path(__file__).with_name("extraction_driver.py")
+    script = Path(__file__).parents[1] / "support" / "extraction_driver.py"
     path = os.pathsep.join([str(script.parents[1]), str(script.parent), os.environ.get("PYTHONPATH", "")])
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"PYTHONPATH": path}
     with subprocess.Popen([sys.executable, str(script), str(file)], env=environment) as driver:
