@@ -8,7 +8,7 @@ from pathlib import Path
 
 import browser
 import pytest
-from test_evaluation_page import EVIL, minimal_document
+from report_documents import EVIL, minimal_document
 
 from evaluation.report import live, page
 from fusechat.config import load_config

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from merge_models import VOCABULARY, llama_weights, save_model, save_tokenizer, updated
+from tensor_values import values
 
 from fusechat.errors import ConfigError, ModelError
 from merge.files.checkpoint import Checkpoint
-from merge.group import Block, TensorGroup
 from merge.inputs import Inputs, summary
 from merge.plan import check_changed, check_finite
 
@@ -28,14 +28,6 @@ def base(tmp_path: Path) -> Path:
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
     return save_model(tmp_path / "target", updated(llama_weights(), seed=1))
-
-
-def values(inputs: Inputs, tensor: str, target: int = 0) -> torch.Tensor:
-    """A tensor of a target, as merging reads it."""
-    source = inputs.sources(tensor)[target]
-    group = TensorGroup(tensor, source, [source], ["x"])
-    rows = np.concatenate([Block(group, index).base for index in range(group.num_blocks)])
-    return torch.from_numpy(rows).reshape(source.shape)
 
 
 @pytest.mark.parametrize("shards", [1, 3])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 SUMS = """
 import numpy as np
-from merge import kernels
+from merge.compute import kernels
 
 rows = np.random.default_rng(0).normal(size=(4, 5000)).astype(np.float32)
 ones, masses = np.ones(3, np.float32), np.zeros((3, 3))

@@ -9,7 +9,7 @@ import torch
 from merge_models import llama_weights, save_model
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from test_merge_inputs import values
+from tensor_values import values
 from transformers import AutoModelForCausalLM
 
 from fusechat.errors import ModelError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_fusechat_store import fill, new_store
+from row_stores import fill, new_store
 
 from fusechat.errors import ArtifactError
 from fusechat.storage.artifact import LEASE_FILE, RECORD_FILE

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("moto")
 from moto.server import ThreadedMotoServer
-from test_fusechat_store import fill, new_store
+from row_stores import fill, new_store
 
 from fusechat.errors import ArtifactError
 from fusechat.storage import artifact
