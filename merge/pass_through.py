@@ -1,5 +1,6 @@
 """One target and nothing to merge: its files become the fused model, byte for byte."""
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -37,9 +38,14 @@ def pass_through(config: RunConfig, *, progress: Progress | None = None) -> Arti
 
 
 def _copy(source: Path, place: Path) -> None:
-    """Another name for the same bytes where the filesystem has them, which costs no space; a copy elsewhere."""
+    """Weights get another name for the same bytes where the filesystem can, which costs no space.
+
+    All else is copied: evaluation writes its figures into a model's card, and one file under two names would then say of
+    both models what holds for the last.
+    """
     place.unlink(missing_ok=True)
-    try:
-        os.link(source, place)
-    except OSError:
-        shutil.copyfile(source, place)
+    if source.suffix == ".safetensors":
+        with contextlib.suppress(OSError):  # another filesystem, or one without links
+            os.link(source, place)
+            return
+    shutil.copyfile(source, place)

@@ -27,6 +27,7 @@ from fusechat.text.tokenize_stage import template_of
 
 from . import choice_stage, target_model
 from .arguments import model_arguments, packing_arguments, training_arguments
+from .batches import ORDER_VERSION
 from .checkpoints import CheckpointPace, last_checkpoint, remove_partial
 from .choice import NOBODY
 from .choice_stage import Choice
@@ -91,6 +92,7 @@ def claim_target(config: RunConfig, target_name: str) -> Claim:
         "seed": config.run.seed,
         "max_tokens": config.dialogues.max_tokens,
         "row_choice": choice,
+        "batch_order": ORDER_VERSION,
         "pivot": model_files.digests(model_files.resolve_model(config.pivot), config.run.output / "digests.json"),
     }
     return artifact.claim(

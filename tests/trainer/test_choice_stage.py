@@ -154,6 +154,14 @@ def test_fused_model_of_a_joint_run_is_the_joint_target_byte_for_byte(joint: Run
     assert merge.stage.run(joint).fingerprint == record["fingerprint"]
 
 
+def test_card_of_a_joint_runs_fused_model_is_a_file_of_its_own(joint: RunConfig) -> None:
+    """Evaluation writes each model's figures into its card."""
+    target, fused = joint.target_path(JOINT), joint.fused_path
+    for path in fused.glob("*.safetensors"):
+        assert path.samefile(target / path.name)  # no second copy of the weights
+    assert not (fused / "README.md").samefile(target / "README.md")
+
+
 def test_joint_run_that_stopped_goes_on_to_the_same_weights(joint: RunConfig, tmp_path: Path) -> None:
     config = make_run(tmp_path, fusion="joint", trl={"save_steps": 2})
     whole = FusionTrainer.compute_loss
