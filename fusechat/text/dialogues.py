@@ -1,4 +1,4 @@
-"""The Dialogue record, and reading it from files: paths in, checked dialogues out.
+"""Reading dialogues from files: paths in, checked dialogues out.
 
 A row is `{"id", "kind"?, "messages": [{"role", "content"}]}` or, in ShareGPT form, `{"id", "conversations": [{"from",
 "value"}]}`; a row without an id is called after its file and row number. A dialogue has at most one system message, at
@@ -6,48 +6,21 @@ its head; then user and assistant take turns, the user first and the assistant l
 about templates or tokens.
 """
 
-import hashlib
+import dataclasses
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import DialogueError
 from .dialogue_files import read_rows
+from .dialogue_records import Dialogue, Field, Message, ToolCall, dialogues_digest, row_text, split_thought
+
+__all__ = [
+    "Dialogue", "Field", "Message", "ToolCall", "dialogues_digest", "read_dialogues", "row_text", "split_thought",
+]  # fmt: skip
 
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 """The names of the roles, in our form and in ShareGPT's, and ours for them."""
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn: role `system`, `user` or `assistant`, and what is said."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True)
-class Dialogue:
-    """A list of messages; `kind` groups dialogues in reports and may be empty."""
-
-    id: str
-    messages: tuple[Message, ...]
-    kind: str = ""
-
-    @property
-    def content_bytes(self) -> bytes:
-        """The contents of all messages in UTF-8, one after the other: what content spans point into."""
-        return "".join(message.content for message in self.messages).encode()
-
-    @property
-    def content_offsets(self) -> tuple[int, ...]:
-        """Where each message's content begins in `content_bytes`, in bytes."""
-        offsets, position = [], 0
-        for message in self.messages:
-            offsets.append(position)
-            position += len(message.content.encode())
-        return tuple(offsets)
 
 
 def read_dialogues(
@@ -87,19 +60,6 @@ def read_dialogues(
                 bad.append((_where(place, row), f"{cut}: cut, and the rest kept"))
             places[dialogue.id] = place
             yield dialogue
-
-
-def dialogues_digest(dialogues: Iterable[Dialogue]) -> str:
-    """Hex SHA-256 of ids, kinds, roles and contents, in order. Lengths are hashed too."""
-    digest = hashlib.sha256()
-    for dialogue in dialogues:
-        fields = [dialogue.id, dialogue.kind]
-        for message in dialogue.messages:
-            fields += [message.role, message.content]
-        digest.update(len(fields).to_bytes(8, "little"))
-        for field in map(str.encode, fields):
-            digest.update(len(field).to_bytes(8, "little") + field)
-    return digest.hexdigest()
 
 
 def _where(place: str, row: Any) -> str:
@@ -205,4 +165,4 @@ def _cut_ends(dialogue: Dialogue) -> tuple[Dialogue, str]:
     if len(messages) > head + 1 and messages[-1].role == "user":
         del messages[-1]
         cut.append("a last user turn without an answer")
-    return Dialogue(dialogue.id, tuple(messages), dialogue.kind), " and ".join(cut)
+    return dataclasses.replace(dialogue, messages=tuple(messages)), " and ".join(cut)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from ..storage import artifact
 from ..storage.artifact import Artifact, storage_errors
 from ..storage.tokens import Tokens
 from .chat_template import load_tokenizer
-from .dialogues import Dialogue, dialogues_digest, read_dialogues
+from .dialogues import Dialogue, Message, dialogues_digest, read_dialogues, row_text
 from .tokenization import cut_dialogue, tokenize_dialogues
 
 if TYPE_CHECKING:
@@ -192,9 +192,13 @@ def _split(dialogues: list[Dialogue], share: float) -> tuple[list[Dialogue], lis
 
 
 def _overlap(train: list[Dialogue], held_out: list[Dialogue]) -> dict[str, str]:
-    """Held-out dialogue -> the training dialogue of the same messages, by their ids."""
-    seen = {dialogue.messages: dialogue.id for dialogue in train}
-    return {dialogue.id: seen[dialogue.messages] for dialogue in held_out if dialogue.messages in seen}
+    """Held-out dialogue -> the training dialogue of the same messages, by their ids; which are targets is no matter."""
+    seen = {_said(dialogue): dialogue.id for dialogue in train}
+    return {dialogue.id: seen[_said(dialogue)] for dialogue in held_out if _said(dialogue) in seen}
+
+
+def _said(dialogue: Dialogue) -> tuple[Message, ...]:
+    return tuple(dataclasses.replace(message, is_trained=True) for message in dialogue.messages)
 
 
 def _overlap_text(overlap: dict[str, str]) -> str:
@@ -209,9 +213,7 @@ def _overlap_text(overlap: dict[str, str]) -> str:
 def _write_jsonl(path: Path, dialogues: list[Dialogue]) -> None:
     with storage_errors(path), path.open("w", encoding="utf-8") as file:
         for dialogue in dialogues:
-            messages = [{"role": message.role, "content": message.content} for message in dialogue.messages]
-            record = {"id": dialogue.id, "kind": dialogue.kind, "messages": messages}
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(row_text(dialogue) + "\n")
 
 
 def _vocab_size(folder: Path, tokenizer_size: int) -> int:

@@ -255,8 +255,8 @@ def test_read_skip_goes_on_after_broken_lines(tmp_path: Path) -> None:
     assert [place for place, _ in bad] == [f"{path}:1", f"{path}:2", f"{path}:4 (dialogue 'a')"]
 
 
-def test_content_offsets_point_at_each_message() -> None:
-    data, offsets = DIALOGUE.content_bytes, DIALOGUE.content_offsets
+def test_field_offsets_point_at_each_message() -> None:
+    data, offsets = DIALOGUE.field_bytes, DIALOGUE.field_offsets
     assert data.decode() == "How many?Three, 三." and offsets == (0, 9)
     assert data[offsets[1] :].decode() == "Three, 三."
 

@@ -66,7 +66,7 @@ def _tokens_of(dialogue: Dialogue, config: RunConfig) -> tuple[float, float]:
     """(tokens, target tokens) of one dialogue, about."""
     width = config.plan.bytes_per_token
     said = sum(len(m.content.encode()) / width + 1 for m in dialogue.messages if m.role == "assistant")
-    tokens = len(dialogue.content_bytes) / width + TEMPLATE_TOKENS * len(dialogue.messages)
+    tokens = len(dialogue.field_bytes) / width + TEMPLATE_TOKENS * len(dialogue.messages)
     kept = min(1.0, config.dialogues.max_tokens / tokens)
     return tokens * kept, said * kept
 
