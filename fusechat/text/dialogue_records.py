@@ -135,6 +135,11 @@ class Dialogue:
         return (*starts[1:], len(self.messages)) if starts else (len(self.messages),)
 
     @property
+    def is_trained(self) -> bool:
+        """Whether any of the assistant's turns is a target."""
+        return any(message.is_trained for message in self.messages if message.role == "assistant")
+
+    @property
     def template_tools(self) -> list[dict[str, Any]]:
         """The tools as plain objects."""
         return [JsonObject(tool).value for tool in self.tools]

@@ -22,7 +22,7 @@ class JsonObject(Mapping[str, Any]):
     __slots__ = ("text",)
 
     def __init__(self, value: Mapping[str, Any] | None = None) -> None:
-        self.text: str = value.text if isinstance(value, JsonObject) else json_text(dict(value or {}))
+        self.text: str = json_text({} if value is None else value)
         """The object as compact JSON."""
 
     @property
@@ -41,7 +41,9 @@ class JsonObject(Mapping[str, Any]):
         return len(self.value)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, JsonObject) and self.text == other.text
+        if isinstance(other, JsonObject):
+            return self.text == other.text
+        return self.value == other if isinstance(other, Mapping) else NotImplemented
 
     def __hash__(self) -> int:
         return hash(self.text)
@@ -56,9 +58,11 @@ def json_text(value: Any) -> str:
     Raises:
         DialogueError: a value that JSON does not have.
     """
+    if isinstance(value, JsonObject):
+        return value.text
     try:
         _check(value, "")
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=dict)
     except RecursionError:
         raise DialogueError("found values nested too deeply, expected JSON of some ten levels; flatten it") from None
 

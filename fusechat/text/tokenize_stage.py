@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,8 +53,11 @@ def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) ->
     if claim.artifact is not None:
         return claim.artifact
     bad: list[tuple[str, str]] = []
-    train = list(read_dialogues(section.train, on_bad=section.on_bad, bad=bad))
-    held_out = list(read_dialogues(section.held_out, on_bad=section.on_bad, bad=bad)) if section.held_out else []
+    left_out: dict[str, Counter[str]] = {}
+    train, held_out = (
+        list(read_dialogues(files, on_bad=section.on_bad, bad=bad, ignore_keys=section.ignore_keys, left_out=left_out))
+        for files in (section.train, section.held_out)
+    )
     if not section.held_out:
         train, held_out = _split(train, section.held_out_share)
     overlap = _overlap(train, held_out)
@@ -62,6 +66,7 @@ def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) ->
     tokenizer, template = load_tokenizer(*_tokenizer_source(config, config.pivot))
     counts: dict = {
         "skipped": [f"{place}: {reason}" for place, reason in bad],
+        "columns_left_out": {file: dict(columns) for file, columns in left_out.items()},
         "held_out_in_train": list(overlap),
     }
     for split, dialogues in zip(SPLITS, (train, held_out), strict=True):
@@ -76,6 +81,9 @@ def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) ->
         counts[f"{split}_cut_or_set_aside"] = notes
         for note in notes:
             progress.say(f"dialogues: {note}")
+    for file, columns in left_out.items():
+        named = ", ".join(f"{name} ({count:,} rows)" for name, count in columns.items())
+        progress.say(f"dialogues: {file}: columns that are no part of a dialogue, and were not read: {named}")
     for line in counts["skipped"]:
         progress.say(f"dialogues: {line}")
     return claim.finish(counts)
@@ -174,6 +182,8 @@ def _cut_all(
     kept, notes = [], []
     for dialogue in dialogues:
         fitting, note = cut_dialogue(tokenizer, template, dialogue, max_tokens)
+        if fitting is not None and not fitting.is_trained:
+            fitting, note = None, f"{note}; set aside, because no turn that is left is a target"
         if fitting is not None:
             kept.append(fitting)
         if note:
