@@ -22,7 +22,7 @@ class JsonObject(Mapping[str, Any]):
     __slots__ = ("text",)
 
     def __init__(self, value: Mapping[str, Any] | None = None) -> None:
-        self.text: str = json_text({} if value is None else value)
+        self.text: str = "{}" if value is None else json_text(value)
         """The object as compact JSON."""
 
     @property

@@ -48,19 +48,20 @@ def read_message(turn: Any, place: str) -> Message:
         found = f"role {shown(spoken)}" if carries(spoken) else f"no role (keys: {', '.join(map(str, turn))})"
         raise DialogueError(f"{place}: found {found}, expected one of {', '.join(ROLES)}; rename it")
     role, content = ROLES[spoken], value_under(turn, ("content", "value"), place)
-    calls = read_tool_calls(value_under(turn, ("tool_calls",), place), f"{place}: tool_calls")
+    calls = read_tool_calls(turn["tool_calls"], f"{place}: tool_calls") if "tool_calls" in turn else ()
     if carries(turn.get("function_call")):
         calls += read_tool_calls([turn["function_call"]], f"{place}: function_call")
     if spoken == CALLS_ROLE:
         content, spelled = _spelled_calls(content, place)
         calls += spelled
+    reasoning = value_under(turn, REASONING_KEYS, place)
     message = Message(
         role,
         _joined(content, f"{place}: content"),
-        _joined(value_under(turn, REASONING_KEYS, place), f"{place}: reasoning"),
+        "" if reasoning is None else _joined(reasoning, f"{place}: reasoning"),
         calls,
-        text_of(turn.get("tool_call_id"), f"{place}: tool_call_id"),
-        text_of(turn.get("name"), f"{place}: name"),
+        text_of(turn["tool_call_id"], f"{place}: tool_call_id") if "tool_call_id" in turn else "",
+        text_of(turn["name"], f"{place}: name") if "name" in turn else "",
         _is_trained(turn, role, place),
     )
     _refuse_misplaced(message, place)
@@ -81,7 +82,9 @@ def _refuse_misplaced(message: Message, place: str) -> None:
 
 def _is_trained(turn: Mapping[str, Any], role: str, place: str) -> bool:
     """Whether the turn may be a target, as its flags say; they must agree."""
-    flags = {key: turn[key] for key in TRAIN_KEYS if turn.get(key) is not None}
+    flags = {key: turn[key] for key in TRAIN_KEYS if key in turn and turn[key] is not None}
+    if not flags:
+        return True
     for key, value in flags.items():
         if not isinstance(value, (bool, int, float)) or value not in (0, 1):
             raise DialogueError(

@@ -17,7 +17,7 @@ MEDIA = frozenset({"image", "images", "image_url", "input_image", "audio", "audi
 
 def carries(value: Any) -> bool:
     """Whether a value says anything; 0 and false do."""
-    return value is not None and not (isinstance(value, (str, list, tuple, Mapping)) and len(value) == 0)
+    return bool(value) or not (value is None or isinstance(value, (str, list, tuple, Mapping)))
 
 
 def value_under(row: Mapping[str, Any], names: Iterable[str], place: str) -> Any:
@@ -26,14 +26,13 @@ def value_under(row: Mapping[str, Any], names: Iterable[str], place: str) -> Any
     Raises:
         DialogueError: two names carry different values.
     """
-    given = {name: row[name] for name in names if carries(row.get(name))}
-    first = next(iter(given), "")
-    for name, value in given.items():
-        if value != given[first]:
+    given = [name for name in names if name in row and carries(row[name])]
+    for name in given[1:]:
+        if row[name] != row[given[0]]:
             raise DialogueError(
-                f"{place}: found {first!r} and {name!r} with different values, expected one of them; remove the other"
+                f"{place}: found {given[0]!r} and {name!r} with different values, expected one of them; remove the other"
             )
-    return given.get(first)
+    return row[given[0]] if given else None
 
 
 def refuse_unknown(row: Mapping[str, Any], known: Iterable[str], place: str) -> None:
