@@ -39,6 +39,8 @@ RESERVED_ARGUMENTS = frozenset({
     "tokenizer_kwargs",
 })  # fmt: skip
 """What FuseChat itself tells `apply_chat_template`, and so no dialogue can."""
+MAX_NAMED = 10
+"""Dialogues named in one message."""
 NEAR = 0.88
 """How alike (0 to 1) a column's name is to a known one to count as a slip of the pen: `tool` is, `conversation_id` is not."""
 
@@ -55,7 +57,7 @@ def read_dialogues(
 
     Args:
         paths: files or dataset folders (`folder::split`) in any format of `fusechat.text.dialogue_files`.
-        on_bad: "refuse" raises on the first dialogue that breaks the rules. "skip" leaves such a dialogue out, unless
+        on_bad: "refuse" raises, when all are read, if any dialogue breaks the rules. "skip" leaves such a dialogue out, unless
             cutting its ends mends it: a blank system message, assistant turns before the first user turn, and what
             stands after the last assistant turn are cut and the rest is kept.
         bad: with "skip", gets (place, reason) for every dialogue left out or cut.
@@ -66,31 +68,45 @@ def read_dialogues(
             as a whole raises under either policy.
     """
     places: dict[str, str] = {}
+    problems = bad if bad is not None and on_bad == "skip" else []
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
         counted: Counter[str] = Counter()
-        for number, (place, row) in enumerate(read_rows(path, lambda name: _is_read(name, ignore_keys)), 1):
+        for number, (place, given) in enumerate(read_rows(path, lambda name: _is_read(name, ignore_keys)), 1):
+            row = _without(given, ignore_keys) if ignore_keys else given
             cut = ""
             try:
-                if ignore_keys:
-                    row = _without(row, ignore_keys)
                 dialogue = _to_dialogue(row, f"{Path(str(path)).stem}-{number}")
                 if on_bad == "skip":
                     dialogue, cut = cut_ends(dialogue)
                 _check_id(dialogue.id, places)
                 check_dialogue(dialogue)
             except DialogueError as error:
-                if on_bad == "refuse":
-                    raise DialogueError(f"{_where(place, row)}: {error}") from None
-                if bad is not None:
-                    bad.append((_where(place, row), str(error)))
+                problems.append((_where(place, row), str(error)))
                 continue
-            if cut and bad is not None:
-                bad.append((_where(place, row), f"{cut}: cut, and the rest kept"))
+            if cut:
+                problems.append((_where(place, row), f"{cut}: cut, and the rest kept"))
             counted.update(key for key, value in row.items() if key not in COLUMNS and carries(value))
             places[dialogue.id] = place
             yield dialogue
         if left_out is not None and counted:
             left_out[str(path)] = counted
+    if problems and on_bad == "refuse":
+        raise DialogueError(_refusal(problems))
+
+
+def _refusal(problems: list[tuple[str, str]]) -> str:
+    """One message on all dialogues that cannot be read."""
+    named = [f"{place}: {reason}" for place, reason in problems[:MAX_NAMED]]
+    if len(problems) == 1:
+        return named[0]
+    rest = [f"and {len(problems) - MAX_NAMED:,} more"] if len(problems) > MAX_NAMED else []
+    return "\n  ".join(
+        [
+            f"{len(problems):,} dialogues break the rules; correct them, or set on_bad: skip, which leaves them out:",
+            *named,
+            *rest,
+        ]
+    )
 
 
 def _is_read(column: str, ignore_keys: Collection[str]) -> bool:

@@ -274,6 +274,16 @@ def test_bad_field_is_refused_by_place_or_skipped_and_named(tmp_path: Path, row:
     assert kept[0].id == "good" and [place for place, _ in bad] == [f"{path}:2 (dialogue 'a')"]
 
 
+def test_refusal_names_all_offenders_in_one_message(tmp_path: Path) -> None:
+    path = write(tmp_path, *[whole(id=n, tools=3) if n % 2 else whole(id=n) for n in range(50)])
+    with pytest.raises(DialogueError) as caught:
+        list(read_dialogues(path))
+    lines = str(caught.value).split("\n")
+    assert lines[0].startswith("25 dialogues break the rules") and "on_bad: skip" in lines[0]
+    assert lines[1].strip().startswith(f"{path}:2 (dialogue 1): tools: ") and lines[-1].strip() == "and 15 more"
+    assert len(lines) == 12
+
+
 def test_key_that_stands_twice_in_a_row_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text('{"id": "a", "messages": [], "messages": []}\n')
