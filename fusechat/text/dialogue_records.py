@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .json_object import JsonObject, json_text
+from .json_object import JsonObject
 
 THINK, END_THINK = "<think>", "</think>"
 """Marks around a thought that stands within a content."""
@@ -171,7 +171,7 @@ def dialogues_digest(dialogues: Iterable[Dialogue]) -> str:
             texts += [message.role, message.content]
         plain = Dialogue(dialogue.id, tuple(Message(m.role, m.content) for m in dialogue.messages), dialogue.kind)
         if dialogue != plain:
-            texts.append(json_text(dialogue.to_row()))
+            texts.append(row_text(dialogue))
         digest.update(len(texts).to_bytes(8, "little"))
         for text in map(str.encode, texts):
             digest.update(len(text).to_bytes(8, "little") + text)

@@ -10,6 +10,7 @@ import difflib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from .message_reading import read_message, read_object
 from .row_values import MEDIA, carries, check_text, media_text, parse_json, shown, text_of, type_name, value_under
 
 __all__ = [
-    "Dialogue", "Field", "Message", "ToolCall", "dialogues_digest", "read_dialogues", "row_text", "split_thought",
+    "COLUMNS", "Dialogue", "Field", "Message", "ToolCall", "dialogues_digest", "read_dialogues", "row_text", "split_thought",
 ]  # fmt: skip
 
 TURNS_COLUMNS = ("messages", "conversations")
@@ -39,6 +40,7 @@ RESERVED_ARGUMENTS = frozenset({
     "tokenizer_kwargs",
 })  # fmt: skip
 """What FuseChat itself tells `apply_chat_template`, and so no dialogue can."""
+TOO_DEEP = "found values nested too deeply, expected a dialogue; remove the row"
 MAX_NAMED = 10
 """Dialogues named in one message."""
 NEAR = 0.88
@@ -72,16 +74,17 @@ def read_dialogues(
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
         counted: Counter[str] = Counter()
         for number, (place, given) in enumerate(read_rows(path, lambda name: _is_read(name, ignore_keys)), 1):
-            row = _without(given, ignore_keys) if ignore_keys else given
-            cut = ""
+            row, cut = given, ""
             try:
+                row = _without(given, ignore_keys) if ignore_keys else given
                 dialogue = _to_dialogue(row, f"{Path(str(path)).stem}-{number}")
                 if on_bad == "skip":
                     dialogue, cut = cut_ends(dialogue)
                 _check_id(dialogue.id, places)
                 check_dialogue(dialogue)
-            except DialogueError as error:
-                problems.append((_where(place, row), str(error)))
+            except (DialogueError, RecursionError) as error:
+                is_deep = isinstance(error, RecursionError)
+                problems.append((_where(place, row), TOO_DEEP if is_deep else str(error)))
                 continue
             if cut:
                 problems.append((_where(place, row), f"{cut}: cut, and the rest kept"))
@@ -114,6 +117,7 @@ def _is_read(column: str, ignore_keys: Collection[str]) -> bool:
     return column not in ignore_keys and (column in COLUMNS or column in MEDIA or bool(_near(column)))
 
 
+@lru_cache(maxsize=1024)  # the same few columns stand in every row
 def _near(column: str) -> str:
     """The known column that a name seems to mean, or an empty text."""
     near = difflib.get_close_matches(
@@ -166,7 +170,7 @@ def _refuse_columns(row: Mapping[str, Any]) -> None:
         if near := _near(column):
             raise DialogueError(
                 f"found the column {column!r}, expected {near!r}; rename it, or name it under dialogues.ignore_keys: "
-                f"[{column}]"
+                f"[{column!r}]"
             )
 
 
@@ -213,15 +217,14 @@ def _tools(value: Any) -> tuple[JsonObject, ...]:
 
 
 def _tool(value: Any, place: str) -> JsonObject:
-    tool = read_object(value, place)
-    plain = tool.value
-    function = plain.get("function", plain)
+    tool = parse_json(value, place, "the text of a tool") if isinstance(value, str) else value
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"].strip():
         raise DialogueError(
-            f'{place}: found {shown(tool.text)}, expected {{"type": "function", "function": {{"name": ...}}}}; give the '
-            "tool a name"
+            f'{place}: found {shown(tool)}, expected {{"type": "function", "function": {{"name": ...}}}}; write it so, '
+            "with a name"
         )
-    return tool if "function" in plain else JsonObject({"type": "function", "function": plain})
+    return read_object(tool if "function" in tool else {"type": "function", "function": tool}, place)
 
 
 def _template_arguments(value: Any) -> JsonObject:

@@ -11,6 +11,8 @@ from typing import Any
 
 from ..errors import DialogueError
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=dict)
+
 
 class JsonObject(Mapping[str, Any]):
     """A JSON object, equal to another of the same text: same keys in the same order, same values.
@@ -61,8 +63,15 @@ def json_text(value: Any) -> str:
     if isinstance(value, JsonObject):
         return value.text
     try:
+        try:
+            text = _ENCODER.encode(value)
+            text.encode()
+            if json.loads(text) == value:
+                return text
+        except (TypeError, ValueError):
+            pass  # the check below says where it stands; it takes ten times as long
         _check(value, "")
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=dict)
+        return _ENCODER.encode(value)
     except RecursionError:
         raise DialogueError("found values nested too deeply, expected JSON of some ten levels; flatten it") from None
 

@@ -89,7 +89,7 @@ def _is_trained(turn: Mapping[str, Any], role: str, place: str) -> bool:
         if not isinstance(value, (bool, int, float)) or value not in (0, 1):
             raise DialogueError(
                 f"{place}: found {key} {shown(value)}, expected 0 or 1 (false or true): a turn is a target or it is "
-                f"context; round it, or name the key under dialogues.ignore_keys: [{key}]"
+                f"context; round it, or name the key under dialogues.ignore_keys: [{key!r}]"
             )
         if value and role != "assistant":
             raise DialogueError(

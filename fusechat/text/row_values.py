@@ -46,7 +46,7 @@ def refuse_unknown(row: Mapping[str, Any], known: Iterable[str], place: str) -> 
             raise DialogueError(
                 f"{place}: found the key {key!r} with {shown(row[key])}, expected one of {', '.join(names)}; "
                 + (f"did you mean {near[0]!r}? Else " if near else "")
-                + f"remove it, or name it under dialogues.ignore_keys: [{key}]"
+                + f"remove it, or name it under dialogues.ignore_keys: [{key!r}]"
             )
 
 
