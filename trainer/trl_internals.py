@@ -39,7 +39,8 @@ class HookedTrainer(SFTTrainer):
         """Left out: a training run reports to nobody but its user, and TRL asks no argument for that."""
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        # A callback may set `should_save` too, but runs before the other processes have agreed on the time.
+        # Runs on every process after each step and each epoch, when the callbacks have decided by the arguments, which know
+        # steps and epochs but no time.
         wanted = self.wants_checkpoint()
         if wanted is not None:
             self.control.should_save = wanted

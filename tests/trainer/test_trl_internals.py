@@ -17,7 +17,7 @@ OVERRIDDEN = [name for name, value in vars(HookedTrainer).items() if name.starts
 def test_overridden_method_exists_and_is_called_upstream(name: str) -> None:
     assert callable(getattr(SFTTrainer, name)), f"SFTTrainer has no {name} any more: nothing calls ours"
     bases = [cls for cls in SFTTrainer.__mro__ if cls.__module__.startswith(("trl", "transformers"))]
-    assert any(f"self.{name}(" in inspect.getsource(cls) for cls in bases), f"nothing upstream calls {name}"
+    assert any(f"self.{name}" in inspect.getsource(cls) for cls in bases), f"nothing upstream calls {name}"
 
 
 def test_what_is_read_of_the_trainer_is_set_there() -> None:
