@@ -41,9 +41,10 @@ def write_cards(document: dict[str, Any]) -> list[Path]:
 
 def with_evaluation(text: str, document: dict[str, Any], model: dict[str, Any]) -> str:
     """A card's text with the evaluation of its model; an earlier evaluation is replaced."""
-    from huggingface_hub import ModelCard
+    from huggingface_hub import ModelCard, ModelCardData
 
     card = ModelCard(text, ignore_metadata_errors=True)
+    assert isinstance(card.data, ModelCardData)  # a ModelCard's own kind; its base says less
     card.data.model_name = Path(model["folder"]).name
     card.data.eval_results = list(_results(document, model)) or None
     body = card.text
