@@ -26,7 +26,7 @@ def load_file(path: str | Path, overrides: Sequence[tuple[str, Any]], root: type
     Raises:
         ConfigError: a missing or broken file, an unknown key (the nearest valid one is named), a value out of range.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -24,14 +24,14 @@ def resolve_model(model: ModelSection) -> Path:
     Raises:
         ModelError: no such folder, no config.json or no safetensors in it, or the hub does not have it.
     """
-    folder = Path(model.model).expanduser()
+    folder = Path(model.model)
     if folder.is_dir():
         return _checked(folder, model)
-    if model.model.count("/") > 1 or model.model.startswith((".", "/", "~")) or folder.parent.is_dir():
+    if model.model.count("/") > 1 or model.model.startswith((".", "/")) or folder.parent.is_dir():
         beside = [str(path) for path in folder.parent.glob("*/")] if folder.parent.is_dir() else []
         near = difflib.get_close_matches(str(folder), beside, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        if near or model.model.startswith((".", "/", "~")) or (folder.parent.is_dir() and str(folder.parent) != "."):
+        if near or model.model.startswith((".", "/")) or (folder.parent.is_dir() and str(folder.parent) != "."):
             raise ModelError(f"{model.name}: no model folder {model.model}{hint}")
     return _checked(_download(model), model)
 
@@ -81,11 +81,11 @@ def find_config(model: ModelSection) -> dict:
     Raises:
         ModelError: it is in neither; the message says what to do.
     """
-    folder = Path(model.model).expanduser()
+    folder = Path(model.model)
     if folder.is_dir():
         return read_model_config(folder)
     found: object = None
-    if not model.model.startswith((".", "/", "~")) and model.model.count("/") <= 1:
+    if not model.model.startswith((".", "/")) and model.model.count("/") <= 1:
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
 

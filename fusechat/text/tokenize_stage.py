@@ -17,6 +17,7 @@ from ..storage import artifact
 from ..storage.artifact import Artifact, storage_errors
 from ..storage.tokens import Tokens
 from .chat_template import load_tokenizer
+from .dialogue_files import locate, read_rows
 from .dialogues import Dialogue, dialogues_digest, read_dialogues
 from .tokenization import cut_dialogue, tokenize_dialogues
 
@@ -221,11 +222,20 @@ def _vocab_size(folder: Path, tokenizer_size: int) -> int:
 
 
 def _file_digest(path: str) -> str:
-    """Digest of a dialogue file or of all files of a dataset folder."""
-    base = Path(path.split("::")[0])
+    """Digest of a dialogue file or of all files of a dataset folder.
+
+    Raises:
+        DialogueError: there is no such file or folder, or it cannot be read.
+    """
+    base, _ = locate(path)
+    if not base.is_dir() and not base.is_file():
+        next(read_rows(path))  # raises, and names the nearest
     digest = hashlib.sha256()
-    for file in sorted(base.rglob("*")) if base.is_dir() else [base]:
-        if file.is_file():
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    try:
+        for file in sorted(base.rglob("*")) if base.is_dir() else [base]:
+            if file.is_file():
+                with file.open("rb") as stream:
+                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+    except OSError as error:
+        raise DialogueError(f"{path}: not readable: {error.strerror}; expected a file that may be read") from None
     return digest.hexdigest()[:16]
