@@ -37,6 +37,7 @@ from .fusion_dataset import FusionDataset, Teachers, pack
 from .fusion_targets import RowChoice
 from .model_card import write_model_card
 from .open_rows import open_rows
+from .packing_check import check_packing
 from .run_log import RunLog, read_metrics
 
 CHECKPOINTS = "checkpoints"
@@ -191,8 +192,11 @@ def _train(
     tokenizer = transformers.AutoTokenizer.from_pretrained(inputs.pivot_folder)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     log = RunLog(progress, f"train {name}", target)
+    pivot = target_model.load_pivot(inputs.pivot_folder, load_arguments)
+    if packed:
+        check_packing(pivot)
     trainer = FusionTrainer(
-        target_model.load_pivot(inputs.pivot_folder, load_arguments), settings,
+        pivot, settings,
         collator=FusionCollator(
             dataset, units, pad_token_id=pad or 0, packed=packed, flat=flat, pad_to_multiple_of=settings.pad_to_multiple_of,
             fusion_weight=1 - training.sft_weight,
