@@ -38,6 +38,7 @@ def load_file(path: str | Path, overrides: Sequence[tuple[str, Any]], root: type
         raise ConfigError(f"{path}: found {type(values).__name__}, expected keys such as {expected}")
     for key, value in overrides:
         _apply_override(values, key, value)
+    _check_characters(values, path, "")
     try:
         return root.model_validate(values)
     except ValidationError as error:
@@ -76,6 +77,25 @@ def _apply_override(values: dict[str, Any], key: str, value: Any) -> None:
     if place is None:
         raise ConfigError(f"override of {key}: {'.'.join(parents)} is {type(node).__name__}, it has no {last!r}")
     node[place] = value
+
+
+def _check_characters(node: Any, path: Path, key: str) -> None:
+    """Raises ConfigError for a text that no file, page or tokenizer takes: prompts and names stand in a run file."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            _check_characters(name, path, key)
+            _check_characters(value, path, f"{key}.{name}".lstrip("."))
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            _check_characters(value, path, f"{key}.{number}")
+    elif isinstance(node, str):
+        try:
+            node.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"{path}: {key or 'run file'}: lone surrogate {node[error.start]!a} at character {error.start}, expected whole "
+                "characters; write the character itself"
+            ) from None
 
 
 def _place(node: Any, part: str) -> Any:
