@@ -38,7 +38,7 @@ def load_file(path: str | Path, overrides: Sequence[tuple[str, Any]], root: type
         raise ConfigError(f"{path}: found {type(values).__name__}, expected keys such as {expected}")
     for key, value in overrides:
         _apply_override(values, key, value)
-    _check_characters(values, path, "")
+    _check_characters(values, path, "", set())
     try:
         return root.model_validate(values)
     except ValidationError as error:
@@ -79,15 +79,23 @@ def _apply_override(values: dict[str, Any], key: str, value: Any) -> None:
     node[place] = value
 
 
-def _check_characters(node: Any, path: Path, key: str) -> None:
-    """Raises ConfigError for a text that no file, page or tokenizer takes: prompts and names stand in a run file."""
+def _check_characters(node: Any, path: Path, key: str, seen: set[int]) -> None:
+    """Raises ConfigError for a text that no file, page or tokenizer takes: prompts and names stand in a run file.
+
+    Args:
+        seen: what was looked at: YAML's aliases can name one object a billion times, or within itself.
+    """
+    if id(node) in seen:
+        return
+    if isinstance(node, dict | list):
+        seen.add(id(node))
     if isinstance(node, dict):
         for name, value in node.items():
-            _check_characters(name, path, key)
-            _check_characters(value, path, f"{key}.{name}".lstrip("."))
+            _check_characters(name, path, key, seen)
+            _check_characters(value, path, f"{key}.{name}".lstrip("."), seen)
     elif isinstance(node, list):
         for number, value in enumerate(node):
-            _check_characters(value, path, f"{key}.{number}")
+            _check_characters(value, path, f"{key}.{number}", seen)
     elif isinstance(node, str):
         try:
             node.encode()

@@ -84,7 +84,7 @@ class DialoguesSection(Section):
     train: list[PathText] = Field(min_length=1)
     """Files or dataset folders: JSONL, ShareGPT JSON, Parquet, a saved Hugging Face dataset."""
     held_out: list[PathText] = []
-    """Files of held-out dialogues; if empty, `held_out_share` of the training dialogues is held out by the hash of the id."""
+    """Files of held-out dialogues; if empty, `held_out_share` of the training dialogues is held out by the hash of the messages."""
     held_out_share: float = Field(0.02, ge=0, lt=1)
     """Share of the dialogues held out where no file is given."""
     max_tokens: int = Field(2048, ge=16)

@@ -7,7 +7,7 @@ about templates or tokens.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -69,11 +69,12 @@ def read_dialogues(
             as a whole raises under either policy.
     """
     places: dict[str, str] = {}
-    for path in [paths] if isinstance(paths, (str, Path)) else paths:
+    files = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    for path, name in zip(files, _file_names(files), strict=True):
         for number, (place, row) in enumerate(read_rows(path), 1):
             cut = ""
             try:
-                dialogue = _to_dialogue(row, f"{Path(str(path)).stem}-{number}")
+                dialogue = _to_dialogue(row, f"{name}-{number}")
                 if on_bad == "skip":
                     dialogue, cut = _cut_ends(dialogue)
                 _check(dialogue, places)
@@ -87,6 +88,31 @@ def read_dialogues(
                 bad.append((_where(place, row), f"{cut}: cut, and the rest kept"))
             places[dialogue.id] = place
             yield dialogue
+
+
+def _file_names(paths: Sequence[str | Path]) -> list[str]:
+    """What rows without an id are called after: the file's stem, with as many parent folders as tell files of one stem
+    apart, and with its ending where those do not.
+    """
+
+    def named(path: Path, depth: int, last: str) -> str:
+        return "/".join([*path.parts[max(0, len(path.parts) - 1 - depth) : -1], last])
+
+    files = [Path(str(path)) for path in paths]
+    names = []
+    for file in files:
+        alike = [other for other in files if other.stem == file.stem]
+        deepest = max(len(other.parts) for other in alike)
+        for depth in range(deepest):
+            if len({named(other, depth, other.stem) for other in alike}) == len(alike):
+                names.append(named(file, depth, file.stem))
+                break
+        else:
+            same = [other for other in alike if other.parent == file.parent]
+            names.append(
+                named(file, deepest if len(alike) > len(same) else 0, file.name if len(same) > 1 else file.stem)
+            )
+    return names
 
 
 def dialogues_digest(dialogues: Iterable[Dialogue]) -> str:

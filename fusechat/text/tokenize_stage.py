@@ -45,6 +45,7 @@ def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) ->
     settings = {
         **section.model_dump(mode="json"),
         "pivot": config.pivot.model_dump(mode="json", include={"model", "revision", "template"}),
+        **({} if section.held_out else {"held_out_by": "messages"}),
         "files": {path: _file_digest(path) for path in [*section.train, *section.held_out]},
     }
     claim = artifact.claim(
@@ -183,11 +184,13 @@ def _cut_all(
 
 
 def _split(dialogues: list[Dialogue], share: float) -> tuple[list[Dialogue], list[Dialogue]]:
-    """Hold out by the hash of the id, so that the split does not depend on the order or the rest of the set."""
+    """Hold out by the hash of the messages: the split does not depend on the order or the rest of the set, and copies of one
+    dialogue, under whatever ids, are on one side.
+    """
     train: list[Dialogue] = []
     held_out: list[Dialogue] = []
     for dialogue in dialogues:
-        draw = int(hashlib.sha256(dialogue.id.encode()).hexdigest()[:8], 16) / 2**32
+        draw = int(dialogues_digest([Dialogue("", dialogue.messages)])[:8], 16) / 2**32
         (held_out if draw < share else train).append(dialogue)
     return train, held_out
 

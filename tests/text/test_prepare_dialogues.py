@@ -43,3 +43,35 @@ def test_file_that_is_not_there_is_refused_and_the_nearest_named(run_file: Path,
     os.mkfifo(tmp_path / "pipe.jsonl")
     with pytest.raises(DialogueError, match=r"pipe.jsonl: no such file"):
         prepare_dialogues(with_dialogues(run_file, tmp_path / "pipe.jsonl"))
+
+
+def split_of(config: RunConfig) -> tuple[set[str], set[str]]:
+    """The first questions of both splits."""
+    prepare_dialogues(config)
+    files = [config.dialogues_path / f"{split}.jsonl" for split in ("train", "held_out")]
+    train, held_out = ([json.loads(line) for line in file.read_text().splitlines()] for file in files)
+    return {row["messages"][0]["content"] for row in train}, {row["messages"][0]["content"] for row in held_out}
+
+
+def test_copies_of_a_dialogue_are_on_one_side_of_the_automatic_split(run_file: Path, tmp_path: Path) -> None:
+    twice = write_rows(tmp_path / "twice.jsonl", [*range(50), *range(50)])
+    train, held_out = split_of(with_dialogues(run_file, twice, share=0.2))
+    assert len(train) + len(held_out) == 50 and not train & held_out and 4 <= len(held_out) <= 18
+    other = write_rows(tmp_path / "once.jsonl", [*range(25), *range(100, 200)][::-1], kind="k")
+    train_again, held_out_again = split_of(with_dialogues(run_file, other, share=0.2, changed="restart"))
+    assert not train & held_out_again and not held_out & train_again
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(run_file: Path, tmp_path: Path) -> None:
+    files = [write_rows(tmp_path / name, [place, 10 + place]) for place, name in enumerate(NAMES)]
+    config = with_dialogues(run_file, *files)
+    assert prepare_dialogues(config).counts["train"] == 2 * len(files)
+    rows = [json.loads(line) for line in (config.dialogues_path / "train.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [f"{name}-{number}" for name in NAMES.values() for number in (1, 2)]
+
+
+NAMES = {
+    "gsm8k/train.jsonl": "gsm8k/train", "code/train.jsonl": "code/train", "alone.jsonl": "alone",
+    "a/en/chat.jsonl": "a/en/chat", "b/en/chat.jsonl": "b/en/chat", "one/x.jsonl": "x.jsonl", "one/x.json": "x.json",
+}  # fmt: skip
+"""File -> what its rows are called after."""
