@@ -58,8 +58,10 @@ def run_tasks(
     from lm_eval.models.huggingface import HFLM
 
     tokenizer.chat_template = template
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    rows = network.get_input_embeddings().weight.shape[0]
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:  # a token that the model was never resized for
+        known = tokenizer.eos_token_id is not None and tokenizer.eos_token_id < rows
+        tokenizer.pad_token = tokenizer.eos_token if known else tokenizer.convert_ids_to_tokens(0)
     model = HFLM(pretrained=network, tokenizer=tokenizer, batch_size=batch_size)
     results = lm_eval.simple_evaluate(
         model, tasks=list(tasks), task_manager=_manager(folder), limit=limit, apply_chat_template=True, bootstrap_iters=0,

@@ -190,15 +190,15 @@ def _train(
     )
     units, lengths = _units(dataset, packed)
     tokenizer = transformers.AutoTokenizer.from_pretrained(inputs.pivot_folder)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     log = RunLog(progress, f"train {name}", target)
     pivot = target_model.load_pivot(inputs.pivot_folder, load_arguments)
     if packed:
         check_packing(pivot)
+    pad = target_model.padding_id(pivot, tokenizer)
     trainer = FusionTrainer(
         pivot, settings,
         collator=FusionCollator(
-            dataset, units, pad_token_id=pad or 0, packed=packed, flat=flat, pad_to_multiple_of=settings.pad_to_multiple_of,
+            dataset, units, pad_token_id=pad, packed=packed, flat=flat, pad_to_multiple_of=settings.pad_to_multiple_of,
             fusion_weight=1 - training.sft_weight,
         ),
         unit_lengths=lengths, tokenizer=tokenizer, callbacks=[log], peft_config=target_model.lora_config(training.lora),

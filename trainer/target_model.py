@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from fusechat.config import LoraSection
-from fusechat.errors import ModelError
+from fusechat.errors import ModelError, first_line
 from fusechat.storage.artifact import storage_errors
 
 _COPIED = ("*.json", "*.jinja", "*.model", "*.txt", "*.py")
@@ -39,8 +39,8 @@ def load_pivot(folder: Path, arguments: dict[str, Any]) -> PreTrainedModel:
     """
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **arguments, output_loading_info=True)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise ModelError(f"{folder}: transformers cannot load it: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AssertionError) as error:
+        raise ModelError(f"{folder}: transformers cannot load it: {first_line(error)}") from error
     model, report = loaded
     if report["missing_keys"]:
         raise ModelError(
@@ -48,6 +48,16 @@ def load_pivot(folder: Path, arguments: dict[str, Any]) -> PreTrainedModel:
             "expected a whole checkpoint"
         )
     return model
+
+
+def padding_id(model: PreTrainedModel, tokenizer: Any) -> int:
+    """An id to fill batches with that the embedding has: padding is masked, so any will do, but it is looked up.
+
+    A tokenizer may have a token for it that the model was never resized for.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    given = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((id_ for id_ in given if id_ is not None and 0 <= id_ < rows), 0)
 
 
 def lora_config(section: LoraSection | None) -> LoraConfig | None:

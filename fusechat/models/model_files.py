@@ -69,12 +69,6 @@ def read_model_config(folder: Path) -> dict:
         raise ModelError(f"{folder}/config.json: not readable: {error}") from None
 
 
-def position_limit(folder: Path) -> int | None:
-    """Positions that a model was made for; None if its config does not say."""
-    values = read_model_config(folder)
-    return values.get("text_config", values).get("max_position_embeddings")
-
-
 def find_config(model: ModelSection) -> dict:
     """A model's config.json from its local folder or the hub's cache; nothing is downloaded, no weights are needed.
 

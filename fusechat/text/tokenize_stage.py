@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..config import ModelSection, RunConfig
-from ..errors import ConfigError, DialogueError
+from ..errors import ConfigError, DialogueError, ModelError
 from ..models import model_files
+from ..models.model_limits import vocabulary_columns
 from ..progress import Progress
 from ..storage import artifact
 from ..storage.artifact import Artifact, storage_errors
@@ -108,7 +109,8 @@ def tokenize(config: RunConfig, name: str, *, progress: Progress | None = None) 
     }  # fmt: skip
     if any(claim.artifact is None for claim in claims.values()):
         tokenizer, template = load_tokenizer(folder, revision=revision, template=text)
-        vocab_size = _vocab_size(Path(folder), len(tokenizer))
+        columns = vocabulary_columns(Path(folder))
+        vocab_size = max(columns or 0, len(tokenizer))  # padded vocabularies are larger than the tokenizer's
         for split, claim in claims.items():
             if claim.artifact is None:
                 path = config.dialogues_path / f"{split}.jsonl"
@@ -116,6 +118,7 @@ def tokenize(config: RunConfig, name: str, *, progress: Progress | None = None) 
                 digest = dialogues_artifact.counts[f"{split}_digest"]
                 attributes = {**settings, "template": template, "vocab_size": vocab_size, "dialogues_digest": digest}
                 tokens = _tokenize_all(dialogues, tokenizer, template, attributes, f"tokenize {name} {split}", progress)
+                _check_ids(tokens, columns, dialogues, name)
                 tokens.write(config.tokens_url(name, split))
                 claim.finish({"dialogues": tokens.num_dialogues, "tokens": tokens.num_tokens, "rows": tokens.num_rows})
     return [claim.artifact for claim in claims.values() if claim.artifact is not None]
@@ -218,10 +221,17 @@ def _write_jsonl(path: Path, dialogues: list[Dialogue]) -> None:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def _vocab_size(folder: Path, tokenizer_size: int) -> int:
-    """Columns of the model's head: padded vocabularies are larger than the tokenizer's."""
-    config = model_files.read_model_config(folder)
-    return max(int(config.get("vocab_size") or config.get("text_config", {}).get("vocab_size", 0)), tokenizer_size)
+def _check_ids(tokens: Tokens, columns: int | None, dialogues: list[Dialogue], name: str) -> None:
+    """Refuse ids beyond the model's embedding, which its own tokenizer may hold: a model cannot read them."""
+    if columns is None or not tokens.num_tokens or tokens.token_ids.max() < columns:
+        return
+    place = int(np.argmax(tokens.token_ids >= columns))
+    dialogue = dialogues[int(np.searchsorted(tokens.offsets, place, side="right")) - 1]
+    raise ModelError(
+        f"{name}: dialogue {dialogue.id!r} has the token id {tokens.token_ids[place]}, the model's embedding ends at "
+        f"{columns - 1}: its tokenizer has tokens that it was not resized for; resize the model, or use a template and "
+        "dialogues without that token"
+    )
 
 
 def _file_digest(path: str) -> str:

@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from fusechat.config.run import RunConfig, load_config
-from fusechat.errors import DialogueError
-from fusechat.text.tokenize_stage import prepare_dialogues
+from fusechat.errors import DialogueError, ModelError
+from fusechat.text.tokenize_stage import prepare_dialogues, tokenize
 
 
 def write_rows(file: Path, numbers: list[int], **extra: str) -> Path:
@@ -75,3 +76,17 @@ NAMES = {
     "a/en/chat.jsonl": "a/en/chat", "b/en/chat.jsonl": "b/en/chat", "one/x.jsonl": "x.jsonl", "one/x.json": "x.json",
 }  # fmt: skip
 """File -> what its rows are called after."""
+
+
+def test_token_beyond_the_models_embedding_is_refused_with_its_dialogue(run_file: Path, tmp_path: Path) -> None:
+    config = load_config(run_file)
+    shutil.copytree(config.pivot.model, tmp_path / "small")
+    values = json.loads((tmp_path / "small" / "config.json").read_text())
+    (tmp_path / "small" / "config.json").write_text(json.dumps({**values, "vocab_size": 300}))
+    config = load_config(run_file, [f"pivot.model={tmp_path / 'small'}"])
+    prepare_dialogues(config)
+    with pytest.raises(
+        ModelError, match=r"llama: dialogue 'd0' has the token id \d+, the model's embedding ends at 299"
+    ):
+        tokenize(config, "llama")
+    tokenize(load_config(run_file, ["run.output=" + str(tmp_path / "out")]), "mixtral")
