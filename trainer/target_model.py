@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from fusechat.config import LoraSection
 from fusechat.errors import ModelError, first_line
@@ -47,7 +47,21 @@ def load_pivot(folder: Path, arguments: dict[str, Any]) -> PreTrainedModel:
             f"{folder}: its files lack {len(report['missing_keys'])} weights, the first {sorted(report['missing_keys'])[0]!r}; "
             "expected a whole checkpoint"
         )
+    _mend_generation_config(model)
     return model
+
+
+def _mend_generation_config(model: Any) -> None:
+    """Put a plain one in the place of generation settings that transformers reads but will not write.
+
+    Every checkpoint would fail at them. A target gets the pivot's own file, so only the ids that training reads are kept.
+    """
+    settings = model.generation_config
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        ids = {name: getattr(settings, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        model.generation_config = GenerationConfig(**ids)
 
 
 def padding_id(model: PreTrainedModel, tokenizer: Any) -> int:
