@@ -138,6 +138,7 @@ def read_inputs(config: RunConfig, target_name: str) -> Inputs:
     parents = _parents(config, target_name, choice)
     tokens = Tokens.read(config.tokens_url(pivot))
     folder = model_files.resolve_model(config.pivot)
+    model_files.check_trainable(folder, pivot)
     digests = model_files.digests(folder, config.run.output / "digests.json")
     if tokens.attributes["tokenizer"] != digests["tokenizer"]:
         raise ModelError(

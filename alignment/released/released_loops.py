@@ -4,7 +4,8 @@ In: token texts as code points, each distinct text once, and the tokens as indic
 """
 
 import numpy as np
-from numba import njit
+
+from fusechat.compilation import kept
 
 from ..vocabulary.edit_distance import WORD_BITS, distance
 
@@ -13,7 +14,7 @@ ONE_HOT, EMPTY = -1, -2
 """Instead of a source row: all mass on the label; no entries at all."""
 
 
-@njit(cache=True)
+@kept
 def pair_costs(pivot_points, pivot_offsets, source_points, source_offsets, num_letters):
     """Edit distances of all pairs of distinct texts, int32 [source texts, pivot texts].
 
@@ -44,14 +45,14 @@ def pair_costs(pivot_points, pivot_offsets, source_points, source_offsets, num_l
     return costs
 
 
-@njit(cache=True)
+@kept
 def _set_bits(bits, text):
     if len(text) <= WORD_BITS:
         for place in range(len(text)):
             bits[text[place]] |= np.uint64(1) << np.uint64(place)
 
 
-@njit(cache=True, inline="always")
+@kept(inline="always")
 def _distance_to(bits, length, other):
     """Myers' algorithm against a text whose letters already stand in `bits`."""
     one = np.uint64(1)
@@ -69,7 +70,7 @@ def _distance_to(bits, length, other):
     return score
 
 
-@njit(cache=True)
+@kept
 def warp(costs, source, pivot):
     """The warping path of least cost, from the two ends back to the two starts.
 
@@ -105,7 +106,7 @@ def warp(costs, source, pivot):
     return first, last
 
 
-@njit(cache=True)
+@kept
 def _trace(steps, first, last):
     i, j = steps.shape[0] - 1, steps.shape[1] - 1
     last[j] = first[j] = i
@@ -119,7 +120,7 @@ def _trace(steps, first, last):
         first[j] = i
 
 
-@njit(cache=True)
+@kept
 def _ends_with(points, start, stop, other_points, other_start, other_stop):
     """Whether one of two texts ends with the other."""
     length = min(stop - start, other_stop - other_start)
@@ -129,7 +130,7 @@ def _ends_with(points, start, stop, other_points, other_start, other_stop):
     return same == length
 
 
-@njit(cache=True)
+@kept
 def _starts_with(points, start, stop, other_points, other_start, other_stop):
     length = other_stop - other_start
     if length > stop - start:
@@ -140,7 +141,7 @@ def _starts_with(points, start, stop, other_points, other_start, other_stop):
     return same == length
 
 
-@njit(cache=True)
+@kept
 def choose_rows(pivot, source, first, last, p_points, p_offsets, s_points, s_offsets):
     """The source token whose row each pivot token gets, int32 [pivot tokens]; ONE_HOT or EMPTY where none.
 
@@ -168,7 +169,7 @@ def choose_rows(pivot, source, first, last, p_points, p_offsets, s_points, s_off
     return chosen
 
 
-@njit(cache=True)
+@kept
 def _spelling_row(source, first, last, text, s_points, s_offsets):
     """Several source tokens, none of which ends the pivot's token: do some of them spell it in order?"""
     read, total, found = 0, 0, -1

@@ -5,6 +5,6 @@ the same, with an atomic instruction for every array of every tuple that a call 
 row takes. A function under it that does make an array is refused by the compiler.
 """
 
-from numba import njit
+from fusechat.compilation import kept
 
-compiled = njit(cache=True, _nrt=False)
+compiled = kept(_nrt=False)

@@ -95,6 +95,8 @@ class EvaluationSection(Section):
     """Tasks of EleutherAI's harness for every measured model, under its template; needs the extra `lm-eval`."""
     lm_eval_folder: FolderPath | None = None
     """Folder of further task files for the harness."""
+    lm_eval_unsafe_code: bool = False
+    """Let the harness run, on the driver's machine, code that the models write: tasks such as `humaneval` and `mbpp` ask for it."""
     lm_eval_limit: int | None = Field(None, ge=1)
     """Questions of each task; default: all of them."""
     kl_dialogues: int = Field(64, ge=0)

@@ -43,6 +43,7 @@ def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) ->
     """
     progress = progress or Progress(quiet=True)
     section = config.dialogues
+    model_files.check_trainable(model_files.resolve_model(config.pivot), config.pivot.name)
     settings = {
         **section.model_dump(mode="json"),
         "pivot": config.pivot.model_dump(mode="json", include={"model", "revision", "template"}),
