@@ -69,7 +69,8 @@ def padding_id(model: PreTrainedModel, tokenizer: Any) -> int:
 
     A tokenizer may have a token for it that the model was never resized for.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
+    embedding: Any = model.get_input_embeddings()
+    rows = embedding.weight.shape[0]
     given = (tokenizer.pad_token_id, tokenizer.eos_token_id)
     return next((id_ for id_ in given if id_ is not None and 0 <= id_ < rows), 0)
 
