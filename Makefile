@@ -33,7 +33,7 @@ demo: install
 	$(BIN)/python examples/prepare_models.py
 	$(BIN)/fusechat run -c examples/quickstart.yaml
 
-# Two processes, a file at a time, the longest first (tests/conftest.py): the tests wait for starting engines and Ray workers
+# Two processes, a file at a time, the longest first (tests/durations.json): the tests wait for starting engines and Ray workers
 # half of the time.
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

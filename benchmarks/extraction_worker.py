@@ -1,4 +1,3 @@
-# ruff: noqa: E402
 """One engine of the extraction benchmark, in a process of its own that works only when told to.
 
 Commands come as lines on standard input, each answered by one JSON line: `prefill`, `extract`, `captured`, `peak`, `quit`. The engine
@@ -16,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 # This file is called like a package of ours, which it would hide as long as its own folder is searched first.
-sys.path[0] = str(Path(__file__).parents[1])
-
 import numpy as np
 
 from benchmarks.peak_memory import peak_bytes

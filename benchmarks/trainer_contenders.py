@@ -1,4 +1,4 @@
-"""What `benchmarks/trainer.py` compares: four trainers on the same batches of real dialogues with real rows."""
+"""What `benchmarks/bench_trainer.py` compares: four trainers on the same batches of real dialogues with real rows."""
 
 import argparse
 from pathlib import Path

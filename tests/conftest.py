@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,28 +27,9 @@ hypothesis.settings.register_profile("repeatable", derandomize=True)
 hypothesis.settings.load_profile("repeatable")
 
 TESTS = Path(__file__).parent
-LONGEST_FIRST = (
-    "test_pipeline.py",
-    "inference/test_faults.py",
-    "cluster/test_training_job.py",
-    "inference/test_teacher_engines.py",
-    "cluster/test_faults.py",
-    "cluster/test_submission.py",
-    "cluster/test_alignment.py",
-    "cluster/test_training.py",
-    "inference/test_answers.py",
-    "app/test_ablation.py",
-    "trainer/test_stage.py",
-    "trainer/test_processes.py",
-    "cluster/test_shard_pool.py",
-    "evaluation/test_harness.py",
-    "cluster/test_merging.py",
-    "inference/test_topk.py",
-    "examples/test_kuberay.py",
-    "inference/test_target.py",
-    "evaluation/test_browser.py",
-)
-"""Files of ten seconds and more: begun last, they would leave the second process idle."""
+DURATIONS = TESTS / "durations.json"
+"""File of tests -> seconds, as `pytest --record-durations` wrote them: the longest begin first, or the last of them would leave
+the second process idle."""
 
 
 _collecting = contextlib.ExitStack()
@@ -58,9 +40,26 @@ def pytest_collection_finish() -> None:
     _collecting.close()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record-durations", action="store_true", help=f"write {DURATIONS.name}, of all tests")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: places.get(item.path.relative_to(TESTS).as_posix(), len(places)))
+    seconds = json.loads(DURATIONS.read_text(encoding="utf-8"))
+    items.sort(key=lambda item: -seconds.get(item.path.relative_to(TESTS).as_posix(), 0.0))
+
+
+_seconds: Counter[str] = Counter()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _seconds[report.location[0].removeprefix("tests/")] += report.duration
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.getoption("--record-durations") and not hasattr(session.config, "workerinput"):
+        whole = {name: round(value) for name, value in sorted(_seconds.items()) if value >= 1}
+        DURATIONS.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import typer
 from .. import __version__
 from ..errors import FuseChatError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 ConfigOption = Annotated[Path, typer.Option("-c", "--config", help="The run file (YAML).")]
 SetOption = Annotated[list[str], typer.Option("--set", help="Override: section.field=value. May be repeated.")]

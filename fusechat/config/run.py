@@ -91,6 +91,9 @@ class DialoguesSection(Section):
     """Longest dialogue in the pivot's tokens; a longer one is cut after its last whole turn that fits."""
     on_bad: Literal["refuse", "skip"] = "refuse"
     """A dialogue that breaks the rules ends the run, or is left out, counted and listed."""
+    ignore_keys: list[str] = []
+    """Keys of rows, messages and tool calls that are left unread on purpose; any other key of a message that FuseChat does
+    not know is refused, and a column of a row that it does not know is counted and named."""
     on_overlap: Literal["refuse", "keep"] = "refuse"
     """Held-out dialogues that are also training dialogues end the run, or are kept, named in the record and in the report."""
 

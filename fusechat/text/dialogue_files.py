@@ -9,29 +9,41 @@ be read on raises one.
 import difflib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import DialogueError
+from .row_values import unique_keys
 
 FORMATS = "JSON lines, one JSON array, Parquet, or a folder written by datasets' save_to_disk"
-COLUMNS = ("id", "kind", "messages", "conversations")
-"""The keys of a row that FuseChat reads; other columns of Parquet files and datasets are not loaded."""
+
+
+class _Unread:
+    """What stands in a row of a table for a value that was not loaded."""
+
+    def __repr__(self) -> str:
+        return "a value that was not loaded"
+
+
+UNREAD = _Unread()
 
 _BOM = b"\xef\xbb\xbf"
 _JSON_SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def read_rows(path: str | Path) -> Iterator[tuple[str, Any]]:
+def read_rows(path: str | Path, is_read: Callable[[str], bool] | None = None) -> Iterator[tuple[str, Any]]:
     """The rows of one file or dataset folder, in order, each with its place for messages.
 
+    Args:
+        is_read: whether a column of a Parquet file or a dataset is loaded, by its name; the row has `UNREAD` in the
+            others. Default: all are.
     Raises:
         DialogueError: no such file (with the nearest existing name), unknown format, or a file broken as a whole.
     """
     file, split = locate(path)
     if file.is_dir():
-        yield from _dataset_rows(file, split)
+        yield from _dataset_rows(file, split, is_read)
         return
     if not file.is_file():
         raise DialogueError(f"{file}: no such file or folder{_nearest(file)}; expected {FORMATS}")
@@ -40,7 +52,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, Any]]:
     with file.open("rb") as stream:
         head = stream.read(1 << 16)
     if head.startswith(b"PAR1"):
-        yield from _parquet_rows(file)
+        yield from _parquet_rows(file, is_read)
         return
     text_head = head.removeprefix(_BOM).lstrip()
     if text_head.startswith(b"["):
@@ -79,7 +91,8 @@ def _json_lines(file: Path) -> Iterator[tuple[str, Any]]:
 def _parsed_line(line: bytes, position: int) -> Any:
     """The row, or the DialogueError that says why there is none. `position`: byte offset of the line in its file."""
     try:
-        return json.loads(line.decode("utf-8").rstrip("\r\n"))  # so that the column counts on this line
+        # Without its line end, so that the column counts on this line.
+        return json.loads(line.decode("utf-8").rstrip("\r\n"), object_pairs_hook=unique_keys)
     except UnicodeDecodeError as error:
         return DialogueError(_not_utf8(error, position))
     except (ValueError, RecursionError) as error:  # ValueError also stands for numbers of absurd length
@@ -110,7 +123,7 @@ def _array_rows(file: Path) -> Iterator[tuple[str, Any]]:
     except UnicodeDecodeError as error:
         raise DialogueError(f"{file}: {_not_utf8(error, skipped)}") from None
     del raw
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(object_pairs_hook=unique_keys)
     position, line, counted, number = text.index("[") + 1, 1, 0, 0
     while True:
         position = _after_space(text, position)
@@ -143,31 +156,43 @@ def _broken_array(file: Path, text: str, position: int, found: str) -> str:
     return f"{file}:{line}: broken JSON ({found}), expected one JSON array of dialogues; repair the file"
 
 
-def _parquet_rows(file: Path) -> Iterator[tuple[str, Any]]:
+def _parquet_rows(file: Path, is_read: Callable[[str], bool] | None) -> Iterator[tuple[str, Any]]:
     import pyarrow  # here, because it takes a second to load and most runs read JSON
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(file) as table:
-            columns = _wanted_columns(table.schema_arrow.names, str(file))
+            columns, unread = _columns(table.schema_arrow.names, is_read, str(file))
             number = 0
             for batch in table.iter_batches(batch_size=1024, columns=columns):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{file}: row {number}", row
+                    yield f"{file}: row {number}", {**_without_nulls(row), **unread}
     except (pyarrow.ArrowException, OSError) as error:
         raise DialogueError(f"{file}: not readable as Parquet ({error}); expected a whole Parquet file") from None
 
 
-def _wanted_columns(names: list[str], place: str) -> list[str]:
-    columns = [name for name in COLUMNS if name in names]
+def _columns(
+    names: list[str], is_read: Callable[[str], bool] | None, place: str
+) -> tuple[list[str], dict[str, _Unread]]:
+    """The columns to load, and what stands for the others in each row."""
+    if is_read is None:
+        return names, {}
+    columns = [name for name in names if is_read(name)]
     if not {"messages", "conversations"} & set(columns):
         found = ", ".join(sorted(names))
         raise DialogueError(f"{place}: found columns {found}, expected 'messages' or 'conversations'; rename one")
-    return columns
+    return columns, {name: UNREAD for name in names if name not in columns}
 
 
-def _dataset_rows(folder: Path, split: str) -> Iterator[tuple[str, Any]]:
+def _without_nulls(value: Any) -> Any:
+    """The value without keys that hold null: Arrow gives each object of a column the keys of all the others."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _dataset_rows(folder: Path, split: str, is_read: Callable[[str], bool] | None) -> Iterator[tuple[str, Any]]:
     if not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
         raise DialogueError(
             f"{folder}: a folder without state.json or dataset_dict.json, expected one that save_to_disk of datasets "
@@ -189,5 +214,6 @@ def _dataset_rows(folder: Path, split: str) -> Iterator[tuple[str, Any]]:
     elif split:
         raise DialogueError(f"{folder}::{split}: the dataset has no splits; drop '::{split}'")
     place = f"{folder}::{split}" if split else str(folder)
-    for number, row in enumerate(dataset.select_columns(_wanted_columns(dataset.column_names, place)), 1):
-        yield f"{place}: row {number}", row
+    columns, unread = _columns(dataset.column_names, is_read, place)
+    for number, row in enumerate(dataset.select_columns(columns), 1):
+        yield f"{place}: row {number}", {**_without_nulls(row), **unread}

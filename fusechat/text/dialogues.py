@@ -1,53 +1,50 @@
-"""The Dialogue record, and reading it from files: paths in, checked dialogues out.
+"""Reading dialogues from files: paths in, checked dialogues out.
 
-A row is `{"id", "kind"?, "messages": [{"role", "content"}]}` or, in ShareGPT form, `{"id", "conversations": [{"from",
-"value"}]}`; a row without an id is called after its file and row number. A dialogue has at most one system message, at
-its head; then user and assistant take turns, the user first and the assistant last; no content is blank. Knows nothing
+A row is `{"id", "messages": [{"role", "content"}]}` or, in ShareGPT's form, `{"id", "conversations": [{"from",
+"value"}]}`; docs/dialogues.md shows all that may stand beside these. A row without an id is called after its file and row
+number. A key of a message that nobody knows is refused; a column of a row that nobody knows is named. Knows nothing
 about templates or tokens.
 """
 
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import difflib
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import DialogueError
 from .dialogue_files import read_rows
+from .dialogue_order import HEAD_ROLES, check_dialogue, cut_ends
+from .dialogue_records import Dialogue, Field, Message, ToolCall, dialogues_digest, row_text, split_thought
+from .json_object import JsonObject
+from .message_reading import read_message, read_object
+from .row_values import MEDIA, carries, check_text, media_text, parse_json, shown, text_of, type_name, value_under
 
-ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
-"""The names of the roles, in our form and in ShareGPT's, and ours for them."""
+__all__ = [
+    "COLUMNS", "Dialogue", "Field", "Message", "ToolCall", "dialogues_digest", "read_dialogues", "row_text", "split_thought",
+]  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Message:
-    """One turn: role `system`, `user` or `assistant`, and what is said."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True)
-class Dialogue:
-    """A list of messages; `kind` groups dialogues in reports and may be empty."""
-
-    id: str
-    messages: tuple[Message, ...]
-    kind: str = ""
-
-    @property
-    def content_bytes(self) -> bytes:
-        """The contents of all messages in UTF-8, one after the other: what content spans point into."""
-        return "".join(message.content for message in self.messages).encode()
-
-    @property
-    def content_offsets(self) -> tuple[int, ...]:
-        """Where each message's content begins in `content_bytes`, in bytes."""
-        offsets, position = [], 0
-        for message in self.messages:
-            offsets.append(position)
-            position += len(message.content.encode())
-        return tuple(offsets)
+TURNS_COLUMNS = ("messages", "conversations")
+TOOLS_COLUMNS = ("tools", "functions")
+SYSTEM_COLUMNS = ("system", "system_prompt")
+ARGUMENTS_COLUMNS = ("template_arguments", "chat_template_kwargs")
+COLUMNS = ("id", "kind", *TURNS_COLUMNS, *TOOLS_COLUMNS, *SYSTEM_COLUMNS, *ARGUMENTS_COLUMNS, "author")
+"""The keys of a row that are read."""
+JSON_KEYS = frozenset({"arguments", *TOOLS_COLUMNS, *ARGUMENTS_COLUMNS})
+"""Keys of JSON that is kept as it is."""
+RESERVED_ARGUMENTS = frozenset({
+    "messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message",
+    "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
+    "tokenizer_kwargs",
+})  # fmt: skip
+"""What FuseChat itself tells `apply_chat_template`, and so no dialogue can."""
+TOO_DEEP = "found values nested too deeply, expected a dialogue; remove the row"
+MAX_NAMED = 10
+"""Dialogues named in one message."""
+NEAR = 0.88
+"""How alike (0 to 1) a column's name is to a known one to count as a slip of the pen: `tool` is, `conversation_id` is not."""
 
 
 def read_dialogues(
@@ -55,39 +52,50 @@ def read_dialogues(
     *,
     on_bad: Literal["refuse", "skip"] = "refuse",
     bad: list[tuple[str, str]] | None = None,
+    ignore_keys: Collection[str] = (),
+    left_out: dict[str, Counter[str]] | None = None,
 ) -> Iterator[Dialogue]:
     """Read the dialogues of one or several files, in order.
 
     Args:
         paths: files or dataset folders (`folder::split`) in any format of `fusechat.text.dialogue_files`.
-        on_bad: "refuse" raises on the first dialogue that breaks the rules. "skip" leaves such a dialogue out, unless
-            cutting its ends mends it: a blank system message, assistant turns before the first user turn, and a last
-            user turn that has no answer are cut and the rest is kept.
+        on_bad: "refuse" raises, when all are read, if any dialogue breaks the rules. "skip" leaves such a dialogue out, unless
+            cutting its ends mends it: a blank system message, assistant turns before the first user turn, and what
+            stands after the last assistant turn are cut and the rest is kept.
         bad: with "skip", gets (place, reason) for every dialogue left out or cut.
+        ignore_keys: keys of rows, of messages and of what stands in them that are left unread without a word.
+        left_out: gets for every path the columns that are no part of a dialogue, with the number of rows that have them.
     Raises:
         DialogueError: file, line or row, dialogue id, what was found and what was expected. A file that cannot be read
             as a whole raises under either policy.
     """
     places: dict[str, str] = {}
+    problems = bad if bad is not None and on_bad == "skip" else []
     files = [paths] if isinstance(paths, (str, Path)) else list(paths)
     for path, name in zip(files, _file_names(files), strict=True):
-        for number, (place, row) in enumerate(read_rows(path), 1):
-            cut = ""
+        counted: Counter[str] = Counter()
+        for number, (place, given) in enumerate(read_rows(path, lambda column: _is_read(column, ignore_keys)), 1):
+            row, cut = given, ""
             try:
+                row = _without(given, ignore_keys) if ignore_keys else given
                 dialogue = _to_dialogue(row, f"{name}-{number}")
                 if on_bad == "skip":
-                    dialogue, cut = _cut_ends(dialogue)
-                _check(dialogue, places)
-            except DialogueError as error:
-                if on_bad == "refuse":
-                    raise DialogueError(f"{_where(place, row)}: {error}") from None
-                if bad is not None:
-                    bad.append((_where(place, row), str(error)))
+                    dialogue, cut = cut_ends(dialogue)
+                _check_id(dialogue.id, places)
+                check_dialogue(dialogue)
+            except (DialogueError, RecursionError) as error:
+                is_deep = isinstance(error, RecursionError)
+                problems.append((_where(place, row), TOO_DEEP if is_deep else str(error)))
                 continue
-            if cut and bad is not None:
-                bad.append((_where(place, row), f"{cut}: cut, and the rest kept"))
+            if cut:
+                problems.append((_where(place, row), f"{cut}: cut, and the rest kept"))
+            counted.update(key for key, value in row.items() if key not in COLUMNS and carries(value))
             places[dialogue.id] = place
             yield dialogue
+        if left_out is not None and counted:
+            left_out[str(path)] = counted
+    if problems and on_bad == "refuse":
+        raise DialogueError(_refusal(problems))
 
 
 def _file_names(paths: Sequence[str | Path]) -> list[str]:
@@ -115,17 +123,42 @@ def _file_names(paths: Sequence[str | Path]) -> list[str]:
     return names
 
 
-def dialogues_digest(dialogues: Iterable[Dialogue]) -> str:
-    """Hex SHA-256 of ids, kinds, roles and contents, in order. Lengths are hashed too."""
-    digest = hashlib.sha256()
-    for dialogue in dialogues:
-        fields = [dialogue.id, dialogue.kind]
-        for message in dialogue.messages:
-            fields += [message.role, message.content]
-        digest.update(len(fields).to_bytes(8, "little"))
-        for field in map(str.encode, fields):
-            digest.update(len(field).to_bytes(8, "little") + field)
-    return digest.hexdigest()
+def _refusal(problems: list[tuple[str, str]]) -> str:
+    """One message on all dialogues that cannot be read."""
+    named = [f"{place}: {reason}" for place, reason in problems[:MAX_NAMED]]
+    if len(problems) == 1:
+        return named[0]
+    rest = [f"and {len(problems) - MAX_NAMED:,} more"] if len(problems) > MAX_NAMED else []
+    return "\n  ".join(
+        [
+            f"{len(problems):,} dialogues break the rules; correct them, or set on_bad: skip, which leaves them out:",
+            *named,
+            *rest,
+        ]
+    )
+
+
+def _is_read(column: str, ignore_keys: Collection[str]) -> bool:
+    """Whether a table's column is loaded: one that is known, or one whose values must be looked at to refuse them."""
+    return column not in ignore_keys and (column in COLUMNS or column in MEDIA or bool(_near(column)))
+
+
+@lru_cache(maxsize=1024)  # the same few columns stand in every row
+def _near(column: str) -> str:
+    """The known column that a name seems to mean, or an empty text."""
+    near = difflib.get_close_matches(
+        str(column).casefold(), [name for name in COLUMNS if len(name) > 4], n=1, cutoff=NEAR
+    )
+    return near[0] if near else ""
+
+
+def _without(value: Any, keys: Collection[str]) -> Any:
+    """A row without some keys, in its messages and their calls as well, but not in what the tools are told."""
+    if isinstance(value, Mapping):
+        return {
+            key: item if key in JSON_KEYS else _without(item, keys) for key, item in value.items() if key not in keys
+        }
+    return [_without(item, keys) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _where(place: str, row: Any) -> str:
@@ -134,101 +167,103 @@ def _where(place: str, row: Any) -> str:
 
 
 def _to_dialogue(row: Any, default_id: str) -> Dialogue:
-    """The row's messages under our names of the roles; `_check` looks at their order and whether they say something."""
+    """What the row holds, under our names; `check_dialogue` looks at the order of its messages."""
     if isinstance(row, DialogueError):
         raise row
     if not isinstance(row, dict):
-        raise DialogueError(f"found {_type_name(row)}, expected an object with 'messages' or 'conversations'")
+        raise DialogueError(f"found {type_name(row)}, expected an object with 'messages' or 'conversations'")
+    _refuse_columns(row)
     dialogue_id = row.get("id") if row.get("id") is not None else default_id
     if not isinstance(dialogue_id, (str, int)) or isinstance(dialogue_id, bool) or dialogue_id == "":
         raise DialogueError(
             f"found id {dialogue_id!r}, expected a text or a whole number; give it one, or leave the id out"
         )
-    kind = row.get("kind") if row.get("kind") is not None else ""
-    if not isinstance(kind, str):
-        raise DialogueError(f"found kind {kind!r}, expected a text; correct it")
-    _check_text(str(dialogue_id), "id")
-    _check_text(kind, "kind")
-    turns = row.get("messages") if row.get("messages") is not None else row.get("conversations")
+    check_text(str(dialogue_id), "id")
+    messages = _with_system(_messages(row), text_of(value_under(row, SYSTEM_COLUMNS, "the row"), "system"))
+    return Dialogue(
+        str(dialogue_id), messages, text_of(row.get("kind"), "kind"), _tools(value_under(row, TOOLS_COLUMNS, "the row")),
+        _template_arguments(value_under(row, ARGUMENTS_COLUMNS, "the row")), text_of(row.get("author"), "author"),
+    )  # fmt: skip
+
+
+def _refuse_columns(row: Mapping[str, Any]) -> None:
+    """Raise on columns that would change what a dialogue means, were they read."""
+    for column, value in row.items():
+        if column in COLUMNS or not carries(value):
+            continue
+        if column in MEDIA:
+            raise DialogueError(media_text(column))
+        if near := _near(column):
+            raise DialogueError(
+                f"found the column {column!r}, expected {near!r}; rename it, or name it under dialogues.ignore_keys: "
+                f"[{column!r}]"
+            )
+
+
+def _messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    given = [name for name in TURNS_COLUMNS if carries(row.get(name))]
+    if len(given) > 1:
+        raise DialogueError(
+            "found 'messages' and 'conversations', expected one of them; name the other under dialogues.ignore_keys"
+        )
+    turns = next((row[name] for name in (*given, *TURNS_COLUMNS) if row.get(name) is not None), None)
     if not isinstance(turns, (list, tuple)):
         keys = ", ".join(sorted(map(str, row)))
         raise DialogueError(
-            f"found {_type_name(turns)} under 'messages' (keys: {keys}), expected a list; correct the row"
+            f"found {type_name(turns)} under 'messages' (keys: {keys}), expected a list; correct the row"
         )
-    messages = tuple(_to_message(turn, f"message {number}") for number, turn in enumerate(turns, 1))
-    return Dialogue(str(dialogue_id), messages, kind)
+    return tuple(read_message(turn, f"message {number}") for number, turn in enumerate(turns, 1))
 
 
-def _to_message(turn: Any, name: str) -> Message:
-    keys = ("from", "value") if isinstance(turn, dict) and "role" not in turn else ("role", "content")
-    if not isinstance(turn, dict) or not set(keys) <= turn.keys():
-        found = f"keys {sorted(map(str, turn))}" if isinstance(turn, dict) else _type_name(turn)
-        raise DialogueError(f"{name}: found {found}, expected 'role' and 'content' (or 'from' and 'value'); correct it")
-    role, content = (turn[key] for key in keys)
-    if not isinstance(role, str) or role not in ROLES:
-        raise DialogueError(f"{name}: found role {role!r}, expected one of {', '.join(ROLES)}; rename it")
-    if not isinstance(content, str):
-        raise DialogueError(f"{name}: found {_type_name(content)} as content, expected a text; write it as one")
-    _check_text(content, name)
-    return Message(ROLES[role], content)
+def _with_system(messages: tuple[Message, ...], system: str) -> tuple[Message, ...]:
+    """The messages, the text of a system column before them."""
+    if not system:
+        return messages
+    if not messages or messages[0].role not in HEAD_ROLES:
+        return (Message("system", system), *messages)
+    if not messages[0].content:
+        return (replace(messages[0], content=system), *messages[1:])
+    if messages[0].content == system:
+        return messages
+    raise DialogueError(
+        f"found a column 'system' and another text in a message by {messages[0].role}, expected one of them; remove the "
+        "other"
+    )
 
 
-def _check_text(text: str, name: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
+def _tools(value: Any) -> tuple[JsonObject, ...]:
+    """The tools of a list, or of a JSON text of one; a bare function is put into OpenAI's form."""
+    if isinstance(value, str):
+        value = parse_json(value, "tools", "a list of tools")
+    if not carries(value):
+        return ()
+    if not isinstance(value, (list, tuple)):
+        raise DialogueError(f"tools: found {type_name(value)}, expected a list of tools; put it into a list")
+    return tuple(_tool(tool, f"tools[{number}]") for number, tool in enumerate(value))
+
+
+def _tool(value: Any, place: str) -> JsonObject:
+    tool = parse_json(value, place, "the text of a tool") if isinstance(value, str) else value
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"].strip():
         raise DialogueError(
-            f"{name}: lone surrogate {text[error.start]!a} at character {error.start}, expected whole characters; "
-            "write both halves of the pair, or the character itself"
-        ) from None
-
-
-def _type_name(value: Any) -> str:
-    return "nothing" if value is None else f"a value of type {type(value).__name__}"
-
-
-def _check(dialogue: Dialogue, places: dict[str, str]) -> None:
-    """Raise on the first broken rule; `places`: the ids read so far and where."""
-    if dialogue.id in places:
-        raise DialogueError(
-            f"the id {dialogue.id!r} stands at {places[dialogue.id]} too, expected each id once; rename one"
+            f'{place}: found {shown(tool)}, expected {{"type": "function", "function": {{"name": ...}}}}; write it so, '
+            "with a name"
         )
-    if not dialogue.messages:
-        raise DialogueError("the dialogue is empty, expected at least a user and an assistant message; remove it")
-    roles = [message.role for message in dialogue.messages]
-    if "assistant" not in roles:
-        raise DialogueError(f"found roles {', '.join(roles)}, expected an assistant turn; remove the dialogue")
-    head = 1 if roles[0] == "system" else 0
-    for number, role in enumerate(roles[head:]):
-        expected = "assistant" if number % 2 else "user"
-        if role != expected:
-            raise DialogueError(
-                f"message {head + number + 1} is by {role}, expected {expected} (a system message only at the head, "
-                "then user and assistant in turn); put the turns in order, or set on_bad: skip"
-            )
-    if roles[-1] == "user":
+    return read_object(tool if "function" in tool else {"type": "function", "function": tool}, place)
+
+
+def _template_arguments(value: Any) -> JsonObject:
+    arguments = read_object(value, "template_arguments")
+    for name in arguments.value:
+        if name in RESERVED_ARGUMENTS:
+            raise DialogueError(f"template_arguments: found {name!r}, which FuseChat itself sets; remove it")
+    return arguments
+
+
+def _check_id(dialogue_id: str, places: Mapping[str, str]) -> None:
+    """Raise on an id that was read before; `places`: the ids read so far and where."""
+    if dialogue_id in places:
         raise DialogueError(
-            "the last message is by user, expected assistant; remove that message, or set on_bad: skip, which cuts it"
+            f"the id {dialogue_id!r} stands at {places[dialogue_id]} too, expected each id once; rename one"
         )
-    for number, message in enumerate(dialogue.messages, 1):
-        if not message.content.strip():
-            raise DialogueError(
-                f"message {number} ({message.role}) is blank, expected text; fill it, or set on_bad: skip"
-            )
-
-
-def _cut_ends(dialogue: Dialogue) -> tuple[Dialogue, str]:
-    """Cut what can be cut without touching the exchanges between; second value: what was cut, or an empty text."""
-    messages, cut = list(dialogue.messages), []
-    if messages and messages[0].role == "system" and not messages[0].content.strip():
-        del messages[0]
-        cut.append("a blank system message")
-    head = 1 if messages and messages[0].role == "system" else 0
-    first_user = next((i for i in range(head, len(messages)) if messages[i].role != "assistant"), head)
-    if first_user > head:
-        del messages[head:first_user]
-        cut.append(f"{first_user - head} assistant turn(s) before the first user turn")
-    if len(messages) > head + 1 and messages[-1].role == "user":
-        del messages[-1]
-        cut.append("a last user turn without an answer")
-    return Dialogue(dialogue.id, tuple(messages), dialogue.kind), " and ".join(cut)

@@ -2,7 +2,7 @@
 
 The ids are those of `apply_chat_template`, except where a content holds the text of a control token: that is text here.
 A target token is one that holds bytes of an assistant's content, or ends its turn. Spans point into
-`Dialogue.content_bytes` and so do not depend on the template.
+`Dialogue.field_bytes` and so do not depend on the template.
 """
 
 from __future__ import annotations
@@ -98,12 +98,11 @@ def cut_dialogue(
     num_tokens = len(tokenize_dialogue(tokenizer, template_text, dialogue))
     if num_tokens <= max_tokens:
         return dialogue, ""
-    head = 1 if dialogue.messages[0].role == "system" else 0
-    fits, fits_not = 0, (len(dialogue.messages) - head + 1) // 2
+    fits, fits_not = 0, len(dialogue.exchange_ends)
     first_tokens = num_tokens
     while fits_not - fits > 1:
         middle = (fits + fits_not) // 2
-        length = len(tokenize_dialogue(tokenizer, template_text, _first_exchanges(dialogue, head, middle)))
+        length = len(tokenize_dialogue(tokenizer, template_text, _first_exchanges(dialogue, middle)))
         if length <= max_tokens:
             fits = middle
         else:
@@ -113,15 +112,15 @@ def cut_dialogue(
             f"dialogue {dialogue.id!r}: set aside, because its first exchange has {first_tokens:,} tokens "
             f"and max_tokens is {max_tokens:,}"
         )
-    kept = _first_exchanges(dialogue, head, fits)
+    kept = _first_exchanges(dialogue, fits)
     return kept, (
         f"dialogue {dialogue.id!r}: cut from {len(dialogue.messages)} to {len(kept.messages)} messages, because it has "
         f"{num_tokens:,} tokens and max_tokens is {max_tokens:,}"
     )
 
 
-def _first_exchanges(dialogue: Dialogue, head: int, exchanges: int) -> Dialogue:
-    return dataclasses.replace(dialogue, messages=dialogue.messages[: head + 2 * exchanges])
+def _first_exchanges(dialogue: Dialogue, exchanges: int) -> Dialogue:
+    return dataclasses.replace(dialogue, messages=dialogue.messages[: dialogue.exchange_ends[exchanges - 1]])
 
 
 @lru_cache(maxsize=2)  # as the templates' in chat_template.py
@@ -193,7 +192,7 @@ def _untrimmed(backend: Tokenizer) -> Tokenizer:
 def _lay_out(dialogue: Dialogue, rendered: Rendered, measured: _Measured) -> TokenizedDialogue:
     bases = [
         offset + len(message.content[: covered[0]].encode())
-        for offset, message, covered in zip(dialogue.content_offsets, dialogue.messages, rendered.covered, strict=True)
+        for offset, message, covered in zip(dialogue.field_offsets, dialogue.messages, rendered.covered, strict=True)
     ]
     placed = place_on_contents(measured.starts, measured.ends, measured.is_control, measured.regions, bases)
     is_target = np.zeros(len(measured.token_ids), dtype=bool)

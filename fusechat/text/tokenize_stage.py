@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from ..storage.artifact import Artifact, storage_errors
 from ..storage.tokens import Tokens
 from .chat_template import load_tokenizer
 from .dialogue_files import locate, read_rows
-from .dialogues import Dialogue, dialogues_digest, read_dialogues
+from .dialogues import Dialogue, Message, dialogues_digest, read_dialogues, row_text
 from .tokenization import cut_dialogue, tokenize_dialogues
 
 if TYPE_CHECKING:
@@ -56,8 +57,11 @@ def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) ->
     if claim.artifact is not None:
         return claim.artifact
     bad: list[tuple[str, str]] = []
-    train = list(read_dialogues(section.train, on_bad=section.on_bad, bad=bad))
-    held_out = list(read_dialogues(section.held_out, on_bad=section.on_bad, bad=bad)) if section.held_out else []
+    left_out: dict[str, Counter[str]] = {}
+    train, held_out = (
+        list(read_dialogues(files, on_bad=section.on_bad, bad=bad, ignore_keys=section.ignore_keys, left_out=left_out))
+        for files in (section.train, section.held_out)
+    )
     if not section.held_out:
         train, held_out = _split(train, section.held_out_share)
     overlap = _overlap(train, held_out)
@@ -66,6 +70,7 @@ def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) ->
     tokenizer, template = load_tokenizer(*_tokenizer_source(config, config.pivot))
     counts: dict = {
         "skipped": [f"{place}: {reason}" for place, reason in bad],
+        "columns_left_out": {file: dict(columns) for file, columns in left_out.items()},
         "held_out_in_train": list(overlap),
     }
     for split, dialogues in zip(SPLITS, (train, held_out), strict=True):
@@ -80,6 +85,9 @@ def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) ->
         counts[f"{split}_cut_or_set_aside"] = notes
         for note in notes:
             progress.say(f"dialogues: {note}")
+    for file, columns in left_out.items():
+        named = ", ".join(f"{name} ({count:,} rows)" for name, count in columns.items())
+        progress.say(f"dialogues: {file}: columns that are no part of a dialogue, and were not read: {named}")
     for line in counts["skipped"]:
         progress.say(f"dialogues: {line}")
     return claim.finish(counts)
@@ -180,6 +188,8 @@ def _cut_all(
     kept, notes = [], []
     for dialogue in dialogues:
         fitting, note = cut_dialogue(tokenizer, template, dialogue, max_tokens)
+        if fitting is not None and not fitting.is_trained:
+            fitting, note = None, f"{note}; set aside, because no turn that is left is a target"
         if fitting is not None:
             kept.append(fitting)
         if note:
@@ -194,15 +204,19 @@ def _split(dialogues: list[Dialogue], share: float) -> tuple[list[Dialogue], lis
     train: list[Dialogue] = []
     held_out: list[Dialogue] = []
     for dialogue in dialogues:
-        draw = int(dialogues_digest([Dialogue("", dialogue.messages)])[:8], 16) / 2**32
+        draw = int(dialogues_digest([Dialogue("", _said(dialogue))])[:8], 16) / 2**32
         (held_out if draw < share else train).append(dialogue)
     return train, held_out
 
 
 def _overlap(train: list[Dialogue], held_out: list[Dialogue]) -> dict[str, str]:
-    """Held-out dialogue -> the training dialogue of the same messages, by their ids."""
-    seen = {dialogue.messages: dialogue.id for dialogue in train}
-    return {dialogue.id: seen[dialogue.messages] for dialogue in held_out if dialogue.messages in seen}
+    """Held-out dialogue -> the training dialogue of the same messages, by their ids; which are targets is no matter."""
+    seen = {_said(dialogue): dialogue.id for dialogue in train}
+    return {dialogue.id: seen[_said(dialogue)] for dialogue in held_out if _said(dialogue) in seen}
+
+
+def _said(dialogue: Dialogue) -> tuple[Message, ...]:
+    return tuple(dataclasses.replace(message, is_trained=True) for message in dialogue.messages)
 
 
 def _overlap_text(overlap: dict[str, str]) -> str:
@@ -217,9 +231,7 @@ def _overlap_text(overlap: dict[str, str]) -> str:
 def _write_jsonl(path: Path, dialogues: list[Dialogue]) -> None:
     with storage_errors(path), path.open("w", encoding="utf-8") as file:
         for dialogue in dialogues:
-            messages = [{"role": message.role, "content": message.content} for message in dialogue.messages]
-            record = {"id": dialogue.id, "kind": dialogue.kind, "messages": messages}
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(row_text(dialogue) + "\n")
 
 
 def _check_ids(tokens: Tokens, columns: int | None, dialogues: list[Dialogue], name: str) -> None:

@@ -183,7 +183,7 @@ def test_read_lone_surrogate_names_the_message(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text(json.dumps(row_of("user: x", "assistant: half \ud83d of an emoji")))
     message = refusal(path)
-    assert "message 2: lone surrogate '\\ud83d' at character 5" in message
+    assert "message 2: content: lone surrogate '\\ud83d' at character 5" in message
     message.encode()
 
 
@@ -195,18 +195,18 @@ def test_read_lone_surrogate_names_the_message(tmp_path: Path) -> None:
         (row_with(id=True), "found id True"),
         (row_with(id=[1]), "found id [1]"),
         (row_with(id="\ud800"), "id: lone surrogate"),
-        (row_with(kind=3), "found kind 3"),
+        (row_with(kind=3), "kind: found a value of type int, expected a text"),
         ({"id": "a", "text": "x"}, "found nothing under 'messages' (keys: id, text)"),
         (row_with(messages="x"), "a value of type str"),
         (row_with(messages=[]), "the dialogue is empty"),
         (row_with(messages=["x"]), "message 1: found a value of type str"),
-        (row_with(messages=[{"role": "user", "text": "x"}]), "message 1: found keys ['role', 'text']"),
-        (row_with(messages=[QUESTION, {"role": "tool", "content": "x"}]), "message 2: found role 'tool'"),
+        (row_with(messages=[{"role": "user", "text": "x"}]), "message 1: found the key 'text' with 'x'"),
+        (row_with(messages=[QUESTION, {"role": "bot", "content": "x"}]), "message 2: found role 'bot'"),
         (
             row_with(messages=[QUESTION, {"role": "assistant", "content": ["x"]}]),
-            "message 2: found a value of type list",
+            "message 2: content part 1: found a value of type str",
         ),
-        (row_with(messages=[QUESTION, {"role": "assistant", "content": None}]), "message 2: found nothing as content"),
+        (row_with(messages=[QUESTION, {"role": "assistant", "content": None}]), "message 2 (assistant) is blank"),
         (row_of("user: x"), "expected an assistant turn"),
         (row_of("assistant: x", "user: y", "assistant: z"), "message 1 is by assistant, expected user"),
         (row_of("user: x", "user: y", "assistant: z"), "message 2 is by user, expected assistant"),
@@ -255,8 +255,8 @@ def test_read_skip_goes_on_after_broken_lines(tmp_path: Path) -> None:
     assert [place for place, _ in bad] == [f"{path}:1", f"{path}:2", f"{path}:4 (dialogue 'a')"]
 
 
-def test_content_offsets_point_at_each_message() -> None:
-    data, offsets = DIALOGUE.content_bytes, DIALOGUE.content_offsets
+def test_field_offsets_point_at_each_message() -> None:
+    data, offsets = DIALOGUE.field_bytes, DIALOGUE.field_offsets
     assert data.decode() == "How many?Three, 三." and offsets == (0, 9)
     assert data[offsets[1] :].decode() == "Three, 三."
 

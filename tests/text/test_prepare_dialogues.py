@@ -58,6 +58,16 @@ def test_copies_of_a_dialogue_are_on_one_side_of_the_automatic_split(run_file: P
     twice = write_rows(tmp_path / "twice.jsonl", [*range(50), *range(50)])
     train, held_out = split_of(with_dialogues(run_file, twice, share=0.2))
     assert len(train) + len(held_out) == 50 and not train & held_out and 4 <= len(held_out) <= 18
+    with twice.open("a") as file:  # the same dialogue again, of which no turn is a target
+        for number in range(50):
+            turns = [
+                {"role": "user", "content": f"q{number}"},
+                {"role": "assistant", "content": f"r{number}", "weight": 0},
+            ]
+            turns += [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+            copy = [{**turns[1], "weight": 1} if turn is turns[1] else turn for turn in turns]
+            file.writelines(json.dumps({"messages": messages}) + "\n" for messages in (turns, copy))
+    prepare_dialogues(with_dialogues(run_file, twice, share=0.2, changed="restart"))  # refuses what is on both sides
     other = write_rows(tmp_path / "once.jsonl", [*range(25), *range(100, 200)][::-1], kind="k")
     train_again, held_out_again = split_of(with_dialogues(run_file, other, share=0.2, changed="restart"))
     assert not train & held_out_again and not held_out & train_again

@@ -71,7 +71,7 @@ def walk(
     surfaces = token_surfaces(tokenizer)
     names = {tokenizer.convert_tokens_to_ids(name): name.encode() for name in [*CONTROLS[template]]}
     text, owner, controls = b"", [], {}  # owner[i]: (message, content byte) of byte i of the text
-    bases = dialogue.content_offsets
+    bases = dialogue.field_offsets
     for piece, number in pieces_of(template, dialogue):
         if number is None and piece in CONTROLS[template]:
             controls[len(text)] = piece.encode()
@@ -131,9 +131,9 @@ def test_tokenize_any_text_equals_the_slow_walk(kind: str, template: str, dialog
 
 
 def shown_bytes(template: str, dialogue: Dialogue) -> set[int]:
-    """The positions in content_bytes that a template shows, or that a control token beside a content leaves of it."""
+    """The positions in field_bytes that a template shows, or that a control token beside a content leaves of it."""
     shown: set[int] = set()
-    for message, base in zip(dialogue.messages, dialogue.content_offsets, strict=True):
+    for message, base in zip(dialogue.messages, dialogue.field_offsets, strict=True):
         content = message.content
         if template == ABSORBING or (template == LLAMA2 and message.role != "system"):
             base, content = base + len(content.encode()) - len(content.lstrip().encode()), content.strip()
@@ -157,7 +157,7 @@ def test_tokenize_any_text_covers_every_byte_once(kind: str, template: str, dial
     assert (result.content_span[~in_content] == -1).all()
     assert all(start <= end for start, end in spans) and all(one[1] <= other[0] for one, other in pairwise(spans))
     covered = {position for start, end in spans for position in range(start, end)}
-    assert shown_bytes(jinja, dialogue) <= covered <= set(range(len(dialogue.content_bytes)))
+    assert shown_bytes(jinja, dialogue) <= covered <= set(range(len(dialogue.field_bytes)))
     names = tokenizer.convert_ids_to_tokens(result.token_ids.tolist())
     written = [text for text, number in pieces_of(jinja, dialogue) if number is None and text in CONTROLS[jinja]]
     assert [name for name in names if name in CONTROLS[jinja] or name in SPECIAL[1:]] == written

@@ -46,7 +46,7 @@ def shown(
 ) -> list[tuple[str, bytes | None, bool]]:
     """(piece, bytes of the content, is target) of each token."""
     result = tokenize_dialogue(tokenizer, template, dialogue)
-    data = dialogue.content_bytes
+    data = dialogue.field_bytes
     return [
         (piece, None if start < 0 else data[start:end], target)
         for piece, (start, end), target in zip(

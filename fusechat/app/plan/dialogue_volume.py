@@ -7,6 +7,7 @@ from pathlib import Path
 from ...config import RunConfig
 from ...storage.artifact import RECORD_FILE, read_json
 from ...text.dialogues import Dialogue, read_dialogues
+from ...text.json_object import json_text
 
 SAMPLE_DIALOGUES = 2000
 """Of a JSON Lines file; the rest is taken to be alike."""
@@ -52,7 +53,8 @@ def estimated_volume(config: RunConfig) -> Volume:
     """
     tokens = rows = dialogues = 0.0
     for path in config.dialogues.train:
-        sample = itertools.islice(read_dialogues(path, on_bad="skip"), _limit(path))
+        dialogues_of_file = read_dialogues(path, on_bad="skip", ignore_keys=config.dialogues.ignore_keys)
+        sample = itertools.islice(dialogues_of_file, _limit(path))
         found = [_tokens_of(dialogue, config) for dialogue in sample]
         scale = _scale(path, len(found))
         tokens += scale * sum(of_one for of_one, _ in found)
@@ -65,8 +67,14 @@ def estimated_volume(config: RunConfig) -> Volume:
 def _tokens_of(dialogue: Dialogue, config: RunConfig) -> tuple[float, float]:
     """(tokens, target tokens) of one dialogue, about."""
     width = config.plan.bytes_per_token
-    said = sum(len(m.content.encode()) / width + 1 for m in dialogue.messages if m.role == "assistant")
-    tokens = len(dialogue.content_bytes) / width + TEMPLATE_TOKENS * len(dialogue.messages)
+    calls = [sum(len(call.name) + len(json_text(call.arguments)) for call in m.tool_calls) for m in dialogue.messages]
+    said = sum(
+        (len((m.reasoning + m.content).encode()) + of_calls) / width + 1
+        for m, of_calls in zip(dialogue.messages, calls, strict=True)
+        if m.role == "assistant" and m.is_trained
+    )
+    template_bytes = sum(calls) + sum(len(json_text(tool)) for tool in dialogue.tools)
+    tokens = (len(dialogue.field_bytes) + template_bytes) / width + TEMPLATE_TOKENS * len(dialogue.messages)
     kept = min(1.0, config.dialogues.max_tokens / tokens)
     return tokens * kept, said * kept
 

@@ -1,6 +1,6 @@
 """What a merge costs: against mergekit on the same files, against copying them, and in memory.
 
-    python benchmarks/merge.py [--rounds 5] [--folder FOLDER] [--target-dtype float32]
+    python -m benchmarks.bench_merge [--rounds 5] [--folder FOLDER] [--target-dtype float32]
 
 Makes a base (bfloat16) and five targets of SmolLM2-135M's shape, with updates of different sizes: float32 as training saves
 them by default (540 MB each), or bfloat16 (270 MB). All runs find the files in the system's cache and follow each other in
@@ -30,10 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# This file is called like a package of ours, which it would hide as long as its own folder is searched first.
-sys.path[0] = str(Path(__file__).parents[1])
-
-HIDDEN, INTERMEDIATE, VOCABULARY, KEYS = 576, 1536, 49_152, 192
+HIDDEN, INTERMEDIATE, KEYS = 576, 1536, 192
 TARGETS = [f"t{j}" for j in range(1, 6)]
 OURS: dict[str, dict[str, Any]] = {"sce": {"select_topk": 0.1}, "ties": {"density": 0.6, "weights": 0.2}, "linear": {}}
 THEIRS: dict[str, tuple[dict, dict]] = {
@@ -53,6 +50,15 @@ def main() -> None:
     parser.add_argument(
         "--target-dtype", choices=("float32", "bfloat16"), default="float32", help="of the targets' files"
     )
+    parser.add_argument(
+        "--layers",
+        nargs=2,
+        type=int,
+        default=[10, 30],
+        metavar=("FEW", "MANY"),
+        help="of two sizes, for the growth of memory",
+    )
+    parser.add_argument("--vocabulary", type=int, default=49_152, help="of all checkpoints")
     parser.add_argument("--run", nargs=3, metavar=("WHO", "METHOD", "LAYERS"), help=argparse.SUPPRESS)
     parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -60,35 +66,37 @@ def main() -> None:
         who, method, layers = arguments.run
         print(json.dumps(run_once(arguments.folder, who, method, int(layers))))
     elif arguments.in_process:
-        print(json.dumps(copy_figures(arguments.folder, arguments.rounds)))
+        print(json.dumps(copy_figures(arguments.folder, arguments.layers[1], arguments.rounds)))
     elif arguments.folder:
-        print(json.dumps(measure(arguments.folder / arguments.target_dtype, arguments.rounds, arguments.target_dtype)))
+        print(json.dumps(measure(arguments.folder / arguments.target_dtype, arguments)))
     else:
         with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(measure(Path(folder), arguments.rounds, arguments.target_dtype)))
+            print(json.dumps(measure(Path(folder), arguments)))
 
 
-def measure(folder: Path, rounds: int, target_dtype: str) -> dict[str, Any]:
+def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures; progress goes to standard error."""
-    for layers in (10, 30):
+    rounds, target_dtype, (few, many) = arguments.rounds, arguments.target_dtype, arguments.layers
+    for layers in (few, many):
         if not (folder / str(layers) / TARGETS[-1] / "config.json").is_file():
             say(f"making a base and five targets of {layers} layers below {folder}")
-            make_checkpoints(folder / str(layers), layers, target_dtype)
+            make_checkpoints(folder / str(layers), layers, arguments.vocabulary, target_dtype)
     figures: dict[str, Any] = {"target_dtype": target_dtype}
     for method in OURS:
-        child(folder, "ours", method, 30)  # compiles, if no earlier run did, and warms the cache
-        turns = [{who: child(folder, who, method, 30) for who in ("ours", "mergekit")} for _ in range(rounds)]
+        child(folder, "ours", method, many)  # compiles, if no earlier run did, and warms the cache
+        turns = [{who: child(folder, who, method, many) for who in ("ours", "mergekit")} for _ in range(rounds)]
         for figure, name in (("process_s", f"{method}_over_mergekit"), ("call_s", f"{method}_over_mergekit_call")):
             ours, theirs = (statistics.median(turn[who][figure] for turn in turns) for who in ("ours", "mergekit"))
             figures[name] = round(ours / theirs, 4)
             figures |= {f"{method}_{figure}": round(ours, 3), f"mergekit_{method}_{figure}": round(theirs, 3)}
             say(f"{name}: {ours:.2f} s / {theirs:.2f} s = {ours / theirs:.3f}")
-    command = [sys.executable, __file__, "--folder", str(folder), "--rounds", str(rounds), "--in-process"]
+    command = [sys.executable, "-m", "benchmarks.bench_merge", "--folder", str(folder), "--rounds", str(rounds)]
+    command += ["--layers", str(few), str(many), "--in-process"]
     figures |= json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    peaks = {layers: child(folder, "ours", "sce", layers)["peak_rss"] for layers in (10, 30)}
-    figures["peak_rss_growth"] = round(peaks[30] / peaks[10], 4)
-    figures["peak_rss_gib"] = round(peaks[30] / 2**30, 3)
-    figures["peak_rss_over_largest_tensor_gib"] = round((peaks[30] - 2 * VOCABULARY * HIDDEN) / 2**30, 3)
+    peaks = {layers: child(folder, "ours", "sce", layers)["peak_rss"] for layers in (few, many)}
+    figures["peak_rss_growth"] = round(peaks[many] / peaks[few], 4)
+    figures["peak_rss_gib"] = round(peaks[many] / 2**30, 3)
+    figures["peak_rss_over_largest_tensor_gib"] = round((peaks[many] - 2 * arguments.vocabulary * HIDDEN) / 2**30, 3)
     figures["cpus"], figures["machine"] = os.cpu_count(), cpu_name()
     return figures
 
@@ -105,7 +113,17 @@ def say(text: str) -> None:
 
 def child(folder: Path, who: str, method: str, layers: int) -> dict[str, float]:
     """One merge in a process of its own: seconds of the process and of the call, peak resident bytes."""
-    command = [sys.executable, __file__, "--folder", str(folder), "--run", who, method, str(layers)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.bench_merge",
+        "--folder",
+        str(folder),
+        "--run",
+        who,
+        method,
+        str(layers),
+    ]
     started = time.perf_counter()
     result = subprocess.run(command, check=True, capture_output=True, text=True)
     seconds = time.perf_counter() - started
@@ -151,9 +169,9 @@ def mergekit(folder: Path, method: str) -> Callable[[], Any]:
     return lambda: run_merge(config, str(out), MergeOptions(copy_tokenizer=False, quiet=True))
 
 
-def copy_figures(folder: Path, rounds: int) -> dict[str, float]:
+def copy_figures(folder: Path, layers: int, rounds: int) -> dict[str, float]:
     """SCE against reading all inputs and writing one output, in turns in this process."""
-    checkpoints = folder / "30"
+    checkpoints = folder / str(layers)
 
     def merge() -> float:
         call = ours(checkpoints, "sce")
@@ -183,12 +201,12 @@ def copy(folder: Path) -> float:
     return time.perf_counter() - started
 
 
-def make_checkpoints(folder: Path, layers: int, target_dtype: str) -> None:
+def make_checkpoints(folder: Path, layers: int, vocabulary: int, target_dtype: str) -> None:
     """A base and five targets of SmolLM2-135M's shape, whose updates are 0.25e-3, 0.5e-3 ... 4e-3 in size."""
     import torch
     from safetensors.torch import save_file
 
-    shapes = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "model.norm.weight": (HIDDEN,)}
+    shapes = {"model.embed_tokens.weight": (vocabulary, HIDDEN), "model.norm.weight": (HIDDEN,)}
     for layer in range(layers):
         for name, shape in {
             "self_attn.q_proj": (HIDDEN, HIDDEN), "self_attn.k_proj": (KEYS, HIDDEN), "self_attn.v_proj": (KEYS, HIDDEN),
@@ -200,7 +218,7 @@ def make_checkpoints(folder: Path, layers: int, target_dtype: str) -> None:
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "head_dim": 64,
         "intermediate_size": INTERMEDIATE, "num_hidden_layers": layers, "num_attention_heads": 9,
-        "num_key_value_heads": 3, "vocab_size": VOCABULARY, "tie_word_embeddings": True, "dtype": "bfloat16",
+        "num_key_value_heads": 3, "vocab_size": vocabulary, "tie_word_embeddings": True, "dtype": "bfloat16",
         "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "hidden_act": "silu",
     }  # fmt: skip
     generator = torch.Generator().manual_seed(0)

@@ -1,7 +1,6 @@
-# ruff: noqa: E402
 """What alignment costs, and how much it adds or loses.
 
-    python benchmarks/alignment.py [--part quality truth pairs speed] [--dialogues FILE] [--limit N] [--models FOLDER] [--out FOLDER]
+    python -m benchmarks.bench_alignment [--part quality truth pairs speed] [--dialogues FILE] [--limit N] [--models FOLDER] [--out FOLDER]
 
 - quality: real rows of two models in both directions (a plain transformers forward, kept in --out), per rule, under
   native templates and under the pivot's.
@@ -18,7 +17,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,6 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # This file is called like a package of ours, which it would hide as long as its own folder is searched first.
-sys.path[0] = str(Path(__file__).parents[1])
 
 from alignment.quality import measure_shard, summarise
 from alignment.vocabulary.vocabulary_file import Vocabularies

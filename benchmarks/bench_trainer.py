@@ -1,7 +1,6 @@
-# ruff: noqa: E402
 """What a fusion step costs: against TRL's own SFT step, and against the dense construction of the released trainer.
 
-    python benchmarks/trainer.py [--model FOLDER] [--dialogues FILE] [--batch 4] [--tokens 512] [--rounds 3] [--only PART ...]
+    python -m benchmarks.bench_trainer [--model FOLDER] [--dialogues FILE] [--batch 4] [--tokens 512] [--rounds 3] [--only PART ...]
 
 Every round trains two steps with each contender in turn, on the same batches of real dialogues with a real model's rows;
 the second step is timed, forward, backward and optimizer; products are bfloat16, weights float32. Peak memory is that of
@@ -24,13 +23,11 @@ import transformers
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 # This file is called like a package of ours, which it would hide as long as its own folder is searched first.
-ROOT = Path(__file__).parents[1]
-sys.path[0] = str(ROOT)
-
 from benchmarks.trainer_contenders import CONTENDERS, DEVICE, STEPS, make_stores, make_trainer, open_dataset
 from benchmarks.trainer_loss import measure_loss, now
 from trainer.collator import FUSION_KEY, FusionCollator
 
+ROOT = Path(__file__).parents[1]
 PARTS = ("steps", "peaks", "reader", "loss")
 VOCABULARIES = (32_000, 49_152, 128_256, 262_144)
 
@@ -65,7 +62,16 @@ def measure_steps(stores: Path, arguments: argparse.Namespace) -> dict[str, floa
 
 def measure_peak(name: str, stores: Path, arguments: argparse.Namespace) -> int:
     """Bytes at the peak of a process that trains with this contender alone."""
-    command = [sys.executable, __file__, "--peak-of", name, "--stores", str(stores), *sys.argv[1:]]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.bench_trainer",
+        "--peak-of",
+        name,
+        "--stores",
+        str(stores),
+        *sys.argv[1:],
+    ]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return int(output.split()[-1])
 

@@ -1,6 +1,6 @@
 """What extraction costs: against plain prefill, against vLLM's prompt logprobs, against transformers; and its host side.
 
-    python benchmarks/extraction.py [--model models/smollm2-135m-instruct] [--dialogues FILE] [--limit 270] [--parts ...]
+    python -m benchmarks.bench_extraction [--model models/smollm2-135m-instruct] [--dialogues FILE] [--limit 270] [--parts ...]
 
 Each contender has an engine in a process of its own that works only in its turn; a ratio is the median of those of the
 rounds. `extract` is the whole of it: engine, packing, compression, store, record.
@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 # This file is called like a package of ours, which it would hide as long as its own folder is searched first.
-sys.path[0] = str(Path(__file__).parents[1])
 HERE = Path(__file__).parent
 PARTS = ("prefill", "rivals", "wide", "host", "head", "memory", "actors")
 SHARD_TOKENS = 8192
@@ -45,7 +44,7 @@ class Contender:
     def __init__(self, engine: str, config: Any, folder: Path, *, environment: dict[str, str] | None = None) -> None:
         path = folder / f"{engine}.{config.extraction.k}.{id(self)}.json"
         path.write_text(json.dumps(config.dump()), encoding="utf-8")
-        command = [sys.executable, str(HERE / "extraction_worker.py"), engine, str(path)]
+        command = [sys.executable, "-m", "benchmarks.extraction_worker", engine, str(path)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
         )

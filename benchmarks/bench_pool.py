@@ -1,7 +1,6 @@
-# ruff: noqa: E402
 """What the pool of teachers costs, and what it survives: actors without a model on several Ray nodes of one machine.
 
-    python benchmarks/pool.py [--actors 64] [--phases throughput fleet scale] [--seconds 40] [--after 30]
+    python -m benchmarks.bench_pool [--actors 64] [--phases throughput fleet scale] [--seconds 40] [--after 30]
 
 throughput: shards that take no time, so that all time is the driver's, Ray's and the actors' calls.
 fleet: shards of 2 to 5 s on a simulated engine (one at a time, two in flight), first undisturbed (the idle share), then
@@ -17,15 +16,12 @@ import logging
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-sys.path[0] = str(Path(__file__).parents[1])
 
 import ray
 from ray.cluster_utils import Cluster
