@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from fusechat.compilation import kept
 from fusechat.errors import ArtifactError
 from fusechat.storage.artifact import read_json, write_json
 from fusechat.storage.contracts import RowKind
@@ -158,7 +158,7 @@ def loss_even(labels: np.ndarray, topk_ids: np.ndarray, topk_logprobs: np.ndarra
     return _loss_even(labels, topk_ids.astype(np.int32), topk_logprobs, vocab_size)
 
 
-@njit(cache=True)
+@kept
 def _loss_even(labels, topk_ids, topk_logprobs, vocab_size):
     losses = np.empty(len(labels))
     for row in range(len(labels)):
@@ -179,7 +179,7 @@ def text_kinds(token_ids: np.ndarray, is_end_of_turn: np.ndarray, surfaces: Surf
     return _text_kinds(token_ids, is_end_of_turn, surfaces.data, surfaces.offsets, _CODE_BYTES)
 
 
-@njit(cache=True)
+@kept
 def _text_kinds(token_ids, is_end_of_turn, data, offsets, code_bytes):
     kinds = np.zeros(len(token_ids), np.uint8)
     for row in range(len(token_ids)):
@@ -196,7 +196,7 @@ def _text_kinds(token_ids, is_end_of_turn, data, offsets, code_bytes):
     return kinds
 
 
-@njit(cache=True)
+@kept
 def _sum_rows(source_row, inside, labels, real, source_mass, aligned_mass, sums):
     for i in range(len(labels)):
         sums[labels[i], _ROWS] += 1
@@ -206,7 +206,7 @@ def _sum_rows(source_row, inside, labels, real, source_mass, aligned_mass, sums)
             sums[labels[i], _A_MASS] += aligned_mass[i]
 
 
-@njit(cache=True)
+@kept
 def _sum_segments(
     pivot, source_row, inside, labels, real, source_even, aligned_even, source_label, aligned_label, sums
 ):

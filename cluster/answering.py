@@ -1,16 +1,21 @@
 """Answering on Ray: a pool of engines answers the questions of `evaluation.answers`, every measured model for itself."""
 
-from pathlib import Path
 from typing import Any
 
 from evaluation.models import MeasuredModel, measured_models
 from fusechat.config import RunConfig
 from fusechat.config.evaluation import AnswerSetSection
-from fusechat.models.model_files import text_digest
 from fusechat.progress import Progress, Task, append_json_line
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
-from fusechat.text.questions import CHUNK_QUESTIONS, answers_file, read_questions, temperature_of, write_answers
+from fusechat.text.questions import (
+    CHUNK_QUESTIONS,
+    answers_file,
+    questions_digest,
+    read_questions,
+    temperature_of,
+    write_answers,
+)
 from inference.answer_actor import AnswerActor, AnsweringModel, Chunk
 from inference.engine.engine_actor import engine_settings
 
@@ -61,7 +66,7 @@ def _claim(config: RunConfig, section: AnswerSetSection, model: MeasuredModel) -
     tokens = artifact.load(config.tokens_url(model.reader), "tokens")  # its template is what the model reads under
     settings = {
         **section.model_dump(mode="json", exclude={"file"}),
-        "questions": text_digest(Path(section.file).read_bytes().hex()),
+        "questions": questions_digest(read_questions(section.file, section.form)),
         "seed": config.run.seed,
         "model": model.fingerprint,
         **engine_settings(config.model_named(model.reader).engine),

@@ -28,4 +28,4 @@ def check(config: RunConfig) -> None:
     if section.judge is not None:
         judge_key(section.judge)
     if section.lm_eval:
-        harness.check(section.lm_eval, section.lm_eval_folder)
+        harness.check(section.lm_eval, section.lm_eval_folder, unsafe_code=section.lm_eval_unsafe_code)

@@ -47,13 +47,15 @@ def greedy_answers(
         ids of each answer without the one that ended it; None for a prompt that leaves no room for an answer among the
         network's positions.
     """
+    rows = network.get_input_embeddings().weight.shape[0]
+    pad = next((stop for stop in stops if stop < rows), 0)  # masked, but looked up: a tokenizer may have more ids
     plain = GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stops or None, pad_token_id=(stops or [0])[0]
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stops or None, pad_token_id=pad
     )
     lengths = np.array([len(prompt) + max_new_tokens for prompt in prompts], dtype=np.int64)
     answers: list[list[int] | None] = [None] * len(prompts)
     for batch in length_batches(lengths, np.flatnonzero(lengths <= max_positions(network)), batch_tokens):
-        ids, mask = left_padded([prompts[number] for number in batch], pad=(stops or [0])[0])
+        ids, mask = left_padded([prompts[number] for number in batch], pad=pad)
         device = network.device
         with _generating_by(network, plain):
             output = network.generate(input_ids=ids.to(device), attention_mask=mask.to(device))[

@@ -4,6 +4,7 @@ Knows nothing about the run or the report.
 """
 
 import math
+import os
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -17,23 +18,51 @@ from fusechat.models.model_files import text_digest
 from .intervals import LEVEL
 
 
-def check(tasks: list[str], folder: Path | None) -> None:
+def check(tasks: list[str], folder: Path | None, *, unsafe_code: bool = False) -> None:
     """Refuse tasks that cannot be run, before any model is loaded.
 
     Args:
         folder: of further task files.
+        unsafe_code: whether tasks may run code that the models write.
     Raises:
-        ConfigError: no such folder, the harness is not installed, or does not have a task.
+        ConfigError: no such folder, the harness is not installed, or does not have a task, or one would run such code.
     """
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"evaluation.lm_eval_folder: found no folder {folder}; expected one of task files, or none")
-    known = set(_manager(folder).all_tasks)
+    index = _manager(folder).task_index
+    known = set(index)
     for task in tasks:
         if task not in known:
             raise ConfigError(
                 f"evaluation.lm_eval: found {task!r}, which the harness does not have; name one of its tasks, or put its "
                 "file into evaluation.lm_eval_folder"
             )
+        unsafe = sorted(_unsafe_tasks(index, task, set()))
+        if unsafe and not unsafe_code:
+            raise ConfigError(
+                f"evaluation.lm_eval: {task!r} runs code that the models write ({', '.join(unsafe[:3])}); leave it out, or allow it "
+                "on this machine with evaluation.lm_eval_unsafe_code: true"
+            )
+
+
+def _unsafe_tasks(index: dict[str, Any], name: str, seen: set[str]) -> set[str]:
+    """The tasks that a task, group or tag holds which are marked to run generated code."""
+    entry = index.get(name)
+    if entry is None or name in seen:
+        return set()
+    seen.add(name)
+    settings = entry.cfg or {}
+    found = {name} if settings.get("unsafe_code") else set()
+    members = settings.get("task") if entry.kind.name == "GROUP" else []
+    for member in members if isinstance(members, list) else []:
+        inline = member if isinstance(member, dict) else {"task": member}
+        if inline.get("unsafe_code"):
+            found.add(str(inline.get("task")))
+        found |= _unsafe_tasks(index, str(inline.get("task")), seen)
+    if entry.kind.name == "TAG":
+        for other, tagged in index.items():
+            found |= _unsafe_tasks(index, other, seen) if name in tagged.tags else set()
+    return found
 
 
 def version() -> str:
@@ -43,7 +72,7 @@ def version() -> str:
 
 def run_tasks(
     network: Any, tokenizer: Any, template: str, *, tasks: list[str], folder: Path | None, limit: int | None,
-    batch_size: int, seed: int,
+    batch_size: int, seed: int, unsafe_code: bool = False,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Run tasks on one network.
 
@@ -54,16 +83,21 @@ def run_tasks(
         `task, metric` -> value, low, high (null where the harness gives no standard error), questions. A value that is no
         number is null.
     """
+    if unsafe_code:
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # the metric that runs the code asks for this too
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
     tokenizer.chat_template = template
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    rows = network.get_input_embeddings().weight.shape[0]
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:  # a token that the model was never resized for
+        known = tokenizer.eos_token_id is not None and tokenizer.eos_token_id < rows
+        tokenizer.pad_token = tokenizer.eos_token if known else tokenizer.convert_ids_to_tokens(0)
     model = HFLM(pretrained=network, tokenizer=tokenizer, batch_size=batch_size)
     results = lm_eval.simple_evaluate(
         model, tasks=list(tasks), task_manager=_manager(folder), limit=limit, apply_chat_template=True, bootstrap_iters=0,
         log_samples=False, random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed,
+        confirm_run_unsafe_code=unsafe_code,
     )  # fmt: skip
     found = {}
     for task, entries in results["results"].items():

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from fusechat.errors import ModelError
+from fusechat.models.model_limits import positions_of
 from fusechat.storage.tokens import Tokens
 
 LOGITS_PER_BLOCK = 2**24
@@ -61,8 +62,7 @@ def dialogue_nats(
 
 def max_positions(network: PreTrainedModel) -> int:
     """Longest input of a network, tokens."""
-    limit = getattr(network.config.get_text_config(), "max_position_embeddings", None)
-    return limit or np.iinfo(np.int64).max
+    return positions_of(network.config.to_dict(), network.config.model_type) or np.iinfo(np.int64).max
 
 
 def length_batches(lengths: np.ndarray, dialogues: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:

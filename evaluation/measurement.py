@@ -217,5 +217,5 @@ def run_harness(config: RunConfig, network: Any, tokenizer: Any, template: str) 
     section = config.evaluation
     return harness.run_tasks(
         network, tokenizer, template, tasks=section.lm_eval, folder=section.lm_eval_folder, limit=section.lm_eval_limit,
-        batch_size=HARNESS_BATCH, seed=config.run.seed,
+        batch_size=HARNESS_BATCH, seed=config.run.seed, unsafe_code=section.lm_eval_unsafe_code,
     )  # fmt: skip

@@ -15,6 +15,7 @@ import numpy as np
 from fusechat.config import RunConfig
 from fusechat.config.evaluation import AnswerSetSection
 from fusechat.models import model_files
+from fusechat.models.model_limits import position_limit
 from fusechat.storage import artifact
 from fusechat.storage.tokens import Tokens
 from fusechat.text.chat_template import load_tokenizer
@@ -146,7 +147,7 @@ class AnswerActor(EngineActor):
             for question in questions:
                 turns = [tokenize_prompt(self._tokenizer, self._template, [Message("user", t)]) for t in question.turns]
                 needed = max(needed, sum(map(len, turns)) + len(turns) * (self._sets[name].max_new_tokens + 8))
-        return min(needed, model_files.position_limit(Path(self.model.folder)) or needed)
+        return min(needed, position_limit(Path(self.model.folder)) or needed)
 
 
 def _own_stops(folder: Path) -> list[int]:

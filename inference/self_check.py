@@ -16,6 +16,7 @@ import psutil
 import torch
 
 from fusechat.errors import TeacherError
+from fusechat.models.model_files import weight_files
 
 from .capture.rows import TopKRows, concatenate_rows
 from .engine.teacher import Teacher
@@ -191,7 +192,7 @@ def why_no_reference(folder: str | Path | None, num_tokens: int) -> str | None:
 
     if folder is None:
         return "not asked for"
-    num_bytes = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+    num_bytes = sum(path.stat().st_size for path in weight_files(Path(folder)) if path.is_file())
     config = AutoConfig.from_pretrained(folder)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return f"transformers has no {config.model_type}"

@@ -9,6 +9,7 @@ import numpy as np
 from fusechat.config import RunConfig
 from fusechat.errors import ConfigError
 from fusechat.models import model_files
+from fusechat.models.model_limits import position_limit
 from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
@@ -59,10 +60,13 @@ def claim_store(config: RunConfig, name: str) -> tuple[Claim, RowStore]:
     if config.extraction.k > vocab_size:
         raise ConfigError(f"extraction.k is {config.extraction.k}, the vocabulary of {name} has {vocab_size}; lower k")
     longest = int(tokens.lengths.max())
-    limit = model_files.position_limit(model_files.resolve_model(config.model_named(name)))
-    if limit and longest > limit:
+    limit = position_limit(model_files.resolve_model(config.model_named(name)))
+    # vLLM's prompt logprobs come with one sampled token, which takes a position behind the dialogue.
+    behind = 1 if config.extraction.capture == "prompt_logprobs" else 0
+    if limit and longest + behind > limit:
         raise ConfigError(
-            f"{name}: its longest dialogue has {longest:,} tokens, the model reads {limit:,}; lower dialogues.max_tokens"
+            f"{name}: its longest dialogue has {longest:,} tokens, the model reads {limit - behind:,}"
+            f"{' beside the token that prompt_logprobs samples' if behind else ''}; lower dialogues.max_tokens"
         )
     settings = _settings(config, name)
     url = config.logprobs_url(name)

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from fusechat.errors import ArtifactError
-from fusechat.models.model_files import read_model_config
+from fusechat.models.model_files import INDEX_FILE, read_model_config
 from fusechat.progress import Progress
 from fusechat.storage.artifact import read_json, storage_errors, write_json
 
 from .card import model_card
-from .files.checkpoint import INDEX_FILE
 from .inputs import Inputs
 from .methods import Method
 from .plan import DTYPES, MergePlan, make_plan

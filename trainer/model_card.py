@@ -37,7 +37,7 @@ def write_model_card(folder: Path, config: RunConfig, name: str, plan: dict[str,
         "pipeline_tag": "text-generation",
         "tags": ["fusechat", "knowledge-fusion"],
     }
-    if not Path(pivot.model).expanduser().exists():
+    if not Path(pivot.model).exists():
         front["base_model"] = pivot.model
     facts = {
         "pivot": _named(pivot.model, pivot.revision),

@@ -37,6 +37,7 @@ from .fusion_dataset import FusionDataset, Teachers, pack
 from .fusion_targets import RowChoice
 from .model_card import write_model_card
 from .open_rows import open_rows
+from .packing_check import check_packing
 from .run_log import RunLog, read_metrics
 
 CHECKPOINTS = "checkpoints"
@@ -137,6 +138,7 @@ def read_inputs(config: RunConfig, target_name: str) -> Inputs:
     parents = _parents(config, target_name, choice)
     tokens = Tokens.read(config.tokens_url(pivot))
     folder = model_files.resolve_model(config.pivot)
+    model_files.check_trainable(folder, pivot)
     digests = model_files.digests(folder, config.run.output / "digests.json")
     if tokens.attributes["tokenizer"] != digests["tokenizer"]:
         raise ModelError(
@@ -189,12 +191,15 @@ def _train(
     )
     units, lengths = _units(dataset, packed)
     tokenizer = transformers.AutoTokenizer.from_pretrained(inputs.pivot_folder)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     log = RunLog(progress, f"train {name}", target)
+    pivot = target_model.load_pivot(inputs.pivot_folder, load_arguments)
+    if packed:
+        check_packing(pivot)
+    pad = target_model.padding_id(pivot, tokenizer)
     trainer = FusionTrainer(
-        target_model.load_pivot(inputs.pivot_folder, load_arguments), settings,
+        pivot, settings,
         collator=FusionCollator(
-            dataset, units, pad_token_id=pad or 0, packed=packed, flat=flat, pad_to_multiple_of=settings.pad_to_multiple_of,
+            dataset, units, pad_token_id=pad, packed=packed, flat=flat, pad_to_multiple_of=settings.pad_to_multiple_of,
             fusion_weight=1 - training.sft_weight,
         ),
         unit_lengths=lengths, tokenizer=tokenizer, callbacks=[log], peft_config=target_model.lora_config(training.lora),

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from fusechat.config import LoraSection
-from fusechat.errors import ModelError
+from fusechat.errors import ModelError, first_line
 from fusechat.storage.artifact import storage_errors
 
 _COPIED = ("*.json", "*.jinja", "*.model", "*.txt", "*.py")
@@ -39,15 +39,40 @@ def load_pivot(folder: Path, arguments: dict[str, Any]) -> PreTrainedModel:
     """
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **arguments, output_loading_info=True)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise ModelError(f"{folder}: transformers cannot load it: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AssertionError) as error:
+        raise ModelError(f"{folder}: transformers cannot load it: {first_line(error)}") from error
     model, report = loaded
     if report["missing_keys"]:
         raise ModelError(
             f"{folder}: its files lack {len(report['missing_keys'])} weights, the first {sorted(report['missing_keys'])[0]!r}; "
             "expected a whole checkpoint"
         )
+    _mend_generation_config(model)
     return model
+
+
+def _mend_generation_config(model: Any) -> None:
+    """Put a plain one in the place of generation settings that transformers reads but will not write.
+
+    Every checkpoint would fail at them. A target gets the pivot's own file, so only the ids that training reads are kept.
+    """
+    settings = model.generation_config
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        ids = {name: getattr(settings, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        model.generation_config = GenerationConfig(**ids)
+
+
+def padding_id(model: PreTrainedModel, tokenizer: Any) -> int:
+    """An id to fill batches with that the embedding has: padding is masked, so any will do, but it is looked up.
+
+    A tokenizer may have a token for it that the model was never resized for.
+    """
+    embedding: Any = model.get_input_embeddings()
+    rows = embedding.weight.shape[0]
+    given = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((id_ for id_ in given if id_ is not None and 0 <= id_ < rows), 0)
 
 
 def lora_config(section: LoraSection | None) -> LoraConfig | None:

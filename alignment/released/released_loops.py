@@ -4,14 +4,15 @@ In: token texts as code points, each distinct text once, and the tokens as indic
 """
 
 import numpy as np
-from numba import njit
+
+from fusechat.compilation import kept
 
 DIAGONAL, PIVOT_BACK, SOURCE_BACK = 0, 1, 2
 ONE_HOT, EMPTY = -1, -2
 """Instead of a source row: all mass on the label; no entries at all."""
 
 
-@njit(cache=True)
+@kept
 def warp(costs, source, pivot):
     """The warping path of least cost, from the two ends back to the two starts.
 
@@ -47,7 +48,7 @@ def warp(costs, source, pivot):
     return first, last
 
 
-@njit(cache=True)
+@kept
 def _trace(steps, first, last):
     i, j = steps.shape[0] - 1, steps.shape[1] - 1
     last[j] = first[j] = i
@@ -61,7 +62,7 @@ def _trace(steps, first, last):
         first[j] = i
 
 
-@njit(cache=True)
+@kept
 def _ends_with(points, start, stop, other_points, other_start, other_stop):
     """Whether one of two texts ends with the other."""
     length = min(stop - start, other_stop - other_start)
@@ -71,7 +72,7 @@ def _ends_with(points, start, stop, other_points, other_start, other_stop):
     return same == length
 
 
-@njit(cache=True)
+@kept
 def _starts_with(points, start, stop, other_points, other_start, other_stop):
     length = other_stop - other_start
     if length > stop - start:
@@ -82,7 +83,7 @@ def _starts_with(points, start, stop, other_points, other_start, other_stop):
     return same == length
 
 
-@njit(cache=True)
+@kept
 def choose_rows(pivot, source, first, last, p_points, p_offsets, s_points, s_offsets):
     """The source token whose row each pivot token gets, int32 [pivot tokens]; ONE_HOT or EMPTY where none.
 
@@ -110,7 +111,7 @@ def choose_rows(pivot, source, first, last, p_points, p_offsets, s_points, s_off
     return chosen
 
 
-@njit(cache=True)
+@kept
 def _spelling_row(source, first, last, text, s_points, s_offsets):
     """Several source tokens, none of which ends the pivot's token: do some of them spell it in order?"""
     read, total, found = 0, 0, -1

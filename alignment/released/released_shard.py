@@ -9,8 +9,8 @@ token after it is no target) is treated as not lined up.
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
+from fusechat.compilation import kept
 from fusechat.storage.contracts import RowKind
 
 from ..rows.projection import Projection
@@ -105,7 +105,7 @@ def _indices(token_ids: np.ndarray) -> np.ndarray:
     return np.unique(token_ids, return_inverse=True)[1].astype(np.int32)
 
 
-@njit(cache=True)
+@kept
 def _first_images(
     labels, source_row, topk_ids, logprobs, images, vocab_size, out_ids, out_logprobs, out_label, out_kind
 ):
@@ -132,7 +132,7 @@ def _first_images(
             out_label[i] = np.log(max(1.0 - mass, 1e-12) / max(vocab_size - count, 1))
 
 
-@njit(cache=True)
+@kept
 def _holds(ids, count, token_id):
     place = 0
     while place < count and ids[place] != token_id:

@@ -8,7 +8,7 @@ A call also copies its tuples, 8 bytes for each of 250 fields. `inlined` is for 
 of their caller, and a row takes three fifths of the time.
 """
 
-from numba import njit
+from fusechat.compilation import kept
 
-compiled = njit(cache=True, _nrt=False)
-inlined = njit(cache=True, _nrt=False, forceinline=True)
+compiled = kept(_nrt=False)
+inlined = kept(_nrt=False, forceinline=True)

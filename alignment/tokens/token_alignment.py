@@ -9,8 +9,8 @@ template, so two teachers under two templates meet on the same bytes.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from fusechat.compilation import kept
 from fusechat.errors import AlignmentError
 from fusechat.storage.tokens import Tokens
 
@@ -88,7 +88,7 @@ def collect_target_rows(
     return out
 
 
-@njit(cache=True)
+@kept
 def _collect(token_ids, is_target, content_span, offsets, ids, starts, ends, is_end_of_turn, opens_turn, row_offsets):
     """Fill the arrays of TargetRows; returns the first token whose span runs backwards, or -1."""
     row = 0
@@ -138,7 +138,7 @@ def align_spans(pivot: TargetRows, source: TargetRows) -> SpanAlignment:
     return SpanAlignment(source_row, inside)
 
 
-@njit(cache=True)
+@kept
 def _walk(p_start, p_end, p_eot, p_opens, p_offsets, s_start, s_end, s_eot, s_opens, s_offsets, source_row, inside):
     for dialogue in range(len(p_offsets) - 1):
         first, stop = s_offsets[dialogue], s_offsets[dialogue + 1]
@@ -164,7 +164,7 @@ def _walk(p_start, p_end, p_eot, p_opens, p_offsets, s_start, s_end, s_eot, s_op
                     eot += 1
 
 
-@njit(cache=True)
+@kept
 def _next_content(s_start, s_end, s_eot, content, stop, start, end):
     """The first source token, from `content` on, that holds byte `start` or begins after it.
 

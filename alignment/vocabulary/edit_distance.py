@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+
+from fusechat.compilation import kept
 
 WORD_BITS = 64
 
@@ -33,7 +34,7 @@ def flatten_texts(texts: Sequence[str]) -> Texts:
     return Texts(np.frombuffer(data, np.int32), np.concatenate([[0], np.cumsum(lengths)]))
 
 
-@njit(cache=True)
+@kept
 def distance(a, b):
     """Levenshtein distance of two int32 arrays of code points."""
     if len(a) > len(b):
@@ -43,7 +44,7 @@ def distance(a, b):
     return _distance_bits(a, b) if len(a) <= WORD_BITS else _distance_plain(a, b)
 
 
-@njit(cache=True)
+@kept
 def _distance_bits(a, b):
     """`a` (1 to 64 code points) stands in the bits of a word; one step per code point of `b`."""
     one = np.uint64(1)
@@ -68,7 +69,7 @@ def _distance_bits(a, b):
     return score
 
 
-@njit(cache=True)
+@kept
 def _distance_plain(a, b):
     row = np.arange(len(a) + 1)
     for point in b:
@@ -80,7 +81,7 @@ def _distance_plain(a, b):
     return row[len(a)]
 
 
-@njit(cache=True)
+@kept
 def nearest(query, points, offsets, order, signatures, first_of_length):
     """The candidate with the least distance to the query; of equals the one that comes first in `order`'s lengths.
 
@@ -115,7 +116,7 @@ def nearest(query, points, offsets, order, signatures, first_of_length):
     return (found, best) if found >= 0 else (-1, -1)
 
 
-@njit(cache=True)
+@kept
 def signature(points):
     """Kinds of code points as bits of a word."""
     bits = np.uint64(0)
@@ -124,7 +125,7 @@ def signature(points):
     return bits
 
 
-@njit(cache=True, inline="always")
+@kept(inline="always")
 def _popcount(word):
     word = word - ((word >> np.uint64(1)) & np.uint64(0x5555555555555555))
     word = (word & np.uint64(0x3333333333333333)) + ((word >> np.uint64(2)) & np.uint64(0x3333333333333333))

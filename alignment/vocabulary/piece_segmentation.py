@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
+
+from fusechat.compilation import kept
 
 from ..rows.compiled import compiled
 from .vocabulary_trie import NO_TOKEN, Surfaces, Trie, build_trie, descend, flatten_surfaces, longest_match
@@ -112,7 +113,7 @@ def _cut_longest(trie: Trie, flat: Surfaces, token_id: int) -> list[int]:
     return [] if len(ids) and ids[-1] == NO_TOKEN else ids.tolist()
 
 
-@njit(cache=True)
+@kept
 def cut_longest(trie, data, start, stop):
     """Longest matches from the left, int32 [tokens]; the last is -1 if the rest cannot be spelled."""
     ids = np.empty(stop - start, np.int32)

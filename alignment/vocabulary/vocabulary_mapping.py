@@ -18,8 +18,9 @@ from enum import IntEnum
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numba import njit
 from scipy import sparse
+
+from fusechat.compilation import kept
 
 from ..released.released import map_seen
 from .edit_distance import Texts, flatten_texts, nearest, signature
@@ -132,7 +133,7 @@ def most_frequent(matrix: sparse.csr_matrix, same: np.ndarray) -> np.ndarray:
     return _most_frequent(matrix.indptr, matrix.indices, matrix.data.astype(np.float64), same)
 
 
-@njit(cache=True)
+@kept
 def _most_frequent(indptr, indices, data, same):
     images = np.full(len(indptr) - 1, -1, np.int32)
     for row in range(len(images)):
@@ -204,7 +205,7 @@ def nearest_pieces(queries: Sequence[str], pivot: Sequence[bytes | None]) -> np.
     return _nearest_all(flatten_texts(queries), texts, order, first_of_length)
 
 
-@njit(cache=True)
+@kept
 def _nearest_all(queries: Texts, texts: Texts, order, first_of_length):
     signatures = np.zeros(len(texts.offsets) - 1, np.uint64)
     for i in order:

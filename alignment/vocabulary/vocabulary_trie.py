@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+
+from fusechat.compilation import kept
 
 from ..rows.compiled import compiled
 
@@ -65,7 +66,7 @@ def build_trie(surfaces: Surfaces, reachable: np.ndarray) -> Trie:
     return Trie(arrays[0][: nodes + 1].copy(), arrays[1][:nodes].copy(), arrays[2][:nodes].copy())
 
 
-@njit(cache=True)
+@kept
 def _number_nodes(data, offsets, ids, first_child, node_bytes, token_ids):
     """Breadth first over pieces in byte order: a node is a run of pieces that share their first `depth` bytes."""
     low, high, depth = (
@@ -137,7 +138,7 @@ def descend(trie, data, start, stop, node):
     return node
 
 
-@njit(cache=True)
+@kept
 def nodes_of(trie, surfaces):
     """int32 [vocabulary]: the node that the bytes of each id lead to, or -1."""
     nodes = np.empty(len(surfaces.offsets) - 1, np.int32)

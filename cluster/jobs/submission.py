@@ -35,6 +35,8 @@ RETRY_SECONDS = 2.0
 AGENT_PATIENCE_SECONDS = 60.0
 """How long a job is offered to a cluster that has just started."""
 INTERRUPTED = 130
+LONGEST_NAME = 60
+"""Letters of a run folder's name in a submission id."""
 ON_ITS_CLUSTER = "cluster.address=auto"
 """Set for a job whose run file names no cluster: it works on the one that it was sent to."""
 
@@ -50,7 +52,7 @@ class Submission:
         """
         self.config, self.say = config, say
         self.client = _connect(address)
-        self.prefix = f"{config.run.output.name}-{_digest(config)}-"
+        self.prefix = f"{_plain_name(config)}-{_digest(config)}-"
 
     def attempts(self) -> dict[str, Any]:
         """Submission id -> job, of this run's attempts, oldest first."""
@@ -315,6 +317,11 @@ def _lost_connection() -> tuple[type[BaseException], ...]:
     import requests
 
     return (aiohttp.ClientError, requests.RequestException, OSError, RuntimeError)
+
+
+def _plain_name(config: RunConfig) -> str:
+    """The run folder's name in letters that may stand in a URL: an id is part of Ray's addresses."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", config.run.output.name)[:LONGEST_NAME].strip("-.") or "run"
 
 
 def _digest(config: RunConfig) -> str:

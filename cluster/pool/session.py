@@ -30,7 +30,7 @@ def ray_session(section: ClusterSection) -> Iterator[None]:
     # Ray sees accelerators' absence by itself; without this it also hides them from actors that ask for none.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if section.ray_address:
-        _connect(section.ray_address)
+        _connect(section.ray_address, "cluster.address" if section.address else "RAY_ADDRESS of the environment")
     else:
         # `local`, because without it Ray joins any cluster that somebody started on this machine.
         ray.init(
@@ -43,15 +43,15 @@ def ray_session(section: ClusterSection) -> Iterator[None]:
         ray.shutdown()
 
 
-def _connect(address: str) -> None:
-    _knock(address)
+def _connect(address: str, origin: str) -> None:
+    _knock(address, origin)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises plain RuntimeErrors, ConnectionErrors and errors of its own
-        raise ClusterSetupError(f"cluster.address {address!r}: {_explain(error)}") from error
+        raise ClusterSetupError(f"{origin} {address!r}: {_explain(error)}") from error
 
 
-def _knock(address: str) -> None:
+def _knock(address: str, origin: str) -> None:
     """Fail at once where nobody listens."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
@@ -60,7 +60,7 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except OSError as error:
         raise ClusterSetupError(
-            f"cluster.address {address!r}: no Ray there ({error.strerror or error}); expected HOST:6379 of a running "
+            f"{origin} {address!r}: no Ray there ({error.strerror or error}); expected HOST:6379 of a running "
             "head, `auto` on one of its nodes, or no address for a local Ray"
         ) from None
 

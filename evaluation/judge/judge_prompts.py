@@ -96,6 +96,7 @@ def _conversation(turns: Sequence[str], answers: Sequence[str]) -> str:
 
 
 def _quoted(reference: Sequence[str]) -> str:
+    reference = [text for text in reference if text]  # a turn may have none
     if not reference:
         return ""
     return "\n\nGood answers, for comparison:\n<reference>\n" + "\n---\n".join(reference) + "\n</reference>"

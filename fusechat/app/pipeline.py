@@ -73,6 +73,7 @@ def check(config: RunConfig, only: str | None = None) -> None:
     Raises:
         UserError: a merge method, a file of questions, a judge's key or a task of the harness that is not there.
     """
+    _ = config.cluster.ray_address  # refuses one that no stage could connect to
     for step in steps(config):
         wanted = only in (None, step.stage)
         if wanted and (config.run.if_changed == "restart" or not all(step.records())):

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from ..errors import ConfigError
 from .file import load_file, read_overrides
+from .paths import FolderPath, PathText
 from .run import RunConfig
 from .section import Section
 
@@ -78,9 +79,9 @@ class TableSection(Section):
 class AblationConfig(Section):
     """A whole ablation."""
 
-    base: str
+    base: PathText
     """Run file that the variants are made from."""
-    output: Path = Path("runs/ablation")
+    output: FolderPath = Path("runs/ablation")
     """Folder of all runs, of what they share, and of the tables."""
     seeds: list[int] = Field([0], min_length=1)
     """Every variant is run with each of them; intervals need at least three."""

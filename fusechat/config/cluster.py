@@ -5,6 +5,7 @@ import re
 
 from pydantic import Field, field_validator
 
+from ..errors import ConfigError
 from .section import Section
 
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|API_?KEY|ACCESS_KEY", re.IGNORECASE)
@@ -41,8 +42,22 @@ class ClusterSection(Section):
 
     @property
     def ray_address(self) -> str | None:
-        """Where a Ray is that was not started by this run: `address`, or what the cluster set for a job that runs on it."""
-        return self.address or os.environ.get("RAY_ADDRESS")
+        """Where a Ray is that was not started by this run: `address`, or what the cluster set for a job that runs on it.
+
+        Raises:
+            ConfigError: the address of a dashboard, as Ray's own commands for jobs take it.
+        """
+        address, origin = self.address, "cluster.address"
+        if not address:
+            address, origin = os.environ.get("RAY_ADDRESS"), "RAY_ADDRESS of the environment"
+        if address and address.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"{origin}: found {address}, a dashboard, which takes jobs but no drivers; expected HOST:6379 of a running head, or "
+                f"`auto` on one of its nodes; send the run there with `fusechat submit --address {address}`, or "
+                + ("unset RAY_ADDRESS" if origin.startswith("RAY") else "leave it out")
+                + " for a local Ray"
+            )
+        return address
 
     @field_validator("env_vars")
     @classmethod

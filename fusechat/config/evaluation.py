@@ -1,11 +1,11 @@
 """The run file's section on evaluation."""
 
 import difflib
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
+from .paths import FolderPath, PathText
 from .secrets import refuse_key_as_variable, refuse_url_secrets
 from .section import Name, Section
 
@@ -18,7 +18,7 @@ class AnswerSetSection(Section):
 
     name: Name
     """Short name; names the folder of its answers."""
-    file: str
+    file: PathText
     """Questions: `.txt` (a prompt per line), JSON or JSON lines, MT-Bench's question file, AlpacaEval's instructions."""
     form: Form = "prompts"
     """What the file holds. Answers to the first two are written as FastChat's model answers, to the last as AlpacaEval's."""
@@ -95,8 +95,10 @@ class EvaluationSection(Section):
     """Also measure the sources, each under its own tokenizer and template (only where `models` names none)."""
     lm_eval: list[str] = []
     """Tasks of EleutherAI's harness for every measured model, under its template; needs the extra `lm-eval`."""
-    lm_eval_folder: Path | None = None
+    lm_eval_folder: FolderPath | None = None
     """Folder of further task files for the harness."""
+    lm_eval_unsafe_code: bool = False
+    """Let the harness run, on the driver's machine, code that the models write: tasks such as `humaneval` and `mbpp` ask for it."""
     lm_eval_limit: int | None = Field(None, ge=1)
     """Questions of each task; default: all of them."""
     kl_dialogues: int = Field(64, ge=0)

@@ -26,7 +26,7 @@ def load_file(path: str | Path, overrides: Sequence[tuple[str, Any]], root: type
     Raises:
         ConfigError: a missing or broken file, an unknown key (the nearest valid one is named), a value out of range.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -38,6 +38,7 @@ def load_file(path: str | Path, overrides: Sequence[tuple[str, Any]], root: type
         raise ConfigError(f"{path}: found {type(values).__name__}, expected keys such as {expected}")
     for key, value in overrides:
         _apply_override(values, key, value)
+    _check_characters(values, path, "", set())
     try:
         return root.model_validate(values)
     except ValidationError as error:
@@ -76,6 +77,33 @@ def _apply_override(values: dict[str, Any], key: str, value: Any) -> None:
     if place is None:
         raise ConfigError(f"override of {key}: {'.'.join(parents)} is {type(node).__name__}, it has no {last!r}")
     node[place] = value
+
+
+def _check_characters(node: Any, path: Path, key: str, seen: set[int]) -> None:
+    """Raises ConfigError for a text that no file, page or tokenizer takes: prompts and names stand in a run file.
+
+    Args:
+        seen: what was looked at: YAML's aliases can name one object a billion times, or within itself.
+    """
+    if id(node) in seen:
+        return
+    if isinstance(node, dict | list):
+        seen.add(id(node))
+    if isinstance(node, dict):
+        for name, value in node.items():
+            _check_characters(name, path, key, seen)
+            _check_characters(value, path, f"{key}.{name}".lstrip("."), seen)
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            _check_characters(value, path, f"{key}.{number}", seen)
+    elif isinstance(node, str):
+        try:
+            node.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"{path}: {key or 'run file'}: lone surrogate {node[error.start]!a} at character {error.start}, expected whole "
+                "characters; write the character itself"
+            ) from None
 
 
 def _place(node: Any, part: str) -> Any:

@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from .cluster import ClusterSection, PlanSection
 from .evaluation import EvaluationSection
 from .file import load_file, read_overrides
+from .paths import FolderPath, PathText, expand_within
 from .secrets import refuse_hub_keys, refuse_secret_keys
 from .section import Name, Section
 
@@ -28,13 +29,13 @@ FUSION_FIELDS = ("sft_weight", "divergence", "temperature", "tail", "row_choice"
 class RunSection(Section):
     """Where a run lives."""
 
-    output: Path = Path("runs/run")
+    output: FolderPath = Path("runs/run")
     """Folder of the run: models, reports, logs; on a filesystem that all nodes share."""
-    store: str | None = None
+    store: PathText | None = None
     """URL (`s3://`, `gs://`) or folder of the tokens, logprobs and aligned stores; default: the run's folder."""
     seed: int = 0
     """Seed of everything random."""
-    places: dict[str, str] = {}
+    places: dict[str, PathText] = {}
     """Artifacts that stand elsewhere than in the run's folder or store (`aligned/NAME: folder or URL`); `fusechat ablate` sets it."""
     if_changed: Literal["refuse", "restart"] = "refuse"
     """What to do with artifacts that another plan made: refuse and show the difference, or delete them and start afresh."""
@@ -59,6 +60,7 @@ class EngineSection(Section):
     """Further arguments of vLLM's engine, by their own names (quantization, expert parallelism, ...)."""
 
     _no_secret = field_validator("extra")(refuse_secret_keys)
+    _paths = field_validator("extra")(expand_within)
 
 
 class ModelSection(Section):
@@ -66,11 +68,11 @@ class ModelSection(Section):
 
     name: Name
     """Short name; names the folders of its artifacts."""
-    model: str
+    model: PathText
     """Local Hugging Face folder or hub id."""
     revision: str | None = None
     """Hub revision."""
-    template: str = "native"
+    template: PathText = "native"
     """Chat template: `native` (the model's own), `pivot` (the pivot's, as the released code does) or the path of a Jinja file."""
     engine: EngineSection = EngineSection()
     """How its engine is started."""
@@ -79,10 +81,10 @@ class ModelSection(Section):
 class DialoguesSection(Section):
     """What the models read."""
 
-    train: list[str] = Field(min_length=1)
+    train: list[PathText] = Field(min_length=1)
     """Files or dataset folders: JSONL, ShareGPT JSON, Parquet, a saved Hugging Face dataset."""
-    held_out: list[str] = []
-    """Files of held-out dialogues; if empty, `held_out_share` of the training dialogues is held out by the hash of the id."""
+    held_out: list[PathText] = []
+    """Files of held-out dialogues; if empty, `held_out_share` of the training dialogues is held out by the hash of the messages."""
     held_out_share: float = Field(0.02, ge=0, lt=1)
     """Share of the dialogues held out where no file is given."""
     max_tokens: int = Field(2048, ge=16)
@@ -174,6 +176,7 @@ class TrainingSection(Section):
 
     _no_secret = field_validator("trl")(refuse_secret_keys)
     _no_upload = field_validator("trl")(refuse_hub_keys)
+    _paths = field_validator("trl")(expand_within)
 
 
 class MergeSection(Section):

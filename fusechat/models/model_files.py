@@ -11,7 +11,10 @@ from ..config import ModelSection
 from ..errors import ModelError, first_line
 from ..storage.artifact import read_json, write_json
 
-WEIGHT_SUFFIXES = (".safetensors",)
+INDEX_FILE = "model.safetensors.index.json"
+WEIGHTS_FILE = "model.safetensors"
+NOT_FETCHED = ("*.bin", "*.pth", "*.gguf", "consolidated*", "original/*")
+"""Other forms of the same weights, which many models on the hub carry."""
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja", "chat_template.json",
@@ -24,14 +27,14 @@ def resolve_model(model: ModelSection) -> Path:
     Raises:
         ModelError: no such folder, no config.json or no safetensors in it, or the hub does not have it.
     """
-    folder = Path(model.model).expanduser()
+    folder = Path(model.model)
     if folder.is_dir():
         return _checked(folder, model)
-    if model.model.count("/") > 1 or model.model.startswith((".", "/", "~")) or folder.parent.is_dir():
+    if model.model.count("/") > 1 or model.model.startswith((".", "/")) or folder.parent.is_dir():
         beside = [str(path) for path in folder.parent.glob("*/")] if folder.parent.is_dir() else []
         near = difflib.get_close_matches(str(folder), beside, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        if near or model.model.startswith((".", "/", "~")) or (folder.parent.is_dir() and str(folder.parent) != "."):
+        if near or model.model.startswith((".", "/")) or (folder.parent.is_dir() and str(folder.parent) != "."):
             raise ModelError(f"{model.name}: no model folder {model.model}{hint}")
     return _checked(_download(model), model)
 
@@ -42,9 +45,7 @@ def _download(model: ModelSection) -> Path:
     from requests import RequestException
 
     try:
-        return Path(
-            snapshot_download(model.model, revision=model.revision, ignore_patterns=["*.bin", "*.pth", "*.gguf"])
-        )
+        return Path(snapshot_download(model.model, revision=model.revision, ignore_patterns=list(NOT_FETCHED)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RequestException, OSError) as error:
         raise ModelError(
             f"{model.name}: {model.model!r} is no local folder, and the hub did not give it: {first_line(error)}; "
@@ -61,6 +62,67 @@ def _checked(folder: Path, model: ModelSection) -> Path:
     return folder
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a model's weights, as transformers picks them: those that the index names, or `model.safetensors`;
+    other files of that form beside them are something else. Without either, all there are.
+
+    Raises:
+        ModelError: an index that cannot be read, or that names files outside its folder.
+    """
+    index = folder / INDEX_FILE
+    if index.is_file():
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            outside = [name for name in names if Path(name).name != name]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{index}: not a readable index: {error!r}") from None
+        if outside:
+            raise ModelError(f"{index}: names files outside its folder")
+        return sorted(folder / name for name in names)
+    whole = folder / WEIGHTS_FILE
+    return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
+
+
+def check_trainable(folder: Path, name: str) -> None:
+    """Refuse a pivot whose weights are quantized: pivots are trained and merged whole.
+
+    Raises:
+        ModelError: what was found, in config.json or in a weight file.
+    """
+    values = read_model_config(folder)
+    for part in (values, values.get("text_config") or {}):
+        if settings := part.get("quantization_config") or part.get("compression_config"):
+            method = settings.get("quant_method", "unnamed") if isinstance(settings, dict) else settings
+            raise ModelError(
+                f"{name}: {folder}/config.json: found quantization_config ({method}), expected whole weights: the pivot is trained "
+                "and merged; give the model that it was quantized from (sources may be quantized)"
+            )
+    for file in weight_files(folder):
+        for tensor, dtype in _dtypes(file).items():
+            if dtype.startswith(QUANTIZED):
+                raise ModelError(
+                    f"{name}: {file}: tensor {tensor!r} is {dtype}, expected float32, bfloat16 or float16: the pivot is trained and "
+                    "merged; give the model that it was quantized from (sources may be quantized)"
+                )
+
+
+QUANTIZED = ("F8", "F6", "F4")
+"""How names of dtypes begin that no training takes."""
+
+
+def _dtypes(file: Path) -> dict[str, str]:
+    """Tensor -> dtype, from a safetensors header; nothing where the file is damaged, which those that read it will name."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError), file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(min(size, LARGEST_HEADER)))
+        return {tensor: str(entry["dtype"]) for tensor, entry in header.items() if tensor != "__metadata__"}
+    return {}
+
+
+LARGEST_HEADER = 100 * 2**20
+"""Bytes; what the safetensors library allows."""
+
+
 def read_model_config(folder: Path) -> dict:
     """config.json as plain values."""
     try:
@@ -69,23 +131,17 @@ def read_model_config(folder: Path) -> dict:
         raise ModelError(f"{folder}/config.json: not readable: {error}") from None
 
 
-def position_limit(folder: Path) -> int | None:
-    """Positions that a model was made for; None if its config does not say."""
-    values = read_model_config(folder)
-    return values.get("text_config", values).get("max_position_embeddings")
-
-
 def find_config(model: ModelSection) -> dict:
     """A model's config.json from its local folder or the hub's cache; nothing is downloaded, no weights are needed.
 
     Raises:
         ModelError: it is in neither; the message says what to do.
     """
-    folder = Path(model.model).expanduser()
+    folder = Path(model.model)
     if folder.is_dir():
         return read_model_config(folder)
     found: object = None
-    if not model.model.startswith((".", "/", "~")) and model.model.count("/") <= 1:
+    if not model.model.startswith((".", "/")) and model.model.count("/") <= 1:
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
 
@@ -107,19 +163,20 @@ def digests(folder: Path, cache: Path | None = None) -> dict[str, str]:
     """
     known = (read_json(str(cache)) or {}) if cache else {}
     found: dict[str, str] = {}
+    weights = {path.name for path in weight_files(folder)}
     for path in sorted(folder.iterdir()):
-        if path.suffix in WEIGHT_SUFFIXES or path.name == "config.json" or path.name in TOKENIZER_FILES:
+        if path.name in weights or path.name == "config.json" or path.name in TOKENIZER_FILES:
             status = path.stat()
             key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
             found[key] = known.get(key) or _sha256(path)
     if cache and not found.keys() <= known.keys():
         write_json(str(cache), {**known, **found})
-    by_name = {Path(key.split("|")[0]).name: digest for key, digest in found.items()}
+    by_name = {Path(key.rsplit("|", 2)[0]).name: digest for key, digest in found.items()}
     paths = {
         path.name: by_name[path.resolve().name] for path in sorted(folder.iterdir()) if path.resolve().name in by_name
     }
     return {
-        "weights": _combined(item for item in paths.items() if item[0].endswith(WEIGHT_SUFFIXES)),
+        "weights": _combined(item for item in paths.items() if item[0] in weights),
         "config": _combined(item for item in paths.items() if item[0] == "config.json"),
         "tokenizer": _combined(item for item in paths.items() if item[0] in TOKENIZER_FILES),
     }

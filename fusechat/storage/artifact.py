@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -228,6 +229,36 @@ CLIENTS = {"aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "re
 """Packages whose errors mean that an object store was not reached, or failed."""
 
 
+REFUSALS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG)
+"""Errors of the system that mean: nothing can be written there unless somebody does something."""
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+_TORCH_ERROR = re.compile(r"PytorchStreamWriter|inline_container|iostream error|file write failed")
+"""What `torch.save` says in a RuntimeError when not all bytes were taken; it does not say why."""
+
+
+def _why_not_written(error: BaseException | None) -> str | None:
+    """The system's reason why a file could not be written, None for an error of another kind.
+
+    Libraries raise errors of their own for it: safetensors names the system's error in its text, torch none at all, and
+    others raise while they handle the first.
+    """
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        named = _RUST_ERROR.search(str(error))
+        number = error.errno if isinstance(error, OSError) else int(named[1]) if named else None
+        if number in REFUSALS:
+            return os.strerror(number)
+        if isinstance(error, PermissionError):
+            return str(error)
+        if isinstance(error, RuntimeError) and _TORCH_ERROR.search(str(error)):
+            return "the file was not taken whole, as on a full disk"
+        if not isinstance(error, OSError | RuntimeError):
+            return None
+        error = error.__cause__ or error.__context__
+    return None
+
+
 @contextlib.contextmanager
 def storage_errors(url: str | Path) -> Iterator[None]:
     """Turn a full disk, a read-only target or an object store that fails into one clear StorageError.
@@ -241,9 +272,8 @@ def storage_errors(url: str | Path) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, StorageError | FileNotFoundError):
             raise
-        number = error.errno if isinstance(error, OSError) else None
-        if number in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT) or isinstance(error, PermissionError):
-            reason = getattr(error, "strerror", None) or str(error)
+        reason = _why_not_written(error)
+        if reason is not None:
             raise StorageError(
                 f"{url}: cannot be written: {reason}; what is finished is kept: free space or permissions, "
                 "then start the same command again"

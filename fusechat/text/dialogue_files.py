@@ -41,13 +41,12 @@ def read_rows(path: str | Path, is_read: Callable[[str], bool] | None = None) ->
     Raises:
         DialogueError: no such file (with the nearest existing name), unknown format, or a file broken as a whole.
     """
-    name, _, split = str(path).partition("::")
-    file = Path(name).expanduser()
+    file, split = locate(path)
     if file.is_dir():
         yield from _dataset_rows(file, split, is_read)
         return
     if not file.is_file():
-        raise DialogueError(f"{name}: no such file or folder{_nearest(file)}; expected {FORMATS}")
+        raise DialogueError(f"{file}: no such file or folder{_nearest(file)}; expected {FORMATS}")
     if split:
         raise DialogueError(f"{path}: found a file, expected a dataset folder before '::'; drop '::{split}'")
     with file.open("rb") as stream:
@@ -63,6 +62,12 @@ def read_rows(path: str | Path, is_read: Callable[[str], bool] | None = None) ->
     else:
         found = "an empty file" if not text_head else f"a file that begins with {head[:16]!r}"
         raise DialogueError(f"{file}: found {found}, expected {FORMATS}; convert it, and unpack it if it is compressed")
+
+
+def locate(path: str | Path) -> tuple[Path, str]:
+    """The file or folder that a path means, and the split behind its `::`, or an empty text."""
+    name, _, split = str(path).partition("::")
+    return Path(name).expanduser(), split
 
 
 def _nearest(path: Path) -> str:

@@ -8,7 +8,7 @@ about templates or tokens.
 
 import difflib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -71,13 +71,14 @@ def read_dialogues(
     """
     places: dict[str, str] = {}
     problems = bad if bad is not None and on_bad == "skip" else []
-    for path in [paths] if isinstance(paths, (str, Path)) else paths:
+    files = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    for path, name in zip(files, _file_names(files), strict=True):
         counted: Counter[str] = Counter()
-        for number, (place, given) in enumerate(read_rows(path, lambda name: _is_read(name, ignore_keys)), 1):
+        for number, (place, given) in enumerate(read_rows(path, lambda column: _is_read(column, ignore_keys)), 1):
             row, cut = given, ""
             try:
                 row = _without(given, ignore_keys) if ignore_keys else given
-                dialogue = _to_dialogue(row, f"{Path(str(path)).stem}-{number}")
+                dialogue = _to_dialogue(row, f"{name}-{number}")
                 if on_bad == "skip":
                     dialogue, cut = cut_ends(dialogue)
                 _check_id(dialogue.id, places)
@@ -95,6 +96,31 @@ def read_dialogues(
             left_out[str(path)] = counted
     if problems and on_bad == "refuse":
         raise DialogueError(_refusal(problems))
+
+
+def _file_names(paths: Sequence[str | Path]) -> list[str]:
+    """What rows without an id are called after: the file's stem, with as many parent folders as tell files of one stem
+    apart, and with its ending where those do not.
+    """
+
+    def named(path: Path, depth: int, last: str) -> str:
+        return "/".join([*path.parts[max(0, len(path.parts) - 1 - depth) : -1], last])
+
+    files = [Path(str(path)) for path in paths]
+    names = []
+    for file in files:
+        alike = [other for other in files if other.stem == file.stem]
+        deepest = max(len(other.parts) for other in alike)
+        for depth in range(deepest):
+            if len({named(other, depth, other.stem) for other in alike}) == len(alike):
+                names.append(named(file, depth, file.stem))
+                break
+        else:
+            same = [other for other in alike if other.parent == file.parent]
+            names.append(
+                named(file, deepest if len(alike) > len(same) else 0, file.name if len(same) > 1 else file.stem)
+            )
+    return names
 
 
 def _refusal(problems: list[tuple[str, str]]) -> str:

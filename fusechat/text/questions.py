@@ -1,9 +1,7 @@
 """Questions for models to answer: a file in; questions of one or several turns out. And the files that hold answers.
 
-Three forms. `prompts`: a text file with a prompt per line, or JSON (lines or one array) of strings or of objects with
-`prompt`, `instruction` or `turns`. `mt_bench`: FastChat's questions file. `alpaca_eval`: AlpacaEval's instructions.
-Answers to the first two are written as FastChat's model answers, to the third as AlpacaEval's model outputs. Knows
-nothing about models.
+What a file holds is read by `fusechat.text.question_rows`. Answers to `prompts` and `mt_bench` are written as FastChat's model
+answers, to `alpaca_eval` as AlpacaEval's model outputs. Knows nothing about models.
 """
 
 import hashlib
@@ -11,14 +9,14 @@ import json
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..config.evaluation import Form
 from ..errors import DialogueError
 from ..storage.artifact import storage_errors, write_json
-from .dialogue_files import read_rows
+from .question_rows import Question as Question  # part of this module's face
+from .question_rows import question_of, rows_of
 
 MT_BENCH_TEMPERATURES = {
     "writing": 0.7, "roleplay": 0.7, "extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0, "stem": 0.1,
@@ -33,17 +31,6 @@ PLAIN_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
 """An id that is written as a number and reads back as it stood; `007` would come back as `7`."""
 
 
-@dataclass(frozen=True)
-class Question:
-    """What a user says, turn by turn; `reference`: good answers, one per turn, or none."""
-
-    id: str
-    turns: tuple[str, ...]
-    category: str = ""
-    reference: tuple[str, ...] = ()
-    dataset: str = ""
-
-
 def read_questions(path: str | Path, form: Form) -> list[Question]:
     """Read a questions file.
 
@@ -52,10 +39,10 @@ def read_questions(path: str | Path, form: Form) -> list[Question]:
     """
     found: list[Question] = []
     places: dict[str, str] = {}
-    for number, (place, row) in enumerate(_rows(Path(path), form), 1):
+    for number, (place, row) in enumerate(rows_of(Path(path), form), 1):
         if isinstance(row, DialogueError):
             raise DialogueError(f"{place}: {row}")
-        question = _question(place, row, form, number)
+        question = question_of(place, row, form, number)
         if question.id in places:
             raise DialogueError(
                 f"{place}: question {question.id!r} stands at {places[question.id]} already; give it another id"
@@ -65,6 +52,12 @@ def read_questions(path: str | Path, form: Form) -> list[Question]:
     if not found:
         raise DialogueError(f"{path}: holds no question; expected at least one")
     return found
+
+
+def questions_digest(questions: Sequence[Question]) -> str:
+    """Digest of all that answers depend on: ids, categories (MT-Bench's temperatures) and what is asked."""
+    asked = [[question.id, question.category, question.dataset, *question.turns] for question in questions]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
 
 def temperature_of(question: Question, form: Form, temperature: float | None) -> float:
@@ -131,35 +124,3 @@ def read_answers(path: Path, form: Form, questions: Sequence[Question]) -> list[
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     by_id = {str(record["question_id"]): record["choices"][0]["turns"] for record in records}
     return [by_id[question.id] for question in questions]
-
-
-def _rows(path: Path, form: Form) -> Any:
-    if form == "prompts" and path.suffix == ".txt":
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DialogueError(f"{path}: not readable as text ({error})") from None
-        return [(f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
-    return read_rows(path)
-
-
-def _question(place: str, row: Any, form: Form, number: int) -> Question:
-    keys = {"mt_bench": ("turns",), "alpaca_eval": ("instruction",)}.get(form, ("turns", "prompt", "instruction"))
-    if isinstance(row, str) and form == "prompts":
-        row = {"prompt": row}
-    if not isinstance(row, dict) or not (key := next((key for key in keys if row.get(key)), None)):
-        raise DialogueError(
-            f"{place}: found {str(row)[:80]!r}, expected a question with {' or '.join(map(repr, keys))}"
-        )
-    turns = row[key] if isinstance(row[key], list) else [row[key]]
-    reference = row.get("reference") or []
-    reference = reference if isinstance(reference, list) else [reference]
-    if not all(isinstance(turn, str) and turn.strip() for turn in turns):
-        raise DialogueError(f"{place}: {key!r} is {str(row[key])[:80]!r}, expected text that is not blank")
-    found = row.get("question_id", row.get("id"))
-    if not isinstance(found, str | int | None) or isinstance(found, bool) or found == "":
-        raise DialogueError(f"{place}: found the id {found!r}, expected a text or a whole number, or none")
-    return Question(
-        str(number if found is None else found), tuple(turns), str(row.get("category") or ""), tuple(map(str, reference)),
-        str(row.get("dataset") or ""),
-    )  # fmt: skip

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..config import ModelSection, RunConfig
-from ..errors import ConfigError, DialogueError
+from ..errors import ConfigError, DialogueError, ModelError
 from ..models import model_files
+from ..models.model_limits import vocabulary_columns
 from ..progress import Progress
 from ..storage import artifact
 from ..storage.artifact import Artifact, storage_errors
 from ..storage.tokens import Tokens
 from .chat_template import load_tokenizer
+from .dialogue_files import locate, read_rows
 from .dialogues import Dialogue, Message, dialogues_digest, read_dialogues, row_text
 from .tokenization import cut_dialogue, tokenize_dialogues
 
@@ -42,9 +44,11 @@ def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) ->
     """
     progress = progress or Progress(quiet=True)
     section = config.dialogues
+    model_files.check_trainable(model_files.resolve_model(config.pivot), config.pivot.name)
     settings = {
         **section.model_dump(mode="json"),
         "pivot": config.pivot.model_dump(mode="json", include={"model", "revision", "template"}),
+        **({} if section.held_out else {"held_out_by": "messages"}),
         "files": {path: _file_digest(path) for path in [*section.train, *section.held_out]},
     }
     claim = artifact.claim(
@@ -114,7 +118,8 @@ def tokenize(config: RunConfig, name: str, *, progress: Progress | None = None) 
     }  # fmt: skip
     if any(claim.artifact is None for claim in claims.values()):
         tokenizer, template = load_tokenizer(folder, revision=revision, template=text)
-        vocab_size = _vocab_size(Path(folder), len(tokenizer))
+        columns = vocabulary_columns(Path(folder))
+        vocab_size = max(columns or 0, len(tokenizer))  # padded vocabularies are larger than the tokenizer's
         for split, claim in claims.items():
             if claim.artifact is None:
                 path = config.dialogues_path / f"{split}.jsonl"
@@ -122,6 +127,7 @@ def tokenize(config: RunConfig, name: str, *, progress: Progress | None = None) 
                 digest = dialogues_artifact.counts[f"{split}_digest"]
                 attributes = {**settings, "template": template, "vocab_size": vocab_size, "dialogues_digest": digest}
                 tokens = _tokenize_all(dialogues, tokenizer, template, attributes, f"tokenize {name} {split}", progress)
+                _check_ids(tokens, columns, dialogues, name)
                 tokens.write(config.tokens_url(name, split))
                 claim.finish({"dialogues": tokens.num_dialogues, "tokens": tokens.num_tokens, "rows": tokens.num_rows})
     return [claim.artifact for claim in claims.values() if claim.artifact is not None]
@@ -192,11 +198,13 @@ def _cut_all(
 
 
 def _split(dialogues: list[Dialogue], share: float) -> tuple[list[Dialogue], list[Dialogue]]:
-    """Hold out by the hash of the id, so that the split does not depend on the order or the rest of the set."""
+    """Hold out by the hash of the messages: the split does not depend on the order or the rest of the set, and copies of one
+    dialogue, under whatever ids, are on one side.
+    """
     train: list[Dialogue] = []
     held_out: list[Dialogue] = []
     for dialogue in dialogues:
-        draw = int(hashlib.sha256(dialogue.id.encode()).hexdigest()[:8], 16) / 2**32
+        draw = int(dialogues_digest([Dialogue("", _said(dialogue))])[:8], 16) / 2**32
         (held_out if draw < share else train).append(dialogue)
     return train, held_out
 
@@ -226,18 +234,34 @@ def _write_jsonl(path: Path, dialogues: list[Dialogue]) -> None:
             file.write(row_text(dialogue) + "\n")
 
 
-def _vocab_size(folder: Path, tokenizer_size: int) -> int:
-    """Columns of the model's head: padded vocabularies are larger than the tokenizer's."""
-    config = model_files.read_model_config(folder)
-    return max(int(config.get("vocab_size") or config.get("text_config", {}).get("vocab_size", 0)), tokenizer_size)
+def _check_ids(tokens: Tokens, columns: int | None, dialogues: list[Dialogue], name: str) -> None:
+    """Refuse ids beyond the model's embedding, which its own tokenizer may hold: a model cannot read them."""
+    if columns is None or not tokens.num_tokens or tokens.token_ids.max() < columns:
+        return
+    place = int(np.argmax(tokens.token_ids >= columns))
+    dialogue = dialogues[int(np.searchsorted(tokens.offsets, place, side="right")) - 1]
+    raise ModelError(
+        f"{name}: dialogue {dialogue.id!r} has the token id {tokens.token_ids[place]}, the model's embedding ends at "
+        f"{columns - 1}: its tokenizer has tokens that it was not resized for; resize the model, or use a template and "
+        "dialogues without that token"
+    )
 
 
 def _file_digest(path: str) -> str:
-    """Digest of a dialogue file or of all files of a dataset folder."""
-    base = Path(path.split("::")[0])
+    """Digest of a dialogue file or of all files of a dataset folder.
+
+    Raises:
+        DialogueError: there is no such file or folder, or it cannot be read.
+    """
+    base, _ = locate(path)
+    if not base.is_dir() and not base.is_file():
+        next(read_rows(path))  # raises, and names the nearest
     digest = hashlib.sha256()
-    for file in sorted(base.rglob("*")) if base.is_dir() else [base]:
-        if file.is_file():
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    try:
+        for file in sorted(base.rglob("*")) if base.is_dir() else [base]:
+            if file.is_file():
+                with file.open("rb") as stream:
+                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+    except OSError as error:
+        raise DialogueError(f"{path}: not readable: {error.strerror}; expected a file that may be read") from None
     return digest.hexdigest()[:16]

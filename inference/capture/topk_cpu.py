@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
+
+from fusechat.compilation import kept
 
 BLOCK = 128
 """Columns of one block."""
@@ -92,7 +94,7 @@ def _ordered(typing_context: Any, bits: Any) -> Any:
     return bits(bits), generate
 
 
-@njit(cache=True, nogil=True)
+@kept(nogil=True)
 def _reduce(bits, step, columns, labels, out_values, out_columns, out_label, out_logsumexp):
     rows, k = out_values.shape
     ordered, best = np.empty(columns, bits.dtype), np.empty(-(-columns // BLOCK), bits.dtype)
@@ -110,7 +112,7 @@ def _reduce(bits, step, columns, labels, out_values, out_columns, out_label, out
         out_logsumexp[r, 0] = top + np.log(_sum_of_exponentials(row, top))
 
 
-@njit(cache=True, nogil=True)
+@kept(nogil=True)
 def _order_row(bits, ordered, best):
     """Write a row's ordered integers, and the largest of each block of them."""
     for j in range(len(bits)):
@@ -127,7 +129,7 @@ def _order_row(bits, ordered, best):
             best[whole] = max(best[whole], ordered[j])
 
 
-@njit(cache=True, nogil=True)
+@kept(nogil=True)
 def _insert(values, places, value, place):
     """Put a value into a list that descends, behind its equals; the last one falls out."""
     at = len(values) - 1
@@ -137,7 +139,7 @@ def _insert(values, places, value, place):
     values[at], places[at] = value, place
 
 
-@njit(cache=True, nogil=True)
+@kept(nogil=True)
 def _sort(numbers):
     """Ascending, in place; a handful of them."""
     for i in range(1, len(numbers)):
@@ -148,7 +150,7 @@ def _sort(numbers):
         numbers[at] = number
 
 
-@njit(cache=True, nogil=True)
+@kept(nogil=True)
 def _best_columns(ordered, best, maxima, blocks, values, columns):
     """The k best of a row of ordered integers, of equals the first; `maxima` and `blocks` hold the best blocks.
 
@@ -176,7 +178,7 @@ def _best_columns(ordered, best, maxima, blocks, values, columns):
                 _insert(values, columns, ordered[column], column)
 
 
-@njit(cache=True, nogil=True)
+@kept(nogil=True)
 def _sum_of_exponentials(bits, top):
     """Sum of exp(x - top), float64."""
     total = 0.0
@@ -185,7 +187,7 @@ def _sum_of_exponentials(bits, top):
     return total
 
 
-@njit(cache=True, nogil=True, fastmath=REASSOCIATE)
+@kept(nogil=True, fastmath=REASSOCIATE)
 def _sum_of_run(bits, top):
     """Two to a fraction is a polynomial that is off by less than 3e-9, so that only float32 rounds."""
     total = np.float32(0.0)

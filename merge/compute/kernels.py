@@ -9,7 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import float32, float64, njit, uint16, uint32
+from numba import float32, float64, uint16, uint32
+
+from fusechat.compilation import kept
 
 TILE = 1024
 """Elements per tile: 4 KiB in float32."""
@@ -22,10 +24,7 @@ def kernel(function: Callable, fastmath: bool | set[str] = False, forceinline: b
         "error_model": "numpy",
         "forceinline": forceinline,
     }
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # numba finds no folder it may write to: compile again in every process
-        return njit(**options)(function)
+    return kept(function, **options)
 
 
 def _sum_kernel(function: Callable) -> Any:

@@ -12,14 +12,11 @@ from typing import Any
 import numpy as np
 
 from fusechat.errors import ModelError
-from fusechat.models.model_files import TOKENIZER_FILES, read_model_config
+from fusechat.models.model_files import INDEX_FILE, LARGEST_HEADER, TOKENIZER_FILES, read_model_config, weight_files
 
 from .tensors import ITEM_BYTES, FileTensor, OpenFile
 
-INDEX_FILE = "model.safetensors.index.json"
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
-LARGEST_HEADER = 100 * 2**20
-"""Bytes; what the safetensors library allows."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -64,7 +61,7 @@ class Checkpoint:
             names = dict.fromkeys(self._weight_map().values())
             found = [self.folder / name for name in names]
         else:
-            found = sorted(self.folder.glob("*.safetensors"))
+            found = weight_files(self.folder)
         missing = [path for path in found if not path.is_file()]
         if missing:
             raise ModelError(f"{missing[0]}: named in {INDEX_FILE}, but not there; fetch the folder again")

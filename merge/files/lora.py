@@ -19,7 +19,21 @@ from .tensors import FileTensor, TensorSource
 
 _PREFIX = "base_model.model."
 _PAIR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?$")
-_REFUSED = {"use_dora": "DoRA", "lora_bias": "biases of its own", "use_bdlora": "block-diagonal factors"}
+_REFUSED = {
+    "use_dora": "DoRA",
+    "lora_bias": "biases of its own",
+    "use_bdlora": "block-diagonal factors",
+    "use_qalora": "pooled inputs (QA-LoRA)",
+    "alora_invocation_tokens": "updates that hold from some token on only (aLoRA)",
+    "arrow_config": "routing between adapters (Arrow)",
+    "kasa_config": "a diagonal between its factors, on a truncated base (KaSA)",
+    "monteclora_config": "sampled factors (MonteCLoRA)",
+    "layer_replication": "a base whose layers are repeated",
+}
+"""Fields of PEFT's LoraConfig under which base + scale * B @ A is not what the adapter computes."""
+_KEEPING_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+"""Values of `init_lora_weights` under which PEFT leaves the base's own weights as they are. PiSSA, OLoRA, CorDA and LoRA-GA
+subtract the first B @ A from the base, LoftQ quantizes it; what a later PEFT may add is not known, and refused too."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +107,13 @@ def _settings(adapter: Checkpoint) -> dict[str, Any]:
     for field, meaning in _REFUSED.items():
         if settings.get(field):
             raise ModelError(f"{path}: {field}: the adapter has {meaning}; merge it into its base with PEFT first")
+    start = settings.get("init_lora_weights")
+    if (start.lower() if isinstance(start, str) else start) not in _KEEPING_BASE:
+        raise ModelError(
+            f"{path}: init_lora_weights is {start!r}: the factors are right on the base that this changed, not on the base "
+            "itself; expected plain LoRA: save it with PEFT's save_pretrained(..., path_initial_model_for_weight_conversion="
+            "the adapter as it was before training), or merge it into its own base first"
+        )
     return settings
 
 

@@ -94,3 +94,11 @@ def test_no_ray_at_the_address_is_one_line_at_once(monkeypatch: pytest.MonkeyPat
     session = ray_session(ClusterSection(address="127.0.0.1:9"))
     with pytest.raises(ClusterSetupError, match=r"'127\.0\.0\.1:9': no Ray there .*expected HOST:6379"), session:
         pass
+
+
+def test_no_ray_at_the_environments_address_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    session = ray_session(ClusterSection())
+    with pytest.raises(ClusterSetupError, match=r"^RAY_ADDRESS of the environment '127\.0\.0\.1:9': no Ray there"):
+        session.__enter__()

@@ -17,7 +17,7 @@ import ray_head
 from ray_head import TOKEN, Head
 
 from cluster.jobs import submission
-from cluster.jobs.submission import Submission, submit_when_ready
+from cluster.jobs.submission import Submission, _plain_name, submit_when_ready
 from cluster.pool import session
 from fusechat.config import load_config
 from fusechat.errors import ClusterSetupError, ConfigError
@@ -332,3 +332,14 @@ def test_digest_of_a_run_is_not_changed_by_plan_or_cluster(project: Path) -> Non
     digest = submission._digest(load_config(project / "run.yaml"))
     assert digest == submission._digest(load_config(project / "run.yaml", ["plan.gpus=4", "cluster.num_cpus=1"]))
     assert digest != submission._digest(load_config(project / "run.yaml", ["extraction.k=3"]))
+
+
+@pytest.mark.parametrize(
+    ("output", "name"),
+    [
+        ("/shared/exp #2", "exp-2"), ("/shared/a?b", "a-b"), ("/shared/a%2Fb&c", "a-2Fb-c"), ("/shared/\u00fc\u4f60", "run"),
+        ("/shared/.hidden", "hidden"), ("/shared/" + "x" * 200, "x" * 60), ("/shared/run_1.b-c", "run_1.b-c"), ("/", "run"),
+    ],
+)  # fmt: skip
+def test_submission_id_holds_letters_that_may_stand_in_a_url(run_file: Path, output: str, name: str) -> None:
+    assert _plain_name(load_config(run_file, [f"run.output={json.dumps(output)}"])) == name

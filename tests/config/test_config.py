@@ -33,6 +33,7 @@ def test_load_config_reads_file_and_applies_overrides_in_order(run_file: Path) -
         ("sources.7.name=x", "has no '7'"),
         ("extraction", "expected section.field=value"),
         ("extraction.k=[", "not readable as YAML"),
+        ('evaluation.samples=["bad \\uD83D"]', "evaluation.samples.0: lone surrogate '\\ud83d' at character 4"),
         ("extraction.k.x=3", "extraction.k is int, it has no 'x'"),
         ("training.trl.save_steps.a.b=3", "training.trl.save_steps has no 'a'"),
     ],

@@ -10,7 +10,7 @@ import yaml
 from evaluation_runs import finish_earlier_stages
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from evaluation import harness, measurement, stage
+from evaluation import ahead, harness, measurement, stage
 from evaluation.harness import figure
 from fusechat.config import load_config
 from fusechat.errors import ConfigError
@@ -100,3 +100,35 @@ def test_value_that_is_no_number_is_none_and_error_that_is_none_gives_no_interva
     assert figure(0.5, "N/A", 100) == {"value": 0.5, "low": None, "high": None}
     assert figure(1.0, 0.0, 100) == {"value": 1.0, "low": None, "high": None}
     assert figure(0.5, 0.1, 100)["low"] == pytest.approx(0.5 - 1.9842 * 0.1, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", ["humaneval", "humaneval_64_instruct", "mbpp", "local_code", "local_group", "local_tag"]
+)
+def test_task_that_runs_generated_code_is_refused_at_the_start_unless_it_is_allowed(
+    run_file: Path, tasks: Path, name: str
+) -> None:
+    plain = yaml.safe_load((tasks / "local_texts.yaml").read_text())
+    code = {**plain, "task": "local_code", "unsafe_code": True, "tag": "local_tag"}
+    (tasks / "local_code.yaml").write_text(yaml.safe_dump(code))
+    (tasks / "local_group.yaml").write_text(
+        yaml.safe_dump({"group": "local_group", "task": ["local_texts", "local_code"]})
+    )
+    overrides = [f"evaluation.lm_eval=[local_texts, {name}]", f"evaluation.lm_eval_folder={tasks}"]
+    with pytest.raises(ConfigError, match=f"'{name}' runs code that the models write .*lm_eval_unsafe_code"):
+        ahead.check(load_config(run_file, overrides))
+    ahead.check(load_config(run_file, [*overrides, "evaluation.lm_eval_unsafe_code=true"]))
+    ahead.check(load_config(run_file, ["evaluation.lm_eval=[local_texts]", overrides[1]]))
+
+
+def test_allowed_task_that_is_marked_unsafe_is_run(
+    run_file: Path, tasks: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "0")
+    task = yaml.safe_load((tasks / "local_texts.yaml").read_text())
+    (tasks / "local_texts.yaml").write_text(yaml.safe_dump({**task, "unsafe_code": True}))
+    network = AutoModelForCausalLM.from_pretrained(tiny_models["llama"])
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models["llama"])
+    options = {"tasks": ["local_texts"], "folder": tasks, "limit": None, "batch_size": 1, "seed": 0}
+    found = harness.run_tasks(network, tokenizer, "{{ messages }}", unsafe_code=True, **options)  # type: ignore[arg-type]
+    assert found["local_texts, bits_per_byte"]["value"] > 0

@@ -39,8 +39,11 @@ def save_adapter(base: Path, folder: Path, **settings: Any) -> dict[str, torch.T
         {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"v_proj": 2}, "alpha_pattern": {"v_proj": 3}},
         {"target_modules": ["embed_tokens", "o_proj"]},
         {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj"], "init_lora_weights": "gaussian"},
+        {"target_modules": ["q_proj"], "init_lora_weights": "orthogonal"},
+        {"target_modules": ["q_proj"], "init_lora_weights": "mica"},
     ],
-    ids=["plain", "rslora", "patterns", "embedding", "whole head"],
+    ids=["plain", "rslora", "patterns", "embedding", "whole head", "gaussian", "orthogonal", "mica"],
 )
 def test_adapter_as_target_equals_peft_merge(tmp_path: Path, settings: dict) -> None:
     base = save_model(tmp_path / "base", llama_weights())
@@ -60,6 +63,15 @@ def test_adapter_as_target_equals_peft_merge(tmp_path: Path, settings: dict) -> 
     [
         ({"use_dora": True}, "use_dora: the adapter has DoRA"),
         ({"peft_type": "IA3"}, "peft_type is 'IA3', expected LORA"),
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens: the adapter has updates"),
+        ({"use_qalora": True}, "use_qalora: the adapter has pooled inputs"),
+        ({"kasa_config": {"a": 1}}, "kasa_config: the adapter has a diagonal"),
+        ({"layer_replication": [[0, 1], [0, 1]]}, "layer_replication: the adapter has a base whose layers"),
+        ({"init_lora_weights": "PiSSA"}, "init_lora_weights is 'PiSSA'"),
+        ({"init_lora_weights": "corda"}, "init_lora_weights is 'corda'"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights is 'lora_ga'"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights is 'loftq'"),
+        ({"init_lora_weights": "next_year"}, "init_lora_weights is 'next_year'"),
     ],
 )
 def test_other_adapters_are_refused(tmp_path: Path, change: dict, message: str) -> None:
@@ -69,6 +81,32 @@ def test_other_adapters_are_refused(tmp_path: Path, change: dict, message: str) 
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ModelError, match=message):
         Inputs(base, {"t": tmp_path / "adapter"})
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
+def test_adapter_on_a_base_that_its_initialisation_changed_is_refused_until_it_is_converted(
+    tmp_path: Path, start: str
+) -> None:
+    base = save_model(tmp_path / "base", llama_weights())
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    adapted = get_peft_model(
+        model, LoraConfig(r=4, lora_alpha=10, target_modules=["q_proj"], init_lora_weights=start, task_type="CAUSAL_LM")
+    )
+    adapted.save_pretrained(tmp_path / "untrained")
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter += 0.05 * torch.randn_like(parameter)
+    adapted.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ModelError, match=f"init_lora_weights is '{start}': .*path_initial_model_for_weight_conversion"):
+        Inputs(base, {"t": tmp_path / "adapter"})
+
+    adapted.save_pretrained(tmp_path / "plain", path_initial_model_for_weight_conversion=str(tmp_path / "untrained"))
+    merged = adapted.merge_and_unload().state_dict()
+    inputs = Inputs(base, {"t": tmp_path / "plain"})
+    for name in llama_weights():
+        torch.testing.assert_close(values(inputs, name), merged[name], atol=1e-5, rtol=0)
 
 
 def test_merge_begun_with_another_scale_or_tokenizer_starts_afresh(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fsspec.implementations.local import LocalFileSystem
+from safetensors import SafetensorError
 from tiny_runs import another_process_within
 
 from fusechat.errors import ArtifactError, BusyError, StorageError
@@ -150,3 +152,42 @@ def test_run_lock_second_process_is_refused_and_a_killed_one_frees_it(tmp_path: 
         pass
     with artifact.run_lock(tmp_path):
         pass
+
+
+def full_disk(message: str, error: type[Exception], *, behind: Exception | None = None) -> None:
+    if behind is None:
+        raise error(message)
+    try:
+        raise behind
+    except Exception:
+        raise error(message)  # noqa: B904
+
+
+@pytest.mark.parametrize(
+    ("message", "behind"),
+    [
+        ("Error while serializing: I/O error: No space left on device (os error 28)", None),
+        ("Error while serializing: I/O error: Read-only file system (os error 30)", None),
+        ("[enforce fail at inline_container.cc:668] . unexpected pos 704 vs 598", None),
+        ("PytorchStreamWriter failed writing file data/0: file write failed", None),
+        ("saving failed", OSError(errno.ENOSPC, "No space left on device")),
+    ],
+)
+def test_storage_errors_full_disk_in_the_words_of_a_library(message: str, behind: Exception | None) -> None:
+    kind = SafetensorError if "serializing" in message else RuntimeError
+    with pytest.raises(StorageError, match="what is finished is kept"), artifact.storage_errors("/somewhere"):
+        full_disk(message, kind, behind=behind)
+
+
+def test_storage_errors_torch_says_so_itself_on_a_full_device() -> None:
+    with pytest.raises(StorageError, match="/dev/full: cannot be written"), artifact.storage_errors("/dev/full"):
+        torch.save(torch.zeros(100_000), "/dev/full")  # a device: nothing is ever put in its place
+
+
+@pytest.mark.parametrize(
+    "error", [SafetensorError("invalid header (os error 2)"), RuntimeError("shape mismatch"), ValueError("No space")]
+)
+def test_storage_errors_what_is_no_full_disk_passes_through(error: Exception) -> None:
+    with pytest.raises(type(error)) as raised, artifact.storage_errors("/somewhere"):
+        raise error
+    assert raised.value is error

@@ -88,6 +88,6 @@ def _scale(path: str, num_sampled: int) -> float:
     """Dialogues of a file per dialogue sampled."""
     if _limit(path) is None or num_sampled < SAMPLE_DIALOGUES:
         return 1.0
-    with Path(path).expanduser().open("rb") as file:
+    with Path(path).open("rb") as file:
         sampled = sum(len(line) for line in itertools.islice(file, num_sampled))
-    return max(1.0, Path(path).expanduser().stat().st_size / max(1, sampled))
+    return max(1.0, Path(path).stat().st_size / max(1, sampled))

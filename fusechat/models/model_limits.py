@@ -1,0 +1,80 @@
+"""What a model's configuration says of its limits: a folder in; positions and columns of the head out.
+
+A config.json may leave out what is its architecture's default, so transformers reads it. One of an architecture that
+transformers does not know says what it says. Imports transformers where it reads a folder.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from .model_files import read_model_config
+
+POSITION_KEYS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "max_sequence_length",
+    "max_seq_length",
+)
+"""What architectures call their number of positions."""
+STRETCHED = ("linear", "dynamic", "ntk")
+"""Types of rotary scaling whose factor comes on top of the positions that the config states, as vLLM reads it. Of yarn, llama3
+and longrope the stated number is the stretched one already."""
+
+
+def position_limit(folder: Path) -> int | None:
+    """Positions that a model was made for; None if its config does not say."""
+    values = _values(folder)
+    return positions_of(values, str(values.get("model_type", "")))
+
+
+def vocabulary_columns(folder: Path) -> int | None:
+    """Rows of a model's embedding, columns of its head; None if neither its config nor its architecture says."""
+    size = _text(_values(folder)).get("vocab_size")
+    return int(size) if size else None
+
+
+def positions_of(values: dict[str, Any], model_type: str) -> int | None:
+    """Positions by the plain values of a whole configuration."""
+    text = _text(values)
+    stated = [int(text[key]) for key in POSITION_KEYS if isinstance(text.get(key), int | float) and text[key] > 0]
+    if not stated:
+        return None
+    # Gemma 3 states the stretched number.
+    factor = 1.0 if "gemma3" in model_type else max([1.0, *map(_stretch, _rotary(text))])
+    return int(min(stated) * factor)
+
+
+def _rotary(text: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rotary parameters; models that mix layers have some for each kind of layer."""
+    entries = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if not isinstance(entries, dict):
+        return []
+    nested = [entry for entry in entries.values() if isinstance(entry, dict)]
+    return nested or [entries]
+
+
+def _stretch(rotary: dict[str, Any]) -> float:
+    kind, factor = rotary.get("rope_type", rotary.get("type")), rotary.get("factor")
+    return float(factor) if kind in STRETCHED and isinstance(factor, int | float) else 1.0
+
+
+def _text(values: dict[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that is about text."""
+    return values.get("text_config") or values
+
+
+def _values(folder: Path) -> dict[str, Any]:
+    """The folder's configuration with its architecture's defaults, as plain values."""
+    from transformers import AutoConfig
+
+    written = read_model_config(folder)  # an unreadable one is named here
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        text = config.get_text_config()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return written  # of an architecture that transformers does not know, or as it does not know it
+    if text is config:
+        return {**written, **config.to_dict()}
+    return {**written, "model_type": config.model_type, "text_config": text.to_dict()}

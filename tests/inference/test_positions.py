@@ -1,0 +1,34 @@
+"""Dialogues as long as a model's positions, under either capture; no engine is started."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fusechat.config.run import load_config
+from fusechat.errors import ConfigError
+from fusechat.storage.tokens import Tokens
+from fusechat.text.tokenize_stage import prepare_dialogues, tokenize
+from inference.stage import claim_store
+
+
+def test_dialogue_of_all_positions_fits_but_for_the_token_that_prompt_logprobs_samples(
+    run_file: Path, tmp_path: Path
+) -> None:
+    pivot = tmp_path / "pivot"
+    shutil.copytree(load_config(run_file).pivot.model, pivot)
+    config = load_config(run_file, [f"pivot.model={pivot}"])
+    prepare_dialogues(config)
+    tokenize(config, "llama")
+    longest = int(Tokens.read(config.tokens_url("llama")).lengths.max())
+    values = json.loads((pivot / "config.json").read_text())
+    (pivot / "config.json").write_text(json.dumps({**values, "max_position_embeddings": longest}))
+    claim_store(config, "llama")
+    reference = load_config(
+        run_file, [f"pivot.model={pivot}", "extraction.capture=prompt_logprobs", "run.if_changed=restart"]
+    )
+    with pytest.raises(ConfigError, match=f"has {longest:,} tokens, the model reads {longest - 1:,} beside the token"):
+        claim_store(reference, "llama")
+    (pivot / "config.json").write_text(json.dumps({**values, "max_position_embeddings": longest + 1}))
+    claim_store(reference, "llama")

@@ -1,0 +1,102 @@
+"""The dialogues of a run: what decides their artifact, and how they are split."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fusechat.config.run import RunConfig, load_config
+from fusechat.errors import DialogueError, ModelError
+from fusechat.text.tokenize_stage import prepare_dialogues, tokenize
+
+
+def write_rows(file: Path, numbers: list[int], **extra: str) -> Path:
+    rows = [
+        {"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"r{n}"}], **extra}
+        for n in numbers
+    ]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def with_dialogues(run_file: Path, *train: Path | str, share: float = 0.0, changed: str = "refuse") -> RunConfig:
+    values = {"train": json.dumps(list(map(str, train))), "held_out": "[]", "held_out_share": share}
+    overrides = [f"dialogues.{name}={value}" for name, value in values.items()]
+    return load_config(run_file, [*overrides, f"run.if_changed={changed}"])
+
+
+def test_changed_file_below_home_is_noticed(run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_rows(tmp_path / "t.jsonl", [1, 2, 3])
+    config = with_dialogues(run_file, "~/t.jsonl", changed="restart")
+    assert prepare_dialogues(config).counts["train"] == 3
+    write_rows(tmp_path / "t.jsonl", [1, 2, 3, 4, 5])
+    assert prepare_dialogues(config).counts["train"] == 5
+
+
+def test_file_that_is_not_there_is_refused_and_the_nearest_named(run_file: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", [1])
+    with pytest.raises(DialogueError, match=r"trian.jsonl: no such file or folder; did you mean .*train.jsonl"):
+        prepare_dialogues(with_dialogues(run_file, tmp_path / "trian.jsonl"))
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(DialogueError, match=r"pipe.jsonl: no such file"):
+        prepare_dialogues(with_dialogues(run_file, tmp_path / "pipe.jsonl"))
+
+
+def split_of(config: RunConfig) -> tuple[set[str], set[str]]:
+    """The first questions of both splits."""
+    prepare_dialogues(config)
+    files = [config.dialogues_path / f"{split}.jsonl" for split in ("train", "held_out")]
+    train, held_out = ([json.loads(line) for line in file.read_text().splitlines()] for file in files)
+    return {row["messages"][0]["content"] for row in train}, {row["messages"][0]["content"] for row in held_out}
+
+
+def test_copies_of_a_dialogue_are_on_one_side_of_the_automatic_split(run_file: Path, tmp_path: Path) -> None:
+    twice = write_rows(tmp_path / "twice.jsonl", [*range(50), *range(50)])
+    train, held_out = split_of(with_dialogues(run_file, twice, share=0.2))
+    assert len(train) + len(held_out) == 50 and not train & held_out and 4 <= len(held_out) <= 18
+    with twice.open("a") as file:  # the same dialogue again, of which no turn is a target
+        for number in range(50):
+            turns = [
+                {"role": "user", "content": f"q{number}"},
+                {"role": "assistant", "content": f"r{number}", "weight": 0},
+            ]
+            turns += [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+            copy = [{**turns[1], "weight": 1} if turn is turns[1] else turn for turn in turns]
+            file.writelines(json.dumps({"messages": messages}) + "\n" for messages in (turns, copy))
+    prepare_dialogues(with_dialogues(run_file, twice, share=0.2, changed="restart"))  # refuses what is on both sides
+    other = write_rows(tmp_path / "once.jsonl", [*range(25), *range(100, 200)][::-1], kind="k")
+    train_again, held_out_again = split_of(with_dialogues(run_file, other, share=0.2, changed="restart"))
+    assert not train & held_out_again and not held_out & train_again
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(run_file: Path, tmp_path: Path) -> None:
+    files = [write_rows(tmp_path / name, [place, 10 + place]) for place, name in enumerate(NAMES)]
+    config = with_dialogues(run_file, *files)
+    assert prepare_dialogues(config).counts["train"] == 2 * len(files)
+    rows = [json.loads(line) for line in (config.dialogues_path / "train.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [f"{name}-{number}" for name in NAMES.values() for number in (1, 2)]
+
+
+NAMES = {
+    "gsm8k/train.jsonl": "gsm8k/train", "code/train.jsonl": "code/train", "alone.jsonl": "alone",
+    "a/en/chat.jsonl": "a/en/chat", "b/en/chat.jsonl": "b/en/chat", "one/x.jsonl": "x.jsonl", "one/x.json": "x.json",
+}  # fmt: skip
+"""File -> what its rows are called after."""
+
+
+def test_token_beyond_the_models_embedding_is_refused_with_its_dialogue(run_file: Path, tmp_path: Path) -> None:
+    config = load_config(run_file)
+    shutil.copytree(config.pivot.model, tmp_path / "small")
+    values = json.loads((tmp_path / "small" / "config.json").read_text())
+    (tmp_path / "small" / "config.json").write_text(json.dumps({**values, "vocab_size": 300}))
+    config = load_config(run_file, [f"pivot.model={tmp_path / 'small'}"])
+    prepare_dialogues(config)
+    with pytest.raises(
+        ModelError, match=r"llama: dialogue 'd0' has the token id \d+, the model's embedding ends at 299"
+    ):
+        tokenize(config, "llama")
+    tokenize(load_config(run_file, ["run.output=" + str(tmp_path / "out")]), "mixtral")
