@@ -1,49 +1,72 @@
 """The door of extraction: tokens of one model in, its logprobs store out.
 
-`run` scores all missing shards in this process. On Ray, `cluster/` uses the same pieces: `claim_store` once in the
-driver, a TeacherActor per engine, `finish` at the end.
+`prepare` gives the work that is left: shards, each scored by a `TeacherWorker`. `cluster.extraction` does the works of all
+models side by side.
 """
+
+from functools import partial
 
 import numpy as np
 
 from fusechat.config import RunConfig
 from fusechat.errors import ConfigError
 from fusechat.models import model_files
-from fusechat.progress import Progress
+from fusechat.progress import ShardLog
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
 from fusechat.storage.damage import sweep
-from fusechat.storage.lease import held
+from fusechat.storage.retry import patiently
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import TokensReader
+from fusechat.storage.work import Needs, UnitLog, Work, nothing_left
 
-from .engine.engine_actor import engine_settings
-from .teacher_actor import TeacherActor
+from .engine.engine_worker import engine_settings
+from .teacher_worker import ScoringInputs, TeacherWorker
 
 
-def run(config: RunConfig, name: str, *, progress: Progress | None = None) -> Artifact:
-    """Score every missing shard of one model, without Ray.
+def prepare(config: RunConfig, name: str) -> list[Work]:
+    """Claim one model's store; give what is left of it as one work.
 
     Raises:
-        ArtifactError: the store there was made by another plan.
-        BusyError: another driver is writing the store.
-        TeacherError: the engine died, or failed its self-check; finished shards are kept.
+        ConfigError, ArtifactError: as `claim_store`.
     """
-    progress = progress or Progress(quiet=True)
-    with held(config.logprobs_url(name), config.run.if_changed):
-        claim, store = claim_store(config, name)
-        if claim.artifact is not None:
-            return claim.artifact
-        missing = store.missing_shards()
-        if missing:
-            actor = TeacherActor(config.dump(), name)
-            actor.start()
-            done = store.plan.num_rows - store.plan.num_rows_of(missing)
-            with progress.task(f"extract {name}", store.plan.num_rows, "rows", done=done) as task:
-                for shard in missing:
-                    task.advance(actor.run_shard(shard)["rows"])
-            actor.close()
-        return finish(claim, store)
+    claim, store = claim_store(config, name)
+    if claim.artifact is not None:
+        artifacts = [claim.artifact]
+        return [nothing_left(name, lambda: artifacts)]
+    patience = config.extraction.storage_patience_seconds
+    missing = store.missing_shards()
+    return [
+        Work(
+            name=name,
+            missing=missing,
+            num_units=store.plan.num_shards,
+            total=store.plan.num_rows,
+            done=store.plan.num_rows - store.plan.num_rows_of(missing),
+            measure="rows",
+            make_worker=partial(TeacherWorker, scoring_inputs(config, name)),
+            finish=lambda: [patiently(partial(finish, claim, store), seconds=patience)],
+            needs=Needs(
+                engine_ranks=config.model_named(name).engine.tensor_parallel_size,
+                units_in_flight=config.extraction.shards_in_flight,
+            ),
+            listener=UnitLog(ShardLog(config.log_path(f"extract.{name}"), name)),
+        )
+    ]
+
+
+def scoring_inputs(config: RunConfig, name: str) -> ScoringInputs:
+    """What the workers of one model are told."""
+    extraction = config.extraction
+    return ScoringInputs(
+        model=config.model_named(name),
+        tokens_url=config.tokens_url(name),
+        store_url=config.logprobs_url(name),
+        k=extraction.k,
+        capture=extraction.capture,
+        self_check_dialogues=extraction.self_check_dialogues,
+        storage_patience_seconds=extraction.storage_patience_seconds,
+    )
 
 
 def claim_store(config: RunConfig, name: str) -> tuple[Claim, RowStore]:
