@@ -124,7 +124,7 @@ def finish(claim: Claim, store: RowStore) -> Artifact:
 def _settings(config: RunConfig, name: str) -> dict:
     """All that decides the rows: where one of these differs, rows must not be mixed."""
     model, extraction = config.model_named(name), config.extraction
-    digests = model_files.digests(model_files.resolve_model(model), config.run.output / "digests.json")
+    digests = model_files.digests(model_files.resolve_model(model), config.digests_path)
     return {
         "model": model.model,
         "revision": model.revision,

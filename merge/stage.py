@@ -44,7 +44,7 @@ def prepare(config: RunConfig, *, progress: Progress) -> list[Work]:
         "method": section.method,
         "parameters": parameters,
         "dtype": section.dtype,
-        "pivot": model_files.digests(pivot, config.run.output / "digests.json"),
+        "pivot": model_files.digests(pivot, config.digests_path),
     }
     claim = artifact.claim(
         config.fused_path, "fused", settings=settings, parents=parents, if_changed=config.run.if_changed
