@@ -10,6 +10,7 @@ import ray
 
 from cluster.pool.session import ray_session
 from fusechat.config import ClusterSection
+from fusechat.models.resolved_model import resolve
 from inference import stage
 from inference.teacher_worker import TeacherWorker
 
@@ -26,12 +27,13 @@ class PinnedWorker(TeacherWorker):
 
 def measure(config: Any, rounds: int, say: Callable[[str], None]) -> dict[int, list[float]]:
     """Number of actors -> seconds for all shards in each round; a first round does not count."""
-    _, store = stage.claim_store(config, "teacher")
+    model = resolve(config.model_named("teacher"), config.digests_path)
+    _, store = stage.claim_store(config.layout, model, config.extraction)
     cores = sorted(os.sched_getaffinity(0))[:2]
     found: dict[int, list[float]] = {1: [], 2: []}
     with ray_session(ClusterSection(num_cpus=2)):
         make: Any = ray.remote(PinnedWorker).options(num_cpus=1, max_concurrency=IN_FLIGHT)
-        actors = [make.remote(stage.scoring_inputs(config, "teacher")) for _ in cores]
+        actors = [make.remote(stage.scoring_inputs(config.layout, model, config.extraction)) for _ in cores]
         ray.get([actor.start.remote() for actor in actors])
         ray.get([actor.pin.remote(core) for actor, core in zip(actors, cores, strict=True)])
         for number in range(rounds + 1):

@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.peak_memory import peak_bytes
 from fusechat.config import RunConfig
+from fusechat.models.resolved_model import resolve
 from fusechat.storage.tokens import Tokens
 
 BATCH_DIALOGUES = 8
@@ -54,8 +55,9 @@ class Engine:
         from inference.teacher_worker import TeacherWorker
 
         self.config, self.url, self._stage = config, config.logprobs_url(NAME), stage
+        self.model = resolve(config.model_named(NAME), config.digests_path)
         self._fresh_store()
-        self.worker = TeacherWorker(stage.scoring_inputs(config, NAME))
+        self.worker = TeacherWorker(stage.scoring_inputs(config.layout, self.model, config.extraction))
         self.worker.start()
         self._ids, self._marks = self.worker._dialogues(range(self.worker.tokens.num_dialogues))
 
@@ -91,7 +93,7 @@ class Engine:
 
     def _fresh_store(self) -> Any:
         shutil.rmtree(self.url, ignore_errors=True)
-        return self._stage.claim_store(self.config, NAME)
+        return self._stage.claim_store(self.config.layout, self.model, self.config.extraction)
 
 
 class Plain:

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable
 
 from fusechat.config import RunConfig
+from fusechat.models.resolved_model import resolve
 from fusechat.progress import Progress
 from fusechat.storage.artifact import Artifact
 from fusechat.storage.lease import held
@@ -29,7 +30,8 @@ def run(config: RunConfig, names: list[str], *, progress: Progress) -> dict[str,
     """
     with contextlib.ExitStack() as stack:
         leases = [stack.enter_context(held(config.logprobs_url(name), config.run.if_changed)) for name in names]
-        works = [work for name in names for work in stage.prepare(config, name)]
+        models = [resolve(config.model_named(name), config.digests_path) for name in names]
+        works = [work for model in models for work in stage.prepare(config.layout, model, config.extraction)]
 
         def check_leases() -> None:
             for lease in leases:

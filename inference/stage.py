@@ -5,12 +5,15 @@ models side by side.
 """
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from fusechat.config import RunConfig
+from fusechat.config import ExtractionSection
+from fusechat.config.layout import RunLayout
 from fusechat.errors import ConfigError
 from fusechat.models import model_files
+from fusechat.models.resolved_model import ResolvedModel
 from fusechat.progress import ShardLog
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
@@ -24,17 +27,17 @@ from .engine.engine_worker import engine_settings
 from .teacher_worker import ScoringInputs, TeacherWorker
 
 
-def prepare(config: RunConfig, name: str) -> list[Work]:
+def prepare(layout: RunLayout, model: ResolvedModel, section: ExtractionSection) -> list[Work]:
     """Claim one model's store; give what is left of it as one work.
 
     Raises:
         ConfigError, ArtifactError: as `claim_store`.
     """
-    claim, store = claim_store(config, name)
+    name = model.name
+    claim, store = claim_store(layout, model, section)
     if claim.artifact is not None:
         artifacts = [claim.artifact]
         return [nothing_left(name, lambda: artifacts)]
-    patience = config.extraction.storage_patience_seconds
     missing = store.missing_shards()
     return [
         Work(
@@ -44,58 +47,54 @@ def prepare(config: RunConfig, name: str) -> list[Work]:
             total=store.plan.num_rows,
             done=store.plan.num_rows - store.plan.num_rows_of(missing),
             measure="rows",
-            make_worker=partial(TeacherWorker, scoring_inputs(config, name)),
-            finish=lambda: [patiently(partial(finish, claim, store), seconds=patience)],
+            make_worker=partial(TeacherWorker, scoring_inputs(layout, model, section)),
+            finish=lambda: [patiently(partial(finish, claim, store), seconds=section.storage_patience_seconds)],
             needs=Needs(
-                engine_ranks=config.model_named(name).engine.tensor_parallel_size,
-                units_in_flight=config.extraction.shards_in_flight,
+                engine_ranks=model.section.engine.tensor_parallel_size, units_in_flight=section.shards_in_flight
             ),
-            listener=UnitLog(ShardLog(config.log_path(f"extract.{name}"), name)),
+            listener=UnitLog(ShardLog(layout.log_path(f"extract.{name}"), name)),
         )
     ]
 
 
-def scoring_inputs(config: RunConfig, name: str) -> ScoringInputs:
+def scoring_inputs(layout: RunLayout, model: ResolvedModel, section: ExtractionSection) -> ScoringInputs:
     """What the workers of one model are told."""
-    extraction = config.extraction
     return ScoringInputs(
-        model=config.model_named(name),
-        tokens_url=config.tokens_url(name),
-        store_url=config.logprobs_url(name),
-        k=extraction.k,
-        capture=extraction.capture,
-        self_check_dialogues=extraction.self_check_dialogues,
-        storage_patience_seconds=extraction.storage_patience_seconds,
+        model=model.section,
+        tokens_url=layout.tokens_url(model.name),
+        store_url=layout.logprobs_url(model.name),
+        k=section.k,
+        capture=section.capture,
+        self_check_dialogues=section.self_check_dialogues,
+        storage_patience_seconds=section.storage_patience_seconds,
     )
 
 
-def claim_store(config: RunConfig, name: str) -> tuple[Claim, RowStore]:
+def claim_store(layout: RunLayout, model: ResolvedModel, section: ExtractionSection) -> tuple[Claim, RowStore]:
     """Claim one model's logprobs folder and open its store, making it if need be; one process does this.
 
     Raises:
         ConfigError: k is larger than the vocabulary, or a dialogue longer than the model reads.
-        ArtifactError: another plan's work stands there.
+        ArtifactError: another recipe's work stands there.
     """
-    tokens_artifact = artifact.load(config.tokens_url(name), "tokens")
-    tokens = TokensReader(config.tokens_url(name))
+    name = model.name
+    tokens_artifact = artifact.load(layout.tokens_url(name), "tokens")
+    tokens = TokensReader(layout.tokens_url(name))
     vocab_size = int(tokens.attributes["vocab_size"])
-    if config.extraction.k > vocab_size:
-        raise ConfigError(f"extraction.k is {config.extraction.k}, the vocabulary of {name} has {vocab_size}; lower k")
+    if section.k > vocab_size:
+        raise ConfigError(f"extraction.k is {section.k}, the vocabulary of {name} has {vocab_size}; lower k")
     longest = int(tokens.lengths.max())
-    limit = model_files.position_limit(model_files.resolve_model(config.model_named(name)))
+    limit = model_files.position_limit(model.folder)
     if limit and longest > limit:
         raise ConfigError(
             f"{name}: its longest dialogue has {longest:,} tokens, the model reads {limit:,}; lower dialogues.max_tokens"
         )
-    settings = _settings(config, name)
-    url = config.logprobs_url(name)
-    claim = artifact.claim(
-        url, "logprobs", settings=settings, parents={"tokens": tokens_artifact}, if_changed=config.run.if_changed
-    )
+    settings, url = recipe(model, section), layout.logprobs_url(name)
+    parents = {"tokens": tokens_artifact}
+    claim = artifact.claim(url, "logprobs", settings=settings, parents=parents, if_changed=layout.if_changed)
     store = RowStore.create(
-        url, "logprobs", tokens.plan(config.extraction.shard_tokens), k=config.extraction.k, vocab_size=vocab_size,
-        logprob_step=config.extraction.logprob_step,
-        settings={**settings, "tokens": tokens_artifact.fingerprint},
+        url, "logprobs", tokens.plan(section.shard_tokens), k=section.k, vocab_size=vocab_size,
+        logprob_step=section.logprob_step, settings={**settings, "tokens": tokens_artifact.fingerprint},
     )  # fmt: skip
     return claim, store
 
@@ -121,17 +120,15 @@ def finish(claim: Claim, store: RowStore) -> Artifact:
     )
 
 
-def _settings(config: RunConfig, name: str) -> dict:
-    """All that decides the rows: where one of these differs, rows must not be mixed."""
-    model, extraction = config.model_named(name), config.extraction
-    digests = model_files.digests(model_files.resolve_model(model), config.digests_path)
+def recipe(model: ResolvedModel, section: ExtractionSection) -> dict[str, Any]:
+    """All that decides the rows beside the tokens: where one of these differs, rows must not be mixed."""
     return {
-        "model": model.model,
-        "revision": model.revision,
-        "digests": digests,
-        **engine_settings(model.engine),
-        "capture": extraction.capture,
-        "k": extraction.k,
-        "logprob_step": extraction.logprob_step,
-        "shard_tokens": extraction.shard_tokens,
+        "model": model.section.model,
+        "revision": model.section.revision,
+        "digests": model.digests,
+        **engine_settings(model.section.engine),
+        "capture": section.capture,
+        "k": section.k,
+        "logprob_step": section.logprob_step,
+        "shard_tokens": section.shard_tokens,
     }

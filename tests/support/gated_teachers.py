@@ -19,7 +19,9 @@ import numpy as np
 import ray
 from ray import cloudpickle
 
-from fusechat.config import RunConfig
+from fusechat.config import ExtractionSection, RunConfig
+from fusechat.config.layout import Places, RunLayout
+from fusechat.models.resolved_model import ResolvedModel
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import HERE, Place, Work
@@ -82,9 +84,9 @@ class SimulatedTeacher(GatedTeacher):
 def gated(teacher: type[GatedTeacher]) -> Callable[..., list[Work]]:
     """What stands for `inference.stage.prepare`: the same works, done by such teachers."""
 
-    def prepare_gated(config: RunConfig, name: str) -> list[Work]:
-        works, inputs = prepare(config, name), scoring_inputs(config, name)
-        return [replace(work, make_worker=partial(teacher, gate_of(config), inputs)) for work in works]
+    def prepare_gated(layout: RunLayout, model: ResolvedModel, section: ExtractionSection) -> list[Work]:
+        works, inputs = prepare(layout, model, section), scoring_inputs(layout, model, section)
+        return [replace(work, make_worker=partial(teacher, gate_of(layout), inputs)) for work in works]
 
     return prepare_gated
 
@@ -106,8 +108,8 @@ def _broken_params() -> Any:
     return PoolingParams(task=TASK, extra_kwargs={RANGES: [5]})
 
 
-def gate_of(config: RunConfig) -> Path:
-    folder = config.run.output / "gate"
+def gate_of(run: Places) -> Path:
+    folder = run.run_folder / "gate"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
