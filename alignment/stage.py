@@ -1,11 +1,11 @@
 """The door of alignment: tokens of the pivot and a source and the source's rows in, an aligned store out.
 
-Two passes: the first counts which tokens begin at the same byte, over the tokens alone, and maps the vocabularies; the
-second lays every row on the pivot's tokens, shard by shard. `run` does both in this process and resumes where it was
-left. `cluster.alignment` does the same on Ray with the same pieces: `claim_store`, `map_vocabularies` and `finish` once
-in the driver, a `ShardCounter` and then a `ShardAligner` per worker.
+Two works, the second after the first: the first counts which tokens begin at the same byte, over the tokens alone, and
+maps the vocabularies; the second lays every row on the pivot's tokens, shard by shard. `run` does both in this process;
+`cluster.alignment` does them on Ray where there is something to share out. The bytes are the same.
 """
 
+from functools import partial
 from typing import Any
 
 from fusechat.config import RunConfig
@@ -18,9 +18,10 @@ from fusechat.storage.damage import sweep
 from fusechat.storage.lease import held
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import TokensReader
+from fusechat.storage.work import Listener, Needs, UnitLog, Work, nothing_left, run_here
 
 from .quality import read_figures, summarise
-from .rows.shard_alignment import ShardAligner, ShardCounter, open_both_tokens, tokenizer_of
+from .rows.shard_alignment import AlignmentInputs, ShardAligner, ShardCounter
 from .tokens.cooccurrence import Cooccurrence, merge_counts
 from .vocabulary.vocabulary_file import (
     has_vocabularies,
@@ -30,53 +31,115 @@ from .vocabulary.vocabulary_file import (
     save_vocabularies,
 )
 
+ONE_CPU = Needs(cpus=1, units_in_flight=2)
+"""Two units per worker: one at work and one that waits, so that none waits for the driver."""
+
 
 def run(config: RunConfig, source_name: str, *, progress: Progress | None = None) -> Artifact:
     """Align every missing shard of one source, here, one after the other.
 
     Raises:
-        ArtifactError: tokens or rows are missing, or another plan's work stands in the folder.
-        AlignmentError: the two tokenizations are not of the same dialogues.
         BusyError: another driver is writing the store.
+        The errors of `prepare`.
     """
     progress = progress or Progress(quiet=True)
     with held(config.aligned_url(source_name), config.run.if_changed):
-        claim, store = claim_store(config, source_name)
-        if claim.artifact is not None:
-            return claim.artifact
-        align_here(config, source_name, store, progress=progress)
-        return finish(claim, store)
+        return run_here(prepare(config, source_name, progress=progress), progress)[0]
 
 
-def align_here(config: RunConfig, source_name: str, store: RowStore, *, progress: Progress) -> None:
-    """Map the vocabularies and align every missing shard of a claimed store in this process."""
-    if not has_vocabularies(store.url):
-        tokenizers = open_tokenizers(config, source_name)  # before counting: loading one takes the most memory of all
-        counter = ShardCounter(config.dump(), source_name)
-        counter.start()
-        counts: list[Cooccurrence] = []
-        with progress.task(f"count {source_name}", store.plan.num_dialogues, "dialogues") as task:
-            for shard in range(store.plan.num_shards):
-                found = counter.run_shard(shard)
-                counts = [merge_counts([*counts, found["counts"]])]
-                task.advance(found["dialogues"])
-        map_vocabularies(config, store, source_name, counts[0], tokenizers, progress=progress)
-    if missing := store.missing_shards():
-        aligner = ShardAligner(config.dump(), source_name)
-        aligner.start()
-        log = ShardLog(config.log_path(f"align.{source_name}"), source_name)
-        with progress.task(f"align {source_name}", store.plan.num_rows, "rows", done=rows_done(store)) as task:
-            for shard in missing:
-                result = aligner.run_shard(shard)
-                task.advance(result["rows"])
-                log.done({"shard": shard, **result})
+def prepare(config: RunConfig, source_name: str, *, progress: Progress | None = None) -> list[Work]:
+    """Claim the aligned folder; give what is left of it: counting, if the vocabularies are not mapped yet, then aligning.
+
+    Args:
+        progress: told when the vocabularies are mapped.
+    Raises:
+        ArtifactError: tokens or rows are missing, or another recipe's work stands in the folder.
+        AlignmentError: the two tokenizations are not of the same dialogues.
+    """
+    claim, store = claim_store(config, source_name)
+    if claim.artifact is not None:
+        artifacts = [claim.artifact]
+        return [nothing_left(f"align {source_name}", lambda: artifacts)]
+    inputs, missing = alignment_inputs(config, source_name), store.missing_shards()
+    align = Work(
+        name=f"align {source_name}",
+        missing=missing,
+        num_units=store.plan.num_shards,
+        total=store.plan.num_rows,
+        done=store.plan.num_rows - store.plan.num_rows_of(missing),
+        measure="rows",
+        make_worker=partial(ShardAligner, inputs),
+        finish=lambda: [finish(claim, store)],
+        needs=ONE_CPU,
+        listener=UnitLog(ShardLog(config.log_path(f"align.{source_name}"), source_name)),
+    )
+    if has_vocabularies(store.url):
+        return [align]
+    return [_count(inputs, source_name, store, progress or Progress(quiet=True)), align]
+
+
+def alignment_inputs(config: RunConfig, source_name: str) -> AlignmentInputs:
+    """What the workers of one source are told."""
+    return AlignmentInputs(
+        pivot_tokens=config.tokens_url(config.pivot.name),
+        source_tokens=config.tokens_url(source_name),
+        rows=config.logprobs_url(source_name),
+        aligned=config.aligned_url(source_name),
+        rules=config.alignment,
+    )
+
+
+class CountListener(Listener):
+    """Adds up the counts of all shards as they come: their order does not matter."""
+
+    def __init__(self, inputs: AlignmentInputs) -> None:
+        self._inputs = inputs
+        self._counts: list[Cooccurrence] = []
+        self.tokenizers: tuple[Any, Any] | None = None
+
+    def on_started(self) -> None:
+        """Open the tokenizers: loading one takes the most memory of all, so it comes before the counts."""
+        self.tokenizers = self._inputs.open_tokenizers()
+
+    def on_done(self, result: dict[str, Any]) -> None:
+        self._counts = [merge_counts([*self._counts, result["counts"]])]
+
+    @property
+    def counts(self) -> Cooccurrence:
+        """Of the dialogues that were counted."""
+        return self._counts[0]
+
+
+def _count(inputs: AlignmentInputs, source_name: str, store: RowStore, progress: Progress) -> Work:
+    """Counting over all shards, written or not; its end is the map of the vocabularies, which all shards then read."""
+    listener = CountListener(inputs)
+
+    def finish() -> list[Artifact]:
+        assert listener.tokenizers is not None, "no worker has started"
+        map_vocabularies(inputs, listener.counts, listener.tokenizers)
+        num_pairs = len(listener.counts.counts)
+        progress.say(f"align {source_name}: {num_pairs:,} pairs of tokens counted, vocabularies mapped")
+        return []
+
+    return Work(
+        name=f"count {source_name}",
+        missing=range(store.plan.num_shards),
+        num_units=store.plan.num_shards,
+        total=store.plan.num_dialogues,
+        done=0,
+        measure="dialogues",
+        make_worker=partial(ShardCounter, inputs),
+        finish=finish,
+        needs=ONE_CPU,
+        listener=listener,
+    )
 
 
 def claim_store(config: RunConfig, source_name: str) -> tuple[Claim, RowStore]:
     """Claim the aligned folder and open its store. One process does this before any shard is counted or aligned.
 
     Raises:
-        ArtifactError, AlignmentError: as `run`.
+        ArtifactError, AlignmentError: as `prepare`.
     """
     pivot_name, url = config.pivot.name, config.aligned_url(source_name)
     parents = {
@@ -93,7 +156,7 @@ def claim_store(config: RunConfig, source_name: str) -> tuple[Claim, RowStore]:
         "shard_tokens": config.extraction.shard_tokens,
     }
     claim = artifact.claim(url, "aligned", settings=settings, parents=parents, if_changed=config.run.if_changed)
-    pivot, source = open_both_tokens(config, source_name)
+    pivot, source = alignment_inputs(config, source_name).open_both_tokens()
     _check_dialogues(pivot, source, source_name)
     store = RowStore.create(
         url, "aligned", pivot.plan(config.extraction.shard_tokens), k=config.extraction.k,
@@ -103,40 +166,18 @@ def claim_store(config: RunConfig, source_name: str) -> tuple[Claim, RowStore]:
     return claim, store
 
 
-def open_tokenizers(config: RunConfig, source_name: str) -> tuple[Any, Any]:
-    """The tokenizers of the pivot and of a source, as their tokens were made."""
-    pivot, source = open_both_tokens(config, source_name)
-    return tokenizer_of(pivot), tokenizer_of(source)
-
-
-def map_vocabularies(
-    config: RunConfig,
-    store: RowStore,
-    source_name: str,
-    counts: Cooccurrence,
-    tokenizers: tuple[Any, Any],
-    *,
-    progress: Progress | None = None,
-) -> None:
+def map_vocabularies(inputs: AlignmentInputs, counts: Cooccurrence, tokenizers: tuple[Any, Any]) -> None:
     """Map the vocabularies of a claimed store and keep the tables in it; all shards read them.
 
     Args:
         counts: over all dialogues.
-        tokenizers: from `open_tokenizers`.
+        tokenizers: from `inputs.open_tokenizers`.
     """
     pivot, source = tokenizers
-    released = config.alignment.token_rule == "released"
+    released = inputs.rules.token_rule == "released"
     texts = released_texts(pivot, source, counts.shape) if released else None
-    save_vocabularies(store.url, make_vocabularies(pivot, source, counts, config.alignment, texts))
+    save_vocabularies(inputs.aligned, make_vocabularies(pivot, source, counts, inputs.rules, texts))
     give_memory_back()
-    (progress or Progress(quiet=True)).say(
-        f"align {source_name}: {len(counts.counts):,} pairs of tokens counted, vocabularies mapped"
-    )
-
-
-def rows_done(store: RowStore) -> int:
-    """Rows of the shards that are written."""
-    return store.plan.num_rows_of(store.present_shards())
 
 
 def finish(claim: Claim, store: RowStore) -> Artifact:

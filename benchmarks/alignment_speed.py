@@ -133,13 +133,14 @@ def count_and_map(config: RunConfig) -> dict[str, float]:
     """Counting, and the map of the vocabularies with the loading of both tokenizers."""
     begun = time.process_time()
     _, store = stage.claim_store(config, "source")
-    tokenizers = stage.open_tokenizers(config, "source")
+    inputs = stage.alignment_inputs(config, "source")
+    tokenizers = inputs.open_tokenizers()
     opened = time.process_time()
-    counter = ShardCounter(config.dump(), "source")
+    counter = ShardCounter(inputs)
     counter.start()
-    counts = merge_counts(counter.run_shard(shard)["counts"] for shard in range(store.plan.num_shards))
+    counts = merge_counts(counter.run_unit(shard)["counts"] for shard in range(store.plan.num_shards))
     counted = time.process_time()
-    stage.map_vocabularies(config, store, "source", counts, tokenizers)
+    stage.map_vocabularies(inputs, counts, tokenizers)
     return {
         "count_seconds": counted - opened, "map_seconds": time.process_time() - counted + opened - begun,
         "map_peak_rss_gib": peak_bytes() / 2**30,
@@ -150,9 +151,9 @@ def align(config: RunConfig) -> dict[str, float]:
     """Reading, projection and writing."""
     begun = time.process_time()
     claim, store = stage.claim_store(config, "source")
-    aligner = ShardAligner(config.dump(), "source")
+    aligner = ShardAligner(stage.alignment_inputs(config, "source"))
     aligner.start()
-    tokens = sum(aligner.run_shard(shard)["tokens"] for shard in store.missing_shards())
+    tokens = sum(aligner.run_unit(shard)["tokens"] for shard in store.missing_shards())
     stage.finish(claim, store)
     return {"tokens": tokens, "align_seconds": time.process_time() - begun, "worker_peak_rss_gib": peak_bytes() / 2**30}
 

@@ -11,6 +11,7 @@ The last line is one JSON object.
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -20,13 +21,18 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.pool.shard_pool import Job, ShardPool
+from cluster.pool.placement import Placement
+from cluster.pool.worker_pool import Job, WorkerPool
+from fusechat.storage.work import Listener, Needs, Place, Work
 
 SEAT = "seat"
 """What an actor takes of its node, in place of CPUs and GPUs that this machine does not have."""
@@ -39,32 +45,65 @@ class SimulatedTeacher:
     """The actor interface with a sleep in the engine's place."""
 
     def __init__(
-        self, number: int, folder: str, shortest: float, longest: float, slowness: float, together: int
+        self,
+        folder: str,
+        shortest: float,
+        longest: float,
+        slow: int | None,
+        slowness: float,
+        together: int,
+        place: Place,
     ) -> None:
-        self.number, self.folder, self.slowness, self.together = number, Path(folder), slowness, together
+        self.folder, self.slow, self.slowness, self.together = Path(folder), slow, slowness, together
         self.shortest, self.spread = shortest, longest - shortest
         self.engine = threading.Lock()
 
     def start(self) -> dict[str, Any]:
-        """Waits for the others: shards that take no time would be gone before the last process is up."""
-        (self.folder / f"started.{self.number}").touch()
+        """Takes the next number, and waits for the others: shards that take no time would be gone before the last process is up."""
+        for self.number in count():
+            with contextlib.suppress(FileExistsError):
+                (self.folder / f"started.{self.number}").touch(exist_ok=False)
+                break
+        if self.number != self.slow:
+            self.slowness = 1.0
         while sum(1 for _ in self.folder.glob("started.*")) < self.together:
             time.sleep(0.5)
         return {}
 
-    def run_shard(self, shard: int) -> dict[str, Any]:
+    def run_unit(self, unit: int) -> dict[str, Any]:
         if not self.spread:
             return {"rows": 1}
-        with (self.folder / f"begun.{shard}").open("a") as file:
+        with (self.folder / f"begun.{unit}").open("a") as file:
             file.write("x")
-        if shard == POISON:
+        if unit == POISON:
             raise ValueError("poison")
         with self.engine:
             begun = time.time()
-            time.sleep((self.shortest + self.spread * (shard * 0.61803 % 1)) * self.slowness)
+            time.sleep((self.shortest + self.spread * (unit * 0.61803 % 1)) * self.slowness)
             ended = time.time()
-        (self.folder / f"done.{shard}").touch()
+        (self.folder / f"done.{unit}").touch()
         return {"rows": 1, "actor": self.number, "begun": begun, "ended": ended}
+
+    def close(self) -> None:
+        """Nothing was opened."""
+
+
+@dataclass(frozen=True)
+class SeatPlacement(Placement):
+    """One seat of a node."""
+
+    def actor_options(self, group: Any) -> dict:
+        return {"num_cpus": 0, "resources": {SEAT: 1}, "max_restarts": 0}
+
+
+class Results(Listener):
+    """Passes the results of units on."""
+
+    def __init__(self, on_done: Callable[[dict[str, Any]], None]) -> None:
+        self._on_done = on_done
+
+    def on_done(self, result: dict[str, Any]) -> None:
+        self._on_done(result)
 
 
 class Fleet:
@@ -86,23 +125,12 @@ class Fleet:
         seconds: tuple[float, float] = (0, 0), slow: int | None = None, slowness: float = 10.0,
     ) -> Job:  # fmt: skip
         """Shards for so many actors; the actor numbered `slow` takes `slowness` times as long."""
-        numbers = iter(range(10**6))
-
-        def make_replica() -> tuple[Any, Any]:
-            number = next(numbers)
-            options = {"num_cpus": 0, "resources": {SEAT: 1}, "max_concurrency": IN_FLIGHT, "max_restarts": 0}
-            factor = slowness if number == slow else 1.0
-            return ray.remote(SimulatedTeacher).options(**options).remote(
-                number, folder, *seconds, factor, actors
-            ), None
-
-        return Job(
-            "simulated",
-            list(range(shards)),
-            make_replica,
-            lambda left: min(actors, left),
-            on_done,
-        )
+        make_worker = partial(SimulatedTeacher, folder, *seconds, slow, slowness, actors)
+        work = Work(
+            name="simulated", missing=range(shards), num_units=shards, total=shards, done=0, measure="rows",
+            make_worker=make_worker, finish=list, needs=Needs(units_in_flight=IN_FLIGHT),
+        )  # fmt: skip
+        return Job(work, SeatPlacement(0, 0, "uni"), lambda left: min(actors, left), Results(on_done))
 
     def close(self) -> None:
         ray.shutdown()
@@ -111,7 +139,8 @@ class Fleet:
 
 def run(job: Job, say: Callable[[str], None] = lambda line: None) -> None:
     """Work a job off."""
-    ShardPool(shards_in_flight=IN_FLIGHT, max_attempts=ATTEMPTS, on_event=say).run([job])
+    with WorkerPool(max_attempts=ATTEMPTS, on_event=say) as pool:
+        pool.run([job])
     if job.failure is not None:
         raise job.failure
 
@@ -128,26 +157,26 @@ def throughput(fleet: Fleet, actors: int, shards: int) -> dict[str, Any]:
 def scale(fleet: Fleet, counts: list[int]) -> dict[str, Any]:
     """The driver's CPU time and the clock per shard, over the second half of each count."""
     found = {}
-    for count in counts:
+    for number in counts:
         marks: list[tuple[float, float]] = []
 
         def on_done(result: dict[str, Any], marks: list[tuple[float, float]] = marks) -> None:
             marks.append((time.process_time(), time.perf_counter()))
 
         with tempfile.TemporaryDirectory() as folder:
-            run(fleet.job(4, count, folder, on_done))
-        half = count // 2
-        cpu, wall = (1000 * (marks[-1][i] - marks[half - 1][i]) / (count - half) for i in (0, 1))
-        found[str(count)] = {"driver_cpu_ms": round(cpu, 3), "ms": round(wall, 3)}
-        print(f"scale: {count} shards: {found[str(count)]}", flush=True)
+            run(fleet.job(4, number, folder, on_done))
+        half = number // 2
+        cpu, wall = (1000 * (marks[-1][i] - marks[half - 1][i]) / (number - half) for i in (0, 1))
+        found[str(number)] = {"driver_cpu_ms": round(cpu, 3), "ms": round(wall, 3)}
+        print(f"scale: {number} shards: {found[str(number)]}", flush=True)
     pending = ray.remote(_never).options(resources={"nowhere": 1})
     waits = {}
-    for count in (128, 2000):
-        refs = [pending.remote() for _ in range(count)] + [ray.put(0)]
+    for number in (128, 2000):
+        refs = [pending.remote() for _ in range(number)] + [ray.put(0)]
         begun = time.perf_counter()
         for _ in range(50):
             ray.wait(refs, num_returns=1, timeout=1)
-        waits[str(count)] = round(20 * (time.perf_counter() - begun), 3)
+        waits[str(number)] = round(20 * (time.perf_counter() - begun), 3)
     return {"per_shard": found, "ray_wait_ms": waits}
 
 

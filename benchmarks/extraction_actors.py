@@ -10,13 +10,14 @@ import ray
 
 from cluster.pool.session import ray_session
 from fusechat.config import ClusterSection
+from fusechat.models.resolved_model import resolve
 from inference import stage
-from inference.teacher_actor import TeacherActor
+from inference.teacher_worker import TeacherWorker
 
 IN_FLIGHT = 2
 
 
-class PinnedActor(TeacherActor):
+class PinnedWorker(TeacherWorker):
     """A teacher that keeps to one core, compression and all."""
 
     def pin(self, core: int) -> None:
@@ -26,12 +27,13 @@ class PinnedActor(TeacherActor):
 
 def measure(config: Any, rounds: int, say: Callable[[str], None]) -> dict[int, list[float]]:
     """Number of actors -> seconds for all shards in each round; a first round does not count."""
-    _, store = stage.claim_store(config, "teacher")
+    model = resolve(config.model_named("teacher"), config.digests_path)
+    _, store = stage.claim_store(config.layout, model, config.extraction)
     cores = sorted(os.sched_getaffinity(0))[:2]
     found: dict[int, list[float]] = {1: [], 2: []}
     with ray_session(ClusterSection(num_cpus=2)):
-        make: Any = ray.remote(PinnedActor).options(num_cpus=1, max_concurrency=IN_FLIGHT)
-        actors = [make.remote(config.dump(), "teacher") for _ in cores]
+        make: Any = ray.remote(PinnedWorker).options(num_cpus=1, max_concurrency=IN_FLIGHT)
+        actors = [make.remote(stage.scoring_inputs(config.layout, model, config.extraction)) for _ in cores]
         ray.get([actor.start.remote() for actor in actors])
         ray.get([actor.pin.remote(core) for actor, core in zip(actors, cores, strict=True)])
         for number in range(rounds + 1):
@@ -53,7 +55,7 @@ def _work_off(actors: list[Any], shards: list[int]) -> float:
     while shards or waiting:
         while free and shards:
             actor = free.pop(0)
-            waiting[actor.run_shard.remote(shards.pop(0))] = actor
+            waiting[actor.run_unit.remote(shards.pop(0))] = actor
         done, _ = ray.wait(list(waiting))
         for ref in done:
             ray.get(ref)

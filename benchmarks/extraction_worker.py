@@ -1,7 +1,7 @@
 """One engine of the extraction benchmark, in a process of its own that works only when told to.
 
 Commands come as lines on standard input, each answered by one JSON line: `prefill`, `extract`, `captured`, `peak`, `quit`. The engine
-is the product's own TeacherActor, or a plain transformers model in padded batches as the released script has it.
+is the product's own TeacherWorker, or a plain transformers model in padded batches as the released script has it.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.peak_memory import peak_bytes
 from fusechat.config import RunConfig
+from fusechat.models.resolved_model import resolve
 from fusechat.storage.tokens import Tokens
 
 BATCH_DIALOGUES = 8
@@ -47,17 +48,18 @@ def main() -> None:
 
 
 class Engine:
-    """A teacher as the run has it: actor, engine, store."""
+    """A teacher as the run has it: worker, engine, store."""
 
     def __init__(self, config: RunConfig) -> None:
         from inference import stage
-        from inference.teacher_actor import TeacherActor
+        from inference.teacher_worker import TeacherWorker
 
         self.config, self.url, self._stage = config, config.logprobs_url(NAME), stage
+        self.model = resolve(config.model_named(NAME), config.digests_path)
         self._fresh_store()
-        self.actor = TeacherActor(config.dump(), NAME)
-        self.actor.start()
-        self._ids, self._marks = self.actor._dialogues(range(self.actor.tokens.num_dialogues))
+        self.worker = TeacherWorker(stage.scoring_inputs(config.layout, self.model, config.extraction))
+        self.worker.start()
+        self._ids, self._marks = self.worker._dialogues(range(self.worker.tokens.num_dialogues))
 
     def prefill(self) -> None:
         """The same prompts through the same engine, no row taken."""
@@ -66,9 +68,9 @@ class Engine:
     def extract(self) -> dict[str, Any]:
         """Everything: engine, packing, compression, store, record."""
         claim, store = self._fresh_store()
-        self.actor.store = store
+        self.worker.store = store
         with ThreadPoolExecutor(self.config.extraction.shards_in_flight) as pool:
-            results = list(pool.map(self.actor.run_shard, range(store.plan.num_shards)))
+            results = list(pool.map(self.worker.run_unit, range(store.plan.num_shards)))
         self._stage.finish(claim, store)
         return {key: sum(result[key] for result in results) for key in ("rows", "tokens")}
 
@@ -84,14 +86,14 @@ class Engine:
         return {"peak": peak_bytes()}
 
     def close(self) -> None:
-        self.actor.close()
+        self.worker.close()
 
     def _teacher(self) -> Any:
-        return self.actor._teacher
+        return self.worker._teacher
 
     def _fresh_store(self) -> Any:
         shutil.rmtree(self.url, ignore_errors=True)
-        return self._stage.claim_store(self.config, NAME)
+        return self._stage.claim_store(self.config.layout, self.model, self.config.extraction)
 
 
 class Plain:

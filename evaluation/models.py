@@ -61,7 +61,7 @@ def _measured_model(config: RunConfig, model_id: str) -> MeasuredModel:
     if role in ("pivot", "source"):
         section = config.pivot if role == "pivot" else config.model_named(name)
         folder = model_files.resolve_model(section)
-        digest = model_files.text_digest(str(model_files.digests(folder, config.run.output / "digests.json")))
+        digest = model_files.text_digest(str(model_files.digests(folder, config.digests_path)))
         return MeasuredModel(role, section.name, folder, digest, section.name)
     folder = config.fused_path if role == "fused" else config.target_path(name or CONTROL)
     made = artifact.load(folder, "fused" if role == "fused" else "target")

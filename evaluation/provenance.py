@@ -5,12 +5,12 @@ Reads records that other stages left, by file alone, also while they still work;
 
 import math
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import fsspec
 
 from fusechat.config import CONTROL, RunConfig
+from fusechat.config.artifacts import artifact_entries
 from fusechat.progress import read_json_lines
 from fusechat.storage.artifact import RECORD_FILE, read_json
 
@@ -66,14 +66,15 @@ def step_records(config: RunConfig) -> list[dict[str, Any]]:
 def artifact_records(config: RunConfig) -> list[dict[str, Any]]:
     """One record for each finished artifact before the report, in the order of the stages."""
     found = []
-    for stage, name, url in _places(config):
-        record = read_json(f"{url}/{RECORD_FILE}")
+    for entry in artifact_entries(config):
+        record = read_json(f"{entry.url}/{RECORD_FILE}") if entry.stage != "evaluate" else None
         if record is not None:
             kept = {
                 key: record.get(key)
                 for key in ("kind", "fingerprint", "parents", "counts", "seconds", "finished", "versions")
             }
-            found.append({"stage": stage, "name": name, "url": str(url), "bytes": _size(str(url), record), **kept})
+            size = _size(entry.url, record)
+            found.append({"stage": entry.stage, "name": entry.name, "url": entry.url, "bytes": size, **kept})
     return found
 
 
@@ -153,29 +154,6 @@ def choice_table(config: RunConfig) -> list[dict[str, Any]]:
 def merge_report(config: RunConfig) -> dict[str, Any] | None:
     """What the merge says about itself."""
     return read_json(str(config.fused_path / "merge_report.json"))
-
-
-def _places(config: RunConfig) -> list[tuple[str, str, str | Path]]:
-    names = [model.name for model in config.models]
-    sources = [source.name for source in config.sources]
-    return [
-        ("tokenize", "dialogues", config.dialogues_path),
-        *(
-            ("tokenize", f"{name} {split}", config.tokens_url(name, split))
-            for name in names
-            for split in ("train", "held_out")
-        ),
-        *(("extract", name, config.logprobs_url(name)) for name in names),
-        *(("align", name, config.aligned_url(name)) for name in sources),
-        ("train", "choice", config.choice_url),
-        *(("train", name, config.target_path(name)) for name in [*config.target_names, CONTROL]),
-        ("merge", "", config.fused_path),
-        *(
-            ("answer", f"{answer_set.name} {model_id}", config.answers_path(answer_set.name, model_id))
-            for answer_set in config.evaluation.answers
-            for model_id in config.measured_ids
-        ),
-    ]
 
 
 def _finite(value: float) -> float | None:

@@ -1,82 +1,103 @@
 """The door of extraction: tokens of one model in, its logprobs store out.
 
-`run` scores all missing shards in this process. On Ray, `cluster/` uses the same pieces: `claim_store` once in the
-driver, a TeacherActor per engine, `finish` at the end.
+`prepare` gives the work that is left: shards, each scored by a `TeacherWorker`. `cluster.extraction` does the works of all
+models side by side.
 """
+
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from fusechat.config import RunConfig
+from fusechat.config import ExtractionSection
+from fusechat.config.layout import RunLayout
 from fusechat.errors import ConfigError
-from fusechat.models import model_files
 from fusechat.models.model_limits import position_limit
-from fusechat.progress import Progress
+from fusechat.models.resolved_model import ResolvedModel
+from fusechat.progress import ShardLog
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
 from fusechat.storage.damage import sweep
-from fusechat.storage.lease import held
+from fusechat.storage.retry import patiently
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import TokensReader
+from fusechat.storage.work import Needs, UnitLog, Work, nothing_left
 
-from .engine.engine_actor import engine_settings
-from .teacher_actor import TeacherActor
+from .engine.engine_worker import engine_settings
+from .teacher_worker import ScoringInputs, TeacherWorker
 
 
-def run(config: RunConfig, name: str, *, progress: Progress | None = None) -> Artifact:
-    """Score every missing shard of one model, without Ray.
+def prepare(layout: RunLayout, model: ResolvedModel, section: ExtractionSection) -> list[Work]:
+    """Claim one model's store; give what is left of it as one work.
 
     Raises:
-        ArtifactError: the store there was made by another plan.
-        BusyError: another driver is writing the store.
-        TeacherError: the engine died, or failed its self-check; finished shards are kept.
+        ConfigError, ArtifactError: as `claim_store`.
     """
-    progress = progress or Progress(quiet=True)
-    with held(config.logprobs_url(name), config.run.if_changed):
-        claim, store = claim_store(config, name)
-        if claim.artifact is not None:
-            return claim.artifact
-        missing = store.missing_shards()
-        if missing:
-            actor = TeacherActor(config.dump(), name)
-            actor.start()
-            done = store.plan.num_rows - store.plan.num_rows_of(missing)
-            with progress.task(f"extract {name}", store.plan.num_rows, "rows", done=done) as task:
-                for shard in missing:
-                    task.advance(actor.run_shard(shard)["rows"])
-            actor.close()
-        return finish(claim, store)
+    name = model.name
+    claim, store = claim_store(layout, model, section)
+    if claim.artifact is not None:
+        artifacts = [claim.artifact]
+        return [nothing_left(name, lambda: artifacts)]
+    missing = store.missing_shards()
+    return [
+        Work(
+            name=name,
+            missing=missing,
+            num_units=store.plan.num_shards,
+            total=store.plan.num_rows,
+            done=store.plan.num_rows - store.plan.num_rows_of(missing),
+            measure="rows",
+            make_worker=partial(TeacherWorker, scoring_inputs(layout, model, section)),
+            finish=lambda: [patiently(partial(finish, claim, store), seconds=section.storage_patience_seconds)],
+            needs=Needs(
+                engine_ranks=model.section.engine.tensor_parallel_size, units_in_flight=section.shards_in_flight
+            ),
+            listener=UnitLog(ShardLog(layout.log_path(f"extract.{name}"), name)),
+        )
+    ]
 
 
-def claim_store(config: RunConfig, name: str) -> tuple[Claim, RowStore]:
+def scoring_inputs(layout: RunLayout, model: ResolvedModel, section: ExtractionSection) -> ScoringInputs:
+    """What the workers of one model are told."""
+    return ScoringInputs(
+        model=model.section,
+        tokens_url=layout.tokens_url(model.name),
+        store_url=layout.logprobs_url(model.name),
+        k=section.k,
+        capture=section.capture,
+        self_check_dialogues=section.self_check_dialogues,
+        storage_patience_seconds=section.storage_patience_seconds,
+    )
+
+
+def claim_store(layout: RunLayout, model: ResolvedModel, section: ExtractionSection) -> tuple[Claim, RowStore]:
     """Claim one model's logprobs folder and open its store, making it if need be; one process does this.
 
     Raises:
         ConfigError: k is larger than the vocabulary, or a dialogue longer than the model reads.
-        ArtifactError: another plan's work stands there.
+        ArtifactError: another recipe's work stands there.
     """
-    tokens_artifact = artifact.load(config.tokens_url(name), "tokens")
-    tokens = TokensReader(config.tokens_url(name))
+    name = model.name
+    tokens_artifact = artifact.load(layout.tokens_url(name), "tokens")
+    tokens = TokensReader(layout.tokens_url(name))
     vocab_size = int(tokens.attributes["vocab_size"])
-    if config.extraction.k > vocab_size:
-        raise ConfigError(f"extraction.k is {config.extraction.k}, the vocabulary of {name} has {vocab_size}; lower k")
+    if section.k > vocab_size:
+        raise ConfigError(f"extraction.k is {section.k}, the vocabulary of {name} has {vocab_size}; lower k")
     longest = int(tokens.lengths.max())
-    limit = position_limit(model_files.resolve_model(config.model_named(name)))
+    limit = position_limit(model.folder)
     # vLLM's prompt logprobs come with one sampled token, which takes a position behind the dialogue.
-    behind = 1 if config.extraction.capture == "prompt_logprobs" else 0
+    behind = 1 if section.capture == "prompt_logprobs" else 0
     if limit and longest + behind > limit:
         raise ConfigError(
             f"{name}: its longest dialogue has {longest:,} tokens, the model reads {limit - behind:,}"
             f"{' beside the token that prompt_logprobs samples' if behind else ''}; lower dialogues.max_tokens"
         )
-    settings = _settings(config, name)
-    url = config.logprobs_url(name)
-    claim = artifact.claim(
-        url, "logprobs", settings=settings, parents={"tokens": tokens_artifact}, if_changed=config.run.if_changed
-    )
+    settings, url = recipe(model, section), layout.logprobs_url(name)
+    parents = {"tokens": tokens_artifact}
+    claim = artifact.claim(url, "logprobs", settings=settings, parents=parents, if_changed=layout.if_changed)
     store = RowStore.create(
-        url, "logprobs", tokens.plan(config.extraction.shard_tokens), k=config.extraction.k, vocab_size=vocab_size,
-        logprob_step=config.extraction.logprob_step,
-        settings={**settings, "tokens": tokens_artifact.fingerprint},
+        url, "logprobs", tokens.plan(section.shard_tokens), k=section.k, vocab_size=vocab_size,
+        logprob_step=section.logprob_step, settings={**settings, "tokens": tokens_artifact.fingerprint},
     )  # fmt: skip
     return claim, store
 
@@ -102,17 +123,15 @@ def finish(claim: Claim, store: RowStore) -> Artifact:
     )
 
 
-def _settings(config: RunConfig, name: str) -> dict:
-    """All that decides the rows: where one of these differs, rows must not be mixed."""
-    model, extraction = config.model_named(name), config.extraction
-    digests = model_files.digests(model_files.resolve_model(model), config.run.output / "digests.json")
+def recipe(model: ResolvedModel, section: ExtractionSection) -> dict[str, Any]:
+    """All that decides the rows beside the tokens: where one of these differs, rows must not be mixed."""
     return {
-        "model": model.model,
-        "revision": model.revision,
-        "digests": digests,
-        **engine_settings(model.engine),
-        "capture": extraction.capture,
-        "k": extraction.k,
-        "logprob_step": extraction.logprob_step,
-        "shard_tokens": extraction.shard_tokens,
+        "model": model.section.model,
+        "revision": model.section.revision,
+        "digests": model.digests,
+        **engine_settings(model.section.engine),
+        "capture": section.capture,
+        "k": section.k,
+        "logprob_step": section.logprob_step,
+        "shard_tokens": section.shard_tokens,
     }

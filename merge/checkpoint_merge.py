@@ -4,12 +4,10 @@ Nothing is written before all inputs are checked. Shards grow in a hidden folder
 they move up, then the small files, `config.json` last: a folder without it opens as no model.
 """
 
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +15,20 @@ from fusechat.errors import ArtifactError
 from fusechat.models.model_files import INDEX_FILE, read_model_config
 from fusechat.progress import Progress
 from fusechat.storage.artifact import read_json, storage_errors, write_json
+from fusechat.storage.work import run_here
 
 from .card import model_card
-from .inputs import Inputs
 from .methods import Method
 from .plan import DTYPES, MergePlan, make_plan
 from .report import REPORT_FILE, make_report
-from .shard_merge import WORK_FOLDER, merge_shard, read_shard_record
+from .shard_merge import WORK_FOLDER, new_thread_pool, read_shard_record
+from .shard_worker import shard_work
 
 COMPANIONS = (
     "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 """Files that are copied beside the weights."""
-
-ShardRunner = Callable[[MergePlan, list[int], Callable[[int], None]], None]
-"""(plan, shards that are not whole, told the bytes of what is written) -> all those shards are whole."""
 
 
 def merge_checkpoints(
@@ -47,7 +43,6 @@ def merge_checkpoints(
     threads: int | None = None,
     companions: str | Path | None = None,
     progress: Progress | None = None,
-    merge_shards: ShardRunner | None = None,
 ) -> dict[str, Any]:
     """Merge checkpoints into one Hugging Face folder.
 
@@ -64,7 +59,6 @@ def merge_checkpoints(
         max_shard_bytes: largest output file, bytes (a single tensor may exceed it).
         threads: that read, merge and write; default: one per core.
         companions: folder whose tokenizer, template and generation settings are copied; default: the base's.
-        merge_shards: who merges the shards that are not whole yet, if there are several; default: this process.
     Returns:
         The report, as it is written to merge_report.json.
     Raises:
@@ -72,37 +66,50 @@ def merge_checkpoints(
         ArtifactError: `out` holds another model.
     """
     progress = progress or Progress(quiet=True)
-    with thread_pool(threads) as pool:
-        plan = make_plan(
-            method=method, base=base, targets=targets, out=out, parameters=parameters or {}, dtype=dtype,
-            max_shard_bytes=max_shard_bytes, pool=pool,
-        )  # fmt: skip
-        if plan.rounds:
-            progress.say(
-                f"merge {plan.method_name}: the targets have more bits than the fused weights, whose rounding drops small "
-                "updates; merge.dtype: float32 keeps them"
-            )
-        if begin(plan):
-            return read_json(str(Path(out) / REPORT_FILE))  # type: ignore[return-value]
-        sizes = [sum(tensor.num_bytes for tensor in shard) for shard in plan.shards]
-        missing = [index for index in range(len(sizes)) if read_shard_record(plan, index) is None]
-        finished = sum(sizes) - sum(sizes[index] for index in missing)
-        with progress.task(f"merge {plan.method_name}", sum(sizes) / 1e6, "MB", finished / 1e6) as task:
-            runner = merge_shards if merge_shards is not None and len(missing) > 1 else partial(_merge_here, pool)
-            runner(plan, missing, lambda num_bytes: task.advance(num_bytes / 1e6))
+    plan, report = begin_merge(
+        method=method, base=base, targets=targets, out=out, parameters=parameters or {}, dtype=dtype,
+        max_shard_bytes=max_shard_bytes, threads=threads, progress=progress,
+    )  # fmt: skip
+    if report is not None:
+        return report
+    run_here([shard_work(plan, threads=threads, finish=list)], progress)
     return finish(plan, companions=companions)
 
 
-def _merge_here(pool: ThreadPoolExecutor, plan: MergePlan, shards: list[int], on_done: Callable[[int], None]) -> None:
-    inputs = Inputs(plan.base, plan.targets)
-    for index in shards:
-        merge_shard(plan, index, inputs, pool, on_done)
+def begin_merge(
+    *,
+    method: str | Method,
+    base: str | Path,
+    targets: Mapping[str, str | Path],
+    out: str | Path,
+    parameters: Mapping[str, Any],
+    dtype: str,
+    max_shard_bytes: int,
+    threads: int | None,
+    progress: Progress,
+) -> tuple[MergePlan, dict[str, Any] | None]:
+    """Check all inputs, decide what goes where, and make or find the work folder; arguments as `merge_checkpoints`.
+
+    Returns:
+        the plan, and its report where the output is whole already.
+    """
+    with thread_pool(threads) as pool:
+        plan = make_plan(
+            method=method, base=base, targets=targets, out=out, parameters=parameters, dtype=dtype,
+            max_shard_bytes=max_shard_bytes, pool=pool,
+        )  # fmt: skip
+    if plan.rounds:
+        progress.say(
+            f"merge {plan.method_name}: the targets have more bits than the fused weights, whose rounding drops small "
+            "updates; merge.dtype: float32 keeps them"
+        )
+    return plan, read_json(str(Path(out) / REPORT_FILE)) if begin(plan) else None
 
 
 @contextmanager
 def thread_pool(threads: int | None) -> Iterator[ThreadPoolExecutor]:
-    """A pool of worker threads, one per usable core by default; an error cancels what has not begun."""
-    pool = ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)), thread_name_prefix="merge")
+    """A pool of worker threads for a `with` block; an error cancels what has not begun."""
+    pool = new_thread_pool(threads)
     try:
         yield pool
     finally:

@@ -6,6 +6,7 @@ one small tensor of all models per thread, whatever the model's size.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +28,11 @@ READ_AHEAD = 4
 """Tensors that the system is asked to read before they are wanted."""
 WORK_FOLDER = ".merge"
 """Below the output folder: the plan, and the shards that are whole."""
+
+
+def new_thread_pool(threads: int | None) -> ThreadPoolExecutor:
+    """Worker threads, one per usable core by default."""
+    return ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)), thread_name_prefix="merge")
 
 
 def shard_record_path(plan: MergePlan, index: int) -> Path:

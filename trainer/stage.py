@@ -94,7 +94,7 @@ def claim_target(config: RunConfig, target_name: str) -> Claim:
         "max_tokens": config.dialogues.max_tokens,
         "row_choice": choice,
         "batch_order": ORDER_VERSION,
-        "pivot": model_files.digests(model_files.resolve_model(config.pivot), config.run.output / "digests.json"),
+        "pivot": model_files.digests(model_files.resolve_model(config.pivot), config.digests_path),
     }
     return artifact.claim(
         config.target_path(target_name), "target", settings=settings, parents=_parents(config, target_name, choice),
@@ -139,7 +139,7 @@ def read_inputs(config: RunConfig, target_name: str) -> Inputs:
     tokens = Tokens.read(config.tokens_url(pivot))
     folder = model_files.resolve_model(config.pivot)
     model_files.check_trainable(folder, pivot)
-    digests = model_files.digests(folder, config.run.output / "digests.json")
+    digests = model_files.digests(folder, config.digests_path)
     if tokens.attributes["tokenizer"] != digests["tokenizer"]:
         raise ModelError(
             f"{folder}: its tokenizer files have digest {digests['tokenizer']}, the dialogues were tokenized with "

@@ -1,18 +1,20 @@
 """Counts and aligns one shard: tokens of both sides and the source's rows in, counts or the rows of one aligned shard out.
 
-`ShardCounter` and `ShardAligner` are plain classes that `cluster/` wraps as actors and `stage.run` uses in this process.
-They hold the tables of one source, and one shard of tokens and rows at a time.
+`ShardCounter` and `ShardAligner` are the workers of alignment's two works. They hold the tables of one source, and one shard
+of tokens and rows at a time.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fusechat.config import RunConfig
+from fusechat.config import AlignmentSection
 from fusechat.models.process_memory import give_memory_back
 from fusechat.storage.contracts import id_dtype
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import Tokens, TokensReader
+from fusechat.storage.work import HERE, Place
 from fusechat.text.chat_template import load_tokenizer
 
 from ..quality import measure_shard, write_figures
@@ -45,52 +47,75 @@ class RowReader:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-class ShardCounter:
-    """Counts shards of one source; all shards of the plan count, written or not. Cheap to make; `start` reads the tokens."""
+@dataclass(frozen=True)
+class AlignmentInputs:
+    """All that alignment's workers are told: where things lie, and the rules."""
 
-    def __init__(self, config: dict[str, Any], source_name: str) -> None:
-        self._config = RunConfig.model_validate(config)
-        self._name = source_name
+    pivot_tokens: str
+    source_tokens: str
+    rows: str
+    """The source's logprobs store."""
+    aligned: str
+    """The store that is written, which the driver has made."""
+    rules: AlignmentSection
+
+    def open_both_tokens(self) -> tuple[TokensReader, TokensReader]:
+        """The pivot's tokens and the source's."""
+        return TokensReader(self.pivot_tokens), TokensReader(self.source_tokens)
+
+    def open_tokenizers(self) -> tuple[Any, Any]:
+        """The tokenizers of the pivot and of the source, as their tokens were made."""
+        pivot, source = self.open_both_tokens()
+        return tokenizer_of(pivot), tokenizer_of(source)
+
+
+class ShardCounter:
+    """Counts shards of one source; all shards of the layout count, written or not."""
+
+    def __init__(self, inputs: AlignmentInputs, place: Place = HERE) -> None:
+        self._inputs = inputs
 
     def start(self) -> dict[str, Any]:
-        """Open the tokens and the plan (`stage.claim_store` made it); decode both vocabularies for the released rule."""
-        self._pivot, self._source = open_both_tokens(self._config, self._name)
-        self._plan = RowStore.open(self._config.aligned_url(self._name), "aligned").plan
+        """Open the tokens and the layout; decode both vocabularies for the released rule."""
+        self._pivot, self._source = self._inputs.open_both_tokens()
+        self._plan = RowStore.open(self._inputs.aligned, "aligned").plan
         self._shape = int(self._source.attributes["vocab_size"]), int(self._pivot.attributes["vocab_size"])
         self._texts = None
-        if self._config.alignment.token_rule == "released":
+        if self._inputs.rules.token_rule == "released":
             self._texts = released_texts(tokenizer_of(self._pivot), tokenizer_of(self._source), self._shape)
         return {"shards": self._plan.num_shards}
 
-    def run_shard(self, shard: int) -> dict[str, Any]:
+    def run_unit(self, unit: int) -> dict[str, Any]:
         """Counts of one shard (`counts`: Cooccurrence) and its number of `dialogues`."""
-        dialogues = self._plan.dialogues(shard)
+        dialogues = self._plan.dialogues(unit)
         pivot, source = self._pivot.read(dialogues), self._source.read(dialogues)
         counts = count_dialogues(pivot, source, range(len(dialogues)), self._shape, self._texts)
         return {"counts": counts, "dialogues": len(dialogues)}
 
+    def close(self) -> None:
+        """Let the vocabularies go."""
+        self._texts = None
+        give_memory_back()
+
 
 class ShardAligner:
-    """Aligns shards of one source. Cheap to make; `start` reads the tables."""
+    """Aligns shards of one source."""
 
-    def __init__(self, config: dict[str, Any], source_name: str) -> None:
-        self._config = RunConfig.model_validate(config)
-        self._name = source_name
+    def __init__(self, inputs: AlignmentInputs, place: Place = HERE) -> None:
+        self._inputs = inputs
 
     def start(self) -> dict[str, Any]:
-        """Open tokens, tables and stores (made beforehand by `stage.claim_store`)."""
-        config, name = self._config, self._name
-        self._url = config.aligned_url(name)
-        self._pivot, self._source = open_both_tokens(config, name)
-        self._rows = RowReader(RowStore.open(config.logprobs_url(name), "logprobs"))
-        self._store = RowStore.open(self._url, "aligned", mode="r+")
-        self._vocabularies = load_vocabularies(self._url)
+        """Open tokens, tables and stores."""
+        self._pivot, self._source = self._inputs.open_both_tokens()
+        self._rows = RowReader(RowStore.open(self._inputs.rows, "logprobs"))
+        self._store = RowStore.open(self._inputs.aligned, "aligned", mode="r+")
+        self._vocabularies = load_vocabularies(self._inputs.aligned)
         self._same_tokenizer = same_tokenizer(self._pivot, self._source)
         return {"shards": self._store.plan.num_shards}
 
-    def run_shard(self, shard: int) -> dict[str, int]:
+    def run_unit(self, unit: int) -> dict[str, Any]:
         """Align, measure and write one shard."""
-        dialogues = self._store.plan.dialogues(shard)
+        dialogues = self._store.plan.dialogues(unit)
         arrays = self._rows.read(dialogues)
         tokens = self._pivot.read(dialogues), self._source.read(dialogues)
         pivot, source = (target_rows(side, range(len(dialogues))) for side in tokens)
@@ -103,9 +128,14 @@ class ShardAligner:
             "kind": projection.kind,
         }
         figures = measure_shard(pivot, source, spans, arrays, projection, self._vocabularies.tables)
-        write_figures(self._url, shard, figures)
-        self._store.write_shard(shard, aligned)
+        write_figures(self._inputs.aligned, unit, figures)
+        self._store.write_shard(unit, aligned)
         return {"rows": pivot.num_rows, "tokens": tokens[0].num_tokens}
+
+    def close(self) -> None:
+        """Let the tables go."""
+        del self._vocabularies, self._rows
+        give_memory_back()
 
     def _project(
         self,
@@ -115,22 +145,17 @@ class ShardAligner:
         spans: SpanAlignment,
         arrays: dict[str, np.ndarray],
     ) -> Projection:
-        section, k = self._config.alignment, self._store.k
+        rules, k = self._inputs.rules, self._store.k
         if self._same_tokenizer and same_rows(pivot, source):
             return pass_through(arrays, k)
         rows = source_rows(arrays)
-        if section.token_rule == "released":
+        if rules.token_rule == "released":
             p, s = (dialogue_tokens(side, range(side.num_dialogues)) for side in tokens)
             return project_shard(p, s, rows, arrays["topk_logprobs"], self._vocabularies, k)
         tables = self._vocabularies.tables
-        if section.row_rule == "map":
+        if rules.row_rule == "map":
             return project_map(pivot, spans, rows, tables.source_to_pivot, self._vocabularies.vocab_size, k)
         return project_chain(pivot, source, spans, rows, tables, k)
-
-
-def open_both_tokens(config: RunConfig, source_name: str) -> tuple[TokensReader, TokensReader]:
-    """The pivot's tokens and a source's."""
-    return TokensReader(config.tokens_url(config.pivot.name)), TokensReader(config.tokens_url(source_name))
 
 
 def tokenizer_of(tokens: TokensReader) -> Any:

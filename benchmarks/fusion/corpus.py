@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from alignment import stage as alignment_stage
 from fusechat.config import RunConfig
+from fusechat.models.resolved_model import resolve
 from fusechat.storage.contracts import RowKind, id_dtype
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import Tokens
@@ -113,7 +114,8 @@ def run_stages(config: RunConfig) -> None:
 @torch.inference_mode()
 def write_rows(config: RunConfig, name: str) -> None:
     """The rows of one model, off a plain forward in float32, into the store that a teacher would write."""
-    claim, store = inference_stage.claim_store(config, name)
+    model = resolve(config.model_named(name), config.digests_path)
+    claim, store = inference_stage.claim_store(config.layout, model, config.extraction)
     if claim.artifact is not None:
         return
     network = AutoModelForCausalLM.from_pretrained(config.model_named(name).model, dtype="float32").eval()

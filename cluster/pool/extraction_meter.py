@@ -8,12 +8,13 @@ Metrics, each with the tag `teacher` (Ray puts `ray_` before the name): counters
 
 import contextlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
-from fusechat.progress import Progress, ShardLog, Task, format_seconds
-from fusechat.storage.row_store import RowStore
+from fusechat.progress import Progress, Task, format_seconds
+from fusechat.storage.work import Listener, Work
 
 GAUGE_SECONDS = 1.0
 """Between two settings of the gauges."""
@@ -83,51 +84,29 @@ class TeacherMeter:
 class ExtractionMeter:
     """The teachers of one driver; bars stay for the time of the `with` block whose stack is given."""
 
-    def __init__(
-        self,
-        progress: Progress,
-        stores: dict[str, RowStore],
-        missing: dict[str, list[int]],
-        logs: dict[str, ShardLog],
-        bars: contextlib.ExitStack,
-    ) -> None:
+    def __init__(self, progress: Progress, works: Sequence[Work], bars: contextlib.ExitStack) -> None:
         """
         Args:
-            missing: per store the shards that are to be done.
-            logs: per store where each shard is written down.
+            works: of the teachers, by their names; those with nothing left are not shown.
         """
-        self._logs, self._ticked = logs, 0.0
-        self._counters = {name: Counter(f"fusechat_{name}", text, ("teacher",)) for name, text in COUNTERS.items()}
+        works = [work for work in works if work.missing]
+        self._ticked = 0.0
+        self.counters = {name: Counter(f"fusechat_{name}", text, ("teacher",)) for name, text in COUNTERS.items()}
         self._gauges = {name: Gauge(f"fusechat_{name}", text, ("teacher",)) for name, text in GAUGES.items()}
         self._progress = progress
 
-        def make(name: str, names: list[str], whole: TeacherMeter | None) -> TeacherMeter:
-            total = sum(stores[one].plan.num_rows for one in names)
-            rest = sum(stores[one].plan.num_rows_of(missing[one]) for one in names)
-            label = f"extract {name}".rstrip()
-            task = bars.enter_context(progress.task(label, total, "rows", done=total - rest))
-            shards = sum(stores[one].plan.num_shards for one in names)
-            return TeacherMeter(
-                name, task, num_shards=shards, missing=sum(len(missing[one]) for one in names), whole=whole
-            )
+        def make(name: str, some: Sequence[Work], whole: TeacherMeter | None) -> TeacherMeter:
+            total, done = sum(work.total for work in some), sum(work.done for work in some)
+            task = bars.enter_context(progress.task(f"extract {name}".rstrip(), total, "rows", done=done))
+            shards, missing = sum(work.num_units for work in some), sum(len(work.missing) for work in some)
+            return TeacherMeter(name, task, num_shards=shards, missing=missing, whole=whole)
 
-        whole = make("", list(stores), None) if len(stores) > 1 else None
-        self.teachers = {name: make(name, [name], whole) for name in stores}
+        whole = make("", works, None) if len(works) > 1 else None
+        self.teachers = {work.name: make(work.name, [work], whole) for work in works}
 
-    def on_done(self, name: str, result: dict[str, Any]) -> None:
-        """Count one written shard: `shard`, `attempt`, `rows`, `tokens`, `seconds`."""
-        self.teachers[name].count(rows=result["rows"], tokens=result["tokens"], done=1)
-        for counter, amount in (("rows", result["rows"]), ("tokens", result["tokens"]), ("shards_done", 1)):
-            if amount:
-                self._counters[counter].inc(amount, {"teacher": name})
-        self._logs[name].done(result)
-
-    def on_failed(self, name: str, record: dict[str, Any]) -> None:
-        """Count one failure of a shard: `shard`, `attempt`, `set_aside`, `error`."""
-        event = "set_aside" if record["set_aside"] else "retried"
-        self.teachers[name].count(**{event: 1})
-        self._counters[f"shards_{event}"].inc(1, {"teacher": name})
-        self._logs[name].failed(record)
+    def listen(self, work: Work) -> Listener:
+        """Counts what becomes of a teacher's shards."""
+        return _TeacherListener(self, self.teachers[work.name])
 
     def tick(self, engines: dict[str, int], *, last: bool = False) -> None:
         """Set the gauges, at most once a second.
@@ -155,3 +134,24 @@ class ExtractionMeter:
         """One line per teacher."""
         for meter in self.teachers.values():
             self._progress.say(meter.line())
+
+
+class _TeacherListener(Listener):
+    """Passes the news of one teacher's shards on to its meter and to Ray's metrics."""
+
+    def __init__(self, meter: ExtractionMeter, teacher: TeacherMeter) -> None:
+        self._counters, self._teacher = meter.counters, teacher
+
+    def on_started(self) -> None:
+        self._teacher.begin()
+
+    def on_done(self, result: dict[str, Any]) -> None:
+        self._teacher.count(rows=result["rows"], tokens=result["tokens"], done=1)
+        for counter, amount in (("rows", result["rows"]), ("tokens", result["tokens"]), ("shards_done", 1)):
+            if amount:
+                self._counters[counter].inc(amount, {"teacher": self._teacher.name})
+
+    def on_failed(self, record: dict[str, Any]) -> None:
+        event = "set_aside" if record["set_aside"] else "retried"
+        self._teacher.count(**{event: 1})
+        self._counters[f"shards_{event}"].inc(1, {"teacher": self._teacher.name})

@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ..config import CONTROL, RunConfig
+from ..config import RunConfig
+from ..config.artifacts import ArtifactEntry, artifact_entries
 from ..errors import ConfigError
 from ..models.process_memory import without_garbage_collection
 from ..progress import Progress, append_json_line, format_seconds
 from ..storage.artifact import RECORD_FILE, Artifact, read_json, run_lock, write_json
+
+Make = Callable[[RunConfig, Progress], Any]
+Check = Callable[[RunConfig], None]
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,10 @@ class Step:
 
     stage: str
     name: str
-    outputs: tuple[str, ...]
-    """Folders or URLs of its artifacts."""
-    make: Callable[[RunConfig, Progress], Any]
-    check: Callable[[RunConfig], None] = lambda config: None
+    artifacts: tuple[ArtifactEntry, ...]
+    """That it leaves."""
+    make: Make
+    check: Check = lambda config: None
     """Raises a UserError for what can be known to be wrong before anything runs."""
 
     @property
@@ -35,32 +39,30 @@ class Step:
         return f"{self.stage} {self.name}".rstrip()
 
     def records(self) -> list[Any]:
-        """The record of each output, None where it is not finished (of whatever plan: the stage itself compares)."""
-        return [read_json(f"{output}/{RECORD_FILE}") for output in self.outputs]
+        """The record of each artifact, None where it is not finished (of whatever plan: the stage itself compares)."""
+        return [read_json(f"{artifact.url}/{RECORD_FILE}") for artifact in self.artifacts]
 
 
 def steps(config: RunConfig) -> list[Step]:
     """All steps of a run, in order."""
     names = [model.name for model in config.models]
-    sources = [source.name for source in config.sources]
-    targets = config.target_names + ([CONTROL] if config.training.train_control else [])
-    answers = _answer_folders(config)
+    entries = artifact_entries(config)
 
-    street = [Step("tokenize", "dialogues", (str(config.dialogues_path),), _prepare_dialogues)]
-    for name in names:
-        splits = (config.tokens_url(name), config.tokens_url(name, "held_out"))
-        street.append(Step("tokenize", name, splits, partial(_tokenize, name)))
-    street.append(Step("extract", "", tuple(map(config.logprobs_url, names)), partial(_extract, names)))
-    for name in sources:
-        street.append(Step("align", name, (config.aligned_url(name),), partial(_align, name)))
+    def step(stage: str, name: str, make: Make, check: Check = lambda config: None) -> Step:
+        made_here = tuple(entry for entry in entries if (entry.stage, entry.step) == (stage, name))
+        return Step(stage, name, made_here, make, check)
+
+    street = [step("tokenize", "dialogues", _prepare_dialogues)]
+    street += [step("tokenize", name, partial(_tokenize, name)) for name in names]
+    street.append(step("extract", "", partial(_extract, names)))
+    street += [step("align", source.name, partial(_align, source.name)) for source in config.sources]
     if config.training.row_choice == "trusted":
-        street.append(Step("train", "choice", (config.choice_url,), _choose))
-    folders = tuple(str(config.target_path(name)) for name in targets)
-    street.append(Step("train", "", folders, partial(_train, targets)))
-    street.append(Step("merge", "", (str(config.fused_path),), _merge, _check_merge))
-    if answers:
-        street.append(Step("answer", "", answers, _answer, _check_questions))
-    street.append(Step("evaluate", "", (str(config.report_path),), _evaluate, _check_evaluation))
+        street.append(step("train", "choice", _choose))
+    street.append(step("train", "", partial(_train, config.trained_names)))
+    street.append(step("merge", "", _merge, _check_merge))
+    if config.evaluation.answers and config.measured_ids:
+        street.append(step("answer", "", _answer, _check_questions))
+    street.append(step("evaluate", "", _evaluate, _check_evaluation))
     return street
 
 
@@ -122,11 +124,6 @@ def _say_done(step: Step, progress: Progress, seconds: float, config: RunConfig)
         return
     progress.say(f"{step.label}: done in {format_seconds(seconds)}")
     append_json_line(config.log_path("run"), {"step": step.label, "seconds": round(seconds, 3)})
-
-
-def _answer_folders(config: RunConfig) -> tuple[str, ...]:
-    sets = [answer_set.name for answer_set in config.evaluation.answers]
-    return tuple(str(config.answers_path(name, model_id)) for name in sets for model_id in config.measured_ids)
 
 
 # Stages are imported where they are called: a stage that is skipped costs nothing, and one whose optional package is

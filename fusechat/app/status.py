@@ -4,11 +4,12 @@ import time
 from typing import Any
 
 from ..config import RunConfig
+from ..config.artifacts import ArtifactEntry
 from ..errors import ArtifactError
 from ..progress import format_seconds, read_json_lines
 from ..storage.artifact import PLAN_FILE, RECORD_FILE, read_json
 from ..storage.row_store import RowStore
-from .pipeline import Step, steps
+from .pipeline import steps
 
 WATCH_SECONDS = 5.0
 KINDS = {"extract": "logprobs", "align": "aligned"}
@@ -45,20 +46,20 @@ def status_table(config: RunConfig) -> Any:
     for column in ("stage", "name", "state", "what is there"):
         table.add_column(column)
     for step in steps(config):
-        for output in step.outputs:
-            name = _name(step, output)
-            state, shown = step_state(step, output)
+        for artifact in step.artifacts:
+            state, shown = artifact_state(artifact)
             if state == "part":
-                shown = "\n".join([shown, *shard_news(config, step.stage, name, output)])
+                shown = "\n".join([shown, *shard_news(config, artifact)])
             if state == "begun" and step.stage == "train":
-                shown = training_news(config, name)
-            table.add_row(step.stage, name, state, shown)
+                shown = training_news(config, artifact.name)
+            table.add_row(step.stage, artifact.name or artifact.url.rsplit("/", 1)[-1], state, shown)
     return table
 
 
-def shard_news(config: RunConfig, stage: str, name: str, url: str) -> list[str]:
+def shard_news(config: RunConfig, artifact: ArtifactEntry) -> list[str]:
     """Lines about an unfinished store: rate and time left of its last driver, shards set aside, the last error."""
-    records, store = read_json_lines(config.log_path(f"{stage}.{name}")), RowStore.open(url, KINDS[stage])
+    records = read_json_lines(config.log_path(f"{artifact.stage}.{artifact.name}"))
+    store = RowStore.open(artifact.url, KINDS[artifact.stage])
     missing = store.missing_shards()
     own = [record for record in _of_last_process(records, "time") if record["event"] == "done"]
     news = []
@@ -97,27 +98,23 @@ def _of_last_process(records: list[dict[str, Any]], clock: str) -> list[dict[str
     return records[starts[-1] if starts else 0 :]
 
 
-def _name(step: Step, output: str) -> str:
-    return step.name if step.name and step.stage != "tokenize" else output.rstrip("/").rsplit("/", 1)[-1]
-
-
-def step_state(step: Step, output: str) -> tuple[str, str]:
+def artifact_state(artifact: ArtifactEntry) -> tuple[str, str]:
     """State of one artifact and a short description.
 
     Returns:
         (`done` | `part` | `begun` | `-`, description).
     """
-    record = read_json(f"{output}/{RECORD_FILE}")
+    record = read_json(f"{artifact.url}/{RECORD_FILE}")
     if record is not None:
         counts = {key: value for key, value in record["counts"].items() if isinstance(value, int | float) and value}
         shown = "  ".join(f"{key} {value:,}" for key, value in list(counts.items())[:5])
         return "done", f"{shown}  {record['seconds']:.0f} s"
-    if step.stage in KINDS:
+    if artifact.stage in KINDS:
         try:
-            store = RowStore.open(output, KINDS[step.stage])
+            store = RowStore.open(artifact.url, KINDS[artifact.stage])
         except ArtifactError:
             return "-", ""
         present = store.present_shards()
         rows = store.plan.num_rows_of(present)
         return "part", f"{len(present)}/{store.plan.num_shards} shards  {rows:,}/{store.plan.num_rows:,} rows"
-    return ("begun", "") if read_json(f"{output}/{PLAN_FILE}") is not None else ("-", "")
+    return ("begun", "") if read_json(f"{artifact.url}/{PLAN_FILE}") is not None else ("-", "")

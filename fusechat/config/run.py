@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from .cluster import ClusterSection, PlanSection
 from .evaluation import EvaluationSection
 from .file import load_file, read_overrides
+from .layout import Places, RunLayout
 from .paths import FolderPath, PathText, expand_within
 from .secrets import refuse_hub_keys, refuse_secret_keys
 from .section import Name, Section
@@ -194,7 +195,7 @@ class MergeSection(Section):
     """Largest file of the fused model, bytes (a single tensor may exceed it)."""
 
 
-class RunConfig(Section):
+class RunConfig(Section, Places):
     """A whole run."""
 
     run: RunSection = RunSection()
@@ -259,6 +260,11 @@ class RunConfig(Section):
         return pairs + ([JOINT] if self.training.fusion != "pairwise" else [])
 
     @property
+    def trained_names(self) -> list[str]:
+        """All that is trained: the targets, and the SFT-only control."""
+        return self.target_names + ([CONTROL] if self.training.train_control else [])
+
+    @property
     def merged_names(self) -> list[str]:
         """The targets that become the fused model: the pairs, or the joint one where there are none."""
         return [name for name in self.target_names if name != JOINT] or [JOINT]
@@ -269,64 +275,21 @@ class RunConfig(Section):
         return self.evaluation.measured(self.model_ids)
 
     @property
+    def layout(self) -> RunLayout:
+        """Where everything of the run lies: what a stage is given in place of the whole run."""
+        return RunLayout(self.run_folder, self.store_url, self.places, self.run.if_changed)
+
+    @property
+    def run_folder(self) -> Path:
+        return self.run.output
+
+    @property
     def store_url(self) -> str:
-        """Base URL or folder of the stores."""
         return (self.run.store or str(self.run.output)).rstrip("/")
 
-    def _place(self, key: str, base: str | Path) -> str:
-        return self.run.places.get(key) or f"{base}/{key}"
-
-    def tokens_url(self, name: str, split: str = "train") -> str:
-        """Tokens artifact of a model; split is `train` or `held_out`."""
-        return self._place(f"tokens/{name}" + ("" if split == "train" else f".{split}"), self.store_url)
-
-    def logprobs_url(self, name: str) -> str:
-        """Logprobs store of a model."""
-        return self._place(f"logprobs/{name}", self.store_url)
-
-    def aligned_url(self, source: str) -> str:
-        """Aligned store of a source."""
-        return self._place(f"aligned/{source}", self.store_url)
-
     @property
-    def choice_url(self) -> str:
-        """Artifact that says which source teaches which dialogue."""
-        return self._place("choice", self.store_url)
-
-    def target_path(self, name: str) -> Path:
-        """Model folder of a target (a source's name, `joint`, or `sft` for the control)."""
-        return Path(self._place(f"targets/{name}", self.run.output))
-
-    def answers_path(self, answer_set: str, model_id: str) -> Path:
-        """Folder of a model's answers to a set of questions."""
-        return Path(self._place(f"answers/{answer_set}/{model_id}", self.run.output))
-
-    @property
-    def verdicts_path(self) -> Path:
-        """File of the judge's replies."""
-        return Path(self._place("verdicts.jsonl", self.run.output))
-
-    def log_path(self, name: str) -> Path:
-        """JSON Lines file of what a step did: `run`, `extract.NAME`, `align.NAME`, `answer.ID`."""
-        return self.run.output / "logs" / f"{name}.jsonl"
-
-    @property
-    def dialogues_path(self) -> Path:
-        """Folder of the checked dialogues, train.jsonl and held_out.jsonl."""
-        return Path(self._place("dialogues", self.run.output))
-
-    @property
-    def fused_path(self) -> Path:
-        return Path(self._place("fused", self.run.output))
-
-    @property
-    def report_path(self) -> Path:
-        return self.run.output / "report"
-
-    @property
-    def measured_path(self) -> Path:
-        """Folder of what was measured of each model."""
-        return Path(self._place("measured", self.run.output))
+    def places(self) -> dict[str, str]:
+        return self.run.places
 
     def dump(self) -> dict[str, Any]:
         """The resolved run as plain values."""

@@ -107,7 +107,7 @@ def tokenize(config: RunConfig, name: str, *, progress: Progress | None = None) 
         "model": model.model,
         "revision": model.revision,
         "template": model_files.text_digest(text) if text else model.template,
-        "tokenizer": model_files.digests(Path(folder), config.run.output / "digests.json")["tokenizer"],
+        "tokenizer": model_files.digests(Path(folder), config.digests_path)["tokenizer"],
     }
     claims = {
         split: artifact.claim(

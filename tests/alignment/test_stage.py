@@ -68,13 +68,14 @@ def test_stage_shards_in_any_order_equal_the_run(config, tmp_path):
     whole = Path(stage.run(config, name).url)
     other = beside(config, tmp_path)
     claim, store = stage.claim_store(other, name)
-    counter, aligner = ShardCounter(other.dump(), name), ShardAligner(other.dump(), name)
+    inputs = stage.alignment_inputs(other, name)
+    counter, aligner = ShardCounter(inputs), ShardAligner(inputs)
     counter.start()
-    parts = [counter.run_shard(shard)["counts"] for shard in reversed(range(store.plan.num_shards))]
-    stage.map_vocabularies(other, store, name, merge_counts(parts), stage.open_tokenizers(other, name))
+    parts = [counter.run_unit(shard)["counts"] for shard in reversed(range(store.plan.num_shards))]
+    stage.map_vocabularies(inputs, merge_counts(parts), inputs.open_tokenizers())
     aligner.start()
     for shard in reversed(store.missing_shards()):
-        aligner.run_shard(shard)
+        aligner.run_unit(shard)
     assert stage.finish(claim, store).counts == artifact.load(whole, "aligned").counts
     assert objects_of(Path(store.url)) == objects_of(whole)
 

@@ -7,6 +7,7 @@ from alignment_runs import beside, name_other_dialogues, objects_of, prepared
 
 from alignment import stage
 from cluster import alignment as cluster_alignment
+from cluster.pool.worker_pool import WorkerPool
 from fusechat.config import ClusterSection, RunConfig
 from fusechat.errors import AlignmentError
 from fusechat.storage import artifact
@@ -30,10 +31,8 @@ def _on_cpus(config: RunConfig, num_cpus: int, **alignment: str) -> RunConfig:
 def _count_pool_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the jobs that go to Ray."""
     names: list[str] = []
-    run = cluster_alignment.ShardPool.run
-    monkeypatch.setattr(
-        cluster_alignment.ShardPool, "run", lambda pool, jobs: (names.extend(j.name for j in jobs), run(pool, jobs))
-    )
+    run = WorkerPool.run
+    monkeypatch.setattr(WorkerPool, "run", lambda pool, jobs: (names.extend(j.name for j in jobs), run(pool, jobs)))
     return names
 
 

@@ -18,17 +18,18 @@ import fsspec
 import pytest
 import ray
 from fault_runs import FailingS3, extract, extracting, held, store_of
-from gated_teachers import SimulatedTeacher, contents, gate_of, tries, wait_for
+from gated_teachers import SimulatedTeacher, contents, gate_of, gated, tries, wait_for
 from ray.cluster_utils import Cluster
 from tiny_runs import tiny_run
 
 from cluster import extraction
-from cluster.pool import extraction_meter, shard_pool
-from cluster.pool.placement import plan_placement
-from fusechat.config import ClusterSection, EngineSection, RunConfig
+from cluster.pool import extraction_meter, worker_pool
+from cluster.pool.placement import placement_of
+from fusechat.config import ClusterSection, RunConfig
 from fusechat.errors import BusyError, ClusterError, StorageError
 from fusechat.storage.damage import find_damage, repair
 from fusechat.storage.row_store import RowStore
+from fusechat.storage.work import Needs
 from fusechat.text.tokenize_stage import prepare_dialogues, tokenize
 
 
@@ -70,8 +71,8 @@ def node(nodes: Cluster) -> Any:
 
 @pytest.fixture(autouse=True)
 def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extraction, "TeacherActor", SimulatedTeacher)
-    monkeypatch.setattr(shard_pool, "SCALE_SECONDS", 0.3)
+    monkeypatch.setattr(extraction.stage, "prepare", gated(SimulatedTeacher))
+    monkeypatch.setattr(worker_pool, "SCALE_SECONDS", 0.3)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +110,7 @@ def whole(node: Any, tokens: tuple[Path, dict], tmp_path_factory: pytest.TempPat
     shutil.copytree(tokens[0], base / "out")
     config = RunConfig.model_validate({**tokens[1], "run": {"output": str(base / "out")}})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extraction, "TeacherActor", SimulatedTeacher)
+        patch.setattr(extraction.stage, "prepare", gated(SimulatedTeacher))
         extract(config)
     assert set(tries(config).values()) == {1} and len(tries(config)) > 7
     return contents(base / "out" / "logprobs" / "llama")
@@ -155,14 +156,14 @@ def test_node_that_joins_late_gets_engines(
 
 def test_engine_wider_than_a_node_is_spread_over_nodes(nodes: Cluster) -> None:
     pair = [add_node(nodes, num_gpus=2) for _ in range(2)]
-    placement = plan_placement(EngineSection(tensor_parallel_size=4), ClusterSection(gpus_per_node=2))
+    placement = placement_of(Needs(engine_ranks=4), ClusterSection(gpus_per_node=2))
     group = placement.reserve()
-    assert placement.engine_arguments() == {"distributed_executor_backend": "ray"}
+    assert placement.place().executor_backend == "ray"
     assert group is not None and group.wait(60)
     bundles = ray.util.placement_group_table(group)["bundles_to_node_id"]
     assert set(bundles.values()) == {one.node_id for one in pair}
     ray.util.remove_placement_group(group)
-    within = plan_placement(EngineSection(tensor_parallel_size=2), ClusterSection(gpus_per_node=2))
+    within = placement_of(Needs(engine_ranks=2), ClusterSection(gpus_per_node=2))
     assert within.reserve() is None and within.actor_options(None)["num_gpus"] == 2
     for one in pair:
         nodes.remove_node(one)

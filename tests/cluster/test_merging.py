@@ -4,7 +4,8 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,19 @@ import ray
 import tiny_models
 from merge_models import llama_weights, save_model, updated
 
-from cluster import merging
+from cluster.pool.run_on_ray import run_on_ray
 from cluster.pool.session import ray_session
 from fusechat.app import pipeline
 from fusechat.config import ClusterSection, load_config
 from fusechat.errors import ClusterError, ModelError, StorageError
 from fusechat.progress import Progress
 from fusechat.storage import artifact
+from fusechat.storage.work import Listener
 from merge import merge_checkpoints, stage
 from merge.checkpoint_merge import begin, finish, thread_pool
 from merge.group import Block, BlockMerge, TensorGroup
 from merge.plan import MergePlan, make_plan
+from merge.shard_worker import shard_work
 
 SMALL_SHARDS = 12_000
 """Bytes; cuts the small models into several files."""
@@ -55,6 +58,29 @@ def begun(models: dict[str, Any], out: Path, method: Any = "sce", **parameters: 
     return plan
 
 
+def spread(
+    plan: MergePlan,
+    shards: list[int] | None = None,
+    *,
+    on_done: Callable[[float], None] = lambda megabytes: None,
+    said: list[str] | None = None,
+) -> None:
+    """Merge shards of a begun plan on Ray, all by default."""
+    work = shard_work(plan, threads=1, finish=list)
+    work = replace(work, missing=work.missing if shards is None else shards)
+    progress = SaidProgress()
+
+    class Results(Listener):
+        def on_done(self, result: dict[str, Any]) -> None:
+            on_done(result["MB"])
+
+    try:
+        run_on_ray([work], ClusterSection(), max_attempts=3, progress=progress, listen=lambda work: Results())
+    finally:
+        if said is not None:
+            said += progress.lines
+
+
 def files(folder: Path) -> dict[str, bytes]:
     """Weights, index and report."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name.startswith(("model", "merge_"))}
@@ -64,9 +90,9 @@ def test_spread_over_workers_gives_the_files_of_one_process(models: dict[str, An
     plan = begun(models, tmp_path / "spread")
     count, written = len(plan.shards), []
     assert count > 3
-    merging.spread(plan, list(range(count)), written.append, threads=1, max_attempts=3)
+    spread(plan, on_done=written.append)
     finish(plan)
-    assert sorted(written) == sorted(sum(tensor.num_bytes for tensor in shard) for shard in plan.shards)
+    assert sorted(written) == sorted(sum(tensor.num_bytes for tensor in shard) / 1e6 for shard in plan.shards)
     merge_checkpoints(method="sce", **models, out=tmp_path / "here", max_shard_bytes=SMALL_SHARDS)
     assert files(tmp_path / "spread") == files(tmp_path / "here")
     assert not (tmp_path / "spread" / ".merge").exists()
@@ -90,9 +116,7 @@ def test_worker_killed_amid_a_shard_is_replaced_and_the_shard_made_again(
     marker = tmp_path / "died"
     plan = begun(models, tmp_path / "spread", mean_that_dies_once, marker=str(marker))
     said: list[str] = []
-    merging.spread(
-        plan, list(range(len(plan.shards))), lambda num_bytes: None, threads=1, max_attempts=3, say=said.append
-    )
+    spread(plan, said=said)
     assert marker.exists() and any("died with shards" in line for line in said), said
     finish(plan)
     whole = tmp_path / "here"
@@ -107,19 +131,19 @@ def test_workers_that_do_not_see_the_folder_are_refused(models: dict[str, Any], 
     plan = begun(models, tmp_path / "spread")
     shutil.rmtree(tmp_path / "spread")
     with pytest.raises(StorageError, match="does not see the merge that was begun there"):
-        merging.spread(plan, [0, 1], lambda num_bytes: None, threads=1, max_attempts=3)
+        spread(plan, [0, 1])
     plan = begun(models, tmp_path / "spread")
     save_model(models["targets"]["t2"], updated(llama_weights(), seed=9), shards=2)
     (models["targets"]["t2"] / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"t2/model.safetensors: None bytes on this machine, \d+ where .* planned"):
-        merging.spread(plan, [0, 1], lambda num_bytes: None, threads=1, max_attempts=3)
+        spread(plan, [0, 1])
 
 
 def test_shard_that_cannot_be_merged_is_named_and_the_others_are_kept(models: dict[str, Any], tmp_path: Path) -> None:
     plan = begun(models, tmp_path / "spread")
     (tmp_path / "spread" / ".merge" / "shard-00002.json").mkdir()  # its record has no place to go
-    with pytest.raises(ClusterError, match=r"set aside: merge, model-00002-of-"):
-        merging.spread(plan, [0, 1, 2], lambda num_bytes: None, threads=1, max_attempts=3)
+    with pytest.raises(ClusterError, match=r"set aside: merge sce, model-00002-of-"):
+        spread(plan, [0, 1, 2])
     kept = sorted(path.name for path in (tmp_path / "spread" / ".merge").glob("shard-*.json") if path.is_file())
     assert kept == ["shard-00001.json", "shard-00003.json"]
 

@@ -7,11 +7,12 @@ import pytest
 import ray
 from paper_sources import paper_run
 
-from cluster.pool.placement import num_replicas, plan_placement
+from cluster.pool.placement import num_workers, placement_of
 from cluster.pool.preflight import check_cluster, check_gpus, check_reach
 from cluster.pool.session import ray_session
 from fusechat.config import ClusterSection, RunConfig
 from fusechat.errors import ClusterSetupError
+from fusechat.storage.work import Needs
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,9 +42,9 @@ def test_engine_larger_than_the_cluster_says_what_is_missing_and_what_would_fit(
 def test_cluster_that_grows_is_counted_at_its_largest(tmp_path: Path) -> None:
     config = paper_config(tmp_path, max_gpus=8)
     check_gpus(config, config.model_named("qwen"))
-    placement = plan_placement(config.model_named("qwen").engine, config.cluster)
+    placement = placement_of(Needs(engine_ranks=config.model_named("qwen").engine.tensor_parallel_size), config.cluster)
     assert (placement.num_gpus, placement.backend) == (4, "mp")
-    assert num_replicas(placement, None, 100, config.cluster.max_gpus) == 2
+    assert num_workers(placement, 100, max_gpus=config.cluster.max_gpus) == 2
     with pytest.raises(ClusterSetupError, match="8 in all"):
         wide = config.model_named("qwen").engine.model_copy(update={"tensor_parallel_size": 16})
         check_gpus(config, config.model_named("qwen").model_copy(update={"engine": wide}))

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from fault_runs import extract, extracting, held, store_of
-from gated_teachers import GatedTeacher, gate_of, tries, wait_for
+from gated_teachers import GatedTeacher, gate_of, gated, tries, wait_for
 from tiny_runs import tiny_run
 
 from cluster import extraction
@@ -35,8 +35,8 @@ def local_ray() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def gated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extraction, "TeacherActor", GatedTeacher)
+def gated_teachers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extraction.stage, "prepare", gated(GatedTeacher))
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,13 @@ import json
 import sys
 from pathlib import Path
 
-from gated_teachers import GatedTeacher
+from gated_teachers import GatedTeacher, gated
 
 from cluster import extraction
 from fusechat.config import RunConfig
 from fusechat.progress import Progress
 
 if __name__ == "__main__":
-    extraction.TeacherActor = GatedTeacher
+    extraction.stage.prepare = gated(GatedTeacher)
     values = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     extraction.run(RunConfig.model_validate(values), ["llama"], progress=Progress())

@@ -1,8 +1,8 @@
-"""Teacher actors that tests can hold, kill and poison: the real one, and one without an engine.
+"""Teachers that tests can hold, kill and poison: the real one, and one without an engine.
 
-Files in `run.output/"gate"` steer them: `hold.N` keeps shard N in flight (after scoring, before writing) until the file is
-gone, `held.N` says that it is; `poison.N` makes the engine raise in shard N; `nan.N` makes its rows NaN. `tried.N` gets a
-line for each try, with the process and, in a Ray actor, the node.
+`gated` puts one into each work that extraction prepares. Files in `run.output/"gate"` steer them: `hold.N` keeps shard N in
+flight (after scoring, before writing) until the file is gone, `held.N` says that it is; `poison.N` makes the engine raise in
+shard N; `nan.N` makes its rows NaN. `tried.N` gets a line for each try, with the process and, in a Ray actor, the node.
 """
 
 import os
@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +19,33 @@ import numpy as np
 import ray
 from ray import cloudpickle
 
-from fusechat.config import RunConfig
+from fusechat.config import ExtractionSection, RunConfig
+from fusechat.config.layout import Places, RunLayout
+from fusechat.models.resolved_model import ResolvedModel
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import TokensReader
+from fusechat.storage.work import HERE, Place, Work
 from inference.capture.rows import TopKRows
-from inference.teacher_actor import TeacherActor
+from inference.stage import prepare, scoring_inputs
+from inference.teacher_worker import ScoringInputs, TeacherWorker
 
 # Workers do not have the folder of the tests on their path.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-class GatedTeacher(TeacherActor):
+class GatedTeacher(TeacherWorker):
     """The real one."""
 
-    def __init__(self, config: dict[str, Any], name: str, **options: Any) -> None:
-        super().__init__(config, name, **options)
-        self.gate = gate_of(self.config)
+    def __init__(self, gate: Path, inputs: ScoringInputs, place: Place = HERE) -> None:
+        super().__init__(inputs, place)
+        self.gate = gate
         self.shard = threading.local()
 
-    def run_shard(self, shard: int) -> dict[str, Any]:
+    def run_unit(self, shard: int) -> dict[str, Any]:
         self.shard.number = shard
         with (self.gate / f"tried.{shard}").open("a") as file:
             file.write(f"{os.getpid()} {ray.get_runtime_context().get_node_id()}\n")
-        return super().run_shard(shard)
+        return super().run_unit(shard)
 
     def _score(self, ids: list[np.ndarray], targets: list[np.ndarray]) -> list[TopKRows]:
         shard = self.shard.number
@@ -66,13 +72,23 @@ class SimulatedTeacher(GatedTeacher):
     """Rows drawn from the token ids; no engine."""
 
     def start(self) -> dict[str, Any]:
-        self.tokens = TokensReader(self.config.tokens_url(self.name))
-        self.store = RowStore.open(self.config.logprobs_url(self.name), "logprobs", mode="r+")
+        self.tokens = TokensReader(self.inputs.tokens_url)
+        self.store = RowStore.open(self.inputs.store_url, "logprobs", mode="r+")
         (self.gate / f"start.{os.getpid()}").write_text(ray.get_runtime_context().get_node_id())
         return {}
 
     def _score_now(self, ids: list[np.ndarray], targets: list[np.ndarray]) -> list[TopKRows]:
         return [drawn_rows(of_one, int(marks.sum()), self.store.k) for of_one, marks in zip(ids, targets, strict=True)]
+
+
+def gated(teacher: type[GatedTeacher]) -> Callable[..., list[Work]]:
+    """What stands for `inference.stage.prepare`: the same works, done by such teachers."""
+
+    def prepare_gated(layout: RunLayout, model: ResolvedModel, section: ExtractionSection) -> list[Work]:
+        works, inputs = prepare(layout, model, section), scoring_inputs(layout, model, section)
+        return [replace(work, make_worker=partial(teacher, gate_of(layout), inputs)) for work in works]
+
+    return prepare_gated
 
 
 def drawn_rows(ids: np.ndarray, num_rows: int, k: int) -> TopKRows:
@@ -92,8 +108,8 @@ def _broken_params() -> Any:
     return PoolingParams(task=TASK, extra_kwargs={RANGES: [5]})
 
 
-def gate_of(config: RunConfig) -> Path:
-    folder = config.run.output / "gate"
+def gate_of(run: Places) -> Path:
+    folder = run.run_folder / "gate"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -1,6 +1,6 @@
-"""One engine at work on shards: tokens in, rows into the store. A plain class; `cluster/` puts it into a Ray actor.
+"""One engine at work on shards: tokens in, rows into the store.
 
-`run_shard` may be called from two threads, so that one shard is written while the next is on the engine. On accelerators
+`run_unit` may be called from two threads, so that one shard is written while the next is on the engine. On accelerators
 their dialogues share the engine's batches, and it never drains between two. On CPUs one shard at a time is on the engine:
 that keeps its batches, and so its rows to the bit, independent of what else is in flight.
 """
@@ -8,30 +8,47 @@ that keeps its batches, and so its rows to the bit, independent of what else is 
 import contextlib
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from fusechat.config import ModelSection
 from fusechat.models import model_files
 from fusechat.models.process_memory import give_memory_back, without_garbage_collection
 from fusechat.storage.contracts import id_dtype
 from fusechat.storage.retry import patiently
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import TokensReader
+from fusechat.storage.work import HERE, Place
 
-from .engine.engine_actor import EngineActor
+from .engine.engine_worker import EngineWorker
 
 if TYPE_CHECKING:
     from .capture.rows import TopKRows
 
 
-class TeacherActor(EngineActor):
+@dataclass(frozen=True)
+class ScoringInputs:
+    """All that a teacher's worker is told."""
+
+    model: ModelSection
+    """The teacher; its folder is looked up where the worker stands."""
+    tokens_url: str
+    store_url: str
+    """The logprobs store, which the driver has made."""
+    k: int
+    capture: Literal["topk_pooler", "prompt_logprobs"]
+    self_check_dialogues: int
+    storage_patience_seconds: float
+
+
+class TeacherWorker(EngineWorker):
     """Scores shards of one model's tokens."""
 
-    def __init__(self, config: dict[str, Any], name: str, **options: Any) -> None:
-        """As for `EngineActor`; `name` is the model's in the run."""
-        super().__init__(config, **options)
-        self.name = name
+    def __init__(self, inputs: ScoringInputs, place: Place = HERE) -> None:
+        super().__init__(inputs.model.engine, place)
+        self.inputs = inputs
         self._engine_turn: contextlib.AbstractContextManager = threading.Lock()
         self._on_cpu = True  # until the engine says otherwise
 
@@ -47,28 +64,27 @@ class TeacherActor(EngineActor):
             from .engine.teacher import Teacher
             from .self_check import check_teacher
 
-        started = time.monotonic()
-        model, extraction = self.config.model_named(self.name), self.config.extraction
-        folder = model_files.resolve_model(model)
-        self.tokens = TokensReader(self.config.tokens_url(self.name))
-        self.store = RowStore.open(self.config.logprobs_url(self.name), "logprobs", mode="r+")
+        started, inputs = time.monotonic(), self.inputs
+        folder = model_files.resolve_model(inputs.model)
+        self.tokens = TokensReader(inputs.tokens_url)
+        self.store = RowStore.open(inputs.store_url, "logprobs", mode="r+")
         self._teacher = Teacher(
             str(folder),
-            k=extraction.k,
-            capture=extraction.capture,
+            k=inputs.k,
+            capture=inputs.capture,
             max_tokens=int(self.tokens.lengths.max()),
-            engine=self._engine_section(self.name),
+            engine=self._engine_section,
         )
         self._on_cpu = self._teacher.info["device"] == "cpu"
         if not self._on_cpu:
             self._engine_turn = contextlib.nullcontext()
         report: dict[str, Any] = {}
-        if extraction.self_check_dialogues:
-            ids, targets = self._dialogues(range(min(extraction.self_check_dialogues, self.tokens.num_dialogues)))
+        if inputs.self_check_dialogues:
+            ids, targets = self._dialogues(range(min(inputs.self_check_dialogues, self.tokens.num_dialogues)))
             report = check_teacher(self._teacher, ids, targets, model_folder=str(folder))
         return {"self_check": report, "seconds": time.monotonic() - started}
 
-    def run_shard(self, shard: int) -> dict[str, Any]:
+    def run_unit(self, unit: int) -> dict[str, Any]:
         """Score one shard and write it; the commit mark is written last.
 
         Returns:
@@ -76,15 +92,15 @@ class TeacherActor(EngineActor):
         Raises:
             TeacherError: the engine refused a dialogue of the shard, or died.
             ArtifactError: the tokens are damaged.
-            StorageError: the store cannot be written, or did not answer for `extraction.storage_patience_seconds`.
+            StorageError: the store cannot be written, or did not answer for `storage_patience_seconds`.
         """
         started = time.monotonic()
-        patience = self.config.extraction.storage_patience_seconds
-        ids, targets = patiently(lambda: self._dialogues(self.store.plan.dialogues(shard)), seconds=patience)
+        patience = self.inputs.storage_patience_seconds
+        ids, targets = patiently(lambda: self._dialogues(self.store.plan.dialogues(unit)), seconds=patience)
         with self._engine_turn:
             rows = self._score(ids, targets)
         arrays = pack_rows(rows, self.store.k, int(self.store.attributes["vocab_size"]))
-        patiently(lambda: self.store.write_shard(shard, arrays), seconds=patience)
+        patiently(lambda: self.store.write_shard(unit, arrays), seconds=patience)
         if self._on_cpu:
             give_memory_back()
         return {

@@ -1,8 +1,11 @@
 """The pool on a real local Ray, with actors that hold no model: deaths, poison shards, failing starts."""
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +14,25 @@ import ray
 from ray.core.generated.common_pb2 import ActorDiedErrorContext
 from ray.exceptions import ActorDiedError
 
-from cluster.pool import shard_pool
-from cluster.pool.placement import Placement, num_replicas
+from cluster.pool import worker_pool
+from cluster.pool.placement import Placement, num_workers
 from cluster.pool.session import ray_session
-from cluster.pool.shard_pool import Job, ShardPool, _Replica, raise_failures
+from cluster.pool.worker_pool import Job, WorkerPool, _Process, raise_failures
 from fusechat.config import ClusterSection
 from fusechat.errors import ArtifactError, ClusterError, ContractError, ModelError, StorageError, TeacherError
+from fusechat.storage.work import HERE, Listener, Needs, Place, Work
 
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray() -> Iterator[None]:
     with ray_session(ClusterSection(num_cpus=4)):
+        # Workers do not find the tests' modules.
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
         yield
+        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
+ONE_CPU = Placement(1, 0, "uni")
 USER_ERRORS = {
     "no space left": StorageError,
     "tokens are damaged": ArtifactError,
@@ -34,9 +42,9 @@ USER_ERRORS = {
 
 
 class SimulatedTeacher:
-    """The actor interface without a model; leaves one file per finished shard, and misbehaves on request."""
+    """A worker without a model; leaves one file per finished shard, and misbehaves on request."""
 
-    def __init__(self, folder: str, behaviour: dict[int, str], start: str = "") -> None:
+    def __init__(self, folder: str, behaviour: dict[int, str], start: str = "", place: Place = HERE) -> None:
         self.folder, self.behaviour, self.start_behaviour = Path(folder), behaviour, start
 
     def start(self) -> dict[str, Any]:
@@ -45,9 +53,12 @@ class SimulatedTeacher:
             raise TeacherError("rows differ from a plain forward by 3.2 nats")
         if self.start_behaviour == "die":
             os._exit(1)
+        served_before = (self.folder / "used" / f"start.{os.getpid()}").exists()
+        if self.start_behaviour == "self-check in a used process" and served_before:
+            raise TeacherError("something was left")
         return {}
 
-    def run_shard(self, shard: int) -> dict[str, Any]:
+    def run_unit(self, shard: int) -> dict[str, Any]:
         with (self.folder / f"tried.{shard}").open("a") as file:
             file.write("x")
         tried = (self.folder / f"tried.{shard}").stat().st_size
@@ -65,6 +76,30 @@ class SimulatedTeacher:
         (self.folder / f"done.{shard}").touch()
         return {"rows": 10 + shard}
 
+    def close(self) -> None:
+        (self.folder / f"closed.{os.getpid()}").touch()
+
+
+class Results(Listener):
+    """Keeps what units gave."""
+
+    def __init__(self, on_result: Callable[[list[dict]], None] = lambda results: None) -> None:
+        self.results: list[dict] = []
+        self._on_result = on_result
+
+    def on_done(self, result: dict[str, Any]) -> None:
+        self.results.append(result)
+        self._on_result(self.results)
+
+
+def a_work(name: str, folder: Path, units: int, behaviour: dict[int, str] | None = None, start: str = "") -> Work:
+    make_worker = partial(SimulatedTeacher, str(folder), behaviour or {}, start)
+    return Work(
+        name=name, missing=range(units), num_units=units, total=units, done=0, measure="rows",
+        make_worker=lambda place: make_worker(place=place), finish=list, needs=Needs(units_in_flight=2),
+        unit_name="part {}".format,
+    )  # fmt: skip
+
 
 def run_pool(
     folder: Path,
@@ -76,20 +111,16 @@ def run_pool(
     start: str = "",
     on_result: Callable[[list[dict]], None] = lambda results: None,
 ) -> tuple[Job, list[dict]]:
-    results: list[dict] = []
-
-    def on_done(result: dict) -> None:
-        results.append(result)
-        on_result(results)
-
-    def make_replica() -> tuple[Any, Any]:
-        options = {"num_cpus": 1, "max_concurrency": 2}
-        return ray.remote(SimulatedTeacher).options(**options).remote(str(folder), behaviour, start), None
-
-    wanted = wanted or (lambda left: min(replicas, left))
-    job = Job("simulated", list(range(shards)), make_replica, wanted, on_done)
-    ShardPool(shards_in_flight=2, max_attempts=3, on_event=lambda line: None).run([job])
-    return job, results
+    listener = Results(on_result)
+    job = Job(
+        a_work("simulated", folder, shards, behaviour, start),
+        ONE_CPU,
+        wanted or (lambda left: min(replicas, left)),
+        listener,
+    )
+    with WorkerPool(max_attempts=3, on_event=lambda line: None) as pool:
+        pool.run([job])
+    return job, listener.results
 
 
 def done_shards(folder: Path) -> set[int]:
@@ -137,11 +168,11 @@ def test_pool_more_replicas_than_room_does_not_wait_for_them(tmp_path: Path) -> 
     assert len(results) == 12 and job.failure is None
 
 
-def test_num_replicas_is_bounded_by_room_shards_and_wish() -> None:
-    assert num_replicas(Placement(1, 0, "uni"), None, 100) == 4
-    assert num_replicas(Placement(2, 0, "mp"), None, 100) == 2
-    assert num_replicas(Placement(1, 0, "uni"), None, 3) == 3
-    assert num_replicas(Placement(1, 0, "uni"), 7, 100) == 7
+def test_num_workers_is_bounded_by_room_shards_and_wish() -> None:
+    assert num_workers(Placement(1, 0, "uni"), 100) == 4
+    assert num_workers(Placement(2, 0, "mp"), 100) == 2
+    assert num_workers(Placement(1, 0, "uni"), 3) == 3
+    assert num_workers(Placement(1, 0, "uni"), 100, wanted=7) == 7
 
 
 def test_pool_busy_actor_takes_no_shard_ahead_of_one_that_will_be_idle(tmp_path: Path) -> None:
@@ -161,7 +192,7 @@ def test_pool_busy_actor_takes_no_shard_ahead_of_one_that_will_be_idle(tmp_path:
 
 
 def test_pool_asks_again_how_many_actors_are_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_pool, "SCALE_SECONDS", 0.05)
+    monkeypatch.setattr(worker_pool, "SCALE_SECONDS", 0.05)
     for shard in range(6):
         (tmp_path / f"hold.{shard}").touch()
     calls: list[int] = []
@@ -194,7 +225,7 @@ def test_pool_shard_that_breaks_its_contract_is_tried_again_and_set_aside(tmp_pa
 
 
 def a_job(name: str, *, failure: BaseException | None = None, set_aside: dict[int, str] | None = None) -> Job:
-    job = Job(name, [], lambda: (None, None), lambda left: 1, lambda result: None, shard_name="part {}".format)
+    job = Job(a_work(name, Path(), 0), ONE_CPU, lambda left: 1)
     job.failure, job.set_aside = failure, set_aside or {}
     return job
 
@@ -227,12 +258,73 @@ def test_users_error_among_the_failures_is_raised_as_it_is() -> None:
 
 def test_worker_that_was_put_on_a_dead_node_is_no_failed_start() -> None:
     """Ray needs seconds to see that a node died, and places workers there meanwhile."""
-    pool = ShardPool(shards_in_flight=1, max_attempts=2, on_event=lambda _: None)
-    job = Job("job", [], lambda: (None, None), lambda left: 0, lambda result: None)
+    pool = WorkerPool(max_attempts=2, on_event=lambda _: None)
+    job = Job(a_work("job", Path(), 0), ONE_CPU, lambda left: 0)
     node_died = ActorDiedErrorContext(actor_id=bytes(16), error_message="The actor died because its node has died.")
     for _ in range(3):
-        pool._start_failed(_Replica(job, None, None), ActorDiedError(node_died), final=False)
+        pool._start_failed(_Process(job, None, None), ActorDiedError(node_died), final=False)
     assert job.failed_starts == 0 and job.failure is None
     for _ in range(2):
-        pool._start_failed(_Replica(job, None, None), ActorDiedError(), final=False)
+        pool._start_failed(_Process(job, None, None), ActorDiedError(), final=False)
     assert isinstance(job.failure, ActorDiedError)
+
+
+def works_side_by_side(folder: Path, *, wanted: int, needs: tuple[Needs, Needs]) -> list[Job]:
+    """Two works of three units each, done on the four CPUs; the units of each leave their files in a folder of its own."""
+    jobs = []
+    for name, need in zip(("one", "two"), needs, strict=True):
+        (folder / name).mkdir()
+        work = replace(a_work(name, folder / name, 3), needs=need)
+        jobs.append(Job(work, Placement(need.cpus, 0, "uni"), lambda left: min(wanted, left), Results()))
+    with WorkerPool(max_attempts=3, on_event=lambda line: None) as pool:
+        pool.run(jobs)
+    assert all(
+        not job.set_aside and job.failure is None and done_shards(folder / job.name) == {0, 1, 2} for job in jobs
+    )
+    return jobs
+
+
+def processes(folder: Path) -> set[str]:
+    return {path.suffix for path in folder.glob("start.*")}
+
+
+def test_pool_process_whose_work_is_done_serves_the_next_one_of_the_same_needs(tmp_path: Path) -> None:
+    whole = Needs(cpus=4)  # there is room for one process, so that the second work waits
+    works_side_by_side(tmp_path, wanted=1, needs=(whole, whole))
+    assert processes(tmp_path / "one") == processes(tmp_path / "two") and len(processes(tmp_path / "one")) == 1
+    assert len(list((tmp_path / "one").glob("closed.*"))) == 1  # before the next worker starts
+
+
+def test_pool_process_does_not_serve_a_work_of_other_needs(tmp_path: Path) -> None:
+    works_side_by_side(tmp_path, wanted=1, needs=(Needs(cpus=4), Needs(cpus=3)))
+    assert not processes(tmp_path / "one") & processes(tmp_path / "two")
+    assert not list((tmp_path / "one").glob("closed.*"))
+
+
+def test_pool_works_that_have_room_go_side_by_side(tmp_path: Path) -> None:
+    works_side_by_side(tmp_path, wanted=1, needs=(Needs(), Needs()))
+    assert len(processes(tmp_path / "one") | processes(tmp_path / "two")) == 2
+
+
+def test_pool_failed_start_in_a_process_that_served_before_is_tried_in_a_new_one(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    need = Needs(cpus=4)
+    jobs = [
+        Job(replace(a_work(name, tmp_path / name, 3, start=start), needs=need), Placement(4, 0, "uni"), lambda left: 1)
+        for name, start in (("one", ""), ("two", "self-check in a used process"))
+    ]
+    (tmp_path / "two" / "used").symlink_to(tmp_path / "one")
+    with WorkerPool(max_attempts=3, on_event=lambda line: None) as pool:
+        pool.run(jobs)
+    assert jobs[1].failure is None and done_shards(tmp_path / "two") == {0, 1, 2}
+    assert len(processes(tmp_path / "two")) == 2
+
+
+def test_pool_keeps_idle_processes_for_the_next_run(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    with WorkerPool(max_attempts=3, on_event=lambda line: None, keeps_idle=True) as pool:
+        for name in ("one", "two"):
+            pool.run([Job(a_work(name, tmp_path / name, 2), ONE_CPU, lambda left: 1)])
+    assert processes(tmp_path / "one") == processes(tmp_path / "two") and len(processes(tmp_path / "one")) == 1

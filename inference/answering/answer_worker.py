@@ -1,4 +1,4 @@
-"""One engine that answers questions: questions in, one file of answers per chunk out. `cluster/` puts it into a Ray actor.
+"""One engine that answers questions: questions in, one file of answers per chunk out.
 
 A chunk is the unit of work and of resumption: its file is written by rename when all its questions are answered. Turns
 are answered one after the other, a chunk's questions together, so that the engine's batches are full.
@@ -12,18 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from fusechat.config import RunConfig
+from fusechat.config import ModelSection
 from fusechat.config.evaluation import AnswerSetSection
 from fusechat.models import model_files
 from fusechat.models.model_limits import position_limit
 from fusechat.storage import artifact
 from fusechat.storage.tokens import Tokens
+from fusechat.storage.work import HERE, Place
 from fusechat.text.chat_template import load_tokenizer
 from fusechat.text.dialogues import Message
 from fusechat.text.questions import Question, read_questions, temperature_of
 from fusechat.text.tokenization import tokenize_prompt
 
-from .engine.engine_actor import EngineActor
+from ..engine.engine_worker import EngineWorker
 
 MAX_TURN_SEEDS = 1 << 20
 """Seeds between two turns of a chunk: more than a chunk has questions."""
@@ -37,27 +38,35 @@ class Chunk:
     start: int
     stop: int
 
-    def path(self, config: RunConfig, model_id: str) -> Path:
-        """Where its answers stand."""
-        return config.answers_path(self.answer_set, model_id) / "parts" / f"{self.start}-{self.stop}.json"
+    def path(self, folder: str) -> str:
+        """Where its answers stand, below the folder of a model's answers to the set."""
+        return f"{folder}/parts/{self.start}-{self.stop}.json"
 
 
 @dataclass(frozen=True)
-class AnsweringModel:
-    """Which model answers: `reader` names the model of the run whose tokenizer and template it reads with."""
+class AnsweringInputs:
+    """All that an answering worker is told."""
 
-    id: str
-    folder: str
-    reader: str
+    model_folder: str
+    """Of the model that answers."""
+    reader: ModelSection
+    """The model of the run whose tokenizer and template it reads with."""
+    tokens_url: str
+    """The reader's tokens, which say what template they were made under."""
+    sets: dict[str, AnswerSetSection]
+    folders: dict[str, str]
+    """Set -> folder of this model's answers."""
+    chunks: tuple[Chunk, ...]
+    """Of all sets; the number of a unit is that of a chunk."""
+    seed: int
 
 
-class AnswerActor(EngineActor):
+class AnswerWorker(EngineWorker):
     """Answers chunks of questions with one model."""
 
-    def __init__(self, config: dict[str, Any], model: AnsweringModel, chunks: list[Chunk], **options: Any) -> None:
-        """As for `EngineActor`; the number of a shard is that of a chunk."""
-        super().__init__(config, **options)
-        self.model, self.chunks = model, chunks
+    def __init__(self, inputs: AnsweringInputs, place: Place = HERE) -> None:
+        super().__init__(inputs.reader.engine, place)
+        self.inputs = inputs
 
     def start(self) -> dict[str, Any]:
         """Open tokenizer, questions and engine.
@@ -65,38 +74,42 @@ class AnswerActor(EngineActor):
         Returns:
             the seconds the start took, and the engine's positions.
         """
-        from .engine.teacher import Teacher
+        from ..engine.teacher import Teacher
 
-        started = time.monotonic()
-        tokens = Tokens.read(self.config.tokens_url(self.model.reader))
-        reader = self.config.model_named(self.model.reader)
+        started, inputs = time.monotonic(), self.inputs
+        tokens = Tokens.read(inputs.tokens_url)
         self._template = tokens.attributes["template"]
-        self._tokenizer, _ = load_tokenizer(str(model_files.resolve_model(reader)), template=self._template)
-        self._stops = sorted({*tokens.turn_end_ids(), *_own_stops(Path(self.model.folder))})
-        self._sets = {section.name: section for section in self.config.evaluation.answers}
-        self._questions = {name: read_questions(section.file, section.form) for name, section in self._sets.items()}
+        self._tokenizer, _ = load_tokenizer(str(model_files.resolve_model(inputs.reader)), template=self._template)
+        self._stops = sorted({*tokens.turn_end_ids(), *_own_stops(Path(inputs.model_folder))})
+        self._questions = {name: read_questions(section.file, section.form) for name, section in inputs.sets.items()}
         self._positions = self._needed_positions()
-        engine = self._engine_section(reader.name)
-        self._teacher = Teacher(self.model.folder, max_tokens=self._positions, engine=engine, mode="generate")
+        self._teacher = Teacher(
+            inputs.model_folder, max_tokens=self._positions, engine=self._engine_section, mode="generate"
+        )
         return {"seconds": time.monotonic() - started, "positions": self._positions}
 
-    def run_shard(self, shard: int) -> dict[str, Any]:
+    def run_unit(self, unit: int) -> dict[str, Any]:
         """Answer one chunk and write its file.
 
         Returns:
-            rows (answers given), tokens (of the answers) and seconds.
+            questions, answers (given to all turns), tokens (of the answers) and seconds.
         Raises:
             TeacherError: the engine died.
         """
         started = time.monotonic()
-        chunk = self.chunks[shard]
-        section = self._sets[chunk.answer_set]
+        chunk = self.inputs.chunks[unit]
+        section = self.inputs.sets[chunk.answer_set]
         questions = self._questions[chunk.answer_set][chunk.start : chunk.stop]
-        answers, num_tokens = self._answer(section, questions, self.config.run.seed + chunk.start)
+        answers, num_tokens = self._answer(section, questions, self.inputs.seed + chunk.start)
         record = {"answers": answers, "tokens": num_tokens}
-        artifact.write_json(str(chunk.path(self.config, self.model.id)), record)
+        artifact.write_json(chunk.path(self.inputs.folders[chunk.answer_set]), record)
         given = sum(answer is not None for answer_turns in answers for answer in answer_turns)
-        return {"rows": given, "tokens": num_tokens, "seconds": time.monotonic() - started}
+        return {
+            "questions": len(questions),
+            "answers": given,
+            "tokens": num_tokens,
+            "seconds": time.monotonic() - started,
+        }
 
     def _answer(
         self, section: AnswerSetSection, questions: list[Question], seed: int
@@ -146,8 +159,8 @@ class AnswerActor(EngineActor):
         for name, questions in self._questions.items():
             for question in questions:
                 turns = [tokenize_prompt(self._tokenizer, self._template, [Message("user", t)]) for t in question.turns]
-                needed = max(needed, sum(map(len, turns)) + len(turns) * (self._sets[name].max_new_tokens + 8))
-        return min(needed, position_limit(Path(self.model.folder)) or needed)
+                needed = max(needed, sum(map(len, turns)) + len(turns) * (self.inputs.sets[name].max_new_tokens + 8))
+        return min(needed, position_limit(Path(self.inputs.model_folder)) or needed)
 
 
 def _own_stops(folder: Path) -> list[int]:

@@ -1,4 +1,4 @@
-"""What the actors that hold an engine share: how it is set up, what of it decides the output, how it ends with its process."""
+"""What the workers that hold an engine share: how it is set up, what of it decides the output, how it ends with its process."""
 
 import contextlib
 import logging
@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from fusechat.config import EngineSection, RunConfig
+from fusechat.config import EngineSection
 from fusechat.errors import TeacherError
+from fusechat.models.process_memory import give_memory_back
+from fusechat.storage.work import Place
 
 if TYPE_CHECKING:
     from .teacher import Teacher
@@ -16,37 +18,26 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class EngineActor:
-    """Base of a plain class with `start` and `run_shard` that holds one engine; `cluster/` puts it into a Ray actor."""
+class EngineWorker:
+    """Base of a worker that holds one engine."""
 
-    def __init__(
-        self,
-        config: dict[str, Any],
-        *,
-        engine_arguments: dict[str, Any] | None = None,
-        owns_process: bool = False,
-    ) -> None:
+    def __init__(self, engine: EngineSection, place: Place) -> None:
         """Cheap: nothing heavy is imported and nothing is read before `start`.
 
         Args:
-            config: a RunConfig as plain values (`RunConfig.dump()`).
-            engine_arguments: vLLM arguments that the placement decides; those of the run file win.
-            owns_process: the process ends when the engine dies, so that whoever started it sees a death, not an error.
+            engine: as the run file has it; what it says of the ranks goes before what the place says.
         """
-        self.config, self.owns_process = RunConfig.model_validate(config), owns_process
-        self._engine_arguments = engine_arguments or {}
+        self._place = place
+        ranks = {"distributed_executor_backend": place.executor_backend} if place.executor_backend else {}
+        self._engine_section = engine.model_copy(update={"extra": {**ranks, **engine.extra}})
         self._teacher: Teacher | None = None
 
     def close(self) -> None:
-        """End the engine."""
+        """End the engine and free its memory; the process may start another one."""
         if self._teacher is not None:
             self._teacher.close()
             self._teacher = None
-
-    def _engine_section(self, name: str) -> EngineSection:
-        """The engine section of a model of the run, with what the placement decides."""
-        engine = self.config.model_named(name).engine
-        return engine.model_copy(update={"extra": {**self._engine_arguments, **engine.extra}})
+            give_memory_back()
 
     @contextlib.contextmanager
     def _engine(self) -> Iterator["Teacher"]:
@@ -60,14 +51,14 @@ class EngineActor:
         try:
             yield self._teacher
         except TeacherError as error:
-            if self.owns_process and not self._teacher.alive:
+            if self._place.owns_process and not self._teacher.alive:
                 log.error("%s", error)
                 os._exit(1)
             raise
 
 
 def engine_settings(engine: EngineSection) -> dict[str, Any]:
-    """What of an engine decides what it says: belongs into the plan of whatever is made with it."""
+    """What of an engine decides what it says: belongs into the recipe of whatever is made with it."""
     return {
         "dtype": engine.dtype,
         "head_dtype": engine.head_dtype,

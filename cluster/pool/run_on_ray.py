@@ -1,0 +1,84 @@
+"""`run_on_ray`: does works on the connected Ray, as `fusechat.storage.work.run_here` does them in this process."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fusechat.config import ClusterSection
+from fusechat.progress import Progress, Task
+from fusechat.storage.artifact import Artifact
+from fusechat.storage.work import Listener, Work
+
+from .placement import num_workers, placement_of
+from .worker_pool import Job, WorkerPool, raise_failures
+
+
+class Bar(Listener):
+    """Moves a bar by what a unit's result counts in the work's measure."""
+
+    def __init__(self, task: Task, work: Work) -> None:
+        self._task, self._work = task, work
+
+    def on_done(self, result: dict[str, Any]) -> None:
+        name = self._work.name
+        self._task.advance(result[self._work.measure], note=name if self._task.label != name else "")
+
+
+def run_on_ray(
+    works: Sequence[Work],
+    cluster: ClusterSection,
+    *,
+    max_attempts: int,
+    progress: Progress,
+    workers_per_work: int | None = None,
+    in_turn: bool = False,
+    listen: Callable[[Work], Listener] | None = None,
+    on_tick: Callable[[dict[str, int]], None] = lambda ready: None,
+) -> list[Artifact]:
+    """Do what is missing, and finish each work.
+
+    Args:
+        max_attempts: tries per unit before it is set aside.
+        workers_per_work: default: as many as the cluster has room for at any time, at most one per unit.
+        in_turn: each work begins when the one before is finished; else all go side by side.
+        listen: who shows how a work goes; default: a bar per work.
+        on_tick: told at least every second the ready workers by the name of the work; what it raises ends the run.
+    Returns:
+        the artifacts of all works.
+    Raises:
+        UserError: a worker's own, as it raised it.
+        ClusterError: workers did not start, or units were set aside; works that failed are not finished, nor those beside them.
+    """
+    artifacts: list[Artifact] = []
+    jobs: list[Job] = []
+    pool = WorkerPool(
+        max_attempts=max_attempts,
+        on_event=progress.say,
+        on_tick=lambda: on_tick({job.name: pool.num_ready(job) for job in jobs}),
+        keeps_idle=in_turn,
+    )
+    with pool:
+        for together in [[work] for work in works] if in_turn else [works]:
+            with contextlib.ExitStack() as bars:
+                jobs[:] = [_job(work, cluster, workers_per_work, listen or _bars(progress, bars))
+                           for work in together if work.missing]  # fmt: skip
+                pool.run(jobs)
+            raise_failures(jobs)
+            artifacts += [artifact for work in together for artifact in work.finish()]
+    return artifacts
+
+
+def _job(work: Work, cluster: ClusterSection, wanted: int | None, listen: Callable[[Work], Listener]) -> Job:
+    placement = placement_of(work.needs, cluster)
+
+    def workers_wanted(num_units: int) -> int:
+        return num_workers(placement, num_units, wanted=wanted, max_gpus=cluster.max_gpus)
+
+    return Job(work, placement, workers_wanted, listen(work))
+
+
+def _bars(progress: Progress, bars: contextlib.ExitStack) -> Callable[[Work], Listener]:
+    def open_bar(work: Work) -> Listener:
+        return Bar(bars.enter_context(progress.task(work.name, work.total, work.measure, done=work.done)), work)
+
+    return open_bar
