@@ -84,8 +84,8 @@ def length_batches(lengths: np.ndarray, dialogues: np.ndarray, batch_tokens: int
 
 def _batch_nats(network: PreTrainedModel, tokens: Tokens, batch: np.ndarray) -> np.ndarray:
     """float64 [len(batch)]: nats of each dialogue's target tokens."""
-    ids, is_target = padded_batch(tokens, batch)
-    places, positions = np.nonzero(is_target[:, 1:])
+    ids, is_scored = padded_batch(tokens, batch)
+    places, positions = np.nonzero(is_scored[:, 1:])
     row_nats = label_nats(network, torch.from_numpy(ids), places, positions)
     return np.bincount(places, weights=row_nats, minlength=len(batch))
 
@@ -97,12 +97,12 @@ def padded_batch(tokens: Tokens, batch: np.ndarray) -> tuple[np.ndarray, np.ndar
     """
     width = int(tokens.lengths[batch].max())
     ids = np.zeros((len(batch), width), np.int64)
-    is_target = np.zeros((len(batch), width), bool)
+    is_scored = np.zeros((len(batch), width), bool)
     for place, dialogue in enumerate(batch):
         part = tokens.tokens_of(int(dialogue))
         ids[place, : tokens.lengths[dialogue]] = tokens.token_ids[part]
-        is_target[place, : tokens.lengths[dialogue]] = tokens.is_target[part]
-    return ids, is_target
+        is_scored[place, : tokens.lengths[dialogue]] = tokens.is_scored[part]
+    return ids, is_scored
 
 
 def label_nats(network: PreTrainedModel, ids: torch.Tensor, places: np.ndarray, positions: np.ndarray) -> np.ndarray:

@@ -100,7 +100,7 @@ class TeacherActor(EngineActor):
     def _dialogues(self, dialogues: range) -> tuple[list[np.ndarray], list[np.ndarray]]:
         tokens = self.tokens.read(dialogues)
         places = [tokens.tokens_of(number) for number in range(tokens.num_dialogues)]
-        return [tokens.token_ids[place] for place in places], [tokens.is_target[place] for place in places]
+        return [tokens.token_ids[place] for place in places], [tokens.is_scored[place] for place in places]
 
 
 def pack_rows(parts: "list[TopKRows]", k: int, vocab_size: int) -> dict[str, np.ndarray]:

@@ -105,9 +105,9 @@ def dialogue_lines(store: RowStore, parents: dict[str, str], dialogue: int, num_
     decode = _decoder(tokens)
     place = tokens.tokens_of(dialogue)
     ids = tokens.token_ids[place]
-    labels = ids[tokens.is_target[place]]
+    labels = ids[tokens.is_scored[place]]
     block = store.read_dialogue(dialogue)
-    prompt = decode(ids[: int(np.argmax(tokens.is_target[place]))].tolist())
+    prompt = decode(ids[: int(np.argmax(tokens.is_scored[place]))].tolist())
     lines = [
         f"dialogue {dialogue}, up to its first target token: {prompt!r}",
         "token  logprob (nats)  top tokens (probability)",
@@ -150,7 +150,7 @@ def token_lines(url: str, dialogue: int, num_rows: int) -> list[str]:
     if not 0 <= dialogue < tokens.num_dialogues:
         raise ConfigError(f"--dialogue {dialogue}: the artifact has dialogues 0 to {tokens.num_dialogues - 1}")
     decode, place = _decoder(tokens), tokens.tokens_of(dialogue)
-    rows = zip(tokens.token_ids[place], tokens.is_target[place], tokens.content_span[place], strict=True)
+    rows = zip(tokens.token_ids[place], tokens.is_scored[place], tokens.span[place], strict=True)
     lines = ["id  token  target  bytes of the contents"]
     for token_id, target, (start, end) in list(rows)[:num_rows]:
         span = f"{start}..{end}" if start >= 0 else "template"

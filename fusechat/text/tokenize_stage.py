@@ -169,8 +169,10 @@ def _tokenize_all(
     offsets = np.concatenate([[0], np.cumsum([len(part.token_ids) for part in parts])]).astype(np.int64)
     return Tokens(
         token_ids=np.concatenate([part.token_ids for part in parts] or [np.empty(0, np.int32)]),
-        is_target=np.concatenate([part.is_target for part in parts] or [np.empty(0, bool)]),
-        content_span=np.concatenate([part.content_span for part in parts] or [np.empty((0, 2), np.int32)]),
+        is_scored=np.concatenate([part.is_scored for part in parts] or [np.empty(0, bool)]),
+        span=np.concatenate([part.span for part in parts] or [np.empty((0, 2), np.int32)]),
+        field=np.concatenate([part.field for part in parts] or [np.empty(0, np.uint8)]),
+        call_digest=np.array([part.call_digest for part in parts], np.uint32),
         offsets=offsets,
         attributes=attributes,
     )

@@ -60,8 +60,10 @@ def _rows_of(ids, pieces, end_id):
     spans = np.stack([stops - widths, stops], axis=1)
     spans = np.concatenate([[[-1, -1]], spans, [[-1, -1]]]).astype(np.int32)
     token_ids = np.array([end_id, *ids, end_id], np.int32)
-    is_target = np.array([False] + [True] * (len(ids) + 1))
-    return collect_target_rows(token_ids, is_target, spans, np.array([0, len(token_ids)]))
+    is_scored = np.array([False] + [True] * (len(ids) + 1))
+    return collect_target_rows(
+        token_ids, is_scored, spans, np.array([0, len(token_ids)]), np.zeros(len(ids) + 2, np.uint8), np.ones(1, bool)
+    )
 
 
 def _tables(source, pivot, source_end, pivot_end):

@@ -99,7 +99,7 @@ def _rows(tokenizer, template, *contents):
     messages = [Message("user" if i % 2 == 0 else "assistant", content) for i, content in enumerate(contents)]
     found = tokenize_dialogue(tokenizer, template, Dialogue("d", tuple(messages)))
     return collect_target_rows(
-        found.token_ids, found.is_target, found.content_span, np.array([0, len(found.token_ids)])
+        found.token_ids, found.is_scored, found.span, np.array([0, len(found.token_ids)]), found.field, np.ones(1, bool)
     )
 
 
@@ -280,7 +280,9 @@ def test_lone_surrogate_is_refused(tmp_path):
 def test_collect_target_rows_backward_spans_are_refused():
     with pytest.raises(AlignmentError, match="token 1"):
         spans = np.array([[4, 6], [0, 4]], np.int32)
-        collect_target_rows(np.zeros(2, np.int32), np.ones(2, bool), spans, np.array([0, 2]))
+        collect_target_rows(
+            np.zeros(2, np.int32), np.ones(2, bool), spans, np.array([0, 2]), np.zeros(2, np.uint8), np.ones(1, bool)
+        )
 
 
 def test_align_spans_other_number_of_dialogues_is_refused(tokenizers):

@@ -61,7 +61,7 @@ def shown_contents(template: str, dialogue: Dialogue) -> list[str]:
     messages = [{"role": message.role, "content": message.content} for message in dialogue.messages]
     assert rendered.text == tokenizer().apply_chat_template(messages, chat_template=template, tokenize=False)
     assert rendered.contents == tuple(
-        message.content[start:end] for message, (start, end) in zip(dialogue.messages, rendered.covered, strict=True)
+        dialogue.fields[piece.field].text[slice(*piece.covered)] for piece in rendered.pieces
     )
     pieces = [piece for pair in zip(rendered.template_parts, [*rendered.contents, ""], strict=True) for piece in pair]
     assert "".join(pieces) == rendered.text
