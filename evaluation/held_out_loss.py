@@ -39,13 +39,13 @@ def dialogue_nats(
         batch_tokens: padded tokens of one batch; a longer dialogue is a batch of its own.
         on_batch: told the number of tokens of each batch when it is done.
     Returns:
-        float64 [dialogues]: minus the summed log-probability of the target tokens, nats; NaN for a dialogue that is
-        longer than the network's positions.
+        float64 [dialogues]: minus the summed log-probability of the target tokens, nats; NaN for a dialogue that was set
+        aside for this model or is longer than the network's positions.
     Raises:
         ModelError: the network gives a loss that is not a number; model and dialogue are named.
     """
     nats = np.full(tokens.num_dialogues, np.nan)
-    fitting = np.flatnonzero(tokens.lengths <= max_positions(network))
+    fitting = np.flatnonzero((tokens.lengths > 0) & (tokens.lengths <= max_positions(network)))
     for batch in length_batches(tokens.lengths, fitting, batch_tokens):
         nats[batch] = _batch_nats(network, tokens, batch)
         bad = batch[~np.isfinite(nats[batch])]

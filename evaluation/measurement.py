@@ -7,7 +7,6 @@ part: a killed evaluation goes on with the part it was in. Knows nothing about c
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,8 @@ from fusechat.storage.artifact import Artifact
 from fusechat.storage.tokens import Tokens
 from fusechat.text.chat_template import load_tokenizer
 from fusechat.text.dialogues import Dialogue, Message
+from fusechat.text.rendered import ChatTemplate
+from fusechat.text.template_heads import spoken
 from fusechat.text.tokenization import tokenize_prompt
 
 from . import harness
@@ -138,7 +139,7 @@ def _parts(
     on_tokens: Callable[[int], None],
 ) -> Iterator[_Part]:
     """What the run asks for of this model."""
-    section, template = config.evaluation, tokens.attributes["template"]
+    section, template = config.evaluation, ChatTemplate.from_attributes(tokens.attributes)
 
     def loss(network: PreTrainedModel, _: PreTrainedTokenizerBase) -> dict[str, Any]:
         nats = dialogue_nats(
@@ -168,8 +169,7 @@ def _parts(
                 stops=stop_ids(network, tokens), max_new_tokens=section.max_new_tokens, batch_tokens=section.batch_tokens,
                 on_batch=lambda num_answers: on_tokens(num_answers * section.max_new_tokens),
             )  # fmt: skip
-            decode = partial(tokenizer.decode, skip_special_tokens=True)
-            return {"answers": [None if ids is None else decode(ids) for ids in given]}
+            return {"answers": [None if ids is None else spoken(tokenizer, template, ids) for ids in given]}
 
         asked = {"prompts": [[asdict(message) for message in messages] for messages in prompts]}
         inputs = {**asked, "max_new_tokens": section.max_new_tokens}
@@ -177,7 +177,7 @@ def _parts(
     if section.lm_eval:
         yield _Part(
             "harness", _harness_inputs(config), 0,
-            lambda network, tokenizer: {"harness": run_harness(config, network, tokenizer, template)},
+            lambda network, tokenizer: {"harness": run_harness(config, network, tokenizer, template.text)},
         )  # fmt: skip
 
 

@@ -20,6 +20,8 @@ from fusechat.storage.tokens import Tokens
 from fusechat.text.chat_template import load_tokenizer
 from fusechat.text.dialogues import Message
 from fusechat.text.questions import Question, read_questions, temperature_of
+from fusechat.text.rendered import ChatTemplate
+from fusechat.text.template_heads import spoken
 from fusechat.text.tokenization import tokenize_prompt
 
 from .engine.engine_actor import EngineActor
@@ -69,8 +71,8 @@ class AnswerActor(EngineActor):
         started = time.monotonic()
         tokens = Tokens.read(self.config.tokens_url(self.model.reader))
         reader = self.config.model_named(self.model.reader)
-        self._template = tokens.attributes["template"]
-        self._tokenizer, _ = load_tokenizer(str(model_files.resolve_model(reader)), template=self._template)
+        self._template = ChatTemplate.from_attributes(tokens.attributes)
+        self._tokenizer, _ = load_tokenizer(str(model_files.resolve_model(reader)), template=self._template.text)
         self._stops = sorted({*tokens.turn_end_ids(), *_own_stops(Path(self.model.folder))})
         self._sets = {section.name: section for section in self.config.evaluation.answers}
         self._questions = {name: read_questions(section.file, section.form) for name, section in self._sets.items()}
@@ -118,7 +120,7 @@ class AnswerActor(EngineActor):
                 first = seed + turn * MAX_TURN_SEEDS + group[0][0]
                 found = self._generate([prompt for _, prompt in group], section.max_new_tokens, temperature, first)
                 for (number, _), ids in zip(group, found, strict=True):
-                    answers[number].append(str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=True)).strip())
+                    answers[number].append(spoken(self._tokenizer, self._template, ids.tolist()).strip())
                     num_tokens += len(ids)
         return answers, num_tokens
 

@@ -64,7 +64,7 @@ class TeacherActor(EngineActor):
             self._engine_turn = contextlib.nullcontext()
         report: dict[str, Any] = {}
         if extraction.self_check_dialogues:
-            ids, targets = self._dialogues(range(min(extraction.self_check_dialogues, self.tokens.num_dialogues)))
+            ids, targets = self._checked(extraction.self_check_dialogues)
             report = check_teacher(self._teacher, ids, targets, model_folder=str(folder))
         return {"self_check": report, "seconds": time.monotonic() - started}
 
@@ -96,6 +96,12 @@ class TeacherActor(EngineActor):
     def _score(self, ids: list[np.ndarray], targets: list[np.ndarray]) -> "list[TopKRows]":
         with self._engine() as teacher:
             return teacher.score(ids, targets)
+
+    def _checked(self, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The first dialogues that were not set aside for this model."""
+        numbers = np.flatnonzero(self.tokens.lengths > 0)[:count].tolist()
+        parts = [self._dialogues(range(number, number + 1)) for number in numbers]
+        return [ids[0] for ids, _ in parts], [targets[0] for _, targets in parts]
 
     def _dialogues(self, dialogues: range) -> tuple[list[np.ndarray], list[np.ndarray]]:
         tokens = self.tokens.read(dialogues)

@@ -40,7 +40,8 @@ class TokenizedDialogue:
     control token beside it) strips or hides; -1, -1 for marks and for tokens of the template. A token that stands on both
     sides of a field's edge has the field's part. A token that spells no byte of its own (a word-start mark put before a
     field, or one of several tokens for one normalised character) has an empty span. `call_digest`: of the tool calls'
-    bytes and of where they stand among the fields; 0: none. `hidden`: as in `Rendered`.
+    bytes and of where they stand among the fields; 0: none. `hidden`: as in `Rendered`. `turns`: of the assistant that are
+    scored; `open_turns`: those of them that no token ends.
     """
 
     token_ids: np.ndarray
@@ -49,6 +50,8 @@ class TokenizedDialogue:
     field: np.ndarray
     call_digest: int = 0
     hidden: tuple[tuple[int, str], ...] = ()
+    turns: int = 0
+    open_turns: int = 0
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -91,7 +94,7 @@ class _Layout:
                 )
             self._field[first:after] = _FIELDS[piece.name]
             self._tokens.setdefault(piece.message, []).append((first, after))
-        self._call_bytes, self._digest = 0, 0
+        self._call_bytes = self._digest = self._turns = self._open_turns = 0
 
     def made(self) -> TokenizedDialogue:
         for turn in self._rendered.turns:
@@ -99,7 +102,7 @@ class _Layout:
         self._is_scored[:1] = False  # nothing stands before the first token that could predict it
         return TokenizedDialogue(
             self._measured.token_ids, self._is_scored, self._span.astype(np.int32), self._field, self._digest,
-            self._rendered.hidden,
+            self._rendered.hidden, self._turns, self._open_turns,
         )  # fmt: skip
 
     def _bytes(self, start: int, end: int) -> tuple[int, int]:
@@ -122,6 +125,8 @@ class _Layout:
         if self._dialogue.messages[turn.message].is_trained:
             self._is_scored[first:after] = True
             self._is_scored[ending] = True
+            self._turns += 1
+            self._open_turns += ending.start == ending.stop
 
     def _add_calls(self, start: int, end: int) -> None:
         """Spans into the tool calls' own bytes, for the tokens that spell nothing else."""

@@ -8,13 +8,16 @@ so this is probed once per model, and where the two differ the prompt is what st
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import DialogueError, ModelError
 from .dialogues import Dialogue, Message
-from .rendered import Rendered
+from .rendered import ChatTemplate, Rendered
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from .skeletons import Renderer
 
 QUESTION, THOUGHT, ANSWER = Message("user", "How are you?"), "I was asked how I am.", "Well, thank you."
@@ -43,6 +46,32 @@ def mark_before_reasoning(renderer: Renderer) -> str:
     head = trained.text[: trained.pieces[1].start]
     is_shown = trained.pieces[1].name == "reasoning"
     return head[len(asked) :] if is_shown and head.startswith(asked) else ""
+
+
+def spoken(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, token_ids: list[int]) -> str:
+    """The text of an answer that a model wrote: what it says, without its reasoning and without special tokens.
+
+    An answer that never came to the end of its reasoning says nothing.
+    """
+    mark = _mark_after_reasoning(tokenizer, template) if template.reasons else ""
+    if not mark:
+        return str(tokenizer.decode(token_ids, skip_special_tokens=True))
+    _, ended, said = str(tokenizer.decode(token_ids, skip_special_tokens=False)).partition(mark)
+    if not ended:
+        return ""
+    for token in sorted(tokenizer.all_special_tokens, key=len, reverse=True):
+        said = said.replace(token, "")
+    return said
+
+
+@lru_cache(maxsize=2)
+def _mark_after_reasoning(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> str:
+    """What the template writes between an answer's reasoning and its content; "": it shows no reasoning."""
+    from .chat_template import renderer_of
+
+    _, trained = _probe(renderer_of(tokenizer, template), True)
+    thought, answer = trained.pieces[-2:]
+    return trained.text[thought.end : answer.start].strip() if thought.message == answer.message else ""
 
 
 def _probe(renderer: Renderer, reasons: bool) -> tuple[str, Rendered]:

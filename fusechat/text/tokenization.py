@@ -8,7 +8,6 @@ of tool calls, which each template writes in its own form, point into the calls 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tokenizers import Tokenizer
 
-from ..errors import ModelError
+from ..errors import DialogueError, ModelError
 from .chat_template import render, renderer_of
 from .control_tokens import ControlTokens, Encoded
 from .dialogues import Dialogue, Message
@@ -54,63 +53,59 @@ def tokenize_dialogues(
     Raises:
         DialogueError, ModelError: as `tokenize_dialogue`.
     """
+    for found in tokenize_each(tokenizer, template, dialogues):
+        if isinstance(found, Exception):
+            raise found
+        yield found
+
+
+def tokenize_each(
+    tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | str, dialogues: Iterable[Dialogue]
+) -> Iterator[TokenizedDialogue | DialogueError | ModelError]:
+    """As `tokenize_dialogues`, with the error in the place of a dialogue that cannot be shown or tokenized."""
     encoder = _encoder(tokenizer, len(tokenizer))
     remaining = iter(dialogues)
     while batch := list(islice(remaining, BATCH_DIALOGUES)):
-        rendered = [render(tokenizer, template, dialogue) for dialogue in batch]
-        for dialogue, one, measured in zip(batch, rendered, encoder.measure(rendered), strict=True):
-            yield lay_out(dialogue, one, measured)
+        rendered = [_rendered(tokenizer, template, dialogue) for dialogue in batch]
+        measured = encoder.measure([one for one in rendered if isinstance(one, Rendered)])
+        for dialogue, one in zip(batch, rendered, strict=True):
+            if not isinstance(one, Rendered):
+                yield one
+                continue
+            try:
+                found = next(measured)
+                yield found if isinstance(found, ModelError) else lay_out(dialogue, one, found)
+            except DialogueError as error:
+                yield error
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | str, dialogue: Dialogue
+) -> Rendered | DialogueError | ModelError:
+    try:
+        return render(tokenizer, template, dialogue)
+    except (DialogueError, ModelError) as error:
+        return error
 
 
 def tokenize_prompt(
-    tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | str, messages: Sequence[Message]
+    tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | str, asked: Dialogue | Sequence[Message]
 ) -> list[int]:
     """Token ids of messages and of what stands before the answer to them, for generation.
+
+    Args:
+        asked: the messages, or a dialogue of them that has tools or template arguments as well.
 
     Raises:
         DialogueError: the template refuses the messages.
         ModelError: as for `tokenize_dialogue`.
     """
     renderer = renderer_of(tokenizer, ChatTemplate.of(template))
-    rendered = render_answerable(renderer, Dialogue("prompt", tuple(messages)))
-    return next(_encoder(tokenizer, len(tokenizer)).measure([rendered])).token_ids.tolist()
-
-
-def cut_dialogue(
-    tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | str, dialogue: Dialogue, max_tokens: int
-) -> tuple[Dialogue | None, str]:
-    """Keep the system message and as many whole exchanges from the start as fit into `max_tokens`.
-
-    Returns:
-        the dialogue, itself if all of it fits, None if not even the first exchange does; and what was done, in words
-        (empty if nothing).
-    """
-    num_tokens = len(tokenize_dialogue(tokenizer, template, dialogue))
-    if num_tokens <= max_tokens:
-        return dialogue, ""
-    fits, fits_not = 0, len(dialogue.exchange_ends)
-    first_tokens = num_tokens
-    while fits_not - fits > 1:
-        middle = (fits + fits_not) // 2
-        length = len(tokenize_dialogue(tokenizer, template, _first_exchanges(dialogue, middle)))
-        if length <= max_tokens:
-            fits = middle
-        else:
-            fits_not, first_tokens = middle, length
-    if not fits:
-        return None, (
-            f"dialogue {dialogue.id!r}: set aside, because its first exchange has {first_tokens:,} tokens "
-            f"and max_tokens is {max_tokens:,}"
-        )
-    kept = _first_exchanges(dialogue, fits)
-    return kept, (
-        f"dialogue {dialogue.id!r}: cut from {len(dialogue.messages)} to {len(kept.messages)} messages, because it has "
-        f"{num_tokens:,} tokens and max_tokens is {max_tokens:,}"
-    )
-
-
-def _first_exchanges(dialogue: Dialogue, exchanges: int) -> Dialogue:
-    return dataclasses.replace(dialogue, messages=dialogue.messages[: dialogue.exchange_ends[exchanges - 1]])
+    dialogue = asked if isinstance(asked, Dialogue) else Dialogue("prompt", tuple(asked))
+    measured = next(_encoder(tokenizer, len(tokenizer)).measure([render_answerable(renderer, dialogue)]))
+    if isinstance(measured, ModelError):
+        raise measured
+    return measured.token_ids.tolist()
 
 
 @lru_cache(maxsize=2)  # as the templates' in chat_template.py
@@ -133,8 +128,11 @@ class _DialogueEncoder:
         self._surfaces = token_surfaces(backend)
         self._controls = ControlTokens(backend)
 
-    def measure(self, rendered: Sequence[Rendered]) -> Iterator[Measured]:
-        """Encode texts so that no control token comes out of a content, and find where the tokens stand."""
+    def measure(self, rendered: Sequence[Rendered]) -> Iterator[Measured | ModelError]:
+        """Encode texts so that no control token comes out of a field, and find where the tokens stand.
+
+        A text that cannot be encoded so has the error in its place.
+        """
         if self._backend.truncation is not None:
             self._backend.no_truncation()
         if self._backend.padding is not None:
@@ -142,9 +140,13 @@ class _DialogueEncoder:
         encodings = self._backend.encode_batch([one.text for one in rendered], add_special_tokens=False)
         for one, encoding in zip(rendered, encodings, strict=True):
             measured = self._measured(Encoded(one.text, encoding, one.said))
-            if self._controls.may_be_forged(measured.token_ids, measured.in_content):
-                measured = self._measured(self._controls.encode_guarded(one.template_parts, one.contents))
-            yield measured
+            if not self._controls.may_be_forged(measured.token_ids, measured.in_content):
+                yield measured
+                continue
+            try:
+                yield self._measured(self._controls.encode_guarded(one.template_parts, one.contents))
+            except ModelError as error:
+                yield error
 
     def _measured(self, encoded: Encoded) -> Measured:
         text, encoding = TextBytes(encoded.text), encoded.encoding

@@ -15,6 +15,7 @@ from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import Tokens
+from fusechat.text.rendered import ChatTemplate
 from trainer.run_log import read_metrics
 
 K = 5
@@ -67,7 +68,7 @@ def random_tokens(dialogues: int, model: Path, seed: int = 0) -> Tokens:
         span=np.full((int(offsets[-1]), 2), -1, np.int32),
         offsets=offsets,
         attributes={
-            "vocab_size": vocab_size, "template": tiny_models.CHATML, "dialogues_digest": "0",
+            "vocab_size": vocab_size, **ChatTemplate(tiny_models.CHATML).to_attributes(), "dialogues_digest": "0",
             "tokenizer": model_files.digests(model)["tokenizer"],
         },
     )  # fmt: skip

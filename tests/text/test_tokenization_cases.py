@@ -20,7 +20,8 @@ from transformers import PreTrainedTokenizerFast
 
 from fusechat.errors import DialogueError, ModelError
 from fusechat.text.dialogues import Dialogue, Message
-from fusechat.text.tokenization import cut_dialogue, tokenize_dialogue, tokenize_dialogues, tokenize_prompt
+from fusechat.text.fitting import cut_dialogue
+from fusechat.text.tokenization import tokenize_dialogue, tokenize_dialogues, tokenize_prompt
 
 
 def test_content_that_normalises_into_a_control_token_stays_text() -> None:
