@@ -6,7 +6,7 @@ part: a killed evaluation goes on with the part it was in. Knows nothing about c
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fusechat.config import EvaluationSection, RunConfig
+from fusechat.errors import DialogueError, ModelError
 from fusechat.models import model_files
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact
@@ -41,26 +42,27 @@ HARNESS_BATCH = 8
 class Questions:
     """What the models are asked.
 
-    `exact`: (number of the held-out dialogue, messages before its last answer, that answer); `samples`: prompts.
+    `exact`: (number of the held-out dialogue, the dialogue before its last answer, that answer); `samples`: prompts.
     """
 
-    exact: tuple[tuple[int, tuple[Message, ...], str], ...]
+    exact: tuple[tuple[int, Dialogue, str], ...]
     samples: tuple[str, ...]
 
     @classmethod
     def of(cls, section: EvaluationSection, dialogues: Sequence[Dialogue]) -> "Questions":
         """The questions that a run file asks for."""
         exact = tuple(
-            (number, dialogue.messages[:-1], dialogue.messages[-1].content)
+            (number, replace(dialogue, messages=dialogue.messages[:-1]), dialogue.messages[-1].content)
             for number, dialogue in enumerate(dialogues)
-            if dialogue.kind in section.exact_match_kinds
+            if dialogue.kind in section.exact_match_kinds and not dialogue.messages[-1].tool_calls
         )
         return cls(exact, tuple(section.samples))
 
-    def prompts(self, role: str) -> list[tuple[Message, ...]]:
-        """Messages of all questions to a model: the exact ones, then the samples if it answers them."""
+    def prompts(self, role: str) -> list[Dialogue]:
+        """All questions to a model: the exact ones, then the samples if it answers them."""
         samples = self.samples if role in SAMPLED_ROLES else ()
-        return [messages for _, messages, _ in self.exact] + [(Message("user", prompt),) for prompt in samples]
+        asked = [Dialogue("sample", (Message("user", prompt),)) for prompt in samples]
+        return [question for _, question, _ in self.exact] + asked
 
 
 @dataclass(frozen=True)
@@ -164,21 +166,31 @@ def _parts(
     if prompts := questions.prompts(model.role):
 
         def answers(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+            asked = [_prompt(tokenizer, template, question) for question in prompts]
             given = greedy_answers(
-                network, [tokenize_prompt(tokenizer, template, messages) for messages in prompts],
+                network, [ids for ids in asked if ids is not None],
                 stops=stop_ids(network, tokens), max_new_tokens=section.max_new_tokens, batch_tokens=section.batch_tokens,
                 on_batch=lambda num_answers: on_tokens(num_answers * section.max_new_tokens),
             )  # fmt: skip
-            return {"answers": [None if ids is None else spoken(tokenizer, template, ids) for ids in given]}
+            found = iter(given)
+            answers = [None if prompt is None else next(found) for prompt in asked]
+            return {"answers": [None if ids is None else spoken(tokenizer, template, ids) for ids in answers]}
 
-        asked = {"prompts": [[asdict(message) for message in messages] for messages in prompts]}
-        inputs = {**asked, "max_new_tokens": section.max_new_tokens}
+        inputs = {"prompts": [question.to_row() for question in prompts], "max_new_tokens": section.max_new_tokens}
         yield _Part("answers", inputs, len(prompts) * section.max_new_tokens, answers)
     if section.lm_eval:
         yield _Part(
             "harness", _harness_inputs(config), 0,
             lambda network, tokenizer: {"harness": run_harness(config, network, tokenizer, template.text)},
         )  # fmt: skip
+
+
+def _prompt(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, question: Dialogue) -> list[int] | None:
+    """A question as token ids; None where the model's template does not show it, as where it has no room for an answer."""
+    try:
+        return tokenize_prompt(tokenizer, template, question)
+    except (DialogueError, ModelError):
+        return None
 
 
 def _harness_inputs(config: RunConfig) -> dict[str, Any]:
