@@ -38,7 +38,11 @@ def place_calls(template: TemplateText, draft: Draft, rendered: Rendered) -> tup
         if not message.tool_calls:
             continue
         written = _written(draft, number)
-        missing = [call.name for call in message.tool_calls if call.name not in written]
+        missing = [
+            call.name
+            for call in message.tool_calls
+            if call.name not in written and not (call.id and call.id in written)  # some write the id alone
+        ]
         if missing:
             raise DialogueError(
                 f"dialogue {draft.dialogue.id!r}: the chat template of {template.name} does not show the tool call "
@@ -69,6 +73,9 @@ def _written(draft: Draft, number: int) -> str:
     instead = Draft(draft.template, replace(until.dialogue, messages=(*until.dialogue.messages[:-1], answer)))
     without = instead.write(instead.marks)
     start, end = _difference(with_calls, without)
+    # With an answer in their stead a template may hide the thought before the calls: they begin behind it all the same.
+    places = [(with_calls.find(mark), len(mark)) for mark in until.marks]
+    start = max([start, *(place + length for place, length in places if 0 <= place < len(with_calls) - end)])
     written, other = with_calls[start : len(with_calls) - end], without[start : len(without) - end]
     own_end = other.rpartition(instead.marks[-1])[2]
     ending = _LAST_TAG.search(written)

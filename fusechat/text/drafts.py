@@ -6,12 +6,14 @@ Knows nothing about where the texts stand in what the template writes.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from .dialogues import Dialogue, Message
 from .template_text import TemplateText
 
+SYSTEM = ("system", "developer")
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
 
 
@@ -53,6 +55,11 @@ class Draft:
     def marks(self) -> list[str]:
         """Placeholders, one for each slot; none stands within another or in the template."""
         return [f"{self.template.mark}{number}z" for number in range(len(self.slots))]
+
+    def is_in_order(self, shown: Sequence[int]) -> bool:
+        """Whether slots in the order of a text are in the dialogue's, system messages aside: those may stand anywhere."""
+        others = [number for number in shown if self.dialogue.messages[self.slots[number].message].role not in SYSTEM]
+        return others == sorted(others)
 
     def write(self, texts: list[str]) -> str:
         """The template's text with these texts in the slots."""

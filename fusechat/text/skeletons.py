@@ -13,7 +13,7 @@ from functools import cached_property
 from ..errors import ModelError
 from .call_places import place_calls
 from .dialogues import Dialogue
-from .drafts import Draft, Slot
+from .drafts import SYSTEM, Draft, Slot
 from .rendered import Piece, Range, Rendered, Turn
 from .template_heads import mark_before_reasoning
 from .template_text import TemplateText
@@ -79,6 +79,11 @@ class Renderer:
         if ranges is None:
             raise self._rewritten(draft, shown, text)
         pieces = tuple(_piece(slot, text, *place) for slot, place in zip(shown, ranges, strict=True))
+        if list(skeleton.shown) != sorted(skeleton.shown):  # a system message that moved is context without spans
+            pieces = tuple(
+                replace(piece, covered=None) if dialogue.messages[piece.message].role in SYSTEM else piece
+                for piece in pieces
+            )
         hidden = {(slot.message, slot.name) for number, slot in enumerate(draft.slots) if number not in skeleton.shown}
         return self._with_turns(draft, Rendered(text, pieces, (), tuple(sorted(hidden))))
 
@@ -103,9 +108,10 @@ class Renderer:
             shown = tuple(
                 number for number, slot in enumerate(draft.slots) if self._is_shown(draft, slot, marks[number], text)
             )
-            places = [text.index(marks[number]) for number in shown]
-            if sorted(places) != places:
+            shown = tuple(sorted(shown, key=lambda number: text.index(marks[number])))
+            if not draft.is_in_order(shown):
                 raise self._moved(draft)
+            places = [text.index(marks[number]) for number in shown]
             ends = [start + len(marks[number]) for start, number in zip(places, shown, strict=True)]
             parts = tuple(text[a:b] for a, b in zip([0, *ends], [*places, len(text)], strict=True))
             skeleton = Skeleton(parts, shown)
