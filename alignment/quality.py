@@ -24,7 +24,8 @@ from fusechat.errors import ArtifactError
 from fusechat.storage.artifact import read_json, write_json
 from fusechat.storage.contracts import RowKind
 
-from .rows.projection import Projection, VocabularyTables
+from .rows.projection import Projection
+from .rows.row_arrays import VocabularyTables
 from .tokens.token_alignment import SpanAlignment, TargetRows
 from .vocabulary.vocabulary_trie import Surfaces
 

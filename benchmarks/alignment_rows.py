@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from alignment.released.released_shard import project_shard
-from alignment.rows.projection import Projection, project_chain, project_map, source_rows
+from alignment.rows.projection import Projection, project_chain, project_map
+from alignment.rows.row_arrays import source_rows
 from alignment.rows.shard_alignment import count_dialogues, dialogue_tokens
 from alignment.tokens.token_alignment import SpanAlignment, TargetRows, align_spans, both_target_rows
 from alignment.vocabulary.vocabulary_file import Vocabularies, make_vocabularies, released_texts

@@ -7,7 +7,7 @@ from fusechat.config import RunConfig
 from fusechat.text.questions import read_questions
 
 from . import harness
-from .judge.judge_client import headers
+from .judge.judge_client import judge_key
 
 
 def check_questions(config: RunConfig) -> None:
@@ -26,6 +26,6 @@ def check(config: RunConfig) -> None:
     section = config.evaluation
     check_questions(config)
     if section.judge is not None:
-        headers(section.judge)
+        judge_key(section.judge)
     if section.lm_eval:
         harness.check(section.lm_eval, section.lm_eval_folder)

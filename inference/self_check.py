@@ -187,13 +187,13 @@ def first_rows(rows: TopKRows, count: int) -> TopKRows:
 
 def why_no_reference(folder: str | Path | None, num_tokens: int) -> str | None:
     """None where a plain forward over so many tokens is within this machine's reach, else the reason why it is not."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     if folder is None:
         return "not asked for"
     num_bytes = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
     config = AutoConfig.from_pretrained(folder)
-    if type(config) not in AutoModelForCausalLM._model_mapping:
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return f"transformers has no {config.model_type}"
     if num_bytes > psutil.virtual_memory().available // 2:
         return f"{num_bytes / 2**30:.0f} GiB of weights do not fit in half of the free memory"

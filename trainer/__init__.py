@@ -2,7 +2,7 @@
 
 Goes in: a run configuration and three artifacts (the pivot's tokens, the pivot's own rows, a source's rows laid on the
 pivot's tokens). Comes out: a Hugging Face folder. Knows nothing about how the rows were made or what is done with the
-targets. `fusion_trainer.py` is the only file that imports trl; the names below are loaded when they are first used.
+targets. `fusion_trainer.py` and `trl_internals.py` are the only files that import trl; the names below are loaded when they are first used.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with the fusion loss: the only file that imports trl.
+"""TRL's SFTTrainer with the fusion loss; with `trl_internals.py` the only file that imports trl.
 
 TRL and transformers do what they do well (optimizers, schedules, accelerate, FSDP, DeepSpeed, PEFT, reporting); here are
 the loss, the order of batches, reading ahead, the logged parts and checkpoints that cannot be half written.
@@ -19,22 +19,23 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from fusechat.errors import ConfigError, FuseChatError
 from fusechat.storage.artifact import storage_errors
 
 from . import fusion_head
 from .batches import EMPTY_UNIT, BatchOrder
-from .checkpoints import STAGING, CheckpointPace, publish
+from .checkpoints import CheckpointPace, publish
 from .collator import FUSION_KEY, FusionCollator
 from .fused_loss import LossOptions
+from .trl_internals import HookedTrainer
 
 PARTS = ("sft", "fusion", "correct", "rows", "row_entropy")
 COUNTS = ("tokens", "won", "dialogues", "without_source")
 
 
-class FusionTrainer(SFTTrainer):
+class FusionTrainer(HookedTrainer):
     """Trains on the batches of a FusionCollator."""
 
     # The loss is divided by the number of target tokens of the whole step, so accumulation must not divide it again.
@@ -56,7 +57,7 @@ class FusionTrainer(SFTTrainer):
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
         self._ahead: tuple[Iterator[Any], Future[list[Any]]] | None = None
         self._sums: Tensor | None = None
-        self._rotation_limit, self._pace, self._staging = args.save_total_limit, pace, False
+        self._rotation_limit, self._pace = args.save_total_limit, pace
         args.dataset_kwargs = {"skip_prepare_dataset": True}
         args.remove_unused_columns = False
         # The empty unit, -1, stands last, where the index -1 finds it.
@@ -69,8 +70,9 @@ class FusionTrainer(SFTTrainer):
         trained: Any = self.model
         fusion_head.install(trained.get_base_model() if peft_config is not None else trained, options)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        per_pass = self._train_batch_size * self.args.world_size
+    def make_sampler(self, batch_per_pass: int) -> Sampler[int]:
+        """Batches in the project's own order."""
+        per_pass = batch_per_pass * self.args.world_size
         global_batch = per_pass * self.args.gradient_accumulation_steps
         order = BatchOrder(
             self._unit_lengths, global_batch=global_batch, seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
@@ -136,25 +138,17 @@ class FusionTrainer(SFTTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Left out: the stage writes its own."""
 
-    def _send_telemetry(self) -> None:
-        """Left out: a training run reports to nobody but its user."""
+    def wants_checkpoint(self) -> bool | None:
+        """When the pace says so, but for the last step, after which the target itself is written."""
+        if self._pace is None or self.state.global_step >= self.state.max_steps:
+            return None
+        return self._pace.due(self.accelerator)
 
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        if self._pace is not None and self.state.global_step < self.state.max_steps:
-            self.control.should_save = self._pace.due(self.accelerator)
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        folder = super()._get_output_dir(trial)
-        return str(Path(folder) / STAGING) if self._staging else folder
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def write_checkpoint(self, write: Callable[[], None]) -> None:
         """Write a checkpoint aside and rename it, so that one that has its name is whole."""
         output, started = Path(str(self.args.output_dir)), time.monotonic()
-        self._staging = True
         with storage_errors(output):
-            super()._save_checkpoint(model, trial)
-            self._staging = False
+            write()
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 publish(output, self.state.global_step)

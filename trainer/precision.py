@@ -16,5 +16,5 @@ def bfloat16_is_fast() -> bool:
 
 def cpu_has_bfloat16_products() -> bool:
     """Whether the CPU multiplies bfloat16 in hardware, and oneDNN, which makes use of it, is built in."""
-    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return bool(native and torch.backends.mkldnn.is_available())
+    has = torch.cpu.get_capabilities()
+    return bool((has.get("amx_tile") or has.get("avx512_bf16")) and torch.backends.mkldnn.is_available())

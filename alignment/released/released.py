@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from rapidfuzz import process
 from rapidfuzz.distance import Levenshtein
 from scipy import sparse
 
 from fusechat.errors import AlignmentError
 
 from ..vocabulary.edit_distance import Texts, flatten_texts
-from .released_loops import EMPTY, ONE_HOT, choose_rows, pair_costs, warp
+from .released_loops import EMPTY, ONE_HOT, choose_rows, warp
 
 MARKS = ("\u2581", "\u0120")
 CONTAINED_WEIGHT = 0.1
@@ -28,11 +29,12 @@ ONE_HOT_LOGIT = 1.0
 
 
 class WarpingTexts(NamedTuple):
-    """Distinct token texts of both sides, stripped and as they are, over one dense alphabet."""
+    """Distinct token texts of both sides; each stripped and as it is, at 2n and 2n+1."""
 
     pivot: Texts
     source: Texts
-    num_letters: int
+    pivot_forms: list[str]
+    source_forms: list[str]
 
 
 def word_start_mark(pieces: Sequence[str | None]) -> str:
@@ -76,21 +78,27 @@ def align_released(
 
 def warping_texts(pivot: Sequence[str], source: Sequence[str], pivot_mark: str, source_mark: str) -> WarpingTexts:
     """Lay out distinct texts for the compiled loops."""
-    p = flatten_texts([form for text in pivot for form in (text.replace(pivot_mark, ""), text)])
-    s = flatten_texts(
-        [form for text in source for form in (text.replace(source_mark, ""), text.replace(source_mark, pivot_mark))]
-    )
-    letters, places = np.unique(np.concatenate([p.points, s.points]), return_inverse=True)
-    places = places.astype(np.int32)
-    cut = len(p.points)
-    return WarpingTexts(Texts(places[:cut], p.offsets), Texts(places[cut:], s.offsets), len(letters))
+    p = [form for text in pivot for form in (text.replace(pivot_mark, ""), text)]
+    s = [form for text in source for form in (text.replace(source_mark, ""), text.replace(source_mark, pivot_mark))]
+    return WarpingTexts(flatten_texts(p), flatten_texts(s), p, s)
 
 
 def costs_of(texts: WarpingTexts) -> np.ndarray:
-    """int32 [distinct source texts, distinct pivot texts]: edit distances."""
-    return pair_costs(
-        texts.pivot.points, texts.pivot.offsets, texts.source.points, texts.source.offsets, texts.num_letters
-    )
+    """int32 [distinct source texts, distinct pivot texts]: edit distances of the stripped texts.
+
+    Where stripping leaves nothing of either, they are compared as they are.
+    """
+
+    def distances(sources: list[str], pivots: list[str]) -> np.ndarray:
+        return process.cdist(sources, pivots, scorer=Levenshtein.distance, dtype=np.int32, workers=1)
+
+    pivot, source = texts.pivot_forms[1::2], texts.source_forms[1::2]
+    costs = distances(texts.source_forms[::2], texts.pivot_forms[::2])
+    for s in [i for i, text in enumerate(texts.source_forms[::2]) if not text]:
+        costs[s] = distances([source[s]], pivot)
+    for p in [i for i, text in enumerate(texts.pivot_forms[::2]) if not text]:
+        costs[:, p] = distances(source, [pivot[p]])[:, 0]
+    return costs
 
 
 def map_seen(

@@ -1,4 +1,4 @@
-"""Compiled loops of the released mode: warping costs, the warping path, the choice of a source row.
+"""Compiled loops of the released mode: the warping path, the choice of a source row.
 
 In: token texts as code points, each distinct text once, and the tokens as indices of them. Knows nothing about files.
 """
@@ -6,67 +6,9 @@ In: token texts as code points, each distinct text once, and the tokens as indic
 import numpy as np
 from numba import njit
 
-from ..vocabulary.edit_distance import WORD_BITS, distance
-
 DIAGONAL, PIVOT_BACK, SOURCE_BACK = 0, 1, 2
 ONE_HOT, EMPTY = -1, -2
 """Instead of a source row: all mass on the label; no entries at all."""
-
-
-@njit(cache=True)
-def pair_costs(pivot_points, pivot_offsets, source_points, source_offsets, num_letters):
-    """Edit distances of all pairs of distinct texts, int32 [source texts, pivot texts].
-
-    Args:
-        pivot_points, source_points: int32, letters as 0 to num_letters-1; two texts each: stripped, and as they are,
-            at 2n and 2n+1. Where stripping leaves nothing of either, they are compared as they are.
-    """
-    pivots, sources = (len(pivot_offsets) - 1) // 2, (len(source_offsets) - 1) // 2
-    costs = np.empty((sources, pivots), np.int32)
-    bits = np.zeros(num_letters, np.uint64)
-    for s in range(sources):
-        for whole in range(2):
-            text = source_points[source_offsets[2 * s + whole] : source_offsets[2 * s + whole + 1]]
-            stripped_empty = source_offsets[2 * s + 1] == source_offsets[2 * s]
-            _set_bits(bits, text)
-            for p in range(pivots):
-                start, middle, stop = pivot_offsets[2 * p], pivot_offsets[2 * p + 1], pivot_offsets[2 * p + 2]
-                as_they_are = stripped_empty or middle == start
-                if as_they_are != (whole == 1):
-                    continue
-                other = pivot_points[middle:stop] if whole else pivot_points[start:middle]
-                if len(text) == 0 or len(text) > WORD_BITS:
-                    costs[s, p] = distance(text, other)
-                else:
-                    costs[s, p] = _distance_to(bits, len(text), other)
-            for letter in text:
-                bits[letter] = np.uint64(0)
-    return costs
-
-
-@njit(cache=True)
-def _set_bits(bits, text):
-    if len(text) <= WORD_BITS:
-        for place in range(len(text)):
-            bits[text[place]] |= np.uint64(1) << np.uint64(place)
-
-
-@njit(cache=True, inline="always")
-def _distance_to(bits, length, other):
-    """Myers' algorithm against a text whose letters already stand in `bits`."""
-    one = np.uint64(1)
-    positive, negative, top = ~np.uint64(0), np.uint64(0), one << np.uint64(length - 1)
-    score = length
-    for letter in other:
-        equal = bits[letter]
-        diagonal = (((equal & positive) + positive) ^ positive) | equal | negative
-        up = negative | ~(diagonal | positive)
-        down = positive & diagonal
-        score += np.int64((up & top) != 0) - np.int64((down & top) != 0)
-        up = (up << one) | one
-        positive = (down << one) | ~(diagonal | up)
-        negative = up & diagonal
-    return score
 
 
 @njit(cache=True)
@@ -148,7 +90,7 @@ def choose_rows(pivot, source, first, last, p_points, p_offsets, s_points, s_off
     stripped texts; else the last of those that spell the pivot's token one after the other.
 
     Args:
-        pivot, source: int32, indices of distinct texts, laid out as for `pair_costs`.
+        pivot, source: int32, indices of distinct texts, laid out as in `WarpingTexts`.
     """
     chosen = np.full(len(pivot), ONE_HOT, np.int32)
     for i in range(len(pivot)):

@@ -13,7 +13,8 @@ from numba import njit
 
 from fusechat.storage.contracts import RowKind
 
-from ..rows.projection import Projection, SourceRows
+from ..rows.projection import Projection
+from ..rows.row_arrays import SourceRows
 from ..vocabulary.vocabulary_file import ReleasedTexts, Vocabularies
 from .released import costs_of, warping_texts
 from .released_loops import EMPTY, ONE_HOT, choose_rows, warp

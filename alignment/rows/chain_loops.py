@@ -1,71 +1,141 @@
-"""The compiled walk of `row_rule: chain`: one pass over a shard's pivot tokens, the source's path and its candidates beside it.
+"""The compiled walk of `row_rule: chain`: from the rows of a source to rows on the pivot's tokens.
 
-`projection.project_chain` says what the rule is and gives the arrays; here they are filled. Knows nothing about files.
+The walk goes once over the pivot's tokens. Beside them it follows the source's own tokens, whose probabilities are all
+known (teacher forcing); this is the path. It also follows candidates: source tokens that the source held possible and
+that spell the same text so far. A pivot row is what the path and the candidates write next. The label's probability is
+the share of both that writes the label, so the product of the labels' probabilities over a text is the source's own.
+
+Three examples. A line names a side, a token of the text `playing`, and the row at that token; a single letter is a
+token as well. `tests/alignment/test_chain.py` computes each example's pivot lines from its source lines.
+
+The pivot's token is longer than the source's. Its probability is a product: .5 * .8. A candidate at the inner boundary
+writes another long token: .5 * .2.
+
+    source  play     play .5  run .3  stop .2
+    source  ing      ing .8  s .2
+    pivot   playing  playing .4  run .3  stop .2  plays .1
+
+The source's token is longer than the pivot's. All that begins with `play` adds up. The second row holds what remains of
+each candidate. Nobody knows what would follow the candidate `play`, so its .1 is in no entry: it stays in the tail.
+
+    source  playing  playing .6  plays .3  play .1
+    pivot   play     play 1
+    pivot   ing      ing .6  s .3
+
+Both sides have the same tokens, and a candidate is longer. The candidate `playing` writes `play` and then `ing`. So the
+first label has .4 + .5, and of this .9 the second label has .4 + .5 * .8.
+
+    source  play     play .5  playing .4  run .1
+    source  ing      ing .8  s .2
+    pivot   play     play .9  run .1
+    pivot   ing      ing .8889  s .1111
+
+`projection.project_chain` makes the arrays, `chain_candidates` says what candidates write. Knows nothing about files.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
 from fusechat.storage.contracts import RowKind
 
-from ..vocabulary.piece_segmentation import longest_of_segments
-from ..vocabulary.vocabulary_trie import descend, longest_match
-from .compiled import compiled
-from .row_masses import add_mass, carry_over, clear_masses, push_candidate, write_row
+from .chain_candidates import ChainInputs, longer_tokens, open_row, other_tokens
+from .compiled import compiled, inlined
+from .row_arrays import PivotRows
+from .row_masses import Scratch, add_mass, carry_over, clear_masses, write_row
 
 _EXACT, _MAPPED, _INSIDE, _END = (int(k) for k in (RowKind.EXACT, RowKind.MAPPED, RowKind.INSIDE, RowKind.END_OF_TURN))
 
 
-@compiled
-def walk_chain(pivot, source, alignment, rows, tables, scratch, out_ids, out_logprobs, out_label, out_kind):
-    chained = 0
-    # The next source row that the path has not read to its end, or -1: unknown, start afresh at a shared boundary.
-    # `weight`: share of the path among all that fits the text so far; `cut`: share already known not to go on here.
-    cursor, weight, cut = -1, 1.0, 0.0
-    for i in range(len(pivot.token_ids)):
-        j, inside, label = alignment.source_row[i], alignment.inside[i], pivot.token_ids[i]
-        if pivot.opens_turn[i] or j < 0:
-            cursor, weight, cut, scratch.count[0] = -1, 1.0, 0.0, 0
-        if j >= 0:
-            while (
-                0 <= cursor < j and source.starts[cursor] == source.ends[cursor] and not source.is_end_of_turn[cursor]
-            ):
-                weight *= rows.label_probs[cursor] / (1.0 - cut)  # a word-start mark of its own: it spells no byte
-                cursor, cut = cursor + 1, 0.0
-        if j < 0 or (cursor != j and inside > 0) or not _is_known(source, rows, tables, j):
-            cursor = -1
-            continue
-        if cursor != j:
-            weight, cut, scratch.count[0] = 1.0, 0.0, 0
-        clear_masses(scratch)
-        ended = carry_over(scratch, tables, label)
-        if inside == 0:
-            ended += _open_row(pivot, source, rows, tables, scratch, i, j, weight / (1.0 - cut), cut > 0.0)
-            weight *= rows.label_probs[j] / (1.0 - cut)
-        last, weight, crossed = _cross_boundaries(pivot, source, rows, tables, scratch, i, j, weight)
-        if last < 0:
-            cursor, scratch.count[0] = -1, 0
-            continue
-        ended += crossed
-        meets = source.ends[last] == pivot.ends[i]
-        if meets and ended > 0.0:  # what ended where the path has a boundary goes on as the path does
-            scratch.masses[scratch.slots[label]] -= ended
-            weight += ended
-        cut = _longer_tokens(pivot, source, rows, tables, scratch, i, last, weight) if meets else 0.0
-        weight *= 1.0 - cut
-        add_mass(scratch, label, weight)
-        total = write_row(scratch, label, out_ids[i], out_logprobs[i])
-        out_label[i] = min(0.0, np.log(total))
-        out_kind[i] = _kind(pivot.is_end_of_turn[i], inside, meets and last == j)
-        chained += last > j
-        weight /= total  # from here on, all that wrote the label is all there is
-        for h in range(scratch.count[0]):
-            scratch.weights[h] /= total
-        cursor = last + 1 if meets else last
-    return chained
+class Path(NamedTuple):
+    """The source's own tokens up to the place where the walk stands."""
+
+    source_row: int
+    """The first source row that the walk has not read to its end; -1: unknown, as after a token without a row."""
+    weight: float
+    """Probability: the path's share of all that spells the text so far."""
+    ruled_out: float
+    """Probability that row `source_row` gives to candidates that the last label has excluded."""
 
 
 @compiled
-def _kind(is_end_of_turn, inside, same_bytes):
+def walk_chain(inputs: ChainInputs, scratch: Scratch, out: PivotRows) -> int:
+    """Write the pivot rows of a shard; rows that the source says nothing about stay EMPTY.
+
+    Returns:
+        Number of rows whose pivot token ends in another source token than it begins in.
+    """
+    num_chained = 0
+    path = Path(-1, 1.0, 0.0)
+    for i in range(len(inputs.pivot.token_ids)):
+        path = _path_at(inputs, scratch, i, path)
+        if path.source_row >= 0:
+            path, is_chained = _write_pivot_row(inputs, scratch, out, i, path)
+            num_chained += is_chained
+    return num_chained
+
+
+@inlined
+def _path_at(inputs: ChainInputs, scratch: Scratch, i: int, path: Path) -> Path:
+    """The path at the first byte of pivot row i.
+
+    A path that is unknown begins anew where both sides have a boundary; it then has weight 1 and no candidates.
+    """
+    source, label_probs = inputs.source, inputs.rows.label_probs
+    j = inputs.alignment.source_row[i]
+    source_row, weight, ruled_out = path
+    if j < 0 or inputs.pivot.opens_turn[i]:
+        source_row = -1
+    while (
+        0 <= source_row < j
+        and source.starts[source_row] == source.ends[source_row]
+        and not source.is_end_of_turn[source_row]
+    ):
+        weight *= label_probs[source_row] / (1.0 - ruled_out)  # a word-start mark of its own: it spells no byte
+        source_row, ruled_out = source_row + 1, 0.0
+    is_known = j >= 0 and _is_known(inputs, j)
+    if is_known and source_row == j:
+        return Path(source_row, weight, ruled_out)
+    scratch.count[0] = 0
+    if is_known and inputs.alignment.inside[i] == 0:
+        return Path(j, 1.0, 0.0)
+    return Path(-1, 1.0, 0.0)
+
+
+@inlined
+def _write_pivot_row(inputs: ChainInputs, scratch: Scratch, out: PivotRows, i: int, path: Path) -> tuple[Path, bool]:
+    """Write pivot row i from the path and the candidates; returns the path after it, and whether the row is chained."""
+    pivot, source, label_probs = inputs.pivot, inputs.source, inputs.rows.label_probs
+    j, inside, label = path.source_row, inputs.alignment.inside[i], pivot.token_ids[i]
+    weight, ruled_out = path.weight, path.ruled_out
+    clear_masses(scratch)
+    ended = carry_over(scratch, inputs.tables, label)
+    if inside == 0:
+        ended += open_row(inputs, scratch, i, j, weight / (1.0 - ruled_out), ruled_out > 0.0)
+        weight *= label_probs[j] / (1.0 - ruled_out)
+    last, weight, crossed = _cross_boundaries(inputs, scratch, i, j, weight)
+    if last < 0:
+        scratch.count[0] = 0
+        return Path(-1, 1.0, 0.0), False
+    ended += crossed
+    meets = source.ends[last] == pivot.ends[i]
+    if meets and ended > 0.0:  # what ended where the path has a boundary goes on as the path does
+        scratch.masses[scratch.slots[label]] -= ended
+        weight += ended
+    ruled_out = longer_tokens(inputs, scratch, i, last, weight) if meets else 0.0
+    weight *= 1.0 - ruled_out
+    add_mass(scratch, label, weight)
+    total = write_row(scratch, label, out.topk_ids[i], out.topk_logprobs[i])
+    out.label_logprob[i] = min(0.0, np.log(total))
+    out.kind[i] = _kind(pivot.is_end_of_turn[i], inside, meets and last == j)
+    for place in range(scratch.count[0]):  # from here on, all that wrote the label is all there is
+        scratch.weights[place] /= total
+    return Path(last + 1 if meets else last, weight / total, ruled_out), last > j
+
+
+@inlined
+def _kind(is_end_of_turn: bool, inside: int, same_bytes: bool) -> int:
+    """The RowKind of a row that was written."""
     if is_end_of_turn:
         return _END
     if inside > 0:
@@ -73,175 +143,37 @@ def _kind(is_end_of_turn, inside, same_bytes):
     return _EXACT if same_bytes else _MAPPED
 
 
-@compiled
-def _is_known(source, rows, tables, j):
+@inlined
+def _is_known(inputs: ChainInputs, j: int) -> bool:
     """False for the unknown token (its probability is not that of the text) and for rows without a score."""
-    label = source.token_ids[j]
-    spelled = tables.source.offsets[label + 1] > tables.source.offsets[label]
-    return (spelled or source.is_end_of_turn[j]) and rows.label_probs[j] > 0.0
+    label, offsets = inputs.source.token_ids[j], inputs.tables.source.offsets
+    spells_bytes = offsets[label + 1] > offsets[label]
+    return (spells_bytes or inputs.source.is_end_of_turn[j]) and inputs.rows.label_probs[j] > 0.0
 
 
-@compiled
-def _template_bytes(surfaces, token_id, width, opens_turn, is_end_of_turn):
-    """Bytes at the front of a turn's first token that belong to the template (the space before the first word)."""
-    if not opens_turn or is_end_of_turn:
-        return 0
-    return max(0, surfaces.offsets[token_id + 1] - surfaces.offsets[token_id] - width)
+@inlined
+def _cross_boundaries(inputs: ChainInputs, scratch: Scratch, i: int, j: int, weight: float) -> tuple[int, float, float]:
+    """Follow the path through the source's boundaries inside pivot token i.
 
+    At each of them, candidates of the row there write other tokens from the pivot token's first byte on.
 
-@compiled
-def _open_row(pivot, source, rows, tables, scratch, i, j, weight, any_cut):
-    """Add what the candidates of source row j write at pivot row i; returns the mass of those that end with the label."""
-    label, ended = pivot.token_ids[i], 0.0
-    p_extra = _template_bytes(
-        tables.pivot, label, pivot.ends[i] - pivot.starts[i], pivot.opens_turn[i], pivot.is_end_of_turn[i]
-    )
-    s_label = source.token_ids[j]
-    s_extra = _template_bytes(
-        tables.source, s_label, source.ends[j] - source.starts[j], source.opens_turn[j], source.is_end_of_turn[j]
-    )
-    data, offsets = tables.source.data, tables.source.offsets
-    for c in range(rows.topk_ids.shape[1]):
-        candidate, mass = rows.topk_ids[j, c], weight * rows.topk_probs[j, c]
-        if mass <= 0.0 or candidate == s_label or (any_cut and scratch.cut[c]):
-            continue
-        if s_extra == 0 and p_extra == 0:
-            ended += _open_candidate(tables, scratch, candidate, mass, label)
-            continue
-        start, stop = offsets[candidate], offsets[candidate + 1]
-        if s_extra > 0 and not _same_bytes(data, start, stop, offsets[s_label], s_extra):
-            continue
-        if s_extra != p_extra:
-            front = tables.pivot.offsets[label]
-            node = descend(tables.trie, tables.pivot.data, front, front + p_extra, 0)
-            image, covered = (-1, 0) if node < 0 else longest_match(tables.trie, data, start + s_extra, stop, node)
-            add_mass(scratch, image, mass)
-            if image == label:
-                ended += push_candidate(scratch, candidate, s_extra + covered, -1, mass, stop - start)
-            continue
-        ended += _open_candidate(tables, scratch, candidate, mass, label)
-    return ended
-
-
-@compiled
-def _open_candidate(tables, scratch, candidate, mass, label):
-    """A candidate at a shared boundary: its first segment if that is the label, else its image under the map."""
-    image, first = tables.candidates[candidate, 0], tables.candidates[candidate, 1]
-    if first < 0:
-        add_mass(scratch, image, 0.0 if image == label else mass)
-        return 0.0
-    if first == label or image == label:
-        image = first  # only what spells the label may add to it: the label's mass is what the next row begins with
-    add_mass(scratch, image, mass)
-    if first != label:
-        return 0.0
-    covered = tables.pivot.offsets[label + 1] - tables.pivot.offsets[label]
-    segment = tables.segments.offsets[candidate] + 1
-    return push_candidate(scratch, candidate, covered, segment, mass, tables.candidates[candidate, 2])
-
-
-@compiled
-def _cross_boundaries(pivot, source, rows, tables, scratch, i, j, weight):
-    """Follow the source's path through the boundaries inside pivot token i.
-
-    At each, candidates of the row there write other tokens from the pivot token's first byte on.
-    Returns the source row that covers the token's last byte (-1: none), the path's weight, and the mass that ended.
+    Returns:
+        The source row that covers the token's last byte (-1: none), the path's weight, and the mass of candidates that
+        ended with the label.
     """
+    pivot, source, label_probs = inputs.pivot, inputs.source, inputs.rows.label_probs
     ended, end = 0.0, pivot.ends[i]
     while source.ends[j] < end:
         following = j + 1
         if following == len(source.token_ids) or source.opens_turn[following] or source.is_end_of_turn[following]:
             return -1, weight, ended
-        if source.starts[following] != source.ends[j] or not _is_known(source, rows, tables, following):
+        if source.starts[following] != source.ends[j] or not _is_known(inputs, following):
             return -1, weight, ended
-        ended += _other_tokens(pivot, source, rows, tables, scratch, i, following, weight)
-        weight *= rows.label_probs[following]
+        ended += other_tokens(inputs, scratch, i, following, weight)
+        weight *= label_probs[following]
         j = following
     if pivot.is_end_of_turn[i] and (i + 1 == len(pivot.token_ids) or pivot.opens_turn[i + 1]):
         while j + 1 < len(source.token_ids) and not source.opens_turn[j + 1] and source.is_end_of_turn[j + 1]:
             j += 1
-            weight *= rows.label_probs[j]  # the source ends its turn with several tokens, the pivot with one
+            weight *= label_probs[j]  # the source ends its turn with several tokens, the pivot with one
     return j, weight, ended
-
-
-@compiled
-def _other_tokens(pivot, source, rows, tables, scratch, i, j, weight):
-    """What the pivot would write from row i's first byte on, were candidates of source row j written in mid-token."""
-    label = pivot.token_ids[i]
-    front, back = tables.pivot.offsets[label], tables.pivot.offsets[label + 1]
-    front_extra = _template_bytes(tables.pivot, label, pivot.ends[i] - pivot.starts[i], pivot.opens_turn[i], False)
-    rest = back - front - front_extra - (source.starts[j] - pivot.starts[i])  # bytes of the label from row j on
-    if rest <= 0 or back - front < front_extra + pivot.ends[i] - pivot.starts[i]:
-        return 0.0  # a normalising tokenizer: its piece does not show where row j begins
-    node = descend(tables.trie, tables.pivot.data, front, back - rest, 0)
-    if node < 0:
-        return 0.0
-    before, _ = longest_match(tables.trie, tables.pivot.data, front, back - rest, 0)
-    ended = 0.0
-    for c in range(rows.topk_ids.shape[1]):
-        candidate, mass = rows.topk_ids[j, c], weight * rows.topk_probs[j, c]
-        if mass <= 0.0 or candidate == source.token_ids[j]:
-            continue
-        image, covered, segment = longest_of_segments(tables.trie, tables.segments, tables.pivot, candidate, node)
-        add_mass(scratch, image if covered > 0 else before, mass)
-        if image == label:
-            ended += push_candidate(scratch, candidate, covered, segment, mass, tables.candidates[candidate, 2])
-    return ended
-
-
-@compiled
-def _longer_tokens(pivot, source, rows, tables, scratch, i, last, weight):
-    """The share of the path that goes on into a pivot token longer than the label, after source row `last`.
-
-    Marks the candidates of the next row that do, and adds their mass to those longer tokens: having read the label,
-    the pivot knows that they were not written.
-    """
-    j = last + 1
-    if (
-        pivot.is_end_of_turn[i]
-        or j == len(source.token_ids)
-        or source.opens_turn[j]
-        or source.starts[j] != source.ends[last]
-    ):
-        return 0.0
-    label = pivot.token_ids[i]
-    front, back = tables.pivot.offsets[label], tables.pivot.offsets[label + 1]
-    width = pivot.ends[i] - pivot.starts[i]
-    if back - front != width + _template_bytes(tables.pivot, label, width, pivot.opens_turn[i], False):
-        return 0.0
-    node = tables.nodes[label]
-    if node < 0 or tables.trie.first_child[node] == tables.trie.first_child[node + 1]:
-        return 0.0
-    first_child, last_child = tables.trie.first_child[node], tables.trie.first_child[node + 1]
-    cut = 0.0
-    for c in range(rows.topk_ids.shape[1]):
-        candidate, prob = rows.topk_ids[j, c], rows.topk_probs[j, c]
-        scratch.cut[c] = False
-        if prob <= 0.0 or candidate == source.token_ids[j]:
-            continue
-        if _child(tables.trie, first_child, last_child, tables.candidates[candidate, 3]) < 0:
-            continue
-        image, covered, _ = longest_of_segments(tables.trie, tables.segments, tables.pivot, candidate, node)
-        if covered > 0:
-            scratch.cut[c] = True
-            cut += prob
-            add_mass(scratch, image, weight * prob)
-    return min(cut, 1.0 - rows.label_probs[j])
-
-
-@compiled
-def _child(trie, first, last, byte):
-    """The child, of those from `first` to `last`-1, that a byte leads to, or -1; also -1 for no byte (-1)."""
-    while first < last and trie.bytes[first] < byte:
-        first += 1
-    return first if first < last and trie.bytes[first] == byte else -1
-
-
-@compiled
-def _same_bytes(data, start, stop, other, length):
-    if stop - start < length:
-        return False
-    same = 0
-    while same < length and data[start + same] == data[other + same]:
-        same += 1
-    return same == length

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..vocabulary.vocabulary_trie import longest_match
 from .compiled import compiled
+from .row_arrays import VocabularyTables
 
 MIN_PROBABILITY = 1e-30
 """A label's probability is never written as less, so that its logprob stays finite."""
@@ -35,8 +36,8 @@ class Scratch(NamedTuple):
     """float64 [candidates]: shares of all that fits the text so far."""
     count: np.ndarray  # type: ignore[assignment]  # numba needs a NamedTuple, whose own count nobody calls
     """int64 [1]: candidates in use."""
-    cut: np.ndarray
-    """bool [source k]: candidates of the next row that the label just read rules out."""
+    ruled_out: np.ndarray
+    """bool [source k]: candidates of the next source row that the label just read excludes."""
 
 
 def new_scratch(vocab_size: int, source_k: int) -> Scratch:
@@ -57,14 +58,15 @@ def new_scratch(vocab_size: int, source_k: int) -> Scratch:
 
 
 @compiled
-def clear_masses(scratch):
+def clear_masses(scratch: Scratch) -> None:
+    """Begin a row: no masses."""
     for entry in range(scratch.used[0]):
         scratch.slots[scratch.ids[entry]] = -1
     scratch.used[0] = 0
 
 
 @compiled
-def add_mass(scratch, token_id, mass):
+def add_mass(scratch: Scratch, token_id: int, mass: float) -> None:
     """Add to an id's mass. Ids below 0, and new ids when the memory is full, stay in the row's tail."""
     if token_id < 0 or mass <= 0.0:
         return
@@ -79,8 +81,13 @@ def add_mass(scratch, token_id, mass):
 
 
 @compiled
-def push_candidate(scratch, token, read, segment, weight, length):
-    """Keep a candidate that wrote the label and goes on; returns its weight if it ended with the label, else 0."""
+def push_candidate(scratch: Scratch, token: int, read: int, segment: int, weight: float, length: int) -> float:
+    """Keep a candidate that wrote the label and goes on; returns its weight if it ended with the label, else 0.
+
+    Args:
+        read: bytes of the candidate that are read, of `length`.
+        segment: place of its next segment; -1: the longest match decides.
+    """
     if read >= length:
         return weight
     place = scratch.count[0]
@@ -92,12 +99,13 @@ def push_candidate(scratch, token, read, segment, weight, length):
 
 
 @compiled
-def carry_over(scratch, tables, label):
+def carry_over(scratch: Scratch, tables: VocabularyTables, label: int) -> float:
     """Add what the kept candidates write next, and keep those that write the label; returns the mass that ended."""
-    held, ended = scratch.count[0], 0.0
-    scratch.count[0] = 0
-    for h in range(held):
-        token, read, segment, weight = scratch.tokens[h], scratch.reads[h], scratch.segments[h], scratch.weights[h]
+    num_kept, ended = scratch.count[0], 0.0
+    scratch.count[0] = 0  # those that go on are pushed to the front again, never past the place that is read
+    for place in range(num_kept):
+        token, read = scratch.tokens[place], scratch.reads[place]
+        segment, weight = scratch.segments[place], scratch.weights[place]
         start, stop = tables.source.offsets[token], tables.source.offsets[token + 1]
         if segment >= 0:
             image = tables.segments.token_ids[segment]
@@ -112,10 +120,14 @@ def carry_over(scratch, tables, label):
 
 
 @compiled
-def write_row(scratch, label, out_ids, out_logprobs):
+def write_row(scratch: Scratch, label: int, out_ids: np.ndarray, out_logprobs: np.ndarray) -> float:
     """Write the largest masses, descending; the label, if it is an id, always is among them.
 
     Returns the label's probability. Mass above 1 (the stored label and top-k are rounded apart) is taken from the others.
+
+    Args:
+        out_ids: int32 [k].
+        out_logprobs: float32 [k], nats; -inf where there is no mass.
     """
     used, k = scratch.used[0], len(out_ids)
     own, total = 0.0, 0.0
@@ -150,8 +162,13 @@ def write_row(scratch, label, out_ids, out_logprobs):
 
 
 @compiled
-def _force(out_ids, out_masses, count, label, mass):
-    """Put the label last among the k best if it is not there."""
+def _force(out_ids: np.ndarray, out_masses: np.ndarray, count: int, label: int, mass: float) -> None:
+    """Put the label last among the `count` best of k if it is not one of them.
+
+    Args:
+        out_ids: int32 [k].
+        out_masses: float32 [k], probabilities.
+    """
     for place in range(count):
         if out_ids[place] == label:
             return

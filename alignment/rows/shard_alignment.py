@@ -20,7 +20,8 @@ from ..released.released_shard import DialogueTokens, project_shard, warped_pair
 from ..tokens.cooccurrence import Cooccurrence, count_ids, count_pairs
 from ..tokens.token_alignment import SpanAlignment, TargetRows, align_spans, both_target_rows
 from ..vocabulary.vocabulary_file import ReleasedTexts, load_vocabularies, released_texts
-from .projection import Projection, pass_through, project_chain, project_map, source_rows
+from .projection import Projection, pass_through, project_chain, project_map
+from .row_arrays import source_rows
 
 
 class RowReader:

@@ -1,7 +1,11 @@
-"""Levenshtein distance over code points, compiled, for the two places that ask for millions of them.
+"""The piece at the least Levenshtein distance among a vocabulary's, compiled.
 
-In: texts as code points, end to end. Out: distances. Pieces of up to 64 code points take Myers' bit-parallel algorithm
-(G. Myers, J. ACM 46(3), 1999, in Hyyro's formulation); longer ones the plain recurrence.
+rapidfuzz computes every distance of a query, this search leaves out most by their bounds: for 2,000 pieces of Mistral's
+vocabulary among Qwen's 151,643 it takes 2.2 s, rapidfuzz 35 s (one core). Where all distances are wanted, rapidfuzz is
+used. In: texts as code points, end to end. Out: the nearest and its distance.
+
+Pieces of up to 64 code points take Myers' bit-parallel algorithm (G. Myers, J. ACM 46(3), 1999, in Hyyro's formulation);
+longer ones the plain recurrence.
 """
 
 from collections.abc import Sequence

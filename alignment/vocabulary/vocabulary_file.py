@@ -19,7 +19,7 @@ from fusechat.storage.artifact import storage_errors
 from fusechat.text.token_surface import token_surfaces
 
 from ..released.released import candidate_map, word_start_mark
-from ..rows.projection import VocabularyTables, make_tables
+from ..rows.row_arrays import VocabularyTables, make_tables
 from ..tokens.cooccurrence import Cooccurrence
 from .piece_segmentation import Segments, encode_pieces, pivot_trie, segment_pieces
 from .vocabulary_mapping import VocabularyMap, build_map

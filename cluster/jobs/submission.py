@@ -21,6 +21,7 @@ from typing import Any
 from fusechat import __version__
 from fusechat.config import RunConfig
 from fusechat.errors import ClusterSetupError, first_line
+from fusechat.storage.retry import patiently
 
 from . import working_dir
 
@@ -192,19 +193,19 @@ def submit_when_ready(client: Any, *, patience_seconds: float = AGENT_PATIENCE_S
         ClusterSetupError: it cannot after that time.
         RuntimeError: it refuses the job.
     """
-    deadline = time.monotonic() + patience_seconds
-    while True:
-        try:
-            return client.submit_job(**job)
-        except RuntimeError as error:
-            if "No available agent" not in str(error):
-                raise
-            if time.monotonic() > deadline:
-                raise ClusterSetupError(
-                    f"{client.get_address()}: no node took the job within {patience_seconds:g} s; see that the cluster's nodes "
-                    "are up (`ray status`), then submit again"
-                ) from error
-            time.sleep(1.0)
+    try:
+        return patiently(lambda: client.submit_job(**job), seconds=patience_seconds, passes=_has_no_agent)
+    except RuntimeError as error:
+        if not _has_no_agent(error):
+            raise
+        raise ClusterSetupError(
+            f"{client.get_address()}: no node took the job within {patience_seconds:g} s; see that the cluster's nodes "
+            "are up (`ray status`), then submit again"
+        ) from error
+
+
+def _has_no_agent(error: BaseException) -> bool:
+    return "No available agent" in str(error)
 
 
 def submit(
@@ -264,19 +265,14 @@ def _connect(address: str) -> Any:
     import ray
     import requests
     from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
 
-    class Client(JobSubmissionClient):
-        """With a time limit, which the SDK's own requests lack."""
-
-        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
-            return super()._do_request(method, endpoint, **{"timeout": REQUEST_SECONDS, **options})
+    from ..ray_internals import TimedJobClient
 
     if "://" not in address:
         address = f"http://{address}"
     try:
-        client = Client(address)
-        found = client._do_request("GET", "/api/version").json()["ray_version"]
+        client = TimedJobClient(address, REQUEST_SECONDS)
+        found = client.ray_version()
     except AuthenticationError as error:
         raise ClusterSetupError(
             f"{address}: the cluster refused the token ({first_line(error)}); set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH "

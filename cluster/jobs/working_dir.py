@@ -1,6 +1,7 @@
 """What `fusechat submit` sends: the working directory without data, stores, models and checkpoints; and what must lie outside."""
 
 from pathlib import Path
+from typing import Any
 
 from fusechat.config import RunConfig
 from fusechat.errors import ClusterSetupError
@@ -11,6 +12,7 @@ EXCLUDES = (
     "*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.parquet", "*.arrow",
 )  # fmt: skip
 """In gitignore's syntax; what .gitignore and .rayignore name is left out too."""
+SYNTAX = "gitignore"
 MIB = 2**20
 NAMED_FOLDERS = 4
 
@@ -25,18 +27,28 @@ def excludes_of(config: RunConfig, folder: Path) -> list[str]:
 
 
 def sent_files(folder: Path, excludes: list[str]) -> dict[str, int]:
-    """Path within the folder -> bytes, of the files that Ray would send."""
-    # Ray's own walk, so that what is counted is what is sent.
-    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+    """Path within the folder -> bytes, of the files that Ray would send: it leaves out what `excludes`, .gitignore and
+    .rayignore of any folder above a file name.
+    """
+    from pathspec import PathSpec
 
-    found: dict[str, int] = {}
+    files: dict[str, int] = {}
 
-    def keep(path: Path) -> None:
-        if path.is_file():
-            found[str(path.relative_to(folder))] = path.stat().st_size
+    def walk(place: Path, specs: list[tuple[Path, PathSpec[Any]]]) -> None:
+        ignored = [name for name in (".gitignore", ".rayignore") if (place / name).is_file()]
+        specs = specs + [
+            (place, PathSpec.from_lines(SYNTAX, (place / name).read_text().splitlines())) for name in ignored
+        ]
+        for path in place.iterdir():
+            if any(spec.match_file(path.relative_to(root)) for root, spec in specs):
+                continue
+            if path.is_dir():
+                walk(path, specs)
+            elif path.is_file():
+                files[str(path.relative_to(folder))] = path.stat().st_size
 
-    _dir_travel(folder, [_get_excludes(folder, excludes)], keep, include_gitignore=True)
-    return found
+    walk(folder, [(folder, PathSpec.from_lines(SYNTAX, excludes))])
+    return files
 
 
 def check_working_dir(config: RunConfig, folder: Path, files: dict[str, int]) -> None:

@@ -5,6 +5,7 @@ same figure shows when nothing but the judge's draws change; it comes from repea
 many questions there are. The noise of a difference of two scores is the root of the sum of the squares of their noises.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ def _verdict(mode: str, place: tuple[str, str, int, int], swapped: bool, message
 
 def _single_figures(items: list[tuple[_Verdict, Reply]], seed: int) -> dict[str, Any]:
     """score (mean over questions and turns, 1 to 10), interval over questions, the judge's noise, and counts."""
-    values = [(verdict, read_score(reply.text)) for verdict, reply in items]
+    values = [(verdict, None if reply.fault else read_score(reply.text)) for verdict, reply in items]
     by_question: dict[int, dict[int, list[float]]] = {}
     for verdict, value in values:
         if value is not None:
@@ -123,7 +124,7 @@ def _single_figures(items: list[tuple[_Verdict, Reply]], seed: int) -> dict[str,
             str(turn + 1): _mean([v for cells in by_question.values() for v in cells.get(turn, [])]) for turn in turns
         },
         "verdicts": len(items),
-        "nonsense": sum(value is None for _, value in values),
+        **_nonsense([reply for (_, reply), (_, value) in zip(items, values, strict=True) if value is None]),
     }
 
 
@@ -133,11 +134,11 @@ def _pairwise_figures(items: list[tuple[_Verdict, Reply]], seed: int) -> dict[st
     A turn counts only with a readable verdict in both orders: one alone would carry what the judge gives to the place.
     """
     by_question: dict[int, dict[tuple[int, bool], list[float]]] = {}
-    nonsense = 0
+    nonsense: list[Reply] = []
     for verdict, reply in items:
-        value = read_verdict(reply.text)
+        value = None if reply.fault else read_verdict(reply.text)
         if value is None:
-            nonsense += 1
+            nonsense.append(reply)
             continue
         won = 1 - value if verdict.swapped else value
         by_question.setdefault(verdict.question, {}).setdefault((verdict.turn, verdict.swapped), []).append(won)
@@ -161,9 +162,15 @@ def _pairwise_figures(items: list[tuple[_Verdict, Reply]], seed: int) -> dict[st
         "orders_agree": float(np.mean(agree)) if agree else None,
         "first_wins": _mean([one for one, _ in both] + [1 - other for _, other in both]),
         "verdicts": len(items),
-        "nonsense": nonsense,
+        **_nonsense(nonsense),
         "alone": alone,
     }
+
+
+def _nonsense(replies: Sequence[Reply]) -> dict[str, Any]:
+    """How many replies give no verdict, and reason -> how many of them, the most frequent first."""
+    reasons = Counter(reply.fault or "no verdict in the last line" for reply in replies)
+    return {"nonsense": len(replies), "nonsense_reasons": dict(reasons.most_common())}
 
 
 def _figures(questions: list[list[list[float]]], seed: int, *, name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible chat endpoint: messages in, replies and their tokens out; retries, concurrency, a cache on disk.
+"""An OpenAI-compatible chat endpoint: messages in, replies and their tokens out; concurrency, and a cache on disk.
 
 Replies are appended to a JSON Lines file as they come, under a key made of everything that was asked, so that a killed
 evaluation pays for no reply twice. Knows nothing about scores.
@@ -8,21 +8,22 @@ import asyncio
 import hashlib
 import json
 import os
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import httpx
+from typing import TYPE_CHECKING, Any
 
 from fusechat.config.evaluation import JudgeSection
 from fusechat.errors import ConfigError, JudgeError
 from fusechat.progress import append_json_line, read_json_lines
 
-RETRIED = {408, 409, 425, 429}
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+REFUSES_ALL = {401, 402, 404}
+"""Statuses that are about no single question, but the key, the account, the address or the model."""
+PASSES = {408, 409, 429}
 """Statuses, beside all from 500 on, after which the same request may succeed."""
-MAX_WAIT_SECONDS = 120.0
 MIN_FAILURES_IN_A_ROW = 3
 """A request that fails by itself must not stop the others where they are sent one by one."""
 
@@ -45,6 +46,8 @@ class Reply:
     completion_tokens: int
     attempts: int
     cached: bool
+    fault: str = ""
+    """Why the text is no whole reply: refused, cut or empty. Empty: it is one."""
 
 
 def ask_all(
@@ -56,8 +59,11 @@ def ask_all(
 ) -> list[Reply]:
     """Ask for every verdict that is not in the cache yet.
 
+    A question that the endpoint refuses while it answers others (a content filter) gets an empty reply with its fault.
+
     Raises:
-        ConfigError: the key's environment variable is not set, or the endpoint refuses the request (wrong key or model).
+        ConfigError: the key's environment variable is not set, or the endpoint refuses the key, the model, or all of the
+            first requests.
         JudgeError: requests that failed at every attempt; all other replies are kept. As many in a row as are sent at once
             (at least three) end it.
     """
@@ -67,117 +73,166 @@ def ask_all(
     for _ in range(len(requests) - len(missing)):
         on_reply()
     if missing:
-        asyncio.run(_ask_missing(section, missing, known, cache, on_reply))
+        answered = any(not known[key].get("fault") for key in keys if key in known)
+        asyncio.run(_Asking(section, missing, known, cache, on_reply, answered).run())
     return [Reply(**known[key], cached=key not in missing) for key in keys]
 
 
-async def _ask_missing(
-    section: JudgeSection,
-    missing: dict[str, Request],
-    known: dict[str, dict[str, Any]],
-    cache: Path,
-    on_reply: Callable[[], None],
-) -> None:
-    failures: list[str] = []
-    in_a_row, patience = 0, max(section.concurrency, MIN_FAILURES_IN_A_ROW)
-    waiting = asyncio.Queue[tuple[str, Request]]()
-    for item in missing.items():
-        waiting.put_nowait(item)
+@dataclass
+class _Asking:
+    """The requests that are missing, some at once, and what became of them."""
 
-    async def work(client: httpx.AsyncClient) -> None:
-        nonlocal in_a_row
-        # An endpoint that is not there must not cost every request all of its attempts.
-        while not waiting.empty() and in_a_row < patience:
-            key, request = waiting.get_nowait()
+    section: JudgeSection
+    missing: dict[str, Request]
+    known: dict[str, dict[str, Any]]
+    """key -> record of a reply; replies are added."""
+    cache: Path
+    on_reply: Callable[[], None]
+    answered: bool
+    """The endpoint has answered a question of this judge, so a refusal is about the question."""
+
+    async def run(self) -> None:
+        """Raises ConfigError and JudgeError as `ask_all`."""
+        self.refused: dict[str, tuple[str, str]] = {}  # key -> what the endpoint said, its code
+        self.failures: list[str] = []
+        self.failed_in_a_row = 0
+        self.waiting = list(reversed(self.missing.items()))
+        workers = []
+        async with _connect(self.section) as client:
             try:
-                found = await _ask(client, section, request)
-            except JudgeError as error:
-                failures.append(str(error))
-                in_a_row += 1
-                continue
-            in_a_row = 0
-            known[key] = found
-            append_json_line(cache, {"key": key, **found})
-            on_reply()
+                for _ in range(min(self.section.concurrency, len(self.missing))):
+                    workers.append(asyncio.ensure_future(self._work(client)))
+                await asyncio.gather(*workers)
+            finally:
+                for worker in workers:
+                    worker.cancel()
+        if len(self.refused) > len(self.failures):
+            raise self._refusal(next(iter(self.refused.values()))[0])
+        if self.failures:
+            num, row = len(self.waiting), self.failed_in_a_row
+            left = f", {num} were not asked for after {row} failures in a row" if num else ""
+            raise JudgeError(
+                f"{len(self.failures)} of {len(self.missing)} verdicts failed {self.section.max_attempts} times (last: "
+                f"{self.failures[-1]}){left}; all that came are kept: check evaluation.judge.url, and start the same "
+                "command again when the endpoint answers"
+            )
 
-    async with httpx.AsyncClient(timeout=section.timeout_seconds, headers=headers(section)) as client:
-        workers = [asyncio.ensure_future(work(client)) for _ in range(min(section.concurrency, len(missing)))]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
-    if failures:
-        left = f", {waiting.qsize()} were not asked for after {in_a_row} failures in a row" if waiting.qsize() else ""
-        raise JudgeError(
-            f"{len(failures)} of {len(missing)} verdicts failed {section.max_attempts} times (last: {failures[-1]}){left}; "
-            "all that came are kept: check evaluation.judge.url, and start the same command again when the endpoint answers"
+    async def _work(self, client: "AsyncOpenAI") -> None:
+        from openai import APIConnectionError, APIStatusError
+
+        patience = max(self.section.concurrency, MIN_FAILURES_IN_A_ROW)
+        # An endpoint that is not there, or refuses everything, must not cost every request all of its attempts.
+        while self.waiting and max(self.failed_in_a_row, len(self.refused)) < patience:
+            key, request = self.waiting.pop()
+            try:
+                record = await _ask(client, self.section, request)
+            except APIConnectionError as error:
+                self._note_failure(f"{type(error.__cause__ or error).__name__}: {error.__cause__ or error}")
+            except APIStatusError as error:
+                reason = f"status {error.status_code}: {error.response.text.strip()[:200]}"
+                if error.status_code in REFUSES_ALL:
+                    raise self._refusal(reason) from None
+                if error.status_code >= 500 or error.status_code in PASSES:
+                    self._note_failure(reason)
+                else:
+                    self.refused[key] = (reason, str(error.code or f"status {error.status_code}"))
+            else:
+                self.failed_in_a_row, self.answered = 0, True
+                self._keep(key, record)
+            if self.answered:
+                self._keep_refused()
+
+    def _note_failure(self, reason: str) -> None:
+        self.failures.append(f"{self.section.url}: {reason}")
+        self.failed_in_a_row += 1
+
+    def _keep_refused(self) -> None:
+        """Refusals were about their questions, as the endpoint answers others."""
+        while self.refused:
+            key, (_, code) = self.refused.popitem()
+            nothing = {"text": "", "prompt_tokens": 0, "completion_tokens": 0, "attempts": 1}
+            self._keep(key, {**nothing, "fault": f"refused: {code}"})
+
+    def _keep(self, key: str, record: dict[str, Any]) -> None:
+        self.known[key] = record
+        append_json_line(self.cache, {"key": key, **record})
+        self.on_reply()
+
+    def _refusal(self, reason: str) -> ConfigError:
+        return ConfigError(
+            f"evaluation.judge: {self.section.url} refuses model {self.section.model!r} ({reason}); check url, model and "
+            "the key in the environment variable that key_variable names, and whether the model takes temperature and "
+            f"{self.section.limit_parameter} (null leaves one out; limit_parameter names the other)"
         )
 
 
-async def _ask(client: httpx.AsyncClient, section: JudgeSection, request: Request) -> dict[str, Any]:
-    """One reply as a record of the cache."""
-    body = {
-        "model": section.model,
-        "messages": [{"role": role, "content": content} for role, content in request.messages],
-        "temperature": section.temperature,
-        "max_tokens": section.max_tokens,
-    }
-    reason = ""
-    for attempt in range(1, section.max_attempts + 1):
-        wait = min(section.backoff_seconds * 2 ** (attempt - 1), MAX_WAIT_SECONDS) * random.uniform(0.5, 1.0)
+def _connect(section: JudgeSection) -> "AsyncOpenAI":
+    from openai import DefaultAsyncHttpxClient
+
+    from .openai_internals import PacedOpenAI
+
+    return PacedOpenAI(
+        section.backoff_seconds, base_url=section.url, api_key=judge_key(section) or "none",
+        max_retries=section.max_attempts - 1, timeout=section.timeout_seconds,
+        http_client=DefaultAsyncHttpxClient(event_hooks={"response": [_require_chat_reply]}),
+    )  # fmt: skip
+
+
+async def _require_chat_reply(response: Any) -> None:
+    """What a proxy says in the endpoint's place, under status 200, counts as a bad gateway: it is tried again."""
+    if response.status_code == 200:
+        await response.aread()
         try:
-            response = await client.post(f"{section.url.rstrip('/')}/chat/completions", json=body)
-            if response.status_code == 200:
-                return {**_read_reply(response), "attempts": attempt}
-            reason = f"status {response.status_code}: {response.text.strip()[:200]}"
-            if response.status_code < 500 and response.status_code not in RETRIED:
-                raise ConfigError(
-                    f"evaluation.judge: {section.url} refuses model {section.model!r} ({reason}); check url, model and "
-                    "the key in the environment variable that key_variable names"
-                )
-            wait = _asked_wait(response) or wait
-        except (httpx.TransportError, ValueError, KeyError, TypeError, IndexError) as error:
-            if isinstance(error, ConfigError):
-                raise
-            reason = f"{type(error).__name__}: {error}"
-        if attempt < section.max_attempts:
-            await asyncio.sleep(wait)
-    raise JudgeError(f"{section.url}: {reason}")
+            response.json()["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError):
+            response.status_code = 502
 
 
-def _read_reply(response: httpx.Response) -> dict[str, Any]:
-    """Text and tokens of a reply; raises KeyError and its like for a body of another form."""
-    body = response.json()
-    text, usage = body["choices"][0]["message"]["content"], body.get("usage") or {}
-    if not isinstance(text, str):
-        raise TypeError(f"the reply's content is {type(text).__name__}")
+async def _ask(client: "AsyncOpenAI", section: JudgeSection, request: Request) -> dict[str, Any]:
+    """One reply as a record of the cache. Accounts that the environment names (OPENAI_...) do not reach the endpoint."""
+    from openai import Omit
+
+    unsent = ["OpenAI-Organization", "OpenAI-Project"] + ([] if section.key_variable else ["Authorization"])
+    limits = {"temperature": section.temperature, section.limit_parameter: section.max_tokens}
+    messages: Any = [{"role": role, "content": content} for role, content in request.messages]
+    response = await client.chat.completions.with_raw_response.create(
+        model=section.model,
+        messages=messages,
+        extra_headers={name: Omit() for name in unsent},
+        extra_body={name: value for name, value in limits.items() if value is not None},
+    )
+    body = response.http_response.json()
+    usage = body.get("usage") or {}
     return {
-        "text": text,
-        "prompt_tokens": int(usage.get("prompt_tokens", 0)),
-        "completion_tokens": int(usage.get("completion_tokens", 0)),
+        **_read_choice(body["choices"][0]),
+        "prompt_tokens": int(usage.get("prompt_tokens") or 0),
+        "completion_tokens": int(usage.get("completion_tokens") or 0),
+        "attempts": response.retries_taken + 1,
     }
 
 
-def _asked_wait(response: httpx.Response) -> float | None:
-    """Seconds that the endpoint asks to wait for."""
-    try:
-        return min(float(response.headers["retry-after"]), MAX_WAIT_SECONDS)
-    except (KeyError, ValueError):
-        return None
+def _read_choice(choice: dict[str, Any]) -> dict[str, str]:
+    """Text of a reply, whose parts are joined, and why it is no whole one. A cut `SCORE: 10` may read `SCORE: 1`."""
+    content = choice["message"]["content"]
+    if isinstance(content, list):
+        content = "".join(part.get("text") or "" for part in content if isinstance(part, dict))
+    text = content if isinstance(content, str) else ""
+    ends = {"length": "cut at the longest verdict", "content_filter": "refused: content_filter"}
+    fault = ends.get(choice.get("finish_reason") or "", "" if text else "empty")
+    return {"text": text, "fault": fault}
 
 
-def headers(section: JudgeSection) -> dict[str, str]:
-    """The request's authorization; ConfigError where the key's environment variable is not set."""
+def judge_key(section: JudgeSection) -> str | None:
+    """The endpoint's key, if it has one; ConfigError where the key's environment variable is not set."""
     if section.key_variable is None:
-        return {}
+        return None
     key = os.environ.get(section.key_variable, "")
     if not key:
         raise ConfigError(
             f"evaluation.judge.key_variable: the environment variable {section.key_variable} is not set; put the "
             "endpoint's key there"
         )
-    return {"Authorization": f"Bearer {key}"}
+    return key
 
 
 def _key(section: JudgeSection, request: Request) -> str:

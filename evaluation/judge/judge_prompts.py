@@ -1,6 +1,6 @@
 """What a judge is asked and how its reply is read: answers in, messages out; a reply in, a score or a winner out.
 
-A reply counts only if its last line of the asked form is there; anything else is nonsense, and is never guessed at.
+A reply counts only if its last line is of the asked form; anything else is nonsense, and is never guessed at.
 """
 
 import re
@@ -33,8 +33,12 @@ VERDICT: A
 VERDICT: B
 VERDICT: TIE"""
 ORDINALS = ("first", "second", "third", "fourth", "fifth")
-_SCORE = re.compile(r"^\W*SCORE:\W*(\d+(?:\.\d+)?)\W*(?:/\s*10\W*)?$", re.MULTILINE | re.IGNORECASE)
-_VERDICT = re.compile(r"^\W*VERDICT:\W*(A|B|TIE)\W*$", re.MULTILINE | re.IGNORECASE)
+_AROUND = r"[\s*_`\"'()\[\]#>.!-]*"
+"""Markup and white space that may stand around a verdict."""
+_SCORE = re.compile(
+    rf"^{_AROUND}SCORE\**:[\s*_`\"'(\[]*(\d+(?:\.\d+)?)(?:\s*/\s*10)?{_AROUND}\Z", re.MULTILINE | re.IGNORECASE
+)
+_VERDICT = re.compile(rf"^{_AROUND}VERDICT\**:{_AROUND}(A|B|TIE){_AROUND}\Z", re.MULTILINE | re.IGNORECASE)
 
 Messages = list[dict[str, str]]
 
@@ -63,14 +67,20 @@ def pairwise_prompt(
 
 def read_score(reply: str) -> float | None:
     """The score of a reply, from 1 to 10; None for nonsense."""
-    found = _SCORE.findall(reply)
-    return float(found[-1]) if found and 1 <= float(found[-1]) <= 10 else None
+    match = _SCORE.search(_conclusion(reply))
+    return float(match[1]) if match and 1 <= float(match[1]) <= 10 else None
 
 
 def read_verdict(reply: str) -> float | None:
     """1 if A is better, 0 if B is, 0.5 for a tie; None for nonsense."""
-    found = _VERDICT.findall(reply)
-    return {"A": 1.0, "B": 0.0, "TIE": 0.5}[found[-1].upper()] if found else None
+    match = _VERDICT.search(_conclusion(reply))
+    return {"A": 1.0, "B": 0.0, "TIE": 0.5}[match[1].upper()] if match else None
+
+
+def _conclusion(reply: str) -> str:
+    """What stands behind a judge's thoughts; nothing where they do not end."""
+    text = reply.rpartition("</think>")[2]
+    return "" if "<think>" in text else text
 
 
 def _which(turns: Sequence[str]) -> str:

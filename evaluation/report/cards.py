@@ -6,14 +6,15 @@ alone: which run's figures would they carry?
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from fusechat.storage.artifact import storage_errors
 
 from .. import ALL
 from ..wording import SUPPORTS, with_interval
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 BEGIN, END = "<!-- evaluation: begin -->", "<!-- evaluation: end -->"
 MADE_ROLES = ("target", "sft", "fused")
@@ -38,51 +39,38 @@ def write_cards(document: dict[str, Any]) -> list[Path]:
     return written
 
 
-def with_evaluation(card: str, document: dict[str, Any], model: dict[str, Any]) -> str:
+def with_evaluation(text: str, document: dict[str, Any], model: dict[str, Any]) -> str:
     """A card's text with the evaluation of its model; an earlier evaluation is replaced."""
-    front, body = _split(card)
-    front["model-index"] = [{"name": Path(model["folder"]).name, "results": list(_results(document, model))}]
+    from huggingface_hub import ModelCard
+
+    card = ModelCard(text, ignore_metadata_errors=True)
+    card.data.model_name = Path(model["folder"]).name
+    card.data.eval_results = list(_results(document, model)) or None
+    body = card.text
     if BEGIN in body and END in body:
         body = body[: body.index(BEGIN)].rstrip() + "\n" + body[body.index(END) + len(END) :]
-    head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
-    return f"---\n{head}---\n{body.rstrip()}\n\n{BEGIN}\n{_table(document, model)}\n{END}\n"
+    card.text = f"\n{body.strip()}\n\n{BEGIN}\n{_table(document, model)}\n{END}\n"
+    return str(card)
 
 
-def _split(card: str) -> tuple[dict[str, Any], str]:
-    """Front matter and the text behind it."""
-    if card.startswith("---\n") and "\n---\n" in card[3:]:
-        head, body = card[4:].split("\n---\n", 1)
-        return yaml.safe_load(head) or {}, body
-    return {}, card
-
-
-def _results(document: dict[str, Any], model: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _results(document: dict[str, Any], model: dict[str, Any]) -> Iterator["EvalResult"]:
     """Entries of the hub's model-index."""
-    metrics = [
-        {"type": "bits_per_byte", "name": f"bits per byte, {kind}", "value": round(entry["bits_per_byte"], 6)}
-        for kind, entry in model["loss"].items()
-        if entry["bits_per_byte"] is not None
-    ]
-    metrics += [
-        {"type": "exact_match", "name": f"exact answers, {kind}", "value": round(entry["accuracy"], 6)}
-        for kind, entry in model["accuracy"].items()
-        if kind != ALL and entry["accuracy"] is not None
-    ]
-    if metrics:
-        held_out = document["held_out"]
-        name = f"{held_out['dialogues']} held-out dialogues"
-        yield _result("held-out-dialogues", name, metrics)
-    by_task: dict[str, list[dict[str, Any]]] = {}
+    held_out = ("held-out-dialogues", f"{document['held_out']['dialogues']} held-out dialogues")
+    for kind, entry in model["loss"].items():
+        yield from _result(*held_out, "bits_per_byte", f"bits per byte, {kind}", entry["bits_per_byte"])
+    for kind, entry in model["accuracy"].items():
+        if kind != ALL:
+            yield from _result(*held_out, "exact_match", f"exact answers, {kind}", entry["accuracy"])
     for figure, entry in ((document["harness"] or {"models": {}})["models"].get(model["id"]) or {}).items():
         task, metric = figure.split(", ", 1)
-        if entry["value"] is not None:
-            by_task.setdefault(task, []).append({"type": metric, "name": metric, "value": round(entry["value"], 6)})
-    for task, found in by_task.items():
-        yield _result(task, task, found)
+        yield from _result(task, task, metric, metric, entry["value"])
 
 
-def _result(kind: str, name: str, metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"task": {"type": "text-generation"}, "dataset": {"type": kind, "name": name}, "metrics": metrics}
+def _result(kind: str, dataset: str, metric: str, name: str, value: float | None) -> Iterator["EvalResult"]:
+    from huggingface_hub import EvalResult
+
+    if value is not None:
+        yield EvalResult("text-generation", kind, dataset, metric, round(value, 6), metric_name=name)
 
 
 def _table(document: dict[str, Any], model: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 docs/evaluation.md describes the document. Knows nothing about networks or HTML.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -160,8 +161,10 @@ def _judge_notes(judged: dict[str, Any] | None) -> list[str]:
         for mode, models in modes.items():
             nonsense, asked = (sum(entry[key] for entry in models.values()) for key in ("nonsense", "verdicts"))
             if nonsense:
+                reasons = sum((Counter(entry["nonsense_reasons"]) for entry in models.values()), Counter[str]())
+                why = ", ".join(f"{reason}: {num}" for reason, num in reasons.most_common())
                 notes.append(
-                    f"{nonsense} of {asked} {mode} verdicts on {name} were of no readable form; they are not scored."
+                    f"{nonsense} of {asked} {mode} verdicts on {name} cannot be read and are not scored ({why})."
                 )
             if alone := sum(entry.get("alone", 0) for entry in models.values()):
                 notes.append(

@@ -28,7 +28,7 @@ class AnswerSetSection(Section):
     """Of the sampling; default: 0, and in MT-Bench what FastChat takes for each category."""
 
 
-JUDGE_MEANS = ("concurrency", "max_attempts", "backoff_seconds", "timeout_seconds", "key_variable")
+JUDGE_MEANS = ("concurrency", "max_attempts", "backoff_seconds", "timeout_seconds", "key_variable", "limit_parameter")
 """Fields of the judge that say how verdicts are fetched, not what they are."""
 
 
@@ -47,10 +47,12 @@ class JudgeSection(Section):
     """Model that pairwise verdicts are against, as in `evaluation.models`."""
     repeats: int = Field(3, ge=1)
     """Times that each verdict is asked for; from two on the judge's own noise is measured."""
-    temperature: float = Field(0.0, ge=0)
-    """Of the judge."""
-    max_tokens: int = Field(512, ge=16)
-    """Longest verdict, tokens."""
+    temperature: float | None = Field(0.0, ge=0)
+    """Of the judge; null: not sent, for judges that refuse it."""
+    max_tokens: int | None = Field(512, ge=16)
+    """Longest verdict, tokens, with what the judge thinks before; a longer one counts as nonsense. null: not sent."""
+    limit_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What the endpoint calls that limit."""
     concurrency: int = Field(8, ge=1)
     """Requests at once."""
     max_attempts: int = Field(6, ge=1)

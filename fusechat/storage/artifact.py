@@ -264,30 +264,21 @@ def run_lock(folder: Path) -> Iterator[None]:
     Raises:
         BusyError: another process holds it.
     """
-    import fcntl
+    from filelock import FileLock, Timeout
 
+    path = folder / ".lock"
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a+", encoding="utf-8")
-    with file:
         # A process that was just killed holds its lock until its memory is freed.
-        deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() < deadline:
-                    time.sleep(0.1)
-                    continue
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise BusyError(
-                    f"{folder}: {holder} is working here; wait for it or choose another run.output"
-                ) from None
-        file.truncate(0)
-        file.write(this_process())
-        file.flush()
+        lock = FileLock(path, timeout=LOCK_PATIENCE_SECONDS, poll_interval=0.1)
+        try:
+            lock.acquire()
+        except Timeout:
+            holder = path.read_text(encoding="utf-8").strip() or "another process"
+            raise BusyError(f"{folder}: {holder} is working here; wait for it or choose another run.output") from None
+    with contextlib.ExitStack() as stack:
+        stack.callback(lock.release)
+        path.write_text(this_process(), encoding="utf-8")
         yield
 
 

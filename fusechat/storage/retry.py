@@ -1,11 +1,10 @@
-"""Waiting for a store that does not answer: what is in memory was costly, and an outage passes."""
+"""Waiting for what passes: a store that does not answer, a cluster that has just started."""
 
 import logging
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from ..errors import StorageAwayError
+from ..errors import StorageAwayError, first_line
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
@@ -14,22 +13,29 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 
-def patiently(call: Callable[[], Result], *, seconds: float) -> Result:
-    """Call again, after growing pauses, as long as the store does not answer.
+def _is_away(error: BaseException) -> bool:
+    return isinstance(error, StorageAwayError)
+
+
+def patiently(
+    call: Callable[[], Result], *, seconds: float, passes: Callable[[BaseException], bool] = _is_away
+) -> Result:
+    """Call again, after growing pauses, as long as what it raises may pass.
 
     Args:
         call: may run several times; what it writes must not differ between them.
         seconds: after so long the error is passed on.
+        passes: whether an error may pass; by default that a store does not answer.
     Raises:
         StorageAwayError: the store did not answer in time. Every other error at once.
     """
-    deadline, pause = time.monotonic() + seconds, FIRST_PAUSE_SECONDS
-    while True:
-        try:
-            return call()
-        except StorageAwayError as error:
-            if time.monotonic() + pause > deadline:
-                raise
-            log.warning("%s; trying again in %.1f s", error, pause)
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+    from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_exponential
+
+    def warn(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        log.warning("%s; trying again in %.1f s", first_line(error) if error else "", state.upcoming_sleep)
+
+    return Retrying(
+        retry=retry_if_exception(passes), stop=stop_before_delay(seconds), before_sleep=warn, reraise=True,
+        wait=wait_exponential(multiplier=FIRST_PAUSE_SECONDS, max=LONGEST_PAUSE_SECONDS),
+    )(call)  # fmt: skip

@@ -20,6 +20,7 @@ from vllm.v1.pool.metadata import PoolingMetadata, PoolingStates
 
 from fusechat.errors import TeacherError
 
+from ..engine.vllm_internals import chunks_of
 from .topk import merge_ranks, reduce_block
 
 TASK: PoolingTask = "token_classify"
@@ -128,7 +129,7 @@ def keep_chunk(state: PoolingStates, start: int, chunk: Tensor, finished: bool) 
     A preempted request begins again at an earlier position, and vLLM's first model runner does not clear its state:
     what is kept from `start` on is dropped, so that each row stands once.
     """
-    kept: list[Any] = state.hidden_states_cache
+    kept = chunks_of(state)
     kept[:] = [*((at, rows) for at, rows in kept if at < start), (start, chunk)]
     if not finished:
         return None

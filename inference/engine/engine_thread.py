@@ -21,6 +21,8 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from fusechat.errors import TeacherError
 
+from .vllm_internals import shut_down
+
 Request = tuple[list[int], PoolingParams | SamplingParams]
 
 _engine_here = threading.Lock()
@@ -151,7 +153,7 @@ class EngineThread:
 
     def _shut_down(self, engine: LLMEngine | None) -> None:
         if engine is not None:
-            engine.engine_core.shutdown()
+            shut_down(engine)
         self.engine = engine = None  # type: ignore[assignment]  # whoever still asks is told by `_failure`
         # Vital also after `shutdown`, which does it too: only now can the engine's own cycles be freed, and the weights with them.
         cleanup_dist_env_and_memory()

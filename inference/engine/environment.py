@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import Any
 
 
 def prepare_environment(tensor_parallel_size: int) -> None:
@@ -44,26 +43,3 @@ def ranks_of_their_own() -> Iterator[None]:
         yield
     finally:
         main.__spec__ = spec
-
-
-@contextlib.contextmanager
-def guarded_kernel_scan() -> Iterator[None]:
-    """Start an engine within this: vLLM's CPU platform then asks every attribute of every loaded module for its `__dict__`.
-
-    It trips over objects that answer to any name (numba's handle of LLVM gives a C function) or to none (Flask's proxies
-    raise outside of a request). So their types are asked instead, which say whether an instance has a `__dict__` at all.
-    """
-    try:
-        from vllm.triton_utils import dispatcher as scan
-    except ImportError:  # a vLLM that has no such scan
-        yield
-        return
-    vars(scan)["hasattr"] = _has_attribute  # found before the built-in one
-    try:
-        yield
-    finally:
-        del vars(scan)["hasattr"]
-
-
-def _has_attribute(value: Any, name: str) -> bool:
-    return type(value).__dictoffset__ != 0 if name == "__dict__" else hasattr(value, name)

@@ -18,17 +18,16 @@ def register() -> None:
         gc.set_threshold(700)  # Python's own
     from vllm import __version__
     from vllm.model_executor.models import ModelRegistry
-    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
     from .internlm2 import register_config
+    from .vllm_internals import copy_config_rule, is_known
 
     register_config()
     for architecture in sorted(ModelRegistry.get_supported_archs()):
-        if architecture.startswith(PREFIX) or PREFIX + architecture in ModelRegistry.models:
+        if architecture.startswith(PREFIX) or is_known(PREFIX + architecture):
             continue
         # The version is part of the name because vLLM caches what it learns about a class under its name.
         ModelRegistry.register_model(
             PREFIX + architecture, f"inference.engine.teacher_models:{architecture}@{__version__}"
         )
-        if architecture in MODELS_CONFIG_MAP:
-            MODELS_CONFIG_MAP[PREFIX + architecture] = MODELS_CONFIG_MAP[architecture]
+        copy_config_rule(architecture, PREFIX + architecture)

@@ -14,7 +14,8 @@ from fusechat.errors import ConfigError, FuseChatError, ModelError, TeacherError
 from fusechat.models.process_memory import without_garbage_collection
 
 from ..capture.rows import TopKRows, check_dialogue, target_ranges, unpack_rows
-from .environment import guarded_kernel_scan, prepare_environment, ranks_of_their_own
+from .environment import prepare_environment, ranks_of_their_own
+from .vllm_internals import guarded_kernel_scan
 
 
 class Teacher:

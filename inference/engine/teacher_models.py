@@ -19,6 +19,7 @@ from fusechat.errors import ModelError
 
 from ..capture.topk_pooler import TopKPooler
 from .plugin import PREFIX
+from .vllm_internals import known_class, replace_logits_processors
 
 
 class ShardLogits(nn.Module):
@@ -80,27 +81,18 @@ def make_teacher_class(architecture: str) -> type[nn.Module]:
     Raises:
         ModelError: vLLM does not know it, or it is no text generator.
     """
-    registered = ModelRegistry.models.get(architecture)
-    base = registered.load_model_cls() if registered else None
+    base: Any = known_class(architecture)
     if base is None or not is_text_generation_model(base):
         raise ModelError(f"{architecture}: vLLM has no text generator of that name, so it cannot be a teacher")
 
-    def __init__(self: nn.Module, *, vllm_config: VllmConfig, prefix: str = "", **kwargs: Any) -> None:
+    def __init__(self: Any, *, vllm_config: VllmConfig, prefix: str = "", **kwargs: Any) -> None:
         base.__init__(self, vllm_config=vllm_config, prefix=prefix, **kwargs)
-        heads = _replace_logits_processors(self)
+        heads = replace_logits_processors(self, ShardLogits)
         ranks = vllm_config.parallel_config.tensor_parallel_size
         columns = -(-vllm_config.model_config.get_vocab_size() // ranks)
-        k = vllm_config.additional_config["fusechat_k"]
+        additional: Any = vllm_config.additional_config
+        k = additional["fusechat_k"]
         self.pooler = TopKPooler(self.compute_logits, heads, k=k, columns=columns)
 
     body = {"__init__": __init__, "is_pooling_model": True, "__module__": __name__}
     return type(PREFIX + architecture, (base,), body)
-
-
-def _replace_logits_processors(model: nn.Module) -> list[ShardLogits]:
-    replaced: dict[int, ShardLogits] = {}
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, LogitsProcessor):
-                setattr(parent, name, replaced.setdefault(id(child), ShardLogits(child)))
-    return list(replaced.values())

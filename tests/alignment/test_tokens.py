@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from alignment import map_vocabulary
-from alignment.rows.projection import make_tables, pass_through, project_chain, project_map, source_rows
+from alignment.rows.projection import pass_through, project_chain, project_map
+from alignment.rows.row_arrays import make_tables, source_rows
 from alignment.tokens.token_alignment import align_spans, collect_target_rows
 from alignment.vocabulary.piece_segmentation import encode_pieces, pivot_trie, segment_pieces
 from alignment.vocabulary.vocabulary_trie import flatten_surfaces

@@ -116,6 +116,14 @@ def test_nonsense_is_counted_apart_and_never_scored(endpoint: Endpoint, tmp_path
 def test_verdicts_are_read_from_their_line_alone() -> None:
     assert read_score("SCORE: 3\nOn reflection:\n**SCORE: 8.5/10**") == 8.5
     assert read_score("score: 0") is None and read_score("SCORE 5") is None
+    assert read_score("**SCORE: 9**") == 9 and read_score("SCORE: 10.\n```") == 10 and read_score("Score: 7 / 10") == 7
+    assert read_score("<think>\nSCORE: 2\n</think>\nSCORE: 8") == 8
+    for nonsense in (
+        "SCORE: -5", "SCORE: .5", "SCORE: 7,5", "SCORE: 8 out of 10", "SCORE: 7/100", "SCORE: 7 %", "<think>\nSCORE: 2\nno wait",
+        "<think>\nSCORE: 2", "SCORE: 3\nBut the second answer", "I gave SCORE: 3",
+    ):  # fmt: skip
+        assert read_score(nonsense) is None, nonsense
+    assert read_verdict("VERDICT: A\nor rather not") is None and read_verdict("<think>\nVERDICT: A") is None
     assert read_verdict("verdict: tie.") == 0.5 and read_verdict("A") is None and read_verdict("VERDICT: C") is None
 
 
@@ -188,3 +196,105 @@ def test_question_that_a_model_had_no_room_for_is_judged_for_the_others(endpoint
     )
     assert result["sets"]["set"]["single"]["fused"]["questions"] == 5
     assert result["sets"]["set"]["single"]["sft"]["questions"] == 6
+
+
+@pytest.mark.parametrize("filtered", [0, 3, 11])
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_question_that_a_filter_refuses_is_that_verdicts_nonsense_whenever_it_comes(
+    endpoint: Endpoint, tmp_path: Path, filtered: int, concurrency: int
+) -> None:
+    endpoint.reply = lambda body, number: 400 if f"question {filtered}." in str(body) else "SCORE: 6"
+    section, cache = judge(endpoint, repeats=1, concurrency=concurrency), tmp_path / "j.jsonl"
+    asked = answer_set(questions=12, turns=1, models=("fused",))
+    fused = judge_answers(section, [asked], cache, seed=0)["sets"]["set"]["single"]["fused"]
+    assert (fused["nonsense"], fused["score"]) == (1, 6)
+    assert fused["nonsense_reasons"] == {"refused: content_filter": 1}
+    endpoint.bodies = []
+    assert judge_answers(section, [asked], cache, seed=0)["sets"]["set"]["single"]["fused"] == fused
+    assert not endpoint.bodies, "a refusal is kept as every verdict is"
+
+
+def test_endpoint_that_refuses_the_first_requests_ends_and_keeps_nothing(endpoint: Endpoint, tmp_path: Path) -> None:
+    endpoint.reply = lambda body, number: 400
+    cache = tmp_path / "j.jsonl"
+    with pytest.raises(
+        ConfigError, match=r"refuses model 'examiner' \(status 400.*whether the model takes temperature"
+    ):
+        judge_answers(judge(endpoint, concurrency=1), [answer_set()], cache, seed=0)
+    assert len(endpoint.bodies) == 3 and not cache.exists()
+
+
+def test_filtered_question_that_alone_is_left_after_a_kill_is_nonsense(endpoint: Endpoint, tmp_path: Path) -> None:
+    section, cache = judge(endpoint, repeats=1, concurrency=1), tmp_path / "j.jsonl"
+    asked = answer_set(turns=1, models=("fused",))
+    judge_answers(section, [asked], cache, seed=0)
+    cache.write_text("".join(line + "\n" for line in cache.read_text().splitlines()[:-1]))
+    endpoint.reply = lambda body, number: 400
+    assert judge_answers(section, [asked], cache, seed=0)["sets"]["set"]["single"]["fused"]["nonsense"] == 1
+
+
+def test_key_that_expires_among_verdicts_makes_no_nonsense_of_the_rest(endpoint: Endpoint, tmp_path: Path) -> None:
+    endpoint.fault = lambda number: 401 if number == 5 else None
+    cache = tmp_path / "j.jsonl"
+    with pytest.raises(ConfigError, match="status 401"):
+        judge_answers(judge(endpoint, repeats=1, concurrency=1), [answer_set()], cache, seed=0)
+    assert len(cache.read_text().splitlines()) == 5
+
+
+def test_replies_without_text_or_cut_are_nonsense_and_parts_are_joined(endpoint: Endpoint, tmp_path: Path) -> None:
+    choices = [
+        {"message": {"content": None, "reasoning_content": "SCORE: 2"}, "finish_reason": "length"},
+        {"message": {"content": "SCORE: 1"}, "finish_reason": "length"},
+        {"message": {"content": None}, "finish_reason": "stop"},
+        {"message": {"content": None}, "finish_reason": "content_filter"},
+        {"message": {"content": [{"type": "text", "text": "Good.\nSCO"}, {"type": "text", "text": "RE: 4"}]}},
+        "I like it",
+    ]
+    endpoint.reply = lambda body, number: choices[number]
+    section = judge(endpoint, repeats=1, concurrency=1)
+    result = judge_answers(section, [answer_set(turns=1, models=("fused",))], tmp_path / "j.jsonl", seed=0)
+    fused = result["sets"]["set"]["single"]["fused"]
+    assert (fused["score"], fused["nonsense"], len(endpoint.bodies)) == (4, 5, 6)
+    assert fused["nonsense_reasons"] == {
+        "cut at the longest verdict": 2, "empty": 1, "refused: content_filter": 1, "no verdict in the last line": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "sent"),
+    [
+        ({}, {"temperature": 0.0, "max_tokens": 512}),
+        ({"temperature": None, "limit_parameter": "max_completion_tokens"}, {"max_completion_tokens": 512}),
+        ({"temperature": None, "max_tokens": None}, {}),
+    ],
+)
+def test_fields_that_a_judge_refuses_can_be_left_out_or_renamed(
+    endpoint: Endpoint, tmp_path: Path, fields: dict, sent: dict
+) -> None:
+    judge_answers(judge(endpoint, repeats=1, **fields), [answer_set(1)], tmp_path / "j.jsonl", seed=0)
+    assert {key: value for key, value in endpoint.bodies[0].items() if key not in ("model", "messages")} == sent
+
+
+def test_no_other_account_of_the_environment_reaches_the_endpoint(
+    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, "someone else's")
+    judge_answers(judge(endpoint, repeats=1), [answer_set(1)], tmp_path / "j.jsonl", seed=0)
+    assert set(endpoint.keys) == {None} and not endpoint.header_names & {"openai-organization", "openai-project"}
+
+
+def test_pauses_begin_with_the_run_files_double_and_follow_the_endpoint() -> None:
+    from openai import AsyncOpenAI
+    from openai._models import FinalRequestOptions
+
+    from evaluation.judge.openai_internals import PacedOpenAI
+
+    for name in ("_calculate_retry_timeout", "_parse_retry_after_header"):
+        assert callable(getattr(AsyncOpenAI, name)), f"openai has no {name} any more"
+    client = PacedOpenAI(3.0, api_key="none", max_retries=9)
+    options = FinalRequestOptions(method="post", url="/")
+    for retries, most in enumerate((3, 6, 12, 24, 48, 96, 120, 120)):
+        assert most / 2 <= client._calculate_retry_timeout(9 - retries, options) <= most
+    assert client._calculate_retry_timeout(9, options, {"retry-after": "7"}) == 7
+    assert client._calculate_retry_timeout(9, options, {"retry-after": "999"}) == 120

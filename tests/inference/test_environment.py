@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from vllm.triton_utils import dispatcher
 
-from inference.engine.environment import guarded_kernel_scan
+from inference.engine.vllm_internals import guarded_kernel_scan
 
 llvmlite = pytest.importorskip("llvmlite.binding.ffi")
 werkzeug = pytest.importorskip("werkzeug.local")

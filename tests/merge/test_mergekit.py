@@ -1,7 +1,7 @@
-"""mergekit 0.1.5 as an oracle: the same random checkpoints through both, at most one step of bfloat16 apart.
+"""mergekit 0.1.5 as an oracle: the same random checkpoints through both.
 
-In float32 the sums run in the same order, so nearly all weights are equal bit for bit; the ties of TIES and SCE fall the
-same way, because small tensors are ordered by the same functions of torch.
+Most methods sum in mergekit's order and give the same bits. The others are at most a rounding away, `ROUNDED` says which.
+The ties of TIES and SCE fall the same way, because small tensors are ordered by the same functions of torch.
 """
 
 import warnings
@@ -32,6 +32,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sce, selected": ("sce", {"variant": "mergekit", "select_topk": 0.1}),
     "slerp": ("slerp", {"t": 0.3}),
 }
+ROUNDED = {"task arithmetic, mean", "sce", "sce, selected", "slerp"}
+"""Cases whose sums are ordered otherwise than mergekit's. In all other cases every bit is equal, in both dtypes."""
+MOST_OTHER_IN_BFLOAT16 = 5e-4
+"""Share of the weights that another rounding of the sums may move by a step of bfloat16. Measured: 1.5e-4."""
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -52,10 +56,16 @@ def test_merge_equals_mergekit_run_from_our_own_card(tmp_path: Path, case: str, 
     run_merge(settings, str(tmp_path / "theirs"), MergeOptions(copy_tokenizer=False, quiet=True))
     ours, theirs = load_model(tmp_path / "ours"), load_model(tmp_path / "theirs")
     assert ours.keys() == theirs.keys()
-    different = 0
     for name in ours:
-        assert ours[name].dtype == theirs[name].dtype
-        different += int((ours[name] != theirs[name]).sum())
-        # A weight near 0 has tiny steps of its own: there, one rounding of the float32 sums decides.
-        torch.testing.assert_close(ours[name].double(), theirs[name].double(), rtol=2.0**-7, atol=2e-8)
-    assert different <= 0.002 * sum(tensor.numel() for tensor in ours.values()) or dtype == "float32"
+        assert ours[name].dtype == theirs[name].dtype == getattr(torch, dtype)
+    if case not in ROUNDED:
+        for name in ours:
+            assert torch.equal(ours[name], theirs[name]), name
+        return
+    # A weight near 0 has tiny steps of its own: there, one rounding of the float32 sums decides.
+    step, near_zero = (2.0**-23, 2.0**-25) if dtype == "float32" else (2.0**-7, 2e-8)
+    for name in ours:
+        torch.testing.assert_close(ours[name].double(), theirs[name].double(), rtol=step, atol=near_zero)
+    if dtype == "bfloat16":
+        different = sum(int((ours[name] != theirs[name]).sum()) for name in ours)
+        assert different <= MOST_OTHER_IN_BFLOAT16 * sum(tensor.numel() for tensor in ours.values())

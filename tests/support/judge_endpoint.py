@@ -10,7 +10,10 @@ from typing import Any
 
 
 class Endpoint(ThreadingHTTPServer):
-    """`reply(body, number)` gives the text of the judge; `fault(number)` a failure to show before: a status or a word."""
+    """`reply(body, number)` gives the text of the judge; `fault(number)` a failure to show before: a status or a word.
+
+    A reply that is no text is the whole choice; a status (int) refuses that request as a content filter does.
+    """
 
     daemon_threads = True
 
@@ -20,6 +23,7 @@ class Endpoint(ThreadingHTTPServer):
         self.fault: Any = lambda number: None
         self.bodies: list[dict] = []
         self.keys: list[str | None] = []
+        self.header_names: set[str] = set()
         self.at_once = self.most_at_once = 0
         self.lock = threading.Lock()
 
@@ -42,6 +46,7 @@ class Handler(BaseHTTPRequestHandler):
             number = len(self.server.bodies)
             self.server.bodies.append(body)
             self.server.keys.append(self.headers.get("authorization"))
+            self.server.header_names.update(name.lower() for name in self.headers)
             self.server.at_once += 1
             self.server.most_at_once = max(self.server.most_at_once, self.server.at_once)
         try:
@@ -65,8 +70,12 @@ class Handler(BaseHTTPRequestHandler):
             self._send(200, b"<html>busy</html>", {})
             return
         text = self.server.reply(body, number)
+        if isinstance(text, int):
+            self._send(text, b'{"error": {"code": "content_filter", "message": "filtered"}}', {})
+            return
+        choice = {"message": {"content": text}} if isinstance(text, str) else text
         usage = {"prompt_tokens": 100, "completion_tokens": 10}
-        self._send(200, json.dumps({"choices": [{"message": {"content": text}}], "usage": usage}).encode(), {})
+        self._send(200, json.dumps({"choices": [choice], "usage": usage}).encode(), {})
 
     def _send(self, status: int, data: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)

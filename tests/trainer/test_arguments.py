@@ -50,8 +50,8 @@ def test_bfloat16_is_the_default_where_the_cpu_multiplies_it(
     amx: bool, avx512: bool, onednn: bool, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    assert {"amx_tile", "avx512_bf16"} <= set(torch.cpu.get_capabilities()), "torch calls them otherwise here"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_tile": amx, "avx512_bf16": avx512})
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
     assert precision.cpu_has_bfloat16_products() is fast
     assert training_arguments(run_config(), num_processes=1)["bf16"] is fast
