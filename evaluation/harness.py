@@ -13,6 +13,7 @@ from scipy import stats
 
 from fusechat.errors import ConfigError
 from fusechat.models.model_files import text_digest
+from fusechat.text.rendered import ChatTemplate
 
 from .intervals import LEVEL
 
@@ -42,7 +43,7 @@ def version() -> str:
 
 
 def run_tasks(
-    network: Any, tokenizer: Any, template: str, *, tasks: list[str], folder: Path | None, limit: int | None,
+    network: Any, tokenizer: Any, template: ChatTemplate | str, *, tasks: list[str], folder: Path | None, limit: int | None,
     batch_size: int, seed: int,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Run tasks on one network.
@@ -57,10 +58,11 @@ def run_tasks(
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    tokenizer.chat_template = template
+    used = ChatTemplate.of(template)
+    tokenizer.chat_template = used.text
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model = HFLM(pretrained=network, tokenizer=tokenizer, batch_size=batch_size)
+    model = HFLM(pretrained=network, tokenizer=tokenizer, batch_size=batch_size, chat_template_args=used.keywords)
     results = lm_eval.simple_evaluate(
         model, tasks=list(tasks), task_manager=_manager(folder), limit=limit, apply_chat_template=True, bootstrap_iters=0,
         log_samples=False, random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed,

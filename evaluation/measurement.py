@@ -181,7 +181,7 @@ def _parts(
     if section.lm_eval:
         yield _Part(
             "harness", _harness_inputs(config), 0,
-            lambda network, tokenizer: {"harness": run_harness(config, network, tokenizer, template.text)},
+            lambda network, tokenizer: {"harness": run_harness(config, network, tokenizer, template)},
         )  # fmt: skip
 
 
@@ -224,7 +224,7 @@ def _nullable(values: np.ndarray) -> list[float | None]:
     return [None if np.isnan(value) else float(value) for value in values]
 
 
-def run_harness(config: RunConfig, network: Any, tokenizer: Any, template: str) -> dict[str, dict[str, Any]]:
+def run_harness(config: RunConfig, network: Any, tokenizer: Any, template: ChatTemplate) -> dict[str, dict[str, Any]]:
     """The figures of `evaluation.lm_eval`."""
     section = config.evaluation
     return harness.run_tasks(

@@ -6,6 +6,8 @@ from ..config import ModelSection, RunConfig
 from ..errors import ConfigError
 from ..models import model_files
 from .chat_template import load_tokenizer
+from .dialogues import RESERVED_ARGUMENTS
+from .rendered import ChatTemplate
 
 TEMPLATE_NAMES = ("native", "pivot")
 
@@ -18,6 +20,22 @@ def template_of(config: RunConfig, name: str) -> str:
     """
     folder, revision, text = tokenizer_source(config, config.model_named(name))
     return text or load_tokenizer(folder, revision=revision)[1]
+
+
+def used_template(model: ModelSection, text: str, date: str) -> ChatTemplate:
+    """The template as a model uses it.
+
+    Args:
+        text: of the template.
+        date: that it writes as today's, YYYY-MM-DD.
+    Raises:
+        ConfigError: an argument that FuseChat itself gives.
+    """
+    if reserved := sorted(RESERVED_ARGUMENTS & model.template_arguments.keys()):
+        raise ConfigError(
+            f"{model.name}: template_arguments has {reserved[0]!r}, which FuseChat itself tells every template; leave it out"
+        )
+    return ChatTemplate(text, model.template_arguments, date)
 
 
 def tokenizer_source(config: RunConfig, model: ModelSection) -> tuple[str, str | None, str | None]:

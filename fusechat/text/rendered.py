@@ -5,6 +5,7 @@ Knows nothing about how they are found or about token ids.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -46,6 +47,14 @@ class ChatTemplate:
             attributes["template"], attributes["template_arguments"], attributes["date"], attributes["prompt"],
             attributes["reasons"],
         )  # fmt: skip
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """What `apply_chat_template` is told beside messages and tools."""
+        told = JsonObject(self.arguments).value
+        if self.date:
+            told["strftime_now"] = datetime.datetime.fromisoformat(self.date).strftime
+        return told
 
     def to_attributes(self) -> dict[str, Any]:
         """What `from_attributes` reads."""

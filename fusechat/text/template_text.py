@@ -7,7 +7,6 @@ Knows nothing about where fields stand in the text.
 
 from __future__ import annotations
 
-import datetime
 import json
 import re
 from collections.abc import Sequence
@@ -40,9 +39,7 @@ class TemplateText:
         """Beginning of a placeholder that does not stand in the template."""
         while self.mark in template.text:
             self.mark += "q"
-        self._keywords = dict(template.arguments)
-        if template.date:
-            self._keywords["strftime_now"] = datetime.datetime.fromisoformat(template.date).strftime
+        self._keywords = template.keywords
         named = [key for key in REASONING_KEYS if re.search(rf"\b{key}\b", template.text)]
         self._reasoning_keys = named or [REASONING_KEYS[0]]
 

@@ -17,9 +17,8 @@ from ..storage.artifact import Artifact, storage_errors
 from .chat_template import load_tokenizer, renderer_of
 from .dialogues import Dialogue, dialogues_digest, read_dialogues, row_text, split_thought
 from .fitting import fit_dialogues, refusal
-from .model_templates import tokenizer_source
+from .model_templates import tokenizer_source, used_template
 from .model_tokens import ModelTokens
-from .rendered import ChatTemplate
 from .splits import overlap_of, overlap_text, split_dialogues
 from .template_heads import prompt_of
 
@@ -62,7 +61,7 @@ def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) ->
     folder, revision, text = tokenizer_source(config, config.pivot)
     tokenizer, text = load_tokenizer(folder, revision, text)
     date = datetime.date.today().isoformat()
-    template = ChatTemplate(text, config.pivot.template_arguments, date)
+    template = used_template(config.pivot, text, date)
     limit = min(section.max_tokens, model_files.position_limit(Path(folder)) or section.max_tokens)
     fitted = {
         split: fit_dialogues(tokenizer, template, part, limit)
@@ -130,7 +129,7 @@ def tokenize(config: RunConfig, name: str, *, progress: Progress | None = None) 
     }  # fmt: skip
     if any(claim.artifact is None for claim in claims.values()):
         tokenizer, text = load_tokenizer(folder, revision=revision, template=text)
-        template = ChatTemplate(text, model.template_arguments, dialogues_artifact.counts["date"])
+        template = used_template(model, text, dialogues_artifact.counts["date"])
         reasons = dialogues_artifact.counts["reasons"]
         prompt = prompt_of(renderer_of(tokenizer, template), reasons)
         template = replace(template, prompt=prompt, reasons=reasons)

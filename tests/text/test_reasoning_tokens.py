@@ -11,7 +11,7 @@ from tiny_models import CHATML
 
 from fusechat.app.inspection import token_lines
 from fusechat.config import RunConfig, load_config
-from fusechat.errors import DialogueError, ModelError
+from fusechat.errors import ConfigError, DialogueError, ModelError
 from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.contracts import TokenField
@@ -219,3 +219,9 @@ def test_template_arguments_and_the_date_reach_the_template(config: RunConfig, t
     past = ChatTemplate(text, {"tone": "wry"}, "2001-02-03")
     prompt = tokenize_prompt(tokenizer, past, Dialogue("d", (Message("user", "So?"),)))
     assert tokenizer.decode(prompt).startswith("2001-02-03 wry\n")
+
+
+def test_template_argument_that_fusechat_gives_itself_is_refused(config: RunConfig, tmp_path: Path) -> None:
+    changed = with_dialogues(config, tmp_path, [exchange()], pivot={"template_arguments": {"tools": []}})
+    with pytest.raises(ConfigError, match="smollm2: template_arguments has 'tools'"):
+        prepare_dialogues(changed)
