@@ -225,3 +225,22 @@ def test_template_argument_that_fusechat_gives_itself_is_refused(config: RunConf
     changed = with_dialogues(config, tmp_path, [exchange()], pivot={"template_arguments": {"tools": []}})
     with pytest.raises(ConfigError, match="smollm2: template_arguments has 'tools'"):
         prepare_dialogues(changed)
+
+
+def test_dialogue_longer_than_a_source_reads_is_set_aside_for_it(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = with_dialogues(config, tmp_path, [exchange(), exchange("How many apples? " * 9)])
+    prepare_dialogues(changed)
+    monkeypatch.setattr("fusechat.models.model_files.position_limit", lambda folder: 60)
+    made = tokenize(changed, "velan-moe")[0]
+    tokens = Tokens.read(changed.tokens_url("velan-moe"))
+    assert tokens.lengths[0] > 0 and tokens.lengths[1] == 0
+    assert "and the model reads 60" in made.counts["set_aside"][0] and made.counts["set_aside"][0].startswith("d1")
+    assert "set aside for this model" in token_lines(changed.tokens_url("velan-moe"), 1, 10)[0]
+    monkeypatch.undo()
+    other = RunConfig.model_validate({**changed.dump(), "run": {"output": str(tmp_path / "other")}})
+    prepare_dialogues(other)
+    monkeypatch.setattr("fusechat.models.model_files.position_limit", lambda folder: 3)
+    with pytest.raises(ModelError, match="none of the 2 dialogues of train can be read by it"):
+        tokenize(other, "velan-moe")
