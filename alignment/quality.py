@@ -50,9 +50,11 @@ class ShardFigures:
     """int64 [RowKind]: rows"""
     chained: int
     """Rows longer than the source token they begin with."""
+    apart: int = 0
+    """Rows of tool calls that the source's template spells in other bytes; EMPTY."""
 
     def to_json(self) -> dict[str, Any]:
-        return {"sums": self.sums.tolist(), "kinds": self.kinds.tolist(), "chained": self.chained}
+        return {"sums": self.sums.tolist(), "kinds": self.kinds.tolist(), "chained": self.chained, "apart": self.apart}
 
 
 def measure_shard(
@@ -85,7 +87,7 @@ def measure_shard(
     _sum_rows(alignment.source_row, alignment.inside, labels, real, *masses, sums)
     _sum_segments(pivot, alignment.source_row, alignment.inside, labels, real, *losses, sums)
     kinds = np.bincount(projection.kind, minlength=len(RowKind)).astype(np.int64)
-    return ShardFigures(sums, kinds, projection.num_chained)
+    return ShardFigures(sums, kinds, projection.num_chained, int(pivot.is_apart.sum()))
 
 
 def add_figures(parts: Iterable[ShardFigures]) -> ShardFigures:
@@ -96,6 +98,7 @@ def add_figures(parts: Iterable[ShardFigures]) -> ShardFigures:
         sum((part.sums for part in parts), zero),
         sum((part.kinds for part in parts), np.zeros(len(RowKind), np.int64)),
         sum(part.chained for part in parts),
+        sum(part.apart for part in parts),
     )
 
 
@@ -103,7 +106,10 @@ def summarise(figures: ShardFigures) -> dict[str, Any]:
     """The figures of an artifact: overall, then by kind of text."""
     kinds = {kind.name.lower(): int(figures.kinds[kind]) for kind in RowKind if figures.kinds[kind]}
     by_text = {name: _figures(sums) for name, sums in zip(TEXT_KINDS, figures.sums, strict=True) if sums[_ROWS]}
-    return {**_figures(figures.sums.sum(axis=0)), "kinds": kinds, "chained_rows": figures.chained, "by_text": by_text}
+    return {
+        **_figures(figures.sums.sum(axis=0)), "kinds": kinds, "chained_rows": figures.chained,
+        "tool_call_rows_without_source": figures.apart, "by_text": by_text,
+    }  # fmt: skip
 
 
 def _figures(sums: np.ndarray) -> dict[str, Any]:
@@ -149,7 +155,11 @@ def read_figures(url: str, num_shards: int) -> ShardFigures:
         found = read_json(figures_url(url, shard))
         if found is None:
             raise ArtifactError(f"{figures_url(url, shard)}: missing; delete the aligned folder and align again")
-        parts.append(ShardFigures(np.array(found["sums"]), np.array(found["kinds"], np.int64), int(found["chained"])))
+        parts.append(
+            ShardFigures(
+                np.array(found["sums"]), np.array(found["kinds"], np.int64), int(found["chained"]), int(found["apart"])
+            )
+        )
     return add_figures(parts)
 
 

@@ -16,7 +16,7 @@ from alignment.released.released_shard import project_shard
 from alignment.rows.projection import Projection, project_chain, project_map
 from alignment.rows.row_arrays import source_rows
 from alignment.rows.shard_alignment import count_dialogues, dialogue_tokens
-from alignment.tokens.token_alignment import SpanAlignment, TargetRows, align_spans, target_rows
+from alignment.tokens.token_alignment import SpanAlignment, TargetRows, align_spans, both_target_rows
 from alignment.vocabulary.vocabulary_file import Vocabularies, make_vocabularies, released_texts
 from fusechat.config import AlignmentSection
 from fusechat.storage.tokens import Tokens
@@ -59,9 +59,9 @@ def tokens_of(folder: Path, dialogues: list[Dialogue], template: str | None = No
         "model": str(folder), "revision": None, "template": text, "vocab_size": size, "tokenizer": str(folder),
         "dialogues_digest": "benchmark",
     }  # fmt: skip
-    return tokenizer, Tokens(
-        np.concatenate([part.token_ids for part in parts]), np.concatenate([part.is_target for part in parts]),
-        np.concatenate([part.content_span for part in parts]), np.cumsum([0, *(len(part) for part in parts)]), attributes,
+    return tokenizer, Tokens.of_contents(
+        np.concatenate([part.token_ids for part in parts]), np.concatenate([part.is_scored for part in parts]),
+        np.concatenate([part.span for part in parts]), np.cumsum([0, *(len(part) for part in parts)]), attributes,
     )  # fmt: skip
 
 
@@ -122,7 +122,7 @@ def _qwen() -> Any:
 
 def model_rows(folder: Path, tokens: Tokens, out: Path) -> dict[str, np.ndarray]:
     """Top-k rows of a model by a plain forward, kept in a file named by its tokens."""
-    digest = hashlib.sha256(tokens.token_ids.tobytes() + tokens.is_target.tobytes()).hexdigest()[:8]
+    digest = hashlib.sha256(tokens.token_ids.tobytes() + tokens.is_scored.tobytes()).hexdigest()[:8]
     cache = out / f"{folder.name}.{digest}.npz"
     if not cache.exists():
         import torch
@@ -133,7 +133,7 @@ def model_rows(folder: Path, tokens: Tokens, out: Path) -> dict[str, np.ndarray]
         for dialogue in range(tokens.num_dialogues):
             place = tokens.tokens_of(dialogue)
             ids = torch.tensor(tokens.token_ids[place].astype(np.int64))[None]
-            targets = torch.tensor(np.flatnonzero(tokens.is_target[place]))
+            targets = torch.tensor(np.flatnonzero(tokens.is_scored[place]))
             with torch.no_grad():
                 hidden = model.model(ids).last_hidden_state[0, targets - 1]
                 logprobs = torch.log_softmax(model.lm_head(hidden).float(), -1)
@@ -158,7 +158,7 @@ def bigram_rows(tokens: Tokens) -> dict[str, np.ndarray]:
     pairs, counts, before = pairs[order], counts[order], pairs[order] // size
     starts = np.searchsorted(before, np.arange(size + 1))
     totals = np.bincount(ids[:-1], minlength=size) + 1
-    targets = np.flatnonzero(tokens.is_target)
+    targets = np.flatnonzero(tokens.is_scored)
     rank = starts[ids[targets - 1]][:, None] + np.arange(K)
     real = rank < starts[ids[targets - 1] + 1][:, None]
     rank = np.minimum(rank, len(pairs) - 1)
@@ -185,7 +185,7 @@ def project(
 ) -> tuple[TargetRows, TargetRows, SpanAlignment, Projection]:
     """All dialogues as one shard, by one rule."""
     everything = range(pivot.num_dialogues)
-    p, s = target_rows(pivot, everything), target_rows(source, everything)
+    p, s = both_target_rows(pivot, source, everything)
     spans, probs, tables = align_spans(p, s), source_rows(rows), vocabularies.tables
     if section.token_rule == "released":
         ours, theirs = (dialogue_tokens(tokens, everything) for tokens in (pivot, source))

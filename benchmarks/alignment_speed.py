@@ -21,7 +21,7 @@ import numpy as np
 from alignment import align_released, stage
 from alignment.rows.shard_alignment import ShardAligner, ShardCounter
 from alignment.tokens.cooccurrence import merge_counts
-from alignment.tokens.token_alignment import align_spans, target_rows
+from alignment.tokens.token_alignment import align_spans, both_target_rows
 from fusechat.config import RunConfig
 from fusechat.storage import artifact
 from fusechat.storage.contracts import id_dtype
@@ -40,8 +40,8 @@ Side = tuple[Any, Tokens]
 def repeated(tokens: Tokens, times: int) -> Tokens:
     """The same dialogues again and again."""
     offsets = (tokens.offsets[:-1] + np.arange(times)[:, None] * tokens.num_tokens).ravel()
-    return Tokens(
-        np.tile(tokens.token_ids, times), np.tile(tokens.is_target, times), np.tile(tokens.content_span, (times, 1)),
+    return Tokens.of_contents(
+        np.tile(tokens.token_ids, times), np.tile(tokens.is_scored, times), np.tile(tokens.span, (times, 1)),
         np.append(offsets, times * tokens.num_tokens), tokens.attributes,
     )  # fmt: skip
 
@@ -61,8 +61,8 @@ def span_speed(pivot: Tokens, source: Tokens, num_tokens: int = 1_000_000) -> fl
     times = max(1, round(num_tokens / pivot.num_tokens))
     p, s = repeated(pivot, times), repeated(source, times)
     everything = range(p.num_dialogues)
-    align_spans(target_rows(p, everything), target_rows(s, everything))  # compiles
-    return p.num_tokens / seconds(lambda: align_spans(target_rows(p, everything), target_rows(s, everything)))
+    align_spans(*both_target_rows(p, s, everything))  # compiles
+    return p.num_tokens / seconds(lambda: align_spans(*both_target_rows(p, s, everything)))
 
 
 def released_speed(pivot_tokenizer: Any, source_tokenizer: Any, dialogues: list[Dialogue]) -> float:

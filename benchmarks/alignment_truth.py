@@ -140,7 +140,7 @@ def compare(
     size = int(pivot.attributes["vocab_size"])
     truths, unknown, respelled, top = [], [], [], []
     for dialogue in range(pivot.num_dialogues):
-        turns = [tokens.token_ids[tokens.tokens_of(dialogue)][tokens.is_target[tokens.tokens_of(dialogue)]]
+        turns = [tokens.token_ids[tokens.tokens_of(dialogue)][tokens.is_scored[tokens.tokens_of(dialogue)]]
                  for tokens in (pivot, source)]  # fmt: skip
         assert [u for v in turns[1] for u in spelled[v]] == turns[0].tolist(), "the pivot cuts the source's tokens"
         rows, lost, other = true_rows(turns[0].tolist(), turns[1].tolist(), size, spelled, row_of(dialogue))
@@ -159,7 +159,7 @@ def compare(
         "rows": len(truth), "pivot_vocabulary": size, "unknown_mass": float(np.concatenate(unknown).mean()),
         "respelled_mass": float(np.concatenate(respelled).mean()),
     }  # fmt: skip
-    labels = pivot.token_ids[pivot.is_target]
+    labels = pivot.token_ids[pivot.is_scored]
     for rule, section in RULES.items():
         _, _, _, projection = project(section, pivot, source, source_rows, vocabularies_of(section, *sides))
         found[rule] = _means(kl_from_truth(truth, projection, labels))
@@ -208,7 +208,7 @@ class ModelRows:
 
     def __init__(self, model: Any, tokens: Tokens, dialogue: int) -> None:
         place = tokens.tokens_of(dialogue)
-        ids, target = tokens.token_ids[place], tokens.is_target[place]
+        ids, target = tokens.token_ids[place], tokens.is_scored[place]
         self._model = model
         self._before = ids[: int(np.argmax(target))].tolist()
         self._path = ids[target].tolist()

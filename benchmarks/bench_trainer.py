@@ -131,7 +131,7 @@ def report(stores: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "model": arguments.model.name,
         "batch": arguments.batch,
         "tokens": arguments.tokens,
-        "target_share": round(float(data.tokens.is_target.mean()), 3),
+        "target_share": round(float(data.tokens.is_scored.mean()), 3),
     }
     if "steps" in arguments.only:
         seconds = measure_steps(stores, arguments)
@@ -146,7 +146,7 @@ def report(stores: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     if "reader" in arguments.only:
         result["reader_rows_per_s"] = round(measure_reader(stores, arguments))
     if {"reader", "steps"} <= set(arguments.only):
-        rows_per_second = float(data.tokens.is_target.mean()) * arguments.batch * arguments.tokens / seconds["fusion"]
+        rows_per_second = float(data.tokens.is_scored.mean()) * arguments.batch * arguments.tokens / seconds["fusion"]
         result["reader_over_step"] = round(result["reader_rows_per_s"] / rows_per_second, 1)
     if "loss" in arguments.only:
         width = transformers.AutoConfig.from_pretrained(arguments.model).get_text_config().hidden_size

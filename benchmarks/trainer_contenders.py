@@ -68,19 +68,19 @@ def _read_tokens(arguments: argparse.Namespace) -> Tokens:
     else:
         raise SystemExit(f"{arguments.dialogues}: too few dialogues for {wanted} tokens; give more, or lower --batch")
     token_ids = np.concatenate([part.token_ids for part in parts])[:wanted]
-    is_target = np.concatenate([part.is_target for part in parts])[:wanted]
-    is_target[:: arguments.tokens] = False
+    is_scored = np.concatenate([part.is_scored for part in parts])[:wanted]
+    is_scored[:: arguments.tokens] = False
     spans = np.full((wanted, 2), -1, np.int32)
     vocab_size = transformers.AutoConfig.from_pretrained(arguments.model).get_text_config().vocab_size
     offsets = np.arange(0, wanted + 1, arguments.tokens, dtype=np.int64)
-    return Tokens(token_ids, is_target, spans, offsets, {"vocab_size": vocab_size})
+    return Tokens.of_contents(token_ids, is_scored, spans, offsets, {"vocab_size": vocab_size})
 
 
 @torch.no_grad()
 def _rows_of(model: PreTrainedModel, tokens: Tokens, dialogue: int) -> dict[str, np.ndarray]:
     where = tokens.tokens_of(dialogue)
     ids = torch.from_numpy(tokens.token_ids[where].astype(np.int64)).to(DEVICE)
-    positions = torch.from_numpy(np.flatnonzero(tokens.is_target[where])).to(DEVICE)
+    positions = torch.from_numpy(np.flatnonzero(tokens.is_scored[where])).to(DEVICE)
     hidden = model.base_model(input_ids=ids[None]).last_hidden_state[0, positions - 1]
     logprobs = torch.log_softmax(model.get_output_embeddings()(hidden).float(), dim=-1)
     top = logprobs.topk(K)

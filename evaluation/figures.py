@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from fusechat.text.dialogues import Dialogue
+from fusechat.text.dialogues import Dialogue, Message
+from fusechat.text.json_object import json_text
 
 from . import ALL
 from .intervals import Interval, accuracy_difference_interval, accuracy_interval, ratio_interval
@@ -19,7 +20,7 @@ from .intervals import Interval, accuracy_difference_interval, accuracy_interval
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The held-out dialogues: `ids`, `kinds` and `num_bytes` (of the assistant's content, int64), each [dialogues]."""
+    """The held-out dialogues: `ids`, `kinds` and `num_bytes` (of what the assistant says, int64), each [dialogues]."""
 
     ids: tuple[str, ...]
     kinds: np.ndarray
@@ -29,7 +30,11 @@ class HeldOut:
     def of(cls, dialogues: Sequence[Dialogue]) -> "HeldOut":
         """What the figures need to know of the dialogues."""
         sizes = [
-            sum(len(message.content.encode()) for message in dialogue.messages if message.role == "assistant")
+            sum(
+                _num_bytes(message)
+                for message in dialogue.messages
+                if message.role == "assistant" and message.is_trained
+            )
             for dialogue in dialogues
         ]
         kinds = np.array([dialogue.kind or "other" for dialogue in dialogues], dtype=object)
@@ -46,6 +51,12 @@ class HeldOut:
         names = self.kind_names if kinds is None else list(kinds)
         everywhere = np.isin(self.kinds.astype(str), names)
         return {ALL: everywhere, **{name: self.kinds == name for name in names}}
+
+
+def _num_bytes(message: Message) -> int:
+    """Bytes of a turn's reasoning, content and tool calls; a call counts as the JSON of its name and arguments."""
+    calls = sum(len(call.name.encode()) + len(json_text(call.arguments).encode()) for call in message.tool_calls)
+    return len(message.reasoning.encode()) + len(message.content.encode()) + calls
 
 
 def loss_figures(held_out: HeldOut, nats: np.ndarray, *, seed: int) -> dict[str, dict[str, Any]]:

@@ -14,6 +14,7 @@ from scipy import stats
 
 from fusechat.errors import ConfigError
 from fusechat.models.model_files import text_digest
+from fusechat.text.rendered import ChatTemplate
 
 from .intervals import LEVEL
 
@@ -71,7 +72,7 @@ def version() -> str:
 
 
 def run_tasks(
-    network: Any, tokenizer: Any, template: str, *, tasks: list[str], folder: Path | None, limit: int | None,
+    network: Any, tokenizer: Any, template: ChatTemplate | str, *, tasks: list[str], folder: Path | None, limit: int | None,
     batch_size: int, seed: int, unsafe_code: bool = False,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Run tasks on one network.
@@ -88,12 +89,13 @@ def run_tasks(
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    tokenizer.chat_template = template
+    used = ChatTemplate.of(template)
+    tokenizer.chat_template = used.text
     rows = network.get_input_embeddings().weight.shape[0]
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:  # a token that the model was never resized for
         known = tokenizer.eos_token_id is not None and tokenizer.eos_token_id < rows
         tokenizer.pad_token = tokenizer.eos_token if known else tokenizer.convert_ids_to_tokens(0)
-    model = HFLM(pretrained=network, tokenizer=tokenizer, batch_size=batch_size)
+    model = HFLM(pretrained=network, tokenizer=tokenizer, batch_size=batch_size, chat_template_args=used.keywords)
     results = lm_eval.simple_evaluate(
         model, tasks=list(tasks), task_manager=_manager(folder), limit=limit, apply_chat_template=True, bootstrap_iters=0,
         log_samples=False, random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed,

@@ -40,13 +40,13 @@ def dialogue_nats(
         batch_tokens: padded tokens of one batch; a longer dialogue is a batch of its own.
         on_batch: told the number of tokens of each batch when it is done.
     Returns:
-        float64 [dialogues]: minus the summed log-probability of the target tokens, nats; NaN for a dialogue that is
-        longer than the network's positions.
+        float64 [dialogues]: minus the summed log-probability of the target tokens, nats; NaN for a dialogue that was set
+        aside for this model or is longer than the network's positions.
     Raises:
         ModelError: the network gives a loss that is not a number; model and dialogue are named.
     """
     nats = np.full(tokens.num_dialogues, np.nan)
-    fitting = np.flatnonzero(tokens.lengths <= max_positions(network))
+    fitting = np.flatnonzero((tokens.lengths > 0) & (tokens.lengths <= max_positions(network)))
     for batch in length_batches(tokens.lengths, fitting, batch_tokens):
         nats[batch] = _batch_nats(network, tokens, batch)
         bad = batch[~np.isfinite(nats[batch])]
@@ -84,8 +84,8 @@ def length_batches(lengths: np.ndarray, dialogues: np.ndarray, batch_tokens: int
 
 def _batch_nats(network: PreTrainedModel, tokens: Tokens, batch: np.ndarray) -> np.ndarray:
     """float64 [len(batch)]: nats of each dialogue's target tokens."""
-    ids, is_target = padded_batch(tokens, batch)
-    places, positions = np.nonzero(is_target[:, 1:])
+    ids, is_scored = padded_batch(tokens, batch)
+    places, positions = np.nonzero(is_scored[:, 1:])
     row_nats = label_nats(network, torch.from_numpy(ids), places, positions)
     return np.bincount(places, weights=row_nats, minlength=len(batch))
 
@@ -97,12 +97,12 @@ def padded_batch(tokens: Tokens, batch: np.ndarray) -> tuple[np.ndarray, np.ndar
     """
     width = int(tokens.lengths[batch].max())
     ids = np.zeros((len(batch), width), np.int64)
-    is_target = np.zeros((len(batch), width), bool)
+    is_scored = np.zeros((len(batch), width), bool)
     for place, dialogue in enumerate(batch):
         part = tokens.tokens_of(int(dialogue))
         ids[place, : tokens.lengths[dialogue]] = tokens.token_ids[part]
-        is_target[place, : tokens.lengths[dialogue]] = tokens.is_target[part]
-    return ids, is_target
+        is_scored[place, : tokens.lengths[dialogue]] = tokens.is_scored[part]
+    return ids, is_scored
 
 
 def label_nats(network: PreTrainedModel, ids: torch.Tensor, places: np.ndarray, positions: np.ndarray) -> np.ndarray:

@@ -6,8 +6,7 @@ part: a killed evaluation goes on with the part it was in. Knows nothing about c
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,15 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fusechat.config import EvaluationSection, RunConfig
+from fusechat.errors import DialogueError, ModelError
 from fusechat.models import model_files
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact
 from fusechat.storage.tokens import Tokens
 from fusechat.text.chat_template import load_tokenizer
 from fusechat.text.dialogues import Dialogue, Message
+from fusechat.text.rendered import ChatTemplate
+from fusechat.text.template_heads import spoken
 from fusechat.text.tokenization import tokenize_prompt
 
 from . import harness
@@ -40,26 +42,27 @@ HARNESS_BATCH = 8
 class Questions:
     """What the models are asked.
 
-    `exact`: (number of the held-out dialogue, messages before its last answer, that answer); `samples`: prompts.
+    `exact`: (number of the held-out dialogue, the dialogue before its last answer, that answer); `samples`: prompts.
     """
 
-    exact: tuple[tuple[int, tuple[Message, ...], str], ...]
+    exact: tuple[tuple[int, Dialogue, str], ...]
     samples: tuple[str, ...]
 
     @classmethod
     def of(cls, section: EvaluationSection, dialogues: Sequence[Dialogue]) -> "Questions":
         """The questions that a run file asks for."""
         exact = tuple(
-            (number, dialogue.messages[:-1], dialogue.messages[-1].content)
+            (number, replace(dialogue, messages=dialogue.messages[:-1]), dialogue.messages[-1].content)
             for number, dialogue in enumerate(dialogues)
-            if dialogue.kind in section.exact_match_kinds
+            if dialogue.kind in section.exact_match_kinds and not dialogue.messages[-1].tool_calls
         )
         return cls(exact, tuple(section.samples))
 
-    def prompts(self, role: str) -> list[tuple[Message, ...]]:
-        """Messages of all questions to a model: the exact ones, then the samples if it answers them."""
+    def prompts(self, role: str) -> list[Dialogue]:
+        """All questions to a model: the exact ones, then the samples if it answers them."""
         samples = self.samples if role in SAMPLED_ROLES else ()
-        return [messages for _, messages, _ in self.exact] + [(Message("user", prompt),) for prompt in samples]
+        asked = [Dialogue("sample", (Message("user", prompt),)) for prompt in samples]
+        return [question for _, question, _ in self.exact] + asked
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ def _parts(
     on_tokens: Callable[[int], None],
 ) -> Iterator[_Part]:
     """What the run asks for of this model."""
-    section, template = config.evaluation, tokens.attributes["template"]
+    section, template = config.evaluation, ChatTemplate.from_attributes(tokens.attributes)
 
     def loss(network: PreTrainedModel, _: PreTrainedTokenizerBase) -> dict[str, Any]:
         nats = dialogue_nats(
@@ -163,22 +166,31 @@ def _parts(
     if prompts := questions.prompts(model.role):
 
         def answers(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+            asked = [_prompt(tokenizer, template, question) for question in prompts]
             given = greedy_answers(
-                network, [tokenize_prompt(tokenizer, template, messages) for messages in prompts],
+                network, [ids for ids in asked if ids is not None],
                 stops=stop_ids(network, tokens), max_new_tokens=section.max_new_tokens, batch_tokens=section.batch_tokens,
                 on_batch=lambda num_answers: on_tokens(num_answers * section.max_new_tokens),
             )  # fmt: skip
-            decode = partial(tokenizer.decode, skip_special_tokens=True)
-            return {"answers": [None if ids is None else decode(ids) for ids in given]}
+            found = iter(given)
+            answers = [None if prompt is None else next(found) for prompt in asked]
+            return {"answers": [None if ids is None else spoken(tokenizer, template, ids) for ids in answers]}
 
-        asked = {"prompts": [[asdict(message) for message in messages] for messages in prompts]}
-        inputs = {**asked, "max_new_tokens": section.max_new_tokens}
+        inputs = {"prompts": [question.to_row() for question in prompts], "max_new_tokens": section.max_new_tokens}
         yield _Part("answers", inputs, len(prompts) * section.max_new_tokens, answers)
     if section.lm_eval:
         yield _Part(
             "harness", _harness_inputs(config), 0,
             lambda network, tokenizer: {"harness": run_harness(config, network, tokenizer, template)},
         )  # fmt: skip
+
+
+def _prompt(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, question: Dialogue) -> list[int] | None:
+    """A question as token ids; None where the model's template does not show it, as where it has no room for an answer."""
+    try:
+        return tokenize_prompt(tokenizer, template, question)
+    except (DialogueError, ModelError):
+        return None
 
 
 def _harness_inputs(config: RunConfig) -> dict[str, Any]:
@@ -212,7 +224,7 @@ def _nullable(values: np.ndarray) -> list[float | None]:
     return [None if np.isnan(value) else float(value) for value in values]
 
 
-def run_harness(config: RunConfig, network: Any, tokenizer: Any, template: str) -> dict[str, dict[str, Any]]:
+def run_harness(config: RunConfig, network: Any, tokenizer: Any, template: ChatTemplate) -> dict[str, dict[str, Any]]:
     """The figures of `evaluation.lm_eval`."""
     section = config.evaluation
     return harness.run_tasks(

@@ -50,8 +50,8 @@ def dialogue_divergences(
     lengths = tokens.lengths[sample.dialogues]
     for batch in length_batches(lengths, np.flatnonzero(lengths <= max_positions(network)), batch_tokens):
         dialogues = sample.dialogues[batch]
-        ids, is_target = padded_batch(tokens, dialogues)
-        places, positions = np.nonzero(is_target[:, 1:])
+        ids, is_scored = padded_batch(tokens, dialogues)
+        places, positions = np.nonzero(is_scored[:, 1:])
         rows = {name: _batch_rows(store, tokens, dialogues) for name, store in sample.stores.items()}
         sums = {name: np.zeros(len(places)) for name in rows}
         for block, logits in logit_blocks(network, torch.from_numpy(ids), places, positions):
@@ -97,7 +97,7 @@ def _batch_rows(store: RowStore, tokens: Tokens, dialogues: np.ndarray) -> tuple
     parts = []
     for dialogue in dialogues:
         arrays = store.read_dialogue(int(dialogue))
-        predicted = np.flatnonzero(tokens.is_target[tokens.tokens_of(int(dialogue))]) > 0
+        predicted = np.flatnonzero(tokens.is_scored[tokens.tokens_of(int(dialogue))]) > 0
         kept = np.isfinite(arrays["topk_logprobs"]).any(axis=1)
         if "kind" in arrays:
             kept &= np.isin(arrays["kind"], REAL_KINDS)

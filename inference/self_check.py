@@ -49,7 +49,7 @@ steps; a mistake (rows shifted by a token, a wrong mask, another checkpoint) mov
 def check_teacher(
     teacher: Teacher,
     token_ids: Sequence[np.ndarray],
-    is_target: Sequence[np.ndarray],
+    is_scored: Sequence[np.ndarray],
     *,
     model_folder: str | Path | None = None,
 ) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def check_teacher(
 
     Args:
         token_ids: int32 [tokens] per dialogue.
-        is_target: bool [tokens] per dialogue; at least one token is a target.
+        is_scored: bool [tokens] per dialogue; at least one token is a target.
         model_folder: the teacher's model, for the forward on the CPU; without one, or where it does not fit, none is done.
     Returns:
         rows, nan_count, mass_max, label_difference, company_mean, company_max, reference (`transformers`, or why not) and,
@@ -66,8 +66,8 @@ def check_teacher(
         TeacherError: a check failed; the message names the number and its bound.
     """
     tolerance = TOLERANCES[teacher.info["dtype"]]
-    pairs = list(zip(token_ids, is_target, strict=True))
-    scored = teacher.score(token_ids, is_target)
+    pairs = list(zip(token_ids, is_scored, strict=True))
+    scored = teacher.score(token_ids, is_scored)
     together = concatenate_rows(scored, teacher.k)
     labels = np.concatenate([ids[marks] for ids, marks in pairs])
     report = check_form(together, labels, teacher.vocab_size, teacher.model)
@@ -172,11 +172,11 @@ def reference_logprobs(
     return np.concatenate(topk), np.concatenate(label)
 
 
-def beginning(token_ids: np.ndarray, is_target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def beginning(token_ids: np.ndarray, is_scored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The dialogue up to `REFERENCE_TARGETS` tokens behind its first target."""
-    targets = np.flatnonzero(is_target)
+    targets = np.flatnonzero(is_scored)
     end = int(targets[0]) + REFERENCE_TARGETS if len(targets) else 0
-    return token_ids[:end], is_target[:end]
+    return token_ids[:end], is_scored[:end]
 
 
 def first_rows(rows: TopKRows, count: int) -> TopKRows:

@@ -80,7 +80,7 @@ class TeacherWorker(EngineWorker):
             self._engine_turn = contextlib.nullcontext()
         report: dict[str, Any] = {}
         if inputs.self_check_dialogues:
-            ids, targets = self._dialogues(range(min(inputs.self_check_dialogues, self.tokens.num_dialogues)))
+            ids, targets = self._checked(inputs.self_check_dialogues)
             report = check_teacher(self._teacher, ids, targets, model_folder=str(folder))
         return {"self_check": report, "seconds": time.monotonic() - started}
 
@@ -113,10 +113,16 @@ class TeacherWorker(EngineWorker):
         with self._engine() as teacher:
             return teacher.score(ids, targets)
 
+    def _checked(self, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The first dialogues that were not set aside for this model."""
+        numbers = np.flatnonzero(self.tokens.lengths > 0)[:count].tolist()
+        parts = [self._dialogues(range(number, number + 1)) for number in numbers]
+        return [ids[0] for ids, _ in parts], [targets[0] for _, targets in parts]
+
     def _dialogues(self, dialogues: range) -> tuple[list[np.ndarray], list[np.ndarray]]:
         tokens = self.tokens.read(dialogues)
         places = [tokens.tokens_of(number) for number in range(tokens.num_dialogues)]
-        return [tokens.token_ids[place] for place in places], [tokens.is_target[place] for place in places]
+        return [tokens.token_ids[place] for place in places], [tokens.is_scored[place] for place in places]
 
 
 def pack_rows(parts: "list[TopKRows]", k: int, vocab_size: int) -> dict[str, np.ndarray]:

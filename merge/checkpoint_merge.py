@@ -27,6 +27,7 @@ from .shard_worker import shard_work
 COMPANIONS = (
     "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja", "chat_template.json",
+    "fusechat_prompt.json",
 )  # fmt: skip
 """Files that are copied beside the weights."""
 

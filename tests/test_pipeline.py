@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 import zarr
+from reasoning_runs import reasoning_run
 from tiny_runs import tiny_run
 
 pytestmark = pytest.mark.pipeline
@@ -115,6 +116,25 @@ def test_run_killed_in_extraction_and_training_goes_on_to_the_same_weights(
     for name in ("fused", "targets/mixtral", "targets/sft"):
         one, other = tmp_path / "out" / name / "model.safetensors", output / name / "model.safetensors"
         assert one.read_bytes() == other.read_bytes(), name
+
+
+def test_run_with_reasoning_and_tools_aligns_as_well_as_plain_text(
+    tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    path, out = tmp_path / "run.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(reasoning_run(out, tiny_models)), encoding="utf-8")
+    shown = fusechat("run", "-c", path)
+    assert "hides earlier reasoning" in shown.stderr
+    counts = json.loads((out / "aligned" / "velan-moe" / "artifact.json").read_text())["counts"]
+    assert abs(counts["label_bits_per_byte_lost_share"]) <= 0.001, counts
+    assert counts["tool_call_rows_without_source"] > 100
+    apart = counts["tool_call_rows_without_source"] / counts["rows"]
+    assert counts["coverage"] > 0.95 - apart, counts  # some marks have no counterpart in the other template
+    ends = json.loads((out / "fused" / "generation_config.json").read_text())["eos_token_id"]
+    asked = json.loads((out / "fused" / "fusechat_prompt.json").read_text())
+    assert ends and asked["reasons"] is True
+    inspected = fusechat("inspect", out / "tokens" / "smollm2", "--dialogue", "0")
+    assert "reasoning" in inspected.stdout and "scored" in inspected.stdout
 
 
 def kill_when(path: Path, reached: object) -> None:

@@ -101,7 +101,7 @@ def decide(tokens: Tokens, pivot_rows: RowStore, stores: dict[str, RowStore], ki
         stores: source name -> its aligned rows.
         kinds: str [dialogues].
     """
-    labels = tokens.token_ids[tokens.is_target]
+    labels = tokens.token_ids[tokens.is_scored]
     dialogue = np.repeat(np.arange(tokens.num_dialogues), np.diff(tokens.row_offsets))
     by_frequency = choice.label_frequency_loss(labels)
 

@@ -81,7 +81,7 @@ class FusionDataset:
     def trainable(self) -> np.ndarray:
         """int64: the dialogues that keep at least one target token after the cut."""
         starts = self.tokens.offsets[:-1]
-        counts = np.concatenate([[0], np.cumsum(self.tokens.is_target)])
+        counts = np.concatenate([[0], np.cumsum(self.tokens.is_scored)])
         predicted = counts[starts + self.lengths] - counts[np.minimum(starts + 1, self.tokens.num_tokens)]
         return np.flatnonzero((predicted > 0) & (self.lengths > 1))
 
@@ -89,7 +89,7 @@ class FusionDataset:
         """Read one dialogue: its tokens, and the rows that supervise them."""
         where = self.tokens.tokens_of(dialogue)
         token_ids = self.tokens.token_ids[where][: self.max_tokens]
-        positions = np.flatnonzero(self.tokens.is_target[where])
+        positions = np.flatnonzero(self.tokens.is_scored[where])
         supervision = self._supervision(dialogue, len(positions))
         # Both losses of MinCE are taken over the whole dialogue, so the cut comes after the choice.
         kept = (positions > 0) & (positions < self.max_tokens)

@@ -23,7 +23,7 @@ from fusechat.storage.artifact import Artifact, Claim
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import Tokens
 from fusechat.text.dialogues import read_dialogues
-from fusechat.text.tokenize_stage import template_of
+from fusechat.text.model_templates import template_of
 
 from . import choice_stage, target_model
 from .arguments import model_arguments, packing_arguments, training_arguments
@@ -39,6 +39,7 @@ from .model_card import write_model_card
 from .open_rows import open_rows
 from .packing_check import check_packing
 from .run_log import RunLog, read_metrics
+from .target_prompt import write_target_prompt
 
 CHECKPOINTS = "checkpoints"
 """Folder within the target's while it is trained."""
@@ -218,6 +219,7 @@ def _train(
         model = target_model.whole_model(trained, state, inputs.pivot_folder, training.lora)
         template = inputs.tokens.attributes["template"]
         target_model.save_target(model, inputs.pivot_folder, target, template, training.save_dtype)
+        write_target_prompt(target, inputs.tokens)
         counts = _counts(dataset, units, trainer.state.global_step, read_metrics(target))
         write_model_card(target, config, name, claim.plan, counts)
         claim.finish(counts)

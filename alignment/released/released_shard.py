@@ -28,7 +28,7 @@ class DialogueTokens:
 
     token_ids: np.ndarray
     """int32 [tokens]"""
-    is_target: np.ndarray
+    is_scored: np.ndarray
     """bool [tokens]"""
     offsets: np.ndarray
     """int64 [dialogues+1]"""
@@ -60,20 +60,20 @@ def project_shard(
     Args:
         logprobs: float32 [source rows, k], nats.
     """
-    num_rows = int(np.count_nonzero(pivot.is_target))
+    num_rows = int(np.count_nonzero(pivot.is_scored))
     out = Projection(
         np.zeros((num_rows, k), np.int32), np.full((num_rows, k), -np.inf, np.float32),
         np.full(num_rows, np.nan, np.float32), np.zeros(num_rows, np.uint8), 0,
     )  # fmt: skip
     assert vocabularies.texts is not None, "released mode without its texts"
-    row_of_token = np.where(source.is_target, np.cumsum(source.is_target) - 1, -1)
+    row_of_token = np.where(source.is_scored, np.cumsum(source.is_scored) - 1, -1)
     row = 0
     for dialogue in range(len(pivot.offsets) - 1):
         p, s, first, last, texts = _warp_dialogue(pivot, source, vocabularies.texts, dialogue)
         p_index, s_index = _indices(p), _indices(s)
         chosen = choose_rows(p_index, s_index, first, last, *texts.pivot, *texts.source)
         base = source.offsets[dialogue]
-        is_target = pivot.is_target[pivot.offsets[dialogue] : pivot.offsets[dialogue + 1]]
+        is_scored = pivot.is_scored[pivot.offsets[dialogue] : pivot.offsets[dialogue + 1]]
         # The row of token i+1 is what the released code computes at token i; the first token has none.
         before = np.concatenate([[ONE_HOT], chosen[:-1]])
         inside = before >= 0
@@ -81,10 +81,10 @@ def project_shard(
         inside &= following < len(s)
         source_row = np.where(inside, row_of_token[base + np.minimum(following, len(s) - 1)], -1)
         source_row = np.where(source_row >= 0, source_row, np.where(before == EMPTY, EMPTY, ONE_HOT))
-        count = int(np.count_nonzero(is_target))
+        count = int(np.count_nonzero(is_scored))
         block = slice(row, row + count)
         _first_images(
-            p[is_target], source_row[is_target], rows.topk_ids, logprobs, vocabularies.tables.source_to_pivot,
+            p[is_scored], source_row[is_scored], rows.topk_ids, logprobs, vocabularies.tables.source_to_pivot,
             vocabularies.vocab_size, *(array[block] for array in out[:4]),
         )  # fmt: skip
         row += count

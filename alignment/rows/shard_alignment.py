@@ -20,7 +20,7 @@ from fusechat.text.chat_template import load_tokenizer
 from ..quality import measure_shard, write_figures
 from ..released.released_shard import DialogueTokens, project_shard, warped_pairs
 from ..tokens.cooccurrence import Cooccurrence, count_ids, count_pairs
-from ..tokens.token_alignment import SpanAlignment, TargetRows, align_spans, target_rows
+from ..tokens.token_alignment import SpanAlignment, TargetRows, align_spans, both_target_rows
 from ..vocabulary.vocabulary_file import ReleasedTexts, load_vocabularies, released_texts
 from .projection import Projection, pass_through, project_chain, project_map
 from .row_arrays import source_rows
@@ -118,7 +118,7 @@ class ShardAligner:
         dialogues = self._store.plan.dialogues(unit)
         arrays = self._rows.read(dialogues)
         tokens = self._pivot.read(dialogues), self._source.read(dialogues)
-        pivot, source = (target_rows(side, range(len(dialogues))) for side in tokens)
+        pivot, source = both_target_rows(*tokens, range(len(dialogues)))
         spans = align_spans(pivot, source)
         projection = self._project(tokens, pivot, source, spans, arrays)
         aligned = {
@@ -181,7 +181,7 @@ def dialogue_tokens(tokens: Tokens, dialogues: range) -> DialogueTokens:
     """All tokens of consecutive dialogues."""
     first, stop = int(tokens.offsets[dialogues.start]), int(tokens.offsets[dialogues.stop])
     offsets = tokens.offsets[dialogues.start : dialogues.stop + 1] - first
-    return DialogueTokens(tokens.token_ids[first:stop], tokens.is_target[first:stop], offsets)
+    return DialogueTokens(tokens.token_ids[first:stop], tokens.is_scored[first:stop], offsets)
 
 
 def count_dialogues(
@@ -196,5 +196,5 @@ def count_dialogues(
     if texts is not None:
         p, s = (dialogue_tokens(tokens, dialogues) for tokens in (pivot, source))
         return count_ids(*warped_pairs(p, s, texts), shape)
-    p_rows, s_rows = target_rows(pivot, dialogues), target_rows(source, dialogues)
+    p_rows, s_rows = both_target_rows(pivot, source, dialogues)
     return count_pairs(p_rows, s_rows, align_spans(p_rows, s_rows), shape)

@@ -43,10 +43,10 @@ class ModelRows:
 
 @dataclass(frozen=True)
 class Split:
-    """Dialogues as the pivot reads them: `token_ids` int64 [tokens], `is_target` bool [tokens], `offsets` int64 [dialogues+1]."""
+    """Dialogues as the pivot reads them: `token_ids` int64 [tokens], `is_scored` bool [tokens], `offsets` int64 [dialogues+1]."""
 
     token_ids: np.ndarray
-    is_target: np.ndarray
+    is_scored: np.ndarray
     offsets: np.ndarray
     dialogues: list[Dialogue]
 
@@ -76,7 +76,7 @@ class Corpus:
         starts = self.train.offsets[:-1]
         dialogue = np.repeat(np.arange(len(starts)), np.diff(self.train.offsets))
         position = np.arange(len(dialogue)) - starts[dialogue]
-        target = self.train.is_target
+        target = self.train.is_scored
         object.__setattr__(self, "dialogue", dialogue[target])
         object.__setattr__(self, "position", position[target])
         object.__setattr__(self, "labels", self.train.token_ids[target])
@@ -126,7 +126,7 @@ def write_rows(config: RunConfig, name: str) -> None:
         for dialogue in store.plan.dialogues(shard):
             where = tokens.tokens_of(dialogue)
             ids = torch.from_numpy(tokens.token_ids[where].astype(np.int64))
-            positions = torch.from_numpy(np.flatnonzero(tokens.is_target[where]))
+            positions = torch.from_numpy(np.flatnonzero(tokens.is_scored[where]))
             hidden = network.model(input_ids=ids[None], use_cache=False).last_hidden_state[0, positions - 1]
             logprobs = network.lm_head(hidden).log_softmax(-1)
             top = logprobs.topk(config.extraction.k)
@@ -146,7 +146,7 @@ def read_corpus(config: RunConfig) -> Corpus:
     for name in ("train", "held_out"):
         tokens = Tokens.read(config.tokens_url(pivot, name))
         dialogues = list(read_dialogues(config.dialogues_path / f"{name}.jsonl"))
-        splits.append(Split(tokens.token_ids.astype(np.int64), tokens.is_target, tokens.offsets, dialogues))
+        splits.append(Split(tokens.token_ids.astype(np.int64), tokens.is_scored, tokens.offsets, dialogues))
     rows = {"pivot": _read_rows(RowStore.open(config.logprobs_url(pivot), "logprobs"), len(splits[0].dialogues))}
     for source in config.sources:
         rows[source.name] = _read_rows(

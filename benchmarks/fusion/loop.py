@@ -202,7 +202,7 @@ def held_out_losses(model: Any, split: Split, batch: int = 256) -> tuple[np.ndar
         for i in range(num):
             where = slice(bounds[i], bounds[i + 1])
             ids[i, : bounds[i + 1] - bounds[i]] = torch.from_numpy(split.token_ids[where])
-            target[i, : bounds[i + 1] - bounds[i]] = torch.from_numpy(split.is_target[where])
+            target[i, : bounds[i + 1] - bounds[i]] = torch.from_numpy(split.is_scored[where])
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
         dialogue, position = torch.nonzero(target[:, 1:], as_tuple=True)
         logits = model.lm_head(hidden[dialogue, position]).float()

@@ -208,7 +208,7 @@ def _train(network: Any, tokenizer: Any, draw: Callable[[], Dialogue], steps: in
         for row, part in enumerate(parts):
             token_ids = torch.from_numpy(part.token_ids.astype(np.int64))
             ids[row, : len(token_ids)] = token_ids
-            labels[row, : len(token_ids)] = torch.where(torch.from_numpy(part.is_target), token_ids, -100)
+            labels[row, : len(token_ids)] = torch.where(torch.from_numpy(part.is_scored), token_ids, -100)
         network(input_ids=ids, labels=labels).loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()

@@ -50,7 +50,11 @@ def build(
     seed, course = config.run.seed, provenance.course(config)
     bad = provenance.bad_metrics(course["training"])
     kinds = [kind for kind in config.evaluation.exact_match_kinds if kind in held_out.kind_names]
-    asked = [number for number, dialogue in enumerate(dialogues) if dialogue.kind in kinds]
+    asked = [
+        number
+        for number, dialogue in enumerate(dialogues)
+        if dialogue.kind in kinds and not dialogue.messages[-1].tool_calls
+    ]
     exact = {
         model_id: {
             number: is_exact(answer, dialogues[number].messages[-1].content)

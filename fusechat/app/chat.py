@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
+from ..text.dialogues import Message
+from ..text.prompt_file import read_prompt_file
 
 
 def chat_loop(models: list[str], *, max_new_tokens: int, temperature: float) -> None:
@@ -35,27 +37,31 @@ class _Speaker:
 
     def __init__(self, model: str, max_new_tokens: int, temperature: float) -> None:
         self.model = model
-        self.messages: list[dict[str, str]] = []
+        self.messages: list[Message] = []
         self._tokenizer, self._network = _load(model)
+        self._template = read_prompt_file(Path(model), self._tokenizer.get_chat_template())
         sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
         self._options: dict[str, Any] = {"max_new_tokens": max_new_tokens, **sampling}
 
     def answer(self, line: str, *, stream: bool) -> str:
         """The answer to a line, kept in the dialogue."""
+        import torch
         from transformers import TextStreamer
 
+        from ..text.template_heads import spoken
+        from ..text.tokenization import tokenize_prompt
+
         tokenizer = self._tokenizer
-        self.messages.append({"role": "user", "content": line})
-        inputs = tokenizer.apply_chat_template(
-            self.messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        self.messages.append(Message("user", line))
+        prompt = torch.tensor([tokenize_prompt(tokenizer, self._template, self.messages)], device=self._network.device)
         output = self._network.generate(
-            **inputs.to(self._network.device), **self._options,
+            input_ids=prompt, attention_mask=torch.ones_like(prompt), **self._options,
             streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None,
             pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         )  # fmt: skip
-        text = tokenizer.decode(output[0][inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        self.messages.append({"role": "assistant", "content": text})
+        text = spoken(tokenizer, self._template, output[0][prompt.shape[1] :].tolist())
+        # A template may refuse an empty content; a model that said nothing is quoted as saying so.
+        self.messages.append(Message("assistant", text if text.strip() else "(no answer)"))
         return text
 
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from ..errors import ArtifactError, ConfigError
 from ..storage import damage
 from ..storage.artifact import PLAN_FILE, RECORD_FILE, read_json, storage_errors
-from ..storage.contracts import CHOICE, RowKind
+from ..storage.contracts import CHOICE, RowKind, TokenField
 from ..storage.row_store import ATTRIBUTE, RowStore, read_array
 from ..storage.tokens import Tokens
 
@@ -105,11 +105,11 @@ def dialogue_lines(store: RowStore, parents: dict[str, str], dialogue: int, num_
     decode = _decoder(tokens)
     place = tokens.tokens_of(dialogue)
     ids = tokens.token_ids[place]
-    labels = ids[tokens.is_target[place]]
+    labels = ids[tokens.is_scored[place]]
     block = store.read_dialogue(dialogue)
-    prompt = decode(ids[: int(np.argmax(tokens.is_target[place]))].tolist())
+    prompt = decode(ids[: int(np.argmax(tokens.is_scored[place]))].tolist())
     lines = [
-        f"dialogue {dialogue}, up to its first target token: {prompt!r}",
+        f"dialogue {dialogue}, up to its first scored token: {prompt!r}",
         "token  logprob (nats)  top tokens (probability)",
     ]
     for row in range(min(num_rows, len(labels))):
@@ -145,17 +145,35 @@ def choice_lines(url: str, dialogue: int) -> list[str]:
 
 
 def token_lines(url: str, dialogue: int, num_rows: int) -> list[str]:
-    """One line a token: id, text, target mark, byte span."""
+    """The template's use, then one line a token: id, text, field, whether it is scored, byte span."""
     tokens = Tokens.read(url)
     if not 0 <= dialogue < tokens.num_dialogues:
         raise ConfigError(f"--dialogue {dialogue}: the artifact has dialogues 0 to {tokens.num_dialogues - 1}")
     decode, place = _decoder(tokens), tokens.tokens_of(dialogue)
-    rows = zip(tokens.token_ids[place], tokens.is_target[place], tokens.content_span[place], strict=True)
-    lines = ["id  token  target  bytes of the contents"]
-    for token_id, target, (start, end) in list(rows)[:num_rows]:
-        span = f"{start}..{end}" if start >= 0 else "template"
-        lines.append(f"{token_id:>7}  {decode([int(token_id)])!r:<18}  {'target' if target else '':<6}  {span}")
+    rows = zip(
+        tokens.token_ids[place], tokens.field[place], tokens.is_scored[place], tokens.span[place].tolist(), strict=True
+    )
+    lines = [f"dialogue {dialogue}: {_by_field(tokens, place)}", "id  token  field  scored  bytes of the field"]
+    for token_id, field, scored, (start, end) in list(rows)[:num_rows]:
+        span = f"{start}..{end}" if start >= 0 else ""
+        name = TokenField(int(field)).name.lower()
+        lines.append(
+            f"{token_id:>7}  {decode([int(token_id)])!r:<18}  {name:<11}  {'scored' if scored else '':<6}  {span}".rstrip()
+        )
     return lines
+
+
+def _by_field(tokens: Tokens, place: slice) -> str:
+    """How many of a dialogue's tokens are of which field, and how many of these are scored."""
+    scored = tokens.is_scored[place]
+    if not len(scored):
+        return "set aside for this model, no tokens"
+    counts = []
+    for field in TokenField:
+        own = tokens.field[place] == field
+        if own.any():
+            counts.append(f"{field.name.lower()} {int(own.sum()):,} ({int((own & scored).sum()):,} scored)")
+    return "tokens of each field: " + ", ".join(counts)
 
 
 def _verify(store: RowStore, repair: bool) -> None:

@@ -75,6 +75,8 @@ class ModelSection(Section):
     """Hub revision."""
     template: PathText = "native"
     """Chat template: `native` (the model's own), `pivot` (the pivot's, as the released code does) or the path of a Jinja file."""
+    template_arguments: dict[str, Any] = {}
+    """What its chat template is told beside messages and tools (`enable_thinking: false`, ...); a dialogue's own go first."""
     engine: EngineSection = EngineSection()
     """How its engine is started."""
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import ContractError
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
 
 UINT16_VOCABULARY = 65_536
 """Largest vocabulary whose ids are stored as uint16; larger ones take uint32."""
@@ -39,6 +39,17 @@ class RowKind(IntEnum):
     def is_real(self) -> bool:
         """True if the row says something the source said."""
         return self not in (RowKind.EMPTY, RowKind.ONE_HOT)
+
+
+class TokenField(IntEnum):
+    """What a token is of; the values of the `field` array."""
+
+    TEMPLATE = 0  # what the template writes around the messages
+    REASONING = 1  # an assistant's reasoning
+    CONTENT = 2  # a message's content
+    TOOL_CALLS = 3  # an assistant's tool calls, in the template's own form
+    MARK = 4  # what the template writes between the fields of one turn and the model therefore writes too
+    END_OF_TURN = 5  # what ends an assistant's turn
 
 
 @dataclass(frozen=True)
@@ -111,10 +122,19 @@ TOKENS = Contract(
     "tokens",
     (
         ArraySpec("token_ids", ("int32",), ("tokens",), "id", 0, "tokenize", "all", "the dialogue under a model's template"),
-        ArraySpec("is_target", ("bool",), ("tokens",), "", False, "tokenize", "all", "assistant content and its end-of-turn"),
         ArraySpec(
-            "content_span", ("int32",), ("tokens", 2), "bytes", -1, "tokenize", "align, train",
-            "start and end in the concatenated message contents of the dialogue; -1 for template-only tokens",
+            "is_scored", ("bool",), ("tokens",), "", False, "tokenize", "all",
+            "what an assistant writes and learns: reasoning, content, tool calls, marks between them, end of turn",
+        ),
+        ArraySpec(
+            "span", ("int32",), ("tokens", 2), "bytes", -1, "tokenize", "align, train",
+            "start and end in the dialogue's fields, one after the other; of a tool call: in the dialogue's tool calls as "
+            "this template spells them; -1 for marks and for the template's own",
+        ),
+        ArraySpec("field", ("uint8",), ("tokens",), "TokenField", 0, "tokenize", "align, train", "what the token is of"),
+        ArraySpec(
+            "call_digest", ("uint32",), ("dialogues",), "", 0, "tokenize", "align",
+            "of the bytes of the dialogue's tool calls as this template spells them; 0: it has none",
         ),
         ArraySpec("offsets", ("int64",), ("dialogues+1",), "tokens", 0, "tokenize", "all", "first token of each dialogue"),
     ),
@@ -187,6 +207,8 @@ def to_markdown() -> str:
         ]
         lines += ["|---|---|---|---|---|---|---|---|"]
         lines += [_markdown_row(spec) for spec in contract.arrays]
+    lines += ["", "## Fields of a token", "", "| value | name |", "|---|---|"]
+    lines += [f"| {field.value} | {field.name} |" for field in TokenField]
     lines += ["", "## Kinds of an aligned row", "", "| value | name | says what the source said |", "|---|---|---|"]
     lines += [f"| {kind.value} | {kind.name} | {'yes' if kind.is_real else 'no'} |" for kind in RowKind]
     return "\n".join(lines) + "\n"

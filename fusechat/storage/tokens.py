@@ -11,24 +11,44 @@ import zarr
 
 from ..errors import ArtifactError
 from .artifact import storage_errors
-from .contracts import CONTRACT_VERSION, TOKENS
+from .contracts import CONTRACT_VERSION, TOKENS, TokenField
 from .row_store import ATTRIBUTE, read_array, whole_array, write_array
 from .shard_layout import ShardPlan, plan_shards
+
+_OF_TOKENS = [spec.name for spec in TOKENS.arrays if spec.axes[0] == "tokens"]
 
 
 @dataclass(frozen=True)
 class Tokens:
     """Dialogues of one split under one model's tokenizer and template.
 
-    `token_ids` int32 [tokens], `is_target` bool [tokens], `content_span` int32 [tokens, 2] (bytes), `offsets` int64
-    [dialogues+1] (tokens); `attributes`: model, vocab_size, digests of tokenizer, template and dialogues.
+    `token_ids` int32 [tokens], `is_scored` bool [tokens], `span` int32 [tokens, 2] (bytes), `field` uint8 [tokens]
+    (TokenField), `call_digest` uint32 [dialogues], `offsets` int64 [dialogues+1] (tokens); `attributes`: model,
+    vocab_size, digests of tokenizer and dialogues, the template and how it is used. A dialogue that was set aside for
+    this model has no tokens.
     """
 
     token_ids: np.ndarray
-    is_target: np.ndarray
-    content_span: np.ndarray
+    is_scored: np.ndarray
+    span: np.ndarray
+    field: np.ndarray
+    call_digest: np.ndarray
     offsets: np.ndarray
     attributes: dict[str, Any]
+
+    @classmethod
+    def of_contents(
+        cls,
+        token_ids: np.ndarray,
+        is_scored: np.ndarray,
+        span: np.ndarray,
+        offsets: np.ndarray,
+        attributes: dict[str, Any],
+    ) -> "Tokens":
+        """Tokens of dialogues without reasoning and tools: what is scored and stands in no content ends a turn."""
+        field = np.where(span[:, 0] >= 0, TokenField.CONTENT, np.where(is_scored, TokenField.END_OF_TURN, 0))
+        calls = np.zeros(len(offsets) - 1, np.uint32)
+        return cls(token_ids, is_scored, span, field.astype(np.uint8), calls, offsets, attributes)
 
     @classmethod
     def read(cls, url: str) -> "Tokens":
@@ -71,7 +91,7 @@ class Tokens:
     @cached_property
     def row_offsets(self) -> np.ndarray:
         """int64 [dialogues+1]: first target row of each dialogue."""
-        counts = np.concatenate([[0], np.cumsum(self.is_target)])
+        counts = np.concatenate([[0], np.cumsum(self.is_scored)])
         return counts[self.offsets]
 
     @property
@@ -83,13 +103,13 @@ class Tokens:
         return slice(int(self.offsets[dialogue]), int(self.offsets[dialogue + 1]))
 
     def target_bytes(self) -> np.ndarray:
-        """int64 [dialogues]: bytes of assistant content that each dialogue's target tokens spell."""
-        width = np.where(self.is_target, self.content_span[:, 1] - self.content_span[:, 0], 0)
+        """int64 [dialogues]: bytes of reasoning, content and tool calls that each dialogue's scored tokens spell."""
+        width = np.where(self.is_scored, self.span[:, 1] - self.span[:, 0], 0)
         return np.diff(np.concatenate([[0], np.cumsum(width)])[self.offsets])
 
     def turn_end_ids(self) -> list[int]:
         """Ids that end an assistant's turn under the template that the tokens were made with."""
-        is_end = self.is_target & (self.content_span[:, 0] < 0)
+        is_end = self.is_scored & (self.field == TokenField.END_OF_TURN)
         # White space may stand between a content and its control token: only the last template token of a turn ends it.
         is_last = is_end & ~np.append(is_end[1:], False)
         return np.unique(self.token_ids[is_last]).tolist()
@@ -133,9 +153,8 @@ class TokensReader:
         """
         first, last = int(self.offsets[dialogues.start]), int(self.offsets[dialogues.stop])
         with _reading(self.url):
-            arrays = {
-                name: np.asarray(self._arrays[name][first:last]) for name in ("token_ids", "is_target", "content_span")
-            }
+            arrays = {name: np.asarray(self._arrays[name][first:last]) for name in _OF_TOKENS}
+            arrays["call_digest"] = np.asarray(self._arrays["call_digest"][dialogues.start : dialogues.stop])
         arrays["offsets"] = self.offsets[dialogues.start : dialogues.stop + 1] - first
         TOKENS.validate(arrays, axes={"dialogues+1": len(arrays["offsets"])}, place=self.url)
         return Tokens(**arrays, attributes=self.attributes)
@@ -147,7 +166,7 @@ class TokensReader:
             ArtifactError: they are damaged.
         """
         with _reading(self.url):
-            rows = np.concatenate([[0], np.cumsum(read_array(self._group, "is_target"))])[self.offsets]
+            rows = np.concatenate([[0], np.cumsum(read_array(self._group, "is_scored"))])[self.offsets]
         return plan_shards(self.lengths, np.diff(rows), shard_tokens)
 
 

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
+import datetime
 import hashlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ..config import ModelSection, RunConfig
-from ..errors import ConfigError, DialogueError, ModelError
+from ..config import RunConfig
+from ..errors import DialogueError
 from ..models import model_files
-from ..models.model_limits import vocabulary_columns
+from ..models.model_limits import position_limit
 from ..progress import Progress
 from ..storage import artifact
 from ..storage.artifact import Artifact, storage_errors
-from ..storage.tokens import Tokens
-from .chat_template import load_tokenizer
+from .chat_template import load_tokenizer, renderer_of
 from .dialogue_files import locate, read_rows
-from .dialogues import Dialogue, Message, dialogues_digest, read_dialogues, row_text
-from .tokenization import cut_dialogue, tokenize_dialogues
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from .dialogues import Dialogue, dialogues_digest, read_dialogues, row_text, split_thought
+from .fitting import fit_dialogues, refusal
+from .model_templates import tokenizer_source, used_template
+from .model_tokens import ModelTokens
+from .splits import overlap_of, overlap_text, split_dialogues
+from .template_heads import prompt_of
 
 SPLITS = ("train", "held_out")
-TEMPLATE_NAMES = ("native", "pivot")
-MAX_NAMED = 10
-"""Dialogues named in one message."""
 
 
 def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
@@ -47,7 +42,7 @@ def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) ->
     model_files.check_trainable(model_files.resolve_model(config.pivot), config.pivot.name)
     settings = {
         **section.model_dump(mode="json"),
-        "pivot": config.pivot.model_dump(mode="json", include={"model", "revision", "template"}),
+        "pivot": config.pivot.model_dump(mode="json", include={"model", "revision", "template", "template_arguments"}),
         **({} if section.held_out else {"held_out_by": "messages"}),
         "files": {path: _file_digest(path) for path in [*section.train, *section.held_out]},
     }
@@ -63,28 +58,47 @@ def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) ->
         for files in (section.train, section.held_out)
     )
     if not section.held_out:
-        train, held_out = _split(train, section.held_out_share)
-    overlap = _overlap(train, held_out)
+        train, held_out = split_dialogues(train, section.held_out_share)
+    overlap = overlap_of(train, held_out)
     if overlap and section.on_overlap == "refuse":
-        raise DialogueError(_overlap_text(overlap))
-    tokenizer, template = load_tokenizer(*_tokenizer_source(config, config.pivot))
+        raise DialogueError(overlap_text(overlap))
+    folder, revision, text = tokenizer_source(config, config.pivot)
+    tokenizer, text = load_tokenizer(folder, revision, text)
+    date = datetime.date.today().isoformat()
+    template = used_template(config.pivot, text, date)
+    limit = min(section.max_tokens, position_limit(Path(folder)) or section.max_tokens)
+    fitted = {
+        split: fit_dialogues(tokenizer, template, part, limit)
+        for split, part in zip(SPLITS, (train, held_out), strict=True)
+    }
+    refused = [entry for one in fitted.values() for entry in one.refused]
+    if refused and section.on_bad == "refuse":
+        raise DialogueError(refusal(refused))
+    bad += [(f"dialogue {dialogue_id!r}", f"set aside: {reason}") for dialogue_id, reason in refused]
     counts: dict = {
+        "date": date,
         "skipped": [f"{place}: {reason}" for place, reason in bad],
         "columns_left_out": {file: dict(columns) for file, columns in left_out.items()},
         "held_out_in_train": list(overlap),
+        "reasons": _reasons(fitted["train"].dialogues),
     }
-    for split, dialogues in zip(SPLITS, (train, held_out), strict=True):
-        kept, notes = _cut_all(dialogues, tokenizer, template, section.max_tokens)
-        if split == "train" and not kept:
+    for split, one in fitted.items():
+        if split == "train" and not one.dialogues:
             raise DialogueError(
                 f"{', '.join(section.train)}: no dialogue left to train on; see dialogues.max_tokens and on_bad"
             )
-        _write_jsonl(config.dialogues_path / f"{split}.jsonl", kept)
-        counts[split] = len(kept)
-        counts[f"{split}_digest"] = dialogues_digest(kept)
-        counts[f"{split}_cut_or_set_aside"] = notes
-        for note in notes:
+        _write_jsonl(config.dialogues_path / f"{split}.jsonl", one.dialogues)
+        counts[split] = len(one.dialogues)
+        counts[f"{split}_digest"] = dialogues_digest(one.dialogues)
+        counts[f"{split}_cut_or_set_aside"] = one.notes
+        counts[f"{split}_added_for_hidden_reasoning"] = one.added
+        for note in one.notes:
             progress.say(f"dialogues: {note}")
+        if one.added:
+            progress.say(
+                f"dialogues: {split}: the pivot's template hides earlier reasoning, so {one.split:,} dialogues stand there once "
+                f"for each turn whose reasoning it shows ({one.added:,} more), each turn a target once"
+            )
     for file, columns in left_out.items():
         named = ", ".join(f"{name} ({count:,} rows)" for name, count in columns.items())
         progress.say(f"dialogues: {file}: columns that are no part of a dialogue, and were not read: {named}")
@@ -102,11 +116,12 @@ def tokenize(config: RunConfig, name: str, *, progress: Progress | None = None) 
     progress = progress or Progress(quiet=True)
     dialogues_artifact = artifact.load(config.dialogues_path, "dialogues")
     model = config.model_named(name)
-    folder, revision, text = _tokenizer_source(config, model)
+    folder, revision, text = tokenizer_source(config, model)
     settings = {
         "model": model.model,
         "revision": model.revision,
         "template": model_files.text_digest(text) if text else model.template,
+        "template_arguments": model.template_arguments,
         "tokenizer": model_files.digests(Path(folder), config.digests_path)["tokenizer"],
     }
     claims = {
@@ -117,134 +132,46 @@ def tokenize(config: RunConfig, name: str, *, progress: Progress | None = None) 
         for split in SPLITS
     }  # fmt: skip
     if any(claim.artifact is None for claim in claims.values()):
-        tokenizer, template = load_tokenizer(folder, revision=revision, template=text)
-        columns = vocabulary_columns(Path(folder))
-        vocab_size = max(columns or 0, len(tokenizer))  # padded vocabularies are larger than the tokenizer's
-        for split, claim in claims.items():
-            if claim.artifact is None:
-                path = config.dialogues_path / f"{split}.jsonl"
+        tokenizer, text = load_tokenizer(folder, revision=revision, template=text)
+        template = used_template(model, text, dialogues_artifact.counts["date"])
+        reasons = dialogues_artifact.counts["reasons"]
+        prompt = prompt_of(renderer_of(tokenizer, template), reasons)
+        template = replace(template, prompt=prompt, reasons=reasons)
+        if prompt == "trained":
+            progress.say(
+                f"tokenize {name}: its template's own prompt is not what stands before an answer in training; it is asked "
+                "with what stands there in training"
+            )
+        maker = ModelTokens(
+            name, Path(folder), tokenizer, template, is_pivot=name == config.pivot.name, progress=progress
+        )
+        for split, claim in claims.items():  # train first: it decides how turns end
+            path = config.dialogues_path / f"{split}.jsonl"
+            if claim.artifact is None or split == "train":
                 dialogues = list(read_dialogues(path)) if dialogues_artifact.counts[split] else []
-                digest = dialogues_artifact.counts[f"{split}_digest"]
-                attributes = {**settings, "template": template, "vocab_size": vocab_size, "dialogues_digest": digest}
-                tokens = _tokenize_all(dialogues, tokenizer, template, attributes, f"tokenize {name} {split}", progress)
-                _check_ids(tokens, columns, dialogues, name)
+                tokens, counts = maker.make(
+                    dialogues, split, {**settings, "dialogues_digest": dialogues_artifact.counts[f"{split}_digest"]}
+                )
+            if claim.artifact is None:
                 tokens.write(config.tokens_url(name, split))
-                claim.finish({"dialogues": tokens.num_dialogues, "tokens": tokens.num_tokens, "rows": tokens.num_rows})
+                claim.finish(counts)
     return [claim.artifact for claim in claims.values() if claim.artifact is not None]
 
 
-def template_of(config: RunConfig, name: str) -> str:
-    """Text of the template that the run gives a model.
-
-    Raises:
-        ConfigError, ModelError: as `tokenize`.
-    """
-    folder, revision, text = _tokenizer_source(config, config.model_named(name))
-    return text or load_tokenizer(folder, revision=revision)[1]
-
-
-def _tokenizer_source(config: RunConfig, model: ModelSection) -> tuple[str, str | None, str | None]:
-    """Folder, revision and template text (None: the model's own) of a model."""
-    folder = str(model_files.resolve_model(model))
-    if model.template == "pivot" and model is not config.pivot and model.name != config.pivot.name:
-        pivot_folder, revision, text = _tokenizer_source(config, config.pivot)
-        return folder, None, text or load_tokenizer(pivot_folder, revision=revision)[1]
-    if model.template in TEMPLATE_NAMES:
-        return folder, None, None
-    try:
-        return folder, None, Path(model.template).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{model.name}: template {model.template!r} is neither 'native', 'pivot' nor a readable Jinja file ({error})"
-        ) from None
-
-
-def _tokenize_all(
-    dialogues: list[Dialogue],
-    tokenizer: PreTrainedTokenizerBase,
-    template: str,
-    attributes: dict,
-    label: str,
-    progress: Progress,
-) -> Tokens:
-    parts = []
-    with progress.task(label, len(dialogues), "dialogues") as task:
-        for part in tokenize_dialogues(tokenizer, template, dialogues):
-            parts.append(part)
-            task.advance()
-    offsets = np.concatenate([[0], np.cumsum([len(part.token_ids) for part in parts])]).astype(np.int64)
-    return Tokens(
-        token_ids=np.concatenate([part.token_ids for part in parts] or [np.empty(0, np.int32)]),
-        is_target=np.concatenate([part.is_target for part in parts] or [np.empty(0, bool)]),
-        content_span=np.concatenate([part.content_span for part in parts] or [np.empty((0, 2), np.int32)]),
-        offsets=offsets,
-        attributes=attributes,
-    )
-
-
-def _cut_all(
-    dialogues: list[Dialogue], tokenizer: PreTrainedTokenizerBase, template: str, max_tokens: int
-) -> tuple[list[Dialogue], list[str]]:
-    kept, notes = [], []
-    for dialogue in dialogues:
-        fitting, note = cut_dialogue(tokenizer, template, dialogue, max_tokens)
-        if fitting is not None and not fitting.is_trained:
-            fitting, note = None, f"{note}; set aside, because no turn that is left is a target"
-        if fitting is not None:
-            kept.append(fitting)
-        if note:
-            notes.append(note)
-    return kept, notes
-
-
-def _split(dialogues: list[Dialogue], share: float) -> tuple[list[Dialogue], list[Dialogue]]:
-    """Hold out by the hash of the messages: the split does not depend on the order or the rest of the set, and copies of one
-    dialogue, under whatever ids, are on one side.
-    """
-    train: list[Dialogue] = []
-    held_out: list[Dialogue] = []
-    for dialogue in dialogues:
-        draw = int(dialogues_digest([Dialogue("", _said(dialogue))])[:8], 16) / 2**32
-        (held_out if draw < share else train).append(dialogue)
-    return train, held_out
-
-
-def _overlap(train: list[Dialogue], held_out: list[Dialogue]) -> dict[str, str]:
-    """Held-out dialogue -> the training dialogue of the same messages, by their ids; which are targets is no matter."""
-    seen = {_said(dialogue): dialogue.id for dialogue in train}
-    return {dialogue.id: seen[_said(dialogue)] for dialogue in held_out if _said(dialogue) in seen}
-
-
-def _said(dialogue: Dialogue) -> tuple[Message, ...]:
-    return tuple(dataclasses.replace(message, is_trained=True) for message in dialogue.messages)
-
-
-def _overlap_text(overlap: dict[str, str]) -> str:
-    named = [f"{one!r} is training dialogue {other!r}" for one, other in list(overlap.items())[:MAX_NAMED]]
-    rest = f" and {len(overlap) - MAX_NAMED} more" if len(overlap) > MAX_NAMED else ""
-    return (
-        f"{len(overlap)} held-out dialogues are also training dialogues: {', '.join(named)}{rest}; expected no overlap: "
-        "remove them from one of the files, or set dialogues.on_overlap: keep and be told so in the report"
-    )
+def _reasons(dialogues: list[Dialogue]) -> bool:
+    """Whether most answers begin with reasoning, so that models are asked for it."""
+    last = [
+        next(message for message in reversed(dialogue.messages) if message.role == "assistant")
+        for dialogue in dialogues
+    ]
+    thoughts = sum(bool(message.reasoning or split_thought(message.content)[0]) for message in last)
+    return 2 * thoughts > len(last)
 
 
 def _write_jsonl(path: Path, dialogues: list[Dialogue]) -> None:
     with storage_errors(path), path.open("w", encoding="utf-8") as file:
         for dialogue in dialogues:
             file.write(row_text(dialogue) + "\n")
-
-
-def _check_ids(tokens: Tokens, columns: int | None, dialogues: list[Dialogue], name: str) -> None:
-    """Refuse ids beyond the model's embedding, which its own tokenizer may hold: a model cannot read them."""
-    if columns is None or not tokens.num_tokens or tokens.token_ids.max() < columns:
-        return
-    place = int(np.argmax(tokens.token_ids >= columns))
-    dialogue = dialogues[int(np.searchsorted(tokens.offsets, place, side="right")) - 1]
-    raise ModelError(
-        f"{name}: dialogue {dialogue.id!r} has the token id {tokens.token_ids[place]}, the model's embedding ends at "
-        f"{columns - 1}: its tokenizer has tokens that it was not resized for; resize the model, or use a template and "
-        "dialogues without that token"
-    )
 
 
 def _file_digest(path: str) -> str:

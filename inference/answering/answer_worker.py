@@ -22,6 +22,8 @@ from fusechat.storage.work import HERE, Place
 from fusechat.text.chat_template import load_tokenizer
 from fusechat.text.dialogues import Message
 from fusechat.text.questions import Question, read_questions, temperature_of
+from fusechat.text.rendered import ChatTemplate
+from fusechat.text.template_heads import spoken
 from fusechat.text.tokenization import tokenize_prompt
 
 from ..engine.engine_worker import EngineWorker
@@ -78,8 +80,8 @@ class AnswerWorker(EngineWorker):
 
         started, inputs = time.monotonic(), self.inputs
         tokens = Tokens.read(inputs.tokens_url)
-        self._template = tokens.attributes["template"]
-        self._tokenizer, _ = load_tokenizer(str(model_files.resolve_model(inputs.reader)), template=self._template)
+        self._template = ChatTemplate.from_attributes(tokens.attributes)
+        self._tokenizer, _ = load_tokenizer(str(model_files.resolve_model(inputs.reader)), template=self._template.text)
         self._stops = sorted({*tokens.turn_end_ids(), *_own_stops(Path(inputs.model_folder))})
         self._questions = {name: read_questions(section.file, section.form) for name, section in inputs.sets.items()}
         self._positions = self._needed_positions()
@@ -132,7 +134,7 @@ class AnswerWorker(EngineWorker):
                 first = seed + turn * MAX_TURN_SEEDS + group[0][0]
                 found = self._generate([prompt for _, prompt in group], section.max_new_tokens, temperature, first)
                 for (number, _), ids in zip(group, found, strict=True):
-                    answers[number].append(str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=True)).strip())
+                    answers[number].append(spoken(self._tokenizer, self._template, ids.tolist()).strip())
                     num_tokens += len(ids)
         return answers, num_tokens
 

@@ -17,13 +17,13 @@ def sampling_params(k: int) -> SamplingParams:
     return SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=k, flat_logprobs=True, detokenize=False)
 
 
-def read_rows(output: Any, is_target: np.ndarray, k: int) -> TopKRows:
+def read_rows(output: Any, is_scored: np.ndarray, k: int) -> TopKRows:
     """A finished request with flat prompt logprobs -> the rows of its target tokens."""
     flat = output.prompt_logprobs
     begin = flat.start_indices[1] if len(flat) > 1 else 0
     ids = _matrix(flat.token_ids, begin, k + 1, np.int32)
     logprobs = _matrix(flat.logprobs, begin, k + 1, np.float32)
-    rows = np.flatnonzero(is_target) - 1  # row t stands in line t - 1, because token 0 has none
+    rows = np.flatnonzero(is_scored) - 1  # row t stands in line t - 1, because token 0 has none
     ids, logprobs = ids[rows], logprobs[rows]
     order = np.lexsort((ids[:, 1:], -logprobs[:, 1:]), axis=1)
     return TopKRows(

@@ -58,23 +58,23 @@ def unpack_rows(packed: np.ndarray) -> TopKRows:
     return TopKRows(*(np.ascontiguousarray(column) for column in columns))
 
 
-def target_ranges(is_target: np.ndarray) -> list[int]:
+def target_ranges(is_scored: np.ndarray) -> list[int]:
     """bool [tokens] -> [start, stop, start, stop, ...], half-open ranges of target tokens: what a request carries."""
-    edges = np.flatnonzero(np.diff(is_target.astype(np.int8), prepend=0, append=0))
+    edges = np.flatnonzero(np.diff(is_scored.astype(np.int8), prepend=0, append=0))
     return edges.tolist()
 
 
 def check_dialogue(
-    token_ids: np.ndarray, is_target: np.ndarray, *, max_tokens: int, vocab_size: int, place: str
+    token_ids: np.ndarray, is_scored: np.ndarray, *, max_tokens: int, vocab_size: int, place: str
 ) -> None:
     """Refuse a dialogue that no teacher can score.
 
     Raises:
         ContractError: what was found and expected.
     """
-    if token_ids.shape != is_target.shape or token_ids.ndim != 1:
+    if token_ids.shape != is_scored.shape or token_ids.ndim != 1:
         raise ContractError(
-            f"{place}: token_ids {token_ids.shape} and is_target {is_target.shape} must be equally long lists"
+            f"{place}: token_ids {token_ids.shape} and is_scored {is_scored.shape} must be equally long lists"
         )
     if len(token_ids) > max_tokens:
         raise ContractError(
@@ -86,7 +86,7 @@ def check_dialogue(
             f"{place}: holds token ids {token_ids.min()}..{token_ids.max()}, the model's vocabulary ends at {vocab_size - 1}; "
             "tokenize with this model's own tokenizer"
         )
-    if len(is_target) and is_target[0]:
+    if len(is_scored) and is_scored[0]:
         raise ContractError(
             f"{place}: token 0 is marked as a target, but nothing stands before it that could predict it"
         )

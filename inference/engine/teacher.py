@@ -91,25 +91,25 @@ class Teacher:
         """False once the engine died or was closed."""
         return self._thread.alive
 
-    def score(self, token_ids: Sequence[np.ndarray], is_target: Sequence[np.ndarray]) -> list[TopKRows]:
+    def score(self, token_ids: Sequence[np.ndarray], is_scored: Sequence[np.ndarray]) -> list[TopKRows]:
         """Rows of the target tokens of each dialogue.
 
         Args:
             token_ids: int32 [tokens] per dialogue.
-            is_target: bool [tokens] per dialogue; targets need not stand together. Token 0 cannot be one.
+            is_scored: bool [tokens] per dialogue; targets need not stand together. Token 0 cannot be one.
         Raises:
             ContractError: a dialogue that cannot be scored; none of them was.
             TeacherError: the engine died; this teacher is of no further use.
         """
         self._expect("score")
-        for i, (ids, marks) in enumerate(zip(token_ids, is_target, strict=True)):
+        for i, (ids, marks) in enumerate(zip(token_ids, is_scored, strict=True)):
             place = f"{self.model}, dialogue {i}"
             check_dialogue(ids, marks, max_tokens=self.max_tokens, vocab_size=self.vocab_size, place=place)
-        wanted = [i for i, marks in enumerate(is_target) if marks.any()]
-        requests = [(token_ids[i].tolist(), self._params(is_target[i])) for i in wanted]
-        rows = [TopKRows.empty(self.k)] * len(is_target)
+        wanted = [i for i, marks in enumerate(is_scored) if marks.any()]
+        requests = [(token_ids[i].tolist(), self._params(is_scored[i])) for i in wanted]
+        rows = [TopKRows.empty(self.k)] * len(is_scored)
         for i, output in zip(wanted, self._thread.submit(requests).result(), strict=True):
-            rows[i] = self._read(output, is_target[i])
+            rows[i] = self._read(output, is_scored[i])
         return rows
 
     def prefill(self, token_ids: Sequence[np.ndarray]) -> None:
@@ -172,29 +172,29 @@ class Teacher:
                 f"{self.model}: this teacher was opened with mode={self.mode!r}; open one with mode={mode!r}"
             )
 
-    def _params(self, is_target: np.ndarray) -> Any:
+    def _params(self, is_scored: np.ndarray) -> Any:
         if self.capture == "prompt_logprobs":
             from vllm import SamplingParams
 
             from ..capture.prompt_logprobs import sampling_params
 
             plain = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
-            return sampling_params(self.k) if is_target.any() else plain
+            return sampling_params(self.k) if is_scored.any() else plain
         from vllm import PoolingParams
 
         from ..capture.topk_pooler import RANGES, TASK
 
-        return PoolingParams(task=TASK, extra_kwargs={RANGES: target_ranges(is_target)})
+        return PoolingParams(task=TASK, extra_kwargs={RANGES: target_ranges(is_scored)})
 
-    def _read(self, output: Any, is_target: np.ndarray) -> TopKRows:
+    def _read(self, output: Any, is_scored: np.ndarray) -> TopKRows:
         if self.capture == "prompt_logprobs":
             from ..capture.prompt_logprobs import read_rows
 
-            return read_rows(output, is_target, self.k)
+            return read_rows(output, is_scored, self.k)
         rows = unpack_rows(output.outputs.data.numpy())
-        if len(rows) != is_target.sum():
+        if len(rows) != is_scored.sum():
             raise TeacherError(
-                f"{self.model}: the engine gave {len(rows)} rows for {is_target.sum()} target tokens of a dialogue"
+                f"{self.model}: the engine gave {len(rows)} rows for {is_scored.sum()} target tokens of a dialogue"
             )
         return rows
 

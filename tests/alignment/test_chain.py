@@ -99,7 +99,14 @@ def turn_of(ids: list[int], pieces: Pieces) -> TargetRows:
     starts = np.concatenate([[0], stops[:-1]])
     spans = np.array([[-1, -1], *zip(starts, stops, strict=True), [-1, -1]], np.int32)
     token_ids = np.array([len(pieces), *ids], np.int32)
-    return collect_target_rows(token_ids, np.arange(len(token_ids)) > 0, spans, np.array([0, len(token_ids)]))
+    return collect_target_rows(
+        token_ids,
+        np.arange(len(token_ids)) > 0,
+        spans,
+        np.array([0, len(token_ids)]),
+        np.zeros(len(token_ids), np.uint8),
+        np.ones(1, bool),
+    )
 
 
 def projected(

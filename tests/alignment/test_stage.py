@@ -147,7 +147,7 @@ def test_inspect_finds_the_tokens_under_the_names_that_an_ablation_gives(config,
     tokens.rename(f"{tokens}-0123456789ab")
     store = Path(made.url).rename(f"{made.url}-ba9876543210")
     show_artifact(str(store), dialogue=0, num_rows=3, verify=False)
-    assert "dialogue 0, up to its first target token" in capsys.readouterr().out
+    assert "dialogue 0, up to its first scored token" in capsys.readouterr().out
     (Path(f"{tokens}-0123456789ab") / "artifact.json").unlink()
     with pytest.raises(ArtifactError, match=r"its rows are of tokens \w+, and none below .*tokens are those"):
         show_artifact(str(store), dialogue=0, num_rows=3, verify=False)

@@ -18,7 +18,7 @@ from alignment.tokens.token_alignment import align_spans, collect_target_rows
 from alignment.vocabulary.piece_segmentation import encode_pieces, pivot_trie, segment_pieces
 from alignment.vocabulary.vocabulary_trie import flatten_surfaces
 from fusechat.errors import AlignmentError, DialogueError
-from fusechat.storage.contracts import RowKind
+from fusechat.storage.contracts import RowKind, TokenField
 from fusechat.text.dialogues import Dialogue, Message, read_dialogues
 from fusechat.text.token_surface import token_surfaces
 from fusechat.text.tokenization import tokenize_dialogue
@@ -100,7 +100,7 @@ def _rows(tokenizer, template, *contents):
     messages = [Message("user" if i % 2 == 0 else "assistant", content) for i, content in enumerate(contents)]
     found = tokenize_dialogue(tokenizer, template, Dialogue("d", tuple(messages)))
     return collect_target_rows(
-        found.token_ids, found.is_target, found.content_span, np.array([0, len(found.token_ids)])
+        found.token_ids, found.is_scored, found.span, np.array([0, len(found.token_ids)]), found.field, np.ones(1, bool)
     )
 
 
@@ -281,7 +281,9 @@ def test_lone_surrogate_is_refused(tmp_path):
 def test_collect_target_rows_backward_spans_are_refused():
     with pytest.raises(AlignmentError, match="token 1"):
         spans = np.array([[4, 6], [0, 4]], np.int32)
-        collect_target_rows(np.zeros(2, np.int32), np.ones(2, bool), spans, np.array([0, 2]))
+        collect_target_rows(
+            np.zeros(2, np.int32), np.ones(2, bool), spans, np.array([0, 2]), np.zeros(2, np.uint8), np.ones(1, bool)
+        )
 
 
 def test_align_spans_other_number_of_dialogues_is_refused(tokenizers):
@@ -342,3 +344,36 @@ def test_project_map_two_ids_with_one_image_add_up(tokenizers):
     found = project_map(rows, align_spans(rows, rows), source_rows(arrays), images, 600, 3)
     np.testing.assert_array_equal(found.topk_ids[0, :2], [9, 8])
     np.testing.assert_allclose(np.exp(found.topk_logprobs[0]), [0.6, 0.3, 0.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("calls_meet", [True, False])
+def test_tool_calls_meet_where_both_sides_spell_them_alike_and_stand_apart_elsewhere(calls_meet):
+    """One turn: a thought of 2 bytes, a mark, 3 bytes of content, a call of 4 bytes, the end; the sides cut it differently."""
+    mark, calls, end = int(TokenField.MARK), int(TokenField.TOOL_CALLS), int(TokenField.END_OF_TURN)
+
+    def side(thought, content, call):
+        spans, fields = [(-1, -1)], [0]
+        for widths, first, field in (
+            (thought, 0, 1),
+            (None, 0, mark),
+            (content, 2, 2),
+            (call, 0, calls),
+            (None, 0, end),
+        ):
+            stops = np.cumsum(widths) + first if widths else [-1]
+            starts = [first, *stops[:-1]] if widths else [-1]
+            spans += list(zip(starts, stops, strict=True))
+            fields += [field] * len(stops)
+        count = len(spans)
+        return collect_target_rows(
+            np.arange(count, dtype=np.int32), np.arange(count) > 0, np.array(spans, np.int32), np.array([0, count]),
+            np.array(fields, np.uint8), np.array([calls_meet]),
+        )  # fmt: skip
+
+    pivot, source = side([1, 1], [1, 2], [2, 2]), side([2], [3], [1, 1, 2])
+    assert pivot.opens_turn.tolist() == [True, False, False, True, False, not calls_meet, False, not calls_meet]
+    found = align_spans(pivot, source)
+    expected = [0, 0, 1, 2, 2, *([3, 5] if calls_meet else [-1, -1]), 6]
+    assert found.source_row.tolist() == expected
+    assert found.inside.tolist() == [0, 1, 0, 0, 1, 0, 0, 0]
+    assert pivot.is_apart.tolist() == [False] * 5 + [not calls_meet] * 2 + [False]

@@ -53,7 +53,7 @@ class _Bigrams:
         np.add.at(self._rows, (tokens.token_ids[:-1], tokens.token_ids[1:]), 1.0)
         self._rows /= self._rows.sum(axis=1, keepdims=True)
         place = tokens.tokens_of(dialogue)
-        self._before = int(tokens.token_ids[place][int(np.argmax(tokens.is_target[place])) - 1])
+        self._before = int(tokens.token_ids[place][int(np.argmax(tokens.is_scored[place])) - 1])
 
     def __call__(self, written):
         return self._rows[written[-1] if written else self._before]

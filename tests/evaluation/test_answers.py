@@ -58,9 +58,9 @@ def test_greedy_answers_to_nothing_are_nothing(network: torch.nn.Module) -> None
 
 def test_stop_ids_are_the_networks_own_and_the_last_template_token_of_each_turn() -> None:
     ids = np.array([1, 50, 51, 7, 8, 1, 60, 8, 2], np.int32)
-    is_target = np.array([0, 0, 1, 1, 1, 0, 1, 1, 0], bool)
+    is_scored = np.array([0, 0, 1, 1, 1, 0, 1, 1, 0], bool)
     spans = np.array([[-1, -1], [0, 2], [2, 4], [-1, -1], [-1, -1], [-1, -1], [4, 5], [-1, -1], [-1, -1]], np.int32)
-    tokens = Tokens(ids, is_target, spans, np.array([0, 5, 9]), {})
+    tokens = Tokens.of_contents(ids, is_scored, spans, np.array([0, 5, 9]), {})
     network = AutoModelForCausalLM.from_config(
         LlamaConfig(vocab_size=99, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1)
     )

@@ -90,7 +90,7 @@ def obvious_divergence(config: RunConfig, folder: Path, numbers: list[int]) -> f
         with torch.no_grad():
             logits = network(torch.from_numpy(tokens.token_ids[where].astype(np.int64))[None]).logits[0].double()
         arrays = store.read_dialogue(number)
-        for row, position in enumerate(np.flatnonzero(tokens.is_target[where])):
+        for row, position in enumerate(np.flatnonzero(tokens.is_scored[where])):
             if arrays["kind"][row] not in (RowKind.EMPTY, RowKind.ONE_HOT):
                 ids, logprobs = arrays["topk_ids"][row].astype(int), arrays["topk_logprobs"][row].astype(np.float64)
                 found.append(obvious(logits[position - 1].numpy(), ids, logprobs))

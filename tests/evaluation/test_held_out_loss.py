@@ -38,10 +38,10 @@ def tokens_of(lengths: list[int], seed: int = 0, vocab_size: int = 97) -> Tokens
     """Random dialogues; about half of the tokens are targets, the first never is."""
     generator = np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    is_target = generator.random(offsets[-1]) < 0.5
-    is_target[offsets[:-1]] = False
+    is_scored = generator.random(offsets[-1]) < 0.5
+    is_scored[offsets[:-1]] = False
     ids = generator.integers(0, vocab_size, offsets[-1]).astype(np.int32)
-    return Tokens(ids, is_target, np.zeros((offsets[-1], 2), np.int32), offsets, {})
+    return Tokens.of_contents(ids, is_scored, np.zeros((offsets[-1], 2), np.int32), offsets, {})
 
 
 def obvious_nats(network: torch.nn.Module, tokens: Tokens) -> np.ndarray:
@@ -52,7 +52,7 @@ def obvious_nats(network: torch.nn.Module, tokens: Tokens) -> np.ndarray:
         ids = torch.from_numpy(tokens.token_ids[part].astype(np.int64))
         with torch.no_grad():
             logprobs = network(input_ids=ids[None]).logits[0].double().log_softmax(-1)
-        wanted = [t for t in range(1, len(ids)) if tokens.is_target[part][t]]
+        wanted = [t for t in range(1, len(ids)) if tokens.is_scored[part][t]]
         found.append(-sum(logprobs[t - 1, ids[t]].item() for t in wanted))
     return np.array(found)
 
@@ -74,7 +74,7 @@ def test_dialogue_nats_of_every_kind_of_head_equal_the_obvious_ones(name: str, m
 
 def test_dialogue_nats_of_a_dialogue_without_targets_is_zero() -> None:
     tokens = tokens_of([6, 8])
-    tokens.is_target[:6] = False
+    tokens.is_scored[:6] = False
     nats = score(AutoModelForCausalLM.from_config(CONFIGS["llama"]()).eval(), tokens)
     assert nats[0] == 0 and nats[1] > 0
 

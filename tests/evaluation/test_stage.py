@@ -330,8 +330,8 @@ def keep_held_out(config: RunConfig, count: int) -> None:
         end = int(tokens.offsets[count])
         shutil.rmtree(url)
         claim = artifact.claim(url, "tokens", settings={"kept": count}, parents={})
-        Tokens(
-            tokens.token_ids[:end], tokens.is_target[:end], tokens.content_span[:end], tokens.offsets[: count + 1],
+        Tokens.of_contents(
+            tokens.token_ids[:end], tokens.is_scored[:end], tokens.span[:end], tokens.offsets[: count + 1],
             tokens.attributes,
         ).write(url)  # fmt: skip
         claim.finish({"dialogues": count})

@@ -100,7 +100,7 @@ class TableTeacher:
         self.drift, self.k, self.vocab_size, self.model = drift, K, VOCABULARY, "table"
         self.info = {"dtype": "float32"}
 
-    def score(self, token_ids: Sequence[np.ndarray], is_target: Sequence[np.ndarray]) -> list[TopKRows]:
+    def score(self, token_ids: Sequence[np.ndarray], is_scored: Sequence[np.ndarray]) -> list[TopKRows]:
         rows = [make_rows(ids)[0] for ids in token_ids]
         if len(rows) > 1:
             rows = [dataclasses.replace(of_one, topk_logprobs=of_one.topk_logprobs - self.drift) for of_one in rows]

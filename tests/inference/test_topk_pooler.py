@@ -41,13 +41,13 @@ class Request:
     def __init__(self, length: int, seed: int) -> None:
         rng = np.random.default_rng(seed)
         self.ids = rng.integers(0, VOCABULARY, length)
-        self.is_target = rng.random(length) < 0.5
-        self.is_target[0] = False
+        self.is_scored = rng.random(length) < 0.5
+        self.is_scored[0] = False
         self.state = PoolingStates()
-        self.params = PoolingParams(task=TASK, extra_kwargs={RANGES: target_ranges(self.is_target)})
+        self.params = PoolingParams(task=TASK, extra_kwargs={RANGES: target_ranges(self.is_scored)})
 
     def expected(self) -> TopKRows:
-        rows = np.flatnonzero(self.is_target)
+        rows = np.flatnonzero(self.is_scored)
         logprobs = (TABLE[self.ids[rows - 1]] @ HEAD[:VOCABULARY].T).log_softmax(-1)
         values, ids = logprobs.topk(K)
         label = logprobs[torch.arange(len(rows)), self.ids[rows]]
@@ -121,7 +121,7 @@ def test_pooler_multiplies_the_head_with_target_rows_only_and_in_blocks(monkeypa
     model, request = Model(), Request(90, 4)
     (output,) = step(make_pooler(model), [(request, 0, 90)])
     assert_rows(output, request)
-    assert sum(model.rows_seen) == request.is_target.sum()
+    assert sum(model.rows_seen) == request.is_scored.sum()
     assert max(model.rows_seen) == 8
 
 

@@ -17,15 +17,16 @@ def test_docs_contracts_page_is_the_generated_one() -> None:
 
 def test_validate_good_arrays_pass_and_bad_ones_are_named() -> None:
     good = {
-        "token_ids": np.zeros(3, np.int32), "is_target": np.zeros(3, bool),
-        "content_span": np.zeros((3, 2), np.int32), "offsets": np.array([0, 3]),
+        "token_ids": np.zeros(3, np.int32), "is_scored": np.zeros(3, bool),
+        "span": np.zeros((3, 2), np.int32), "offsets": np.array([0, 3]),
+        "field": np.zeros(3, np.uint8), "call_digest": np.zeros(1, np.uint32),
     }  # fmt: skip
     TOKENS.validate(good)
     for change, says in (
         ({"token_ids": np.zeros(3, np.int64)}, "token_ids is int64, expected int32"),
-        ({"is_target": np.zeros(4, bool)}, "is_target has 4 along tokens, expected 3"),
-        ({"content_span": np.zeros((3, 3), np.int32)}, "content_span has 3 along 2, expected 2"),
-        ({"content_span": np.zeros(3, np.int32)}, "content_span has shape"),
+        ({"is_scored": np.zeros(4, bool)}, "is_scored has 4 along tokens, expected 3"),
+        ({"span": np.zeros((3, 3), np.int32)}, "span has 3 along 2, expected 2"),
+        ({"span": np.zeros(3, np.int32)}, "span has shape"),
         ({"extra": np.zeros(3)}, "expected"),
     ):
         with pytest.raises(ContractError, match=says):

@@ -103,11 +103,13 @@ def test_damaged_description_is_made_anew_and_the_shards_are_kept(tmp_path: Path
 
 
 @pytest.mark.parametrize("damage", ["gone", "empty", "truncated", "flipped"])
-@pytest.mark.parametrize("array", ["token_ids", "is_target", "offsets"])
+@pytest.mark.parametrize("array", ["token_ids", "is_scored", "offsets"])
 def test_damaged_tokens_are_refused(tmp_path: Path, array: str, damage: str) -> None:
     marks = np.arange(10) % 2 == 1
     spans = np.zeros((10, 2), np.int32)
-    Tokens(np.arange(10, dtype=np.int32), marks, spans, np.array([0, 4, 10]), {"model": "m"}).write(str(tmp_path / "t"))
+    Tokens.of_contents(np.arange(10, dtype=np.int32), marks, spans, np.array([0, 4, 10]), {"model": "m"}).write(
+        str(tmp_path / "t")
+    )
     harm(tmp_path / "t" / array / "c" / "0", damage)
     with pytest.raises(ArtifactError, match="delete this folder and run `fusechat tokenize`"):
         Tokens.read(str(tmp_path / "t"))

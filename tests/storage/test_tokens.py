@@ -18,7 +18,7 @@ LENGTHS = [5, 0, 17, 3, 40, 1]
 def written(tmp_path_factory) -> tuple[Tokens, Path]:
     rng, total = np.random.default_rng(0), sum(LENGTHS)
     starts = np.sort(rng.integers(0, 500, total)).astype(np.int32)
-    made = Tokens(
+    made = Tokens.of_contents(
         rng.integers(0, 1000, total).astype(np.int32), rng.random(total) < 0.6, np.stack([starts, starts + 1], axis=1),
         np.cumsum([0, *LENGTHS]), {"vocab_size": 1000},
     )  # fmt: skip
@@ -28,7 +28,7 @@ def written(tmp_path_factory) -> tuple[Tokens, Path]:
 
 
 def assert_same(one: Tokens, other: Tokens) -> None:
-    for name in ("token_ids", "is_target", "content_span", "offsets"):
+    for name in ("token_ids", "is_scored", "span", "field", "call_digest", "offsets"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
@@ -48,8 +48,8 @@ def test_tokens_reader_any_range_is_that_part_of_the_whole(written, ends):
     part = slice(first, last)
     assert_same(
         found,
-        Tokens(
-            made.token_ids[part], made.is_target[part], made.content_span[part], made.offsets[ends[0] : ends[1] + 1] - first, {}
+        Tokens.of_contents(
+            made.token_ids[part], made.is_scored[part], made.span[part], made.offsets[ends[0] : ends[1] + 1] - first, {}
         ),
     )  # fmt: skip
 
@@ -62,7 +62,7 @@ def test_tokens_reader_plans_the_same_shards(written, shard_tokens):
     np.testing.assert_array_equal(one.row_offsets, other.row_offsets)
 
 
-@pytest.mark.parametrize("lost", ["", "content_span"])
+@pytest.mark.parametrize("lost", ["", "span"])
 def test_tokens_reader_of_no_tokens_says_what_to_run(written, tmp_path, lost):
     if lost:
         shutil.copytree(written[1], tmp_path / "made")

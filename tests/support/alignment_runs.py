@@ -1,5 +1,6 @@
 """Small stores to align: tokens of a pivot and its source, and invented rows of the source."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,7 @@ def name_other_dialogues(config: RunConfig, name: str) -> None:
     """Let a model's tokens say that they are of other dialogues."""
     tokens = Tokens.read(config.tokens_url(name))
     attributes = {**tokens.attributes, "dialogues_digest": "another"}
-    Tokens(tokens.token_ids, tokens.is_target, tokens.content_span, tokens.offsets, attributes).write(
-        config.tokens_url(name)
-    )
+    replace(tokens, attributes=attributes).write(config.tokens_url(name))
 
 
 def write_random_rows(config: RunConfig, name: str, seed: int = 0) -> None:
@@ -42,7 +41,7 @@ def write_random_rows(config: RunConfig, name: str, seed: int = 0) -> None:
         url, "logprobs", tokens.plan(config.extraction.shard_tokens), k=k, vocab_size=vocab_size,
         logprob_step=config.extraction.logprob_step, settings={"seed": seed},
     )  # fmt: skip
-    labels = tokens.token_ids[tokens.is_target]
+    labels = tokens.token_ids[tokens.is_scored]
     ids = np.stack([rng.choice(vocab_size, k, replace=False) for _ in labels])
     place = rng.integers(0, k, len(labels))
     missing = ~(ids == labels[:, None]).any(axis=1)

@@ -82,7 +82,7 @@ def real_dialogues(architecture: str) -> tuple[list[np.ndarray], list[np.ndarray
         return None
     tokenizer, template = TOKENIZERS[architecture]
     parts = [tokenize_dialogue(tokenizer(), template, dialogue) for dialogue in DIALOGUES]
-    return [part.token_ids for part in parts], [part.is_target for part in parts]
+    return [part.token_ids for part in parts], [part.is_scored for part in parts]
 
 
 TOKENIZERS = {

@@ -15,6 +15,7 @@ from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import Tokens
+from fusechat.text.rendered import ChatTemplate
 from trainer.run_log import read_metrics
 
 K = 5
@@ -60,14 +61,14 @@ def random_tokens(dialogues: int, model: Path, seed: int = 0) -> Tokens:
     vocab_size = int(model_files.read_model_config(model)["vocab_size"])
     lengths = random.integers(6, 41, dialogues)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    is_target = np.concatenate([np.arange(length) >= length // 3 for length in lengths])
-    return Tokens(
+    is_scored = np.concatenate([np.arange(length) >= length // 3 for length in lengths])
+    return Tokens.of_contents(
         token_ids=random.integers(4, vocab_size, offsets[-1]).astype(np.int32),
-        is_target=is_target,
-        content_span=np.full((int(offsets[-1]), 2), -1, np.int32),
+        is_scored=is_scored,
+        span=np.full((int(offsets[-1]), 2), -1, np.int32),
         offsets=offsets,
         attributes={
-            "vocab_size": vocab_size, "template": tiny_models.CHATML, "dialogues_digest": "0",
+            "vocab_size": vocab_size, **ChatTemplate(tiny_models.CHATML).to_attributes(), "dialogues_digest": "0",
             "tokenizer": model_files.digests(model)["tokenizer"],
         },
     )  # fmt: skip

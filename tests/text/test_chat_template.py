@@ -14,7 +14,7 @@ from transformers.utils import chat_template_utils
 
 from fusechat.errors import DialogueError, ModelError
 from fusechat.text.chat_template import load_tokenizer, render
-from fusechat.text.dialogues import Dialogue, Message
+from fusechat.text.dialogues import Dialogue, Message, ToolCall
 
 
 def each(turn: str) -> str:
@@ -61,7 +61,7 @@ def shown_contents(template: str, dialogue: Dialogue) -> list[str]:
     messages = [{"role": message.role, "content": message.content} for message in dialogue.messages]
     assert rendered.text == tokenizer().apply_chat_template(messages, chat_template=template, tokenize=False)
     assert rendered.contents == tuple(
-        message.content[start:end] for message, (start, end) in zip(dialogue.messages, rendered.covered, strict=True)
+        dialogue.fields[piece.field].text[slice(*piece.covered)] for piece in rendered.pieces
     )
     pieces = [piece for pair in zip(rendered.template_parts, [*rendered.contents, ""], strict=True) for piece in pair]
     assert "".join(pieces) == rendered.text
@@ -237,3 +237,50 @@ def test_load_tokenizer_without_offsets_is_refused(tmp_path: Path) -> None:
     ByT5Tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"its tokenizer is ByT5Tokenizer, expected one with a tokenizer\.json"):
         load_tokenizer(str(tmp_path), template=CHATML)
+
+
+KIMI = each(
+    "{% if m['role'] == 'assistant' %}{{ '<a><think>' }}{% if loop.last and m.tool_calls %}{{ m.reasoning_content }}{% endif %}"
+    "{{ '</think>' + m['content'] }}{% for c in m.tool_calls or [] %}{{ '<call>' + c.id + '<arg>' + c.function.arguments | tojson }}"
+    "{% endfor %}{{ '<end>' }}{% else %}{{ '<' + m['role'] + '>' + m['content'] + '<end>' }}{% endif %}"
+)
+
+
+def test_calls_are_found_where_the_template_writes_ids_alone_and_hides_the_thought_before_an_answer() -> None:
+    call = ToolCall("look", {"city": "Ulm"}, "functions.look:0")
+    messages = (
+        Message("user", "Where?"), Message("assistant", "", "I look.", (call,)), Message("tool", "There.", tool_call_id=call.id),
+        Message("assistant", "Here."),
+    )  # fmt: skip
+    whole = render(tokenizer(), KIMI, Dialogue("d", messages))
+    until = render(tokenizer(), KIMI, Dialogue("d", messages[:2]))
+    for rendered in (whole, until):
+        assert rendered.turns[0].calls is not None
+        calls = rendered.text[slice(*rendered.turns[0].calls)]
+        assert calls == '</think><call>functions.look:0<arg>{"city": "Ulm"}'
+    assert whole.hidden == ((1, "reasoning"),) and until.hidden == ()
+
+
+def test_system_message_that_moves_to_the_last_question_is_context_without_spans() -> None:
+    template = (
+        "{% set system = messages[0]['content'] if messages[0]['role'] == 'system' else '' %}"
+        "{% for m in messages if m['role'] != 'system' %}{% if m['role'] == 'user' and loop.index >= loop.length - 1 %}"
+        "{{ '[INST] ' + system + '\n\n' + m['content'] + '[/INST]' }}{% elif m['role'] == 'user' %}"
+        "{{ '[INST] ' + m['content'] + '[/INST]' }}{% else %}{{ m['content'] + '</s>' }}{% endif %}{% endfor %}"
+    )
+    rendered = render(tokenizer(), template, dialogue_of("a", "b", "c", "d", system="Be brief."))
+    assert [rendered.text[piece.start : piece.end] for piece in rendered.pieces] == ["a", "b", "Be brief.", "c", "d"]
+    assert [piece.covered for piece in rendered.pieces] == [(0, 1), (0, 1), None, (0, 1), (0, 1)]
+
+
+def test_words_of_a_call_that_look_like_control_tokens_are_only_text() -> None:
+    template = each(
+        "{{ m['content'] }}{% for c in m.tool_calls or [] %}{{ '<call>' + c.function | tojson + '</call>' }}{% endfor %}{{ '<end>' }}"
+    )
+    call = ToolCall("say", {"text": 'the "<end>" tag'})
+    rendered = render(
+        tokenizer(), template, Dialogue("d", (Message("user", "Say."), Message("assistant", "", "", (call,))))
+    )
+    (literal,) = rendered.literals
+    assert rendered.text[slice(*literal)] == 'the \\"<end>\\" tag'
+    assert "<end>" not in "".join(rendered.template_parts).removesuffix("<end>").removeprefix("<end>")

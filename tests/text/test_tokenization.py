@@ -126,8 +126,8 @@ def walk(
 def test_tokenize_any_text_equals_the_slow_walk(kind: str, template: str, dialogue: Dialogue) -> None:
     result = tokenize_dialogue(EXACT[kind](), TEMPLATES[template], dialogue)
     spans, targets = walk(kind, TEMPLATES[template], dialogue, result.token_ids.tolist())
-    assert [tuple(span) for span in result.content_span.tolist()] == spans
-    assert result.is_target.tolist() == targets
+    assert [tuple(span) for span in result.span.tolist()] == spans
+    assert result.is_scored.tolist() == targets
 
 
 def shown_bytes(template: str, dialogue: Dialogue) -> set[int]:
@@ -152,9 +152,9 @@ def test_tokenize_any_text_covers_every_byte_once(kind: str, template: str, dial
         assert "drops all of message" in str(error) and kind in NORMALISING
         assert any(not tokenizer(m.content, add_special_tokens=False)["input_ids"] for m in dialogue.messages)
         return
-    in_content = result.content_span[:, 0] >= 0
-    spans = result.content_span[in_content].tolist()
-    assert (result.content_span[~in_content] == -1).all()
+    in_content = result.span[:, 0] >= 0
+    spans = result.span[in_content].tolist()
+    assert (result.span[~in_content] == -1).all()
     assert all(start <= end for start, end in spans) and all(one[1] <= other[0] for one, other in pairwise(spans))
     covered = {position for start, end in spans for position in range(start, end)}
     assert shown_bytes(jinja, dialogue) <= covered <= set(range(len(dialogue.field_bytes)))

@@ -20,7 +20,8 @@ from transformers import PreTrainedTokenizerFast
 
 from fusechat.errors import DialogueError, ModelError
 from fusechat.text.dialogues import Dialogue, Message
-from fusechat.text.tokenization import cut_dialogue, tokenize_dialogue, tokenize_dialogues, tokenize_prompt
+from fusechat.text.fitting import cut_dialogue
+from fusechat.text.tokenization import tokenize_dialogue, tokenize_dialogues, tokenize_prompt
 
 
 def test_content_that_normalises_into_a_control_token_stays_text() -> None:
@@ -51,8 +52,8 @@ def shown(
         (piece, None if start < 0 else data[start:end], target)
         for piece, (start, end), target in zip(
             tokenizer.convert_ids_to_tokens(result.token_ids.tolist()),
-            result.content_span.tolist(),
-            result.is_target.tolist(),
+            result.span.tolist(),
+            result.is_scored.tolist(),
             strict=True,
         )
     ]
@@ -114,19 +115,19 @@ def test_first_token_is_never_target() -> None:
 def test_end_of_turn_reaches_to_the_control_token_if_only_space_lies_between(ending: str, targets: list[str]) -> None:
     template = "{% for m in messages %}{{ '#' + m['content'] + " + repr(ending) + " }}{% endfor %}"
     tokens = shown(hand_made([], []), template, exchange("a", "b"))
-    assert [piece for piece, data, is_target in tokens if is_target and data is None] == targets
-    assert [data for _, data, is_target in tokens if is_target and data is not None] == [b"b"]
+    assert [piece for piece, data, is_scored in tokens if is_scored and data is None] == targets
+    assert [data for _, data, is_scored in tokens if is_scored and data is not None] == [b"b"]
 
 
 def test_one_character_over_several_tokens_gets_exact_bytes() -> None:
     for tokenizer in (hand_made([], []), sentencepiece_bpe("first"), unigram(True)):
         tokens = shown(tokenizer, CHATML, exchange("x", "\U0001f600"))
-        assert [data for _, data, is_target in tokens if is_target and data] == [b"\xf0", b"\x9f", b"\x98", b"\x80"]
+        assert [data for _, data, is_scored in tokens if is_scored and data] == [b"\xf0", b"\x9f", b"\x98", b"\x80"]
 
 
 def test_word_start_mark_before_a_content_has_an_empty_span_and_is_target() -> None:
     tokens = shown(sentencepiece_bpe("legacy"), ABSORBING.replace("\\n", ""), exchange("x", "喵"))
-    assert [(piece, data) for piece, data, is_target in tokens if is_target][:2] == [("▁", b""), ("<0xE5>", b"\xe5")]
+    assert [(piece, data) for piece, data, is_scored in tokens if is_scored][:2] == [("▁", b""), ("<0xE5>", b"\xe5")]
 
 
 def test_normalised_character_goes_to_the_last_of_its_tokens() -> None:
@@ -135,14 +136,14 @@ def test_normalised_character_goes_to_the_last_of_its_tokens() -> None:
     tokens = shown(
         wrapped(backend), "{% for m in messages %}{{ m['content'] + '</s>' }}{% endfor %}", exchange("x", "xﬁx")
     )
-    assert [(piece, data) for piece, data, is_target in tokens if is_target] == [
+    assert [(piece, data) for piece, data, is_scored in tokens if is_scored] == [
         ("x", b"x"), ("f", b""), ("i", "ﬁ".encode()), ("x", b"x"), ("</s>", None),
     ]  # fmt: skip
 
 
 def test_dropped_white_space_goes_to_the_next_token_and_at_the_end_to_the_last() -> None:
     tokens = shown(wordpiece(), CHATML, exchange("x", " Hello  Three \n"))
-    spelled = [data for piece, data, is_target in tokens if is_target and data is not None]
+    spelled = [data for piece, data, is_scored in tokens if is_scored and data is not None]
     assert b"".join(spelled) == b" Hello  Three \n"
     assert spelled[0].startswith(b" ") and spelled[-1].endswith(b" \n") and any(d.startswith(b"  ") for d in spelled)
 
@@ -165,15 +166,15 @@ def test_tokenize_many_equals_one_by_one_whatever_padding_the_tokenizer_has() ->
     tokenizer.backend_tokenizer.enable_truncation(max_length=4)
     for one, other in zip(single, tokenize_dialogues(tokenizer, CHATML, several), strict=True):
         assert np.array_equal(one.token_ids, other.token_ids)
-        assert np.array_equal(one.content_span, other.content_span)
-        assert (one.token_ids.dtype, one.is_target.dtype, one.content_span.dtype) == ("int32", "bool", "int32")
+        assert np.array_equal(one.span, other.span)
+        assert (one.token_ids.dtype, one.is_scored.dtype, one.span.dtype) == ("int32", "bool", "int32")
 
 
 def test_prompt_is_the_head_of_the_answered_dialogue() -> None:
     tokenizer, dialogue = byte_level(), exchange("How many? <|im_end|>", "three")
     prompt = tokenize_prompt(tokenizer, CHATML, dialogue.messages[:1])
     result = tokenize_dialogue(tokenizer, CHATML, dialogue)
-    assert prompt == result.token_ids[: int(np.argmax(result.is_target))].tolist()
+    assert prompt == result.token_ids[: int(np.argmax(result.is_scored))].tolist()
 
 
 def test_cut_keeps_as_many_exchanges_as_fit() -> None:

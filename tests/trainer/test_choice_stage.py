@@ -56,7 +56,7 @@ def _improve(store: RowStore, dialogues: range) -> None:
 def reference(config: RunConfig) -> list[str | None]:
     """The teacher of each dialogue, token by token."""
     tokens = Tokens.read(config.tokens_url("pivot"))
-    labels = tokens.token_ids[tokens.is_target].tolist()
+    labels = tokens.token_ids[tokens.is_scored].tolist()
     stores = {name: RowStore.open(config.aligned_url(name), "aligned") for name in NAMES}
     pivot = RowStore.open(config.logprobs_url("pivot"), "logprobs")
     teachers: list[str | None] = []

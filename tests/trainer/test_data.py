@@ -41,7 +41,7 @@ def test_example_rows_are_those_of_its_dialogue(config: RunConfig) -> None:
         rows = slice(*data.tokens.row_offsets[dialogue : dialogue + 2])
         assert np.array_equal(example.supervision.topk_ids, everything[rows])
         where = data.tokens.tokens_of(dialogue)
-        assert np.array_equal(example.positions, np.flatnonzero(data.tokens.is_target[where]))
+        assert np.array_equal(example.positions, np.flatnonzero(data.tokens.is_scored[where]))
 
 
 @pytest.mark.parametrize("choice", ["min_ce", "min_ce_released", "min_ce_token", "average", "source", "pivot", "none"])
@@ -66,7 +66,7 @@ def test_dialogue_whose_targets_are_cut_away_is_not_trained_on(config: RunConfig
 def test_target_token_at_the_head_is_predicted_from_nothing_and_left_out(config: RunConfig) -> None:
     data = dataset(config, choice="pivot")
     tokens = data.tokens
-    everywhere = Tokens(tokens.token_ids, np.ones_like(tokens.is_target), tokens.content_span, tokens.offsets, {})
+    everywhere = Tokens.of_contents(tokens.token_ids, np.ones_like(tokens.is_scored), tokens.span, tokens.offsets, {})
     data = FusionDataset(everywhere, choice="none", max_tokens=64)
     assert data.read(0).positions.tolist() == list(range(1, len(data.read(0).token_ids)))
 

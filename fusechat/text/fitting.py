@@ -1,0 +1,160 @@
+"""What the pivot is trained on: dialogues in; those that its template shows, cut to fit, one for each thought it shows, out.
+
+Templates of reasoning models hide the thoughts of earlier turns. A dialogue with several is then shown once for each of
+them, up to its turn; every turn is a target in exactly one of these dialogues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ..errors import DialogueError, ModelError
+from .chat_template import render
+from .dialogues import Dialogue, Message
+from .rendered import ChatTemplate
+from .tokenization import tokenize_dialogue
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MAX_NAMED = 10
+"""Dialogues named in one message."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What is left of a list of dialogues.
+
+    `notes`: what was cut or set aside, in words; `refused`: (dialogue id, why the template does not show it);
+    `split`: dialogues that became several, because their thoughts are hidden in later turns; `added`: by how many.
+    """
+
+    dialogues: list[Dialogue]
+    notes: list[str]
+    refused: list[tuple[str, str]]
+    split: int
+    added: int
+
+
+def fit_dialogues(
+    tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate | str,
+    dialogues: Sequence[Dialogue],
+    max_tokens: int,
+) -> Fitted:
+    """Cut dialogues to `max_tokens`, set aside what the template does not show, and show every thought."""
+    fitted = Fitted([], [], [], 0, 0)
+    split = added = 0
+    ids = {dialogue.id for dialogue in dialogues}
+    for dialogue in dialogues:
+        try:
+            fitting, note = cut_dialogue(tokenizer, template, dialogue, max_tokens)
+        except (DialogueError, ModelError) as error:
+            fitted.refused.append((dialogue.id, str(error)))
+            continue
+        if fitting is not None and not fitting.is_trained:
+            fitting, note = None, f"{note}; set aside, because no turn that is left is a target"
+        if note:
+            fitted.notes.append(note)
+        if fitting is not None:
+            shown = show_thoughts(tokenizer, template, fitting, ids)
+            split, added = split + (len(shown) > 1), added + len(shown) - 1
+            fitted.dialogues.extend(shown)
+    return replace(fitted, split=split, added=added)
+
+
+def refusal(refused: Sequence[tuple[str, str]]) -> str:
+    """One message on all dialogues that the pivot's template does not show."""
+    named = [reason for _, reason in refused[:MAX_NAMED]]
+    if len(refused) == 1:
+        return named[0]
+    rest = [f"and {len(refused) - MAX_NAMED:,} more"] if len(refused) > MAX_NAMED else []
+    first = (
+        f"the pivot's template does not show {len(refused):,} dialogues; correct them, or set dialogues.on_bad: skip, which "
+        "leaves them out:"
+    )
+    return "\n  ".join([first, *named, *rest])
+
+
+def show_thoughts(
+    tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | str, dialogue: Dialogue, ids: set[str]
+) -> list[Dialogue]:
+    """The dialogue, after one more for each turn whose reasoning is shown only while it is the last.
+
+    Args:
+        ids: of all dialogues; those of the new ones are added.
+    """
+    if not any(message.reasoning or "<think>" in message.content for message in dialogue.messages):
+        return [dialogue]
+    hidden = {
+        number
+        for number, name in render(tokenizer, template, dialogue).hidden
+        if name == "reasoning" and dialogue.messages[number].is_trained
+    }
+    examples: list[Dialogue] = []
+    done: set[int] = set()
+    for last in sorted(hidden, reverse=True):
+        if last in done:
+            continue
+        messages = dialogue.messages[: last + 1]
+        try:
+            rendered = render(tokenizer, template, replace(dialogue, messages=messages))
+        except (DialogueError, ModelError):
+            continue
+        shown = {piece.message for piece in rendered.pieces if piece.name == "reasoning"} & (hidden - done)
+        if last in shown:
+            done |= shown
+            new_id = f"{dialogue.id}, up to message {last + 1}"
+            while new_id in ids:
+                new_id += "'"
+            ids.add(new_id)
+            examples.append(replace(dialogue, id=new_id, messages=_trained_on(messages, shown)))
+    others = {number for number, message in enumerate(dialogue.messages) if message.is_trained} - done
+    whole = replace(dialogue, messages=_trained_on(dialogue.messages, others)) if done else dialogue
+    return [*reversed(examples), whole] if whole.is_trained else examples[::-1]
+
+
+def _trained_on(messages: Sequence[Message], targets: set[int]) -> tuple[Message, ...]:
+    return tuple(
+        replace(message, is_trained=number in targets) if message.role == "assistant" else message
+        for number, message in enumerate(messages)
+    )
+
+
+def cut_dialogue(
+    tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | str, dialogue: Dialogue, max_tokens: int
+) -> tuple[Dialogue | None, str]:
+    """Keep the system message and as many whole exchanges from the start as fit into `max_tokens`.
+
+    Returns:
+        the dialogue, itself if all of it fits, None if not even the first exchange does; and what was done, in words
+        (empty if nothing).
+    """
+    num_tokens = len(tokenize_dialogue(tokenizer, template, dialogue))
+    if num_tokens <= max_tokens:
+        return dialogue, ""
+    fits, fits_not = 0, len(dialogue.exchange_ends)
+    first_tokens = num_tokens
+    while fits_not - fits > 1:
+        middle = (fits + fits_not) // 2
+        length = len(tokenize_dialogue(tokenizer, template, _first_exchanges(dialogue, middle)))
+        if length <= max_tokens:
+            fits = middle
+        else:
+            fits_not, first_tokens = middle, length
+    if not fits:
+        return None, (
+            f"dialogue {dialogue.id!r}: set aside, because its first exchange has {first_tokens:,} tokens "
+            f"and max_tokens is {max_tokens:,}"
+        )
+    kept = _first_exchanges(dialogue, fits)
+    return kept, (
+        f"dialogue {dialogue.id!r}: cut from {len(dialogue.messages)} to {len(kept.messages)} messages, because it has "
+        f"{num_tokens:,} tokens and max_tokens is {max_tokens:,}"
+    )
+
+
+def _first_exchanges(dialogue: Dialogue, exchanges: int) -> Dialogue:
+    return replace(dialogue, messages=dialogue.messages[: dialogue.exchange_ends[exchanges - 1]])

@@ -1,0 +1,54 @@
+"""Which tokenizer and template a model of a run reads with: a run file in, texts and folders out."""
+
+from pathlib import Path
+
+from ..config import ModelSection, RunConfig
+from ..errors import ConfigError
+from ..models import model_files
+from .chat_template import load_tokenizer
+from .dialogues import RESERVED_ARGUMENTS
+from .rendered import ChatTemplate
+
+TEMPLATE_NAMES = ("native", "pivot")
+
+
+def template_of(config: RunConfig, name: str) -> str:
+    """Text of the template that the run gives a model.
+
+    Raises:
+        ConfigError, ModelError: as `tokenize`.
+    """
+    folder, revision, text = tokenizer_source(config, config.model_named(name))
+    return text or load_tokenizer(folder, revision=revision)[1]
+
+
+def used_template(model: ModelSection, text: str, date: str) -> ChatTemplate:
+    """The template as a model uses it.
+
+    Args:
+        text: of the template.
+        date: that it writes as today's, YYYY-MM-DD.
+    Raises:
+        ConfigError: an argument that FuseChat itself gives.
+    """
+    if reserved := sorted(RESERVED_ARGUMENTS & model.template_arguments.keys()):
+        raise ConfigError(
+            f"{model.name}: template_arguments has {reserved[0]!r}, which FuseChat itself tells every template; leave it out"
+        )
+    return ChatTemplate(text, model.template_arguments, date)
+
+
+def tokenizer_source(config: RunConfig, model: ModelSection) -> tuple[str, str | None, str | None]:
+    """Folder, revision and template text (None: the model's own) of a model."""
+    folder = str(model_files.resolve_model(model))
+    if model.template == "pivot" and model is not config.pivot and model.name != config.pivot.name:
+        pivot_folder, revision, text = tokenizer_source(config, config.pivot)
+        return folder, None, text or load_tokenizer(pivot_folder, revision=revision)[1]
+    if model.template in TEMPLATE_NAMES:
+        return folder, None, None
+    try:
+        return folder, None, Path(model.template).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{model.name}: template {model.template!r} is neither 'native', 'pivot' nor a readable Jinja file ({error})"
+        ) from None
