@@ -144,7 +144,7 @@ class _DialogueEncoder:
         self._surfaces = token_surfaces(backend)
         self._controls = ControlTokens(backend)
 
-    def measure(self, rendered: Sequence[Rendered]) -> Iterator["_Measured"]:
+    def measure(self, rendered: Sequence[Rendered]) -> Iterator[_Measured]:
         """Encode texts so that no control token comes out of a content, and find where the tokens stand."""
         if self._backend.truncation is not None:
             self._backend.no_truncation()
@@ -157,7 +157,7 @@ class _DialogueEncoder:
                 measured = self._measured(self._controls.encode_guarded(one.template_parts, one.contents))
             yield measured
 
-    def _measured(self, encoded: Encoded) -> "_Measured":
+    def _measured(self, encoded: Encoded) -> _Measured:
         text, encoding = TextBytes(encoded.text), encoded.encoding
         token_ids = np.asarray(encoding.ids, dtype=np.int32)
         starts, ends = byte_ranges(text, encoding.ids, encoding.offsets, self._surfaces)
