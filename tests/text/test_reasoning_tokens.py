@@ -232,7 +232,7 @@ def test_dialogue_longer_than_a_source_reads_is_set_aside_for_it(
 ) -> None:
     changed = with_dialogues(config, tmp_path, [exchange(), exchange("How many apples? " * 9)])
     prepare_dialogues(changed)
-    monkeypatch.setattr("fusechat.models.model_files.position_limit", lambda folder: 60)
+    monkeypatch.setattr("fusechat.text.model_tokens.position_limit", lambda folder: 60)
     made = tokenize(changed, "velan-moe")[0]
     tokens = Tokens.read(changed.tokens_url("velan-moe"))
     assert tokens.lengths[0] > 0 and tokens.lengths[1] == 0
@@ -241,6 +241,6 @@ def test_dialogue_longer_than_a_source_reads_is_set_aside_for_it(
     monkeypatch.undo()
     other = RunConfig.model_validate({**changed.dump(), "run": {"output": str(tmp_path / "other")}})
     prepare_dialogues(other)
-    monkeypatch.setattr("fusechat.models.model_files.position_limit", lambda folder: 3)
+    monkeypatch.setattr("fusechat.text.model_tokens.position_limit", lambda folder: 3)
     with pytest.raises(ModelError, match="none of the 2 dialogues of train can be read by it"):
         tokenize(other, "velan-moe")
