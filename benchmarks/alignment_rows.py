@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from alignment.released.released_shard import project_shard
-from alignment.rows.projection import Projection, project_chain, project_map
-from alignment.rows.row_arrays import source_rows
-from alignment.rows.shard_alignment import count_dialogues, dialogue_tokens
+from alignment.in_memory import map_vocabularies
+from alignment.rows.project_rows import project_rows
+from alignment.rows.projection import Projection
 from alignment.tokens.token_alignment import SpanAlignment, TargetRows, align_spans, both_target_rows
-from alignment.vocabulary.vocabulary_file import Vocabularies, make_vocabularies, released_texts
+from alignment.vocabulary.vocabulary_file import Vocabularies
 from fusechat.config import AlignmentSection
 from fusechat.storage.tokens import Tokens
 from fusechat.text.chat_template import load_tokenizer
@@ -174,24 +173,14 @@ def bigram_rows(tokens: Tokens) -> dict[str, np.ndarray]:
 
 def vocabularies_of(section: AlignmentSection, pivot: tuple[Any, Tokens], source: tuple[Any, Tokens]) -> Vocabularies:
     """Counts over all dialogues and the map; each side is its tokenizer and its tokens."""
-    shape = (int(source[1].attributes["vocab_size"]), int(pivot[1].attributes["vocab_size"]))
-    texts = released_texts(pivot[0], source[0], shape) if section.token_rule == "released" else None
-    counts = count_dialogues(pivot[1], source[1], range(pivot[1].num_dialogues), shape, texts)
-    return make_vocabularies(pivot[0], source[0], counts, section, texts)
+    return map_vocabularies(section, (pivot[1], source[1]), (pivot[0], source[0]))
 
 
 def project(
     section: AlignmentSection, pivot: Tokens, source: Tokens, rows: dict[str, np.ndarray], vocabularies: Vocabularies
 ) -> tuple[TargetRows, TargetRows, SpanAlignment, Projection]:
     """All dialogues as one shard, by one rule."""
-    everything = range(pivot.num_dialogues)
-    p, s = both_target_rows(pivot, source, everything)
-    spans, probs, tables = align_spans(p, s), source_rows(rows), vocabularies.tables
-    if section.token_rule == "released":
-        ours, theirs = (dialogue_tokens(tokens, everything) for tokens in (pivot, source))
-        found = project_shard(ours, theirs, probs, rows["topk_logprobs"], vocabularies, K)
-    elif section.row_rule == "map":
-        found = project_map(p, spans, probs, tables.source_to_pivot, vocabularies.vocab_size, K)
-    else:
-        found = project_chain(p, s, spans, probs, tables, K)
-    return p, s, spans, found
+    p, s = both_target_rows(pivot, source, range(pivot.num_dialogues))
+    spans = align_spans(p, s)
+    projection = project_rows(section, (pivot, source), (p, s), spans, rows, vocabularies, same_tokenizer=False)
+    return p, s, spans, projection

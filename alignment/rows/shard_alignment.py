@@ -18,12 +18,11 @@ from fusechat.storage.work import HERE, Place
 from fusechat.text.chat_template import load_tokenizer
 
 from ..quality import measure_shard, write_figures
-from ..released.released_shard import DialogueTokens, project_shard, warped_pairs
+from ..released.released_shard import warped_pairs
 from ..tokens.cooccurrence import Cooccurrence, count_ids, count_pairs
-from ..tokens.token_alignment import SpanAlignment, TargetRows, align_spans, both_target_rows
+from ..tokens.token_alignment import align_spans, both_target_rows
 from ..vocabulary.vocabulary_file import ReleasedTexts, load_vocabularies, released_texts
-from .projection import Projection, pass_through, project_chain, project_map
-from .row_arrays import source_rows
+from .project_rows import dialogue_tokens, project_rows
 
 
 class RowReader:
@@ -120,7 +119,10 @@ class ShardAligner:
         tokens = self._pivot.read(dialogues), self._source.read(dialogues)
         pivot, source = both_target_rows(*tokens, range(len(dialogues)))
         spans = align_spans(pivot, source)
-        projection = self._project(tokens, pivot, source, spans, arrays)
+        projection = project_rows(
+            self._inputs.rules, tokens, (pivot, source), spans, arrays, self._vocabularies,
+            same_tokenizer=self._same_tokenizer,
+        )  # fmt: skip
         aligned = {
             "topk_ids": projection.topk_ids.astype(id_dtype(self._vocabularies.vocab_size)),
             "topk_logprobs": projection.topk_logprobs,
@@ -137,26 +139,6 @@ class ShardAligner:
         del self._vocabularies, self._rows
         give_memory_back()
 
-    def _project(
-        self,
-        tokens: tuple[Tokens, Tokens],
-        pivot: TargetRows,
-        source: TargetRows,
-        spans: SpanAlignment,
-        arrays: dict[str, np.ndarray],
-    ) -> Projection:
-        rules, k = self._inputs.rules, self._store.k
-        if self._same_tokenizer and same_rows(pivot, source):
-            return pass_through(arrays, k)
-        rows = source_rows(arrays)
-        if rules.token_rule == "released":
-            p, s = (dialogue_tokens(side, range(side.num_dialogues)) for side in tokens)
-            return project_shard(p, s, rows, arrays["topk_logprobs"], self._vocabularies, k)
-        tables = self._vocabularies.tables
-        if rules.row_rule == "map":
-            return project_map(pivot, spans, rows, tables.source_to_pivot, self._vocabularies.vocab_size, k)
-        return project_chain(pivot, source, spans, rows, tables, k)
-
 
 def tokenizer_of(tokens: TokensReader) -> Any:
     """The tokenizer that made the tokens."""
@@ -169,19 +151,6 @@ def tokenizer_of(tokens: TokensReader) -> Any:
 def same_tokenizer(pivot: TokensReader, source: TokensReader) -> bool:
     """Whether both sides were cut by the same tokenizer files into the same vocabulary."""
     return all(pivot.attributes[key] == source.attributes[key] for key in ("tokenizer", "vocab_size"))
-
-
-def same_rows(pivot: TargetRows, source: TargetRows) -> bool:
-    """Whether both sides have the same target tokens at the same bytes, so that rows pass through."""
-    names = ("token_ids", "starts", "ends", "offsets")
-    return all(np.array_equal(getattr(pivot, name), getattr(source, name)) for name in names)
-
-
-def dialogue_tokens(tokens: Tokens, dialogues: range) -> DialogueTokens:
-    """All tokens of consecutive dialogues."""
-    first, stop = int(tokens.offsets[dialogues.start]), int(tokens.offsets[dialogues.stop])
-    offsets = tokens.offsets[dialogues.start : dialogues.stop + 1] - first
-    return DialogueTokens(tokens.token_ids[first:stop], tokens.is_scored[first:stop], offsets)
 
 
 def count_dialogues(

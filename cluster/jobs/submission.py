@@ -18,10 +18,10 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from fusechat import __version__
 from fusechat.config import RunConfig
 from fusechat.errors import ClusterSetupError, first_line
 from fusechat.storage.retry import patiently
+from fusechat.version import __version__
 
 from . import working_dir
 

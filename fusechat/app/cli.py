@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import __version__
 from ..errors import FuseChatError
+from ..version import __version__
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 

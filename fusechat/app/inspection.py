@@ -101,7 +101,7 @@ def dialogue_lines(store: RowStore, parents: dict[str, str], dialogue: int, num_
         raise ConfigError(f"--dialogue {dialogue}: the store has dialogues 0 to {store.plan.num_dialogues - 1}")
     if store.plan.shard_of(dialogue) not in store.present_shards():
         return [f"dialogue {dialogue}: its shard is not written yet"]
-    tokens = Tokens.read(_tokens_url(store.url, parents.get("tokens") or parents.get("pivot_tokens")))
+    tokens = Tokens.read(tokens_url_of(store.url, parents.get("tokens") or parents.get("pivot_tokens")))
     decode = _decoder(tokens)
     place = tokens.tokens_of(dialogue)
     ids = tokens.token_ids[place]
@@ -195,7 +195,7 @@ def _verify(store: RowStore, repair: bool) -> None:
         print(f"{present} of {total} shards are written; every object read, every checksum holds")
 
 
-def _tokens_url(url: str, fingerprint: str | None) -> str:
+def tokens_url_of(url: str, fingerprint: str | None) -> str:
     """Where the tokens of a store's rows stand: beside it, under whatever name."""
     import fsspec
 

@@ -22,8 +22,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..errors import ArtifactError, BusyError, StorageAwayError, StorageError
+from ..version import __version__
 from .contracts import CONTRACT_VERSION
 
 RECORD_FILE = "artifact.json"

@@ -123,6 +123,19 @@ def _file_names(paths: Sequence[str | Path]) -> list[str]:
     return names
 
 
+def read_row(row: Any, default_id: str) -> Dialogue:
+    """One dialogue from a row as files hold it.
+
+    Args:
+        default_id: of a row that has none.
+    Raises:
+        DialogueError: what was found and what was expected.
+    """
+    dialogue = _to_dialogue(row, default_id)
+    check_dialogue(dialogue)
+    return dialogue
+
+
 def _refusal(problems: list[tuple[str, str]]) -> str:
     """One message on all dialogues that cannot be read."""
     named = [f"{place}: {reason}" for place, reason in problems[:MAX_NAMED]]

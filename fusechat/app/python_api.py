@@ -1,0 +1,267 @@
+"""What `import fusechat` offers to notebooks and scripts: the stages on dialogues in memory, and finished stores.
+
+Goes in: model folders (or hub ids) and rows as dialogue files hold them. Comes out: records of NumPy arrays. Everything is
+computed by the stages' own functions; docs/python-api.md shows each once, and a test runs that page.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import AlignmentSection, EngineSection, RunConfig, load_config
+from ..errors import ArtifactError, DialogueError
+from ..progress import Progress
+from ..storage.artifact import RECORD_FILE, read_json
+from ..storage.row_store import RowStore
+from ..storage.tokens import Tokens, TokensReader
+from ..text.dialogues import Dialogue, read_row
+
+
+@dataclass(frozen=True)
+class Example:
+    """A dialogue as a model reads it.
+
+    `token_ids` int32 [tokens]; `is_scored` bool [tokens], true where the assistant writes what is to be learned; `spans`
+    int32 [tokens, 2], bytes in `dialogue.field_bytes`, -1 for tokens that spell no field; `field` uint8 [tokens], a
+    TokenField. `dialogue.fields` says which message each field is of.
+    """
+
+    dialogue: Dialogue
+    token_ids: np.ndarray
+    is_scored: np.ndarray
+    spans: np.ndarray
+    field: np.ndarray
+    call_digest: int = 0
+    """Of the tool calls as the template spells them; 0: none."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Top-k rows of one dialogue's scored tokens, in their order.
+
+    `topk_ids` int32 [rows, k]; `topk_logprobs` float32 [rows, k], nats over the whole vocabulary, descending, -inf pads;
+    `label_logprob` float32 [rows], of the token that stands there; `kind` uint8 [rows], RowKind, of aligned rows only.
+    `token_ids` int32 [tokens] and `is_scored` bool [tokens] are of the vocabulary that the rows are over.
+    """
+
+    token_ids: np.ndarray
+    is_scored: np.ndarray
+    topk_ids: np.ndarray
+    topk_logprobs: np.ndarray
+    label_logprob: np.ndarray
+    kind: np.ndarray | None = None
+
+
+def run(config: RunConfig | str | Path, *, only: str | None = None, quiet: bool = False) -> Path:
+    """Run all stages of a run, or one; what is finished is skipped, as `fusechat run` does.
+
+    Args:
+        config: a run, or the path of its file.
+        only: a stage, such as `extract`; those before it must be finished.
+        quiet: show no progress.
+    Returns:
+        the run's folder.
+    Raises:
+        FuseChatError: what the command line ends with, with the same words.
+    """
+    from . import pipeline
+
+    config = config if isinstance(config, RunConfig) else load_config(config)
+    with Progress(quiet=quiet) as progress:
+        pipeline.run(config, progress=progress, only=only)
+    return config.run.output
+
+
+def tokenize(
+    model: str | Path,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    template: str | None = None,
+    template_arguments: Mapping[str, Any] | None = None,
+) -> list[Example]:
+    """Dialogues as a model reads them, one record per training example.
+
+    Args:
+        model: Hugging Face folder or hub id.
+        rows: as dialogue files hold them, such as `{"messages": [{"role": "user", "content": "Hi"}, ...]}`.
+        template: text of a Jinja template; None: the model's own.
+        template_arguments: what the template is told beside messages and tools, such as `{"enable_thinking": False}`.
+    Raises:
+        DialogueError: names the row, counted from 1, and the field.
+        ModelError: a tokenizer or template that cannot be used.
+    """
+    return _tokenized(str(model), rows, template, template_arguments)[1]
+
+
+def score(
+    model: str | Path,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    k: int = 10,
+    template: str | None = None,
+    template_arguments: Mapping[str, Any] | None = None,
+    engine: EngineSection | Mapping[str, Any] | None = None,
+) -> list[Rows]:
+    """Rows of a teacher on given dialogues, by a vLLM engine in this process.
+
+    Args:
+        model, rows, template, template_arguments: as for `tokenize`.
+        k: entries kept per row.
+        engine: the engine section of a run file, or its fields.
+    Returns:
+        one record per training example, as `tokenize` orders them.
+    Raises:
+        DialogueError, ModelError: as `tokenize`; k exceeds the vocabulary.
+        TeacherError: the engine did not start, or died.
+    """
+    from inference.engine.teacher import Teacher
+
+    examples = tokenize(model, rows, template=template, template_arguments=template_arguments)
+    if not examples:
+        return []
+    longest = max(len(example.token_ids) for example in examples)
+    section = EngineSection.model_validate(engine or {})
+    with Teacher(str(model), k=k, max_tokens=longest, engine=section) as teacher:
+        scored = teacher.score([one.token_ids for one in examples], [one.is_scored for one in examples])
+    return [
+        Rows(example.token_ids, example.is_scored, part.topk_ids, part.topk_logprobs, part.label_logprob)
+        for example, part in zip(examples, scored, strict=True)
+    ]
+
+
+def align(
+    pivot: str | Path,
+    source: str | Path,
+    rows: Iterable[Mapping[str, Any]],
+    scored: Sequence[Rows],
+    *,
+    alignment: AlignmentSection | Mapping[str, Any] | None = None,
+) -> list[Rows]:
+    """A source's rows laid on the pivot's tokens and vocabulary, both models reading their own template.
+
+    The vocabularies are mapped by what these dialogues count, so give all that there are at once.
+
+    Args:
+        pivot, source: model folders or hub ids.
+        rows: the dialogues.
+        scored: what `score(source, rows)` gave.
+        alignment: the alignment section of a run file, or its fields.
+    Raises:
+        AlignmentError: `scored` is not of these dialogues.
+        DialogueError, ModelError: as `tokenize`.
+    """
+    from alignment.in_memory import align_rows
+
+    rows, rules = list(rows), AlignmentSection.model_validate(alignment or {})
+    read = [_tokenized(str(model), rows, None, None) for model in (pivot, source)]
+    tokens = [_tokens(str(model), *one) for model, one in zip((pivot, source), read, strict=True)]
+    names = ("topk_ids", "topk_logprobs", "label_logprob")
+    arrays = {name: np.concatenate([getattr(part, name) for part in scored]) for name in names}
+    tokenizers = read[0][0], read[1][0]
+    ours, theirs = (tokenizer.backend_tokenizer.to_str() for tokenizer in tokenizers)
+    aligned = align_rows(rules, (tokens[0], tokens[1]), tokenizers, arrays, same_tokenizer=ours == theirs)
+    examples, bounds = read[0][1], tokens[0].row_offsets
+    return [
+        Rows(
+            example.token_ids, example.is_scored, aligned.topk_ids[block], aligned.topk_logprobs[block],
+            aligned.label_logprob[block], aligned.kind[block],
+        )
+        for example, block in zip(examples, map(slice, bounds, bounds[1:]), strict=True)
+    ]  # fmt: skip
+
+
+class OpenRows:
+    """A logprobs or aligned store, read one dialogue at a time: `len`, indexing and iteration give `Rows`."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        record = read_json(f"{self.url}/{RECORD_FILE}")
+        if record is None or record["kind"] not in ("logprobs", "aligned"):
+            raise ArtifactError(
+                f"{url}: found {'nothing finished' if record is None else record['kind']}, expected a finished store of "
+                "rows, such as runs/quickstart/logprobs/smollm2"
+            )
+        self.record: dict[str, Any] = record
+        self.store = RowStore.open(self.url, record["kind"])
+
+    @cached_property
+    def _tokens(self) -> TokensReader:
+        from .inspection import tokens_url_of
+
+        parents = self.record["parents"]
+        return TokensReader(tokens_url_of(self.url, parents.get("tokens") or parents.get("pivot_tokens")))
+
+    def __len__(self) -> int:
+        return self.store.plan.num_dialogues
+
+    def __getitem__(self, dialogue: int) -> Rows:
+        if not 0 <= dialogue < len(self):
+            raise IndexError(f"{self.url}: dialogue {dialogue}, expected 0 to {len(self) - 1}")
+        tokens: Tokens = self._tokens.read(range(dialogue, dialogue + 1))
+        arrays = self.store.read_dialogue(dialogue)
+        return Rows(
+            tokens.token_ids, tokens.is_scored, arrays["topk_ids"].astype(np.int32), arrays["topk_logprobs"],
+            arrays["label_logprob"], arrays.get("kind"),
+        )  # fmt: skip
+
+    def __iter__(self) -> Iterator[Rows]:
+        return map(self.__getitem__, range(len(self)))
+
+
+def open_rows(url: str | Path) -> OpenRows:
+    """Open a finished store of rows.
+
+    Args:
+        url: folder or URL of a logprobs or aligned artifact.
+    Raises:
+        ArtifactError: there is none, it is not finished, or (when read) damaged.
+    """
+    return OpenRows(str(url))
+
+
+def _tokenized(
+    model: str, rows: Iterable[Mapping[str, Any]], template: str | None, arguments: Mapping[str, Any] | None
+) -> tuple[Any, list[Example]]:
+    """A model's tokenizer, and the dialogues under it."""
+    from ..text.chat_template import load_tokenizer
+    from ..text.rendered import ChatTemplate
+    from ..text.tokenization import tokenize_dialogues
+
+    tokenizer, text = load_tokenizer(model, template=template)
+    chat_template = ChatTemplate(text, arguments or {})
+    dialogues = [_dialogue(number, row) for number, row in enumerate(rows, 1)]
+    parts = tokenize_dialogues(tokenizer, chat_template, dialogues)
+    return tokenizer, [
+        Example(dialogue, part.token_ids, part.is_scored, part.span, part.field, part.call_digest)
+        for dialogue, part in zip(dialogues, parts, strict=True)
+    ]
+
+
+def _dialogue(number: int, row: Mapping[str, Any]) -> Dialogue:
+    try:
+        return read_row(row, f"row-{number}")
+    except DialogueError as error:
+        raise DialogueError(f"row {number}: {error}") from None
+
+
+def _tokens(model: str, tokenizer: Any, examples: list[Example]) -> Tokens:
+    """The examples as a tokens artifact in memory."""
+    from transformers import AutoConfig
+
+    size = max(int(AutoConfig.from_pretrained(model).get_text_config().vocab_size), len(tokenizer))
+    offsets = np.cumsum([0, *(len(example.token_ids) for example in examples)])
+    columns = {
+        name: np.concatenate([getattr(one, theirs) for one in examples])
+        for name, theirs in (
+            ("token_ids", "token_ids"),
+            ("is_scored", "is_scored"),
+            ("span", "spans"),
+            ("field", "field"),
+        )
+    }
+    calls = np.array([example.call_digest for example in examples], np.uint32)
+    return Tokens(**columns, call_digest=calls, offsets=offsets, attributes={"model": model, "vocab_size": size})
