@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from fusechat.config.run import load_config
+from fusechat.config.run import RunConfig, load_config
 from fusechat.errors import ConfigError
+from fusechat.models.resolved_model import resolve
 from fusechat.storage.tokens import Tokens
 from fusechat.text.tokenize_stage import prepare_dialogues, tokenize
 from inference.stage import claim_store
+
+
+def claim(config: RunConfig) -> None:
+    claim_store(config.layout, resolve(config.pivot, config.layout.digests_path), config.extraction)
 
 
 def test_dialogue_of_all_positions_fits_but_for_the_token_that_prompt_logprobs_samples(
@@ -24,11 +29,11 @@ def test_dialogue_of_all_positions_fits_but_for_the_token_that_prompt_logprobs_s
     longest = int(Tokens.read(config.tokens_url("llama")).lengths.max())
     values = json.loads((pivot / "config.json").read_text())
     (pivot / "config.json").write_text(json.dumps({**values, "max_position_embeddings": longest}))
-    claim_store(config, "llama")
+    claim(config)
     reference = load_config(
         run_file, [f"pivot.model={pivot}", "extraction.capture=prompt_logprobs", "run.if_changed=restart"]
     )
     with pytest.raises(ConfigError, match=f"has {longest:,} tokens, the model reads {longest - 1:,} beside the token"):
-        claim_store(reference, "llama")
+        claim(reference)
     (pivot / "config.json").write_text(json.dumps({**values, "max_position_embeddings": longest + 1}))
-    claim_store(reference, "llama")
+    claim(reference)
