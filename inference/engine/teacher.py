@@ -211,5 +211,7 @@ def _describe(config: Any, capture: str) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "head_dtype": str(model.head_dtype).removeprefix("torch."),
         "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
+        "model_runner": "newer" if config.use_v2_model_runner else "older",
+        "steps_in_flight": config.max_concurrent_batches,
         "capture": capture,
     }
