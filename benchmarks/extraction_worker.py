@@ -2,7 +2,7 @@
 
 Commands come as lines on standard input, each answered by one JSON line: `prefill`, `extract`, `captured`, `peak`,
 `device_peak`, `profile`, `quit`. The first line says how long the engine took to start. The engine is the product's own
-TeacherActor, or a plain transformers model in padded batches as the released script has it.
+TeacherWorker, or a plain transformers model in padded batches as the released script has it.
 """
 
 import argparse
@@ -58,10 +58,10 @@ class Engine:
         self.config, self.url, self._stage = config, config.logprobs_url(NAME), stage
         self.model = resolve(config.model_named(NAME), config.digests_path)
         self._fresh_store()
-        self.actor = TeacherActor(config.dump(), NAME)
-        report = self.actor.start()
+        self.worker = TeacherWorker(stage.scoring_inputs(config.layout, self.model, config.extraction))
+        report = self.worker.start()
         self.started = {"seconds": report["seconds"], **self._teacher().info}
-        self._ids, self._marks = self.actor._dialogues(range(self.actor.tokens.num_dialogues))
+        self._ids, self._marks = self.worker._dialogues(range(self.worker.tokens.num_dialogues))
 
     def prefill(self) -> None:
         """The same prompts through the same engine, no row taken."""
@@ -101,8 +101,8 @@ class Engine:
         """Where the time of one shard goes: see `gpu/profile.py`."""
         from benchmarks.gpu.profile import profile
 
-        _, self.actor.store = self._fresh_store()
-        return {"profile": profile(lambda: self.actor.run_shard(0))}
+        _, self.worker.store = self._fresh_store()
+        return {"profile": profile(lambda: self.worker.run_unit(0))}
 
     def close(self) -> None:
         self.worker.close()

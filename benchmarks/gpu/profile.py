@@ -68,7 +68,7 @@ def _named() -> Iterator[None]:
     from vllm.v1.core.sched.scheduler import Scheduler
 
     from fusechat.storage.row_store import RowStore
-    from inference import teacher_actor
+    from inference import teacher_worker
     from inference.capture import topk_pooler
     from inference.engine import teacher, teacher_models
 
@@ -81,7 +81,7 @@ def _named() -> Iterator[None]:
         (Scheduler, "schedule", SCHEDULER),
         (Scheduler, "update_from_output", SCHEDULER),
         (teacher, "unpack_rows", PACKING),
-        (teacher_actor, "pack_rows", PACKING),
+        (teacher_worker, "pack_rows", PACKING),
         (RowStore, "write_shard", WRITING),
     ]
     plain = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
