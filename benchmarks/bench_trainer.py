@@ -48,8 +48,8 @@ class StepTimer(TrainerCallback):
 def measure_steps(stores: Path, arguments: argparse.Namespace) -> dict[str, float]:
     """Contender -> median seconds of a step, from alternating runs."""
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype="float32")
-    trainers = {name: make_trainer(name, model, stores, arguments) for name in CONTENDERS}
-    timers = {name: StepTimer() for name in CONTENDERS}
+    trainers = {name: make_trainer(name, model, stores, arguments) for name in arguments.contenders}
+    timers = {name: StepTimer() for name in arguments.contenders}
     for name, trainer in trainers.items():
         trainer.add_callback(timers[name])
     for _ in range(arguments.rounds):
@@ -105,6 +105,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--k", type=int, default=10, help="entries of a row")
+    parser.add_argument(
+        "--contenders", choices=CONTENDERS, nargs="+", default=CONTENDERS, help="whose steps; fusion is among them"
+    )
+    parser.add_argument("--vocabularies", type=int, nargs="+", default=VOCABULARIES, help="of the loss alone")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--loss-tokens", type=int, default=1024, help="tokens of the table of the loss alone")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="parts to measure; default: all")
@@ -137,8 +142,9 @@ def report(stores: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         seconds = measure_steps(stores, arguments)
         result["step_seconds"] = {name: round(value, 3) for name, value in seconds.items()}
         result |= _ratios("step", seconds)
-        result["sft_only_over_sft"] = round(seconds["fusion_off"] / seconds["sft"], 3)
-        result["step_over_sft_only"] = round(seconds["fusion"] / seconds["fusion_off"], 3)
+        if {"sft", "fusion_off"} <= seconds.keys():
+            result["sft_only_over_sft"] = round(seconds["fusion_off"] / seconds["sft"], 3)
+            result["step_over_sft_only"] = round(seconds["fusion"] / seconds["fusion_off"], 3)
     if "peaks" in arguments.only:
         peaks = {name: measure_peak(name, stores, arguments) for name in arguments.peaks_of}
         result["peak_gib"] = {name: round(value / 2**30, 3) for name, value in peaks.items()}
@@ -150,8 +156,9 @@ def report(stores: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         result["reader_over_step"] = round(result["reader_rows_per_s"] / rows_per_second, 1)
     if "loss" in arguments.only:
         width = transformers.AutoConfig.from_pretrained(arguments.model).get_text_config().hidden_size
-        result["loss"] = {str(v): _loss_of(v, width, arguments.loss_tokens) for v in VOCABULARIES}
-        result["loss_flops_over_sft"] = result["loss"]["49152"]["flops_over_sft"]
+        sizes = arguments.vocabularies
+        result["loss"] = {str(v): _loss_of(v, width, arguments.loss_tokens, arguments.k) for v in sizes}
+        result["loss_flops_over_sft"] = result["loss"][str(sizes[0])]["flops_over_sft"]
     return result
 
 
@@ -163,10 +170,11 @@ def _ratios(what: str, figures: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _loss_of(vocab_size: int, width: int, tokens: int) -> dict[str, float]:
-    found = measure_loss(vocab_size, width, tokens)
+def _loss_of(vocab_size: int, width: int, tokens: int, k: int) -> dict[str, float]:
+    found = measure_loss(vocab_size, width, tokens, k)
     found["flops_over_sft"] = found["fusion_gflops"] / found["sft_gflops"]
     found["seconds_over_sft"] = found["fusion_seconds"] / found["sft_seconds"]
+    found["seconds_over_products"] = found["fusion_seconds"] / found["products_seconds"]
     found = {name: round(value, 4) for name, value in found.items()}
     print(f"loss alone, V={vocab_size}: {found}", file=sys.stderr, flush=True)
     return found

@@ -1,7 +1,8 @@
 """One engine of the extraction benchmark, in a process of its own that works only when told to.
 
-Commands come as lines on standard input, each answered by one JSON line: `prefill`, `extract`, `captured`, `peak`, `quit`. The engine
-is the product's own TeacherWorker, or a plain transformers model in padded batches as the released script has it.
+Commands come as lines on standard input, each answered by one JSON line: `prefill`, `extract`, `captured`, `peak`,
+`device_peak`, `profile`, `quit`. The first line says how long the engine took to start. The engine is the product's own
+TeacherWorker, or a plain transformers model in padded batches as the released script has it.
 """
 
 import argparse
@@ -36,7 +37,7 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print must not stand among the answers
     config = RunConfig.model_validate_json(arguments.config.read_text(encoding="utf-8"))
     contender = Plain(config) if arguments.engine == "transformers" else Engine(config)
-    print(json.dumps({"ready": True}), file=answers, flush=True)
+    print(json.dumps(contender.started), file=answers, flush=True)
     for line in sys.stdin:
         command, *given = line.split()
         if command == "quit":
@@ -58,7 +59,8 @@ class Engine:
         self.model = resolve(config.model_named(NAME), config.digests_path)
         self._fresh_store()
         self.worker = TeacherWorker(stage.scoring_inputs(config.layout, self.model, config.extraction))
-        self.worker.start()
+        report = self.worker.start()
+        self.started = {"seconds": report["seconds"], **self._teacher().info}
         self._ids, self._marks = self.worker._dialogues(range(self.worker.tokens.num_dialogues))
 
     def prefill(self) -> None:
@@ -85,6 +87,23 @@ class Engine:
         """Largest resident set of this process so far, bytes."""
         return {"peak": peak_bytes()}
 
+    def device_peak(self) -> dict[str, int]:
+        """Most memory that tensors took on the device since this was last asked, bytes; on a CPU as `peak`."""
+        import torch
+
+        if not torch.cuda.is_available():
+            return self.peak()
+        found = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return {"peak": found}
+
+    def profile(self) -> dict[str, Any]:
+        """Where the time of one shard goes: see `gpu/profile.py`."""
+        from benchmarks.gpu.profile import profile
+
+        _, self.worker.store = self._fresh_store()
+        return {"profile": profile(lambda: self.worker.run_unit(0))}
+
     def close(self) -> None:
         self.worker.close()
 
@@ -103,7 +122,7 @@ class Plain:
         import torch
         from transformers import AutoModelForCausalLM
 
-        self._torch, self._k = torch, config.extraction.k
+        self._torch, self._k, self.started = torch, config.extraction.k, {"device": "plain"}
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         model: Any = AutoModelForCausalLM.from_pretrained(config.pivot.model, dtype="auto")
         self._model = model.to(self._device).eval()

@@ -24,7 +24,6 @@ from trainer.fusion_trainer import FusionTrainer
 
 DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 CONTENDERS = ("sft", "fusion", "fusion_off", "dense")
-K = 10
 STEPS = 2
 """Steps of one turn: the first allocates, the second is timed."""
 NOISE = 0.02
@@ -43,13 +42,13 @@ def make_stores(folder: Path, arguments: argparse.Namespace) -> None:
             str(folder / name),
             kind,
             plan,
-            k=K,
+            k=arguments.k,
             vocab_size=tokens.attributes["vocab_size"],
             logprob_step=1 / 32,
             settings={},
         )
         for shard in range(plan.num_shards):
-            arrays = [_rows_of(model, tokens, dialogue) for dialogue in plan.dialogues(shard)]
+            arrays = [_rows_of(model, tokens, dialogue, arguments.k) for dialogue in plan.dialogues(shard)]
             joined = {key: np.concatenate([array[key] for array in arrays]) for key in arrays[0]}
             if kind == "aligned":
                 joined["kind"] = np.full(len(joined["label_logprob"]), 2, np.uint8)
@@ -77,13 +76,13 @@ def _read_tokens(arguments: argparse.Namespace) -> Tokens:
 
 
 @torch.no_grad()
-def _rows_of(model: PreTrainedModel, tokens: Tokens, dialogue: int) -> dict[str, np.ndarray]:
+def _rows_of(model: PreTrainedModel, tokens: Tokens, dialogue: int, k: int) -> dict[str, np.ndarray]:
     where = tokens.tokens_of(dialogue)
     ids = torch.from_numpy(tokens.token_ids[where].astype(np.int64)).to(DEVICE)
     positions = torch.from_numpy(np.flatnonzero(tokens.is_scored[where])).to(DEVICE)
     hidden = model.base_model(input_ids=ids[None]).last_hidden_state[0, positions - 1]
     logprobs = torch.log_softmax(model.get_output_embeddings()(hidden).float(), dim=-1)
-    top = logprobs.topk(K)
+    top = logprobs.topk(k)
     narrow = np.uint16 if logprobs.shape[1] <= 65_536 else np.uint32
     return {
         "topk_ids": top.indices.cpu().numpy().astype(narrow),

@@ -1,6 +1,7 @@
 """What the loss alone costs, forward and backward: ours, TRL's chunked log-probabilities, and dense logits."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
-from benchmarks.trainer_contenders import DEVICE, K
+from benchmarks.trainer_contenders import DEVICE
 from trainer.fused_loss import LossOptions, fused_linear_fusion_sums
 
 
@@ -33,16 +34,19 @@ class _Flops(TorchDispatchMode):
         return result
 
 
-def measure_loss(vocab_size: int, hidden_size: int, tokens: int) -> dict[str, float]:
-    """The loss alone, forward and backward: seconds and FLOPs, ours against TRL's chunked log-probabilities and dense."""
+def measure_loss(vocab_size: int, hidden_size: int, tokens: int, k: int) -> dict[str, float]:
+    """The loss alone, forward and backward: seconds and FLOPs, ours against TRL's chunked log-probabilities and dense.
+
+    `products_seconds` is what the head's three products take alone: logits, gradient of the hidden states, of the weight.
+    """
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(tokens, hidden_size, generator=generator).to(DEVICE, torch.bfloat16).requires_grad_()
     weight = (
         (torch.randn(vocab_size, hidden_size, generator=generator) * 0.02).to(DEVICE, torch.bfloat16).requires_grad_()
     )
     labels = torch.randint(0, vocab_size, (tokens,), generator=generator).to(DEVICE)
-    ids = torch.randint(0, vocab_size, (tokens, K), generator=generator).to(DEVICE)
-    rows = torch.log_softmax(torch.randn(tokens, K, generator=generator), 1).to(DEVICE)
+    ids = torch.randint(0, vocab_size, (tokens, k), generator=generator).to(DEVICE)
+    rows = torch.log_softmax(torch.randn(tokens, k, generator=generator), 1).to(DEVICE)
 
     def ours() -> Tensor:
         return fused_linear_fusion_sums(hidden, weight, labels, ids, rows, LossOptions(), scale=1 / tokens).loss
@@ -61,12 +65,18 @@ def measure_loss(vocab_size: int, hidden_size: int, tokens: int) -> dict[str, fl
         with _Flops() as flops:
             torch.autograd.grad(loss(), (hidden, weight))
         found[f"{name}_gflops"] = flops.total / 1e9
-    for name in ("fusion", "sft", "dense"):
-        loss = {"fusion": ours, "sft": trl_sft, "dense": dense}[name]
-        seconds = []
-        for _ in range(3):
-            began = now()
-            torch.autograd.grad(loss(), (hidden, weight))
-            seconds.append(now() - began)
-        found[f"{name}_seconds"] = float(np.median(seconds))
+    for name, loss in (("fusion", ours), ("sft", trl_sft), ("dense", dense)):
+        found[f"{name}_seconds"] = _median_seconds(lambda loss=loss: torch.autograd.grad(loss(), (hidden, weight)))  # type: ignore[misc]
+    logits = torch.randn(tokens, vocab_size, device=DEVICE, dtype=torch.bfloat16)
+    plain, head = hidden.detach(), weight.detach()
+    found["products_seconds"] = _median_seconds(lambda: (plain @ head.t(), logits @ head, logits.t() @ plain))
     return found
+
+
+def _median_seconds(work: Callable[[], Any]) -> float:
+    seconds = []
+    for _ in range(3):
+        began = now()
+        work()
+        seconds.append(now() - began)
+    return float(np.median(seconds))

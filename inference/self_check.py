@@ -140,9 +140,14 @@ def compare_rows(rows: TopKRows, topk_logprobs: np.ndarray, label_logprob: np.nd
 
 
 def reference_logprobs(
-    folder: str | Path, dtype: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]], ids: np.ndarray
+    folder: str | Path,
+    dtype: str,
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+    ids: np.ndarray,
+    *,
+    device: str = "cpu",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A plain transformers forward on the CPU.
+    """A plain transformers forward, on the CPU unless another device is named.
 
     Args:
         pairs: token ids and target marks per dialogue.
@@ -152,20 +157,20 @@ def reference_logprobs(
     """
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval().to(device)
     topk, label, done = [], [], 0
     for token_ids, marks in pairs:
         if not marks.any():
             continue
         rows = torch.from_numpy(np.flatnonzero(marks))
-        tokens = torch.from_numpy(token_ids.astype(np.int64))
+        tokens = torch.from_numpy(token_ids.astype(np.int64)).to(device)
         with torch.inference_mode():
             logits = model(tokens[None], use_cache=False).logits[0]
         for part in rows.split(BLOCK_ROWS):
             logprobs = logits[part - 1].float().log_softmax(dim=-1)
-            wanted = torch.from_numpy(ids[done : done + len(part)].astype(np.int64))
-            topk.append(logprobs.gather(1, wanted).numpy())
-            label.append(logprobs.gather(1, tokens[part][:, None])[:, 0].numpy())
+            wanted = torch.from_numpy(ids[done : done + len(part)].astype(np.int64)).to(device)
+            topk.append(logprobs.gather(1, wanted).cpu().numpy())
+            label.append(logprobs.gather(1, tokens[part][:, None])[:, 0].cpu().numpy())
             done += len(part)
     del model
     gc.collect()

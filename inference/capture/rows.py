@@ -1,7 +1,7 @@
 """Top-k rows of one dialogue, and the packed form in which they leave the engine.
 
-Goes in: token ids with target marks; packed int32 tensors. Comes out: `TopKRows`, and the ranges of target tokens that
-travel with a request. Knows nothing about vLLM, models or files.
+Goes in: token ids with target marks; packed int32 tensors. Comes out: `TopKRows`, and the target tokens as they travel
+with a request. Knows nothing about vLLM, models or files.
 
 Row convention: row t is the distribution OF token t GIVEN the tokens before t, so token 0 never has a row.
 """
@@ -58,10 +58,16 @@ def unpack_rows(packed: np.ndarray) -> TopKRows:
     return TopKRows(*(np.ascontiguousarray(column) for column in columns))
 
 
-def target_ranges(is_scored: np.ndarray) -> list[int]:
-    """bool [tokens] -> [start, stop, start, stop, ...], half-open ranges of target tokens: what a request carries."""
-    edges = np.flatnonzero(np.diff(is_scored.astype(np.int8), prepend=0, append=0))
-    return edges.tolist()
+def encode_targets(token_ids: np.ndarray, is_scored: np.ndarray) -> bytes:
+    """int32 ids and bool marks [tokens] -> what a request carries: its rows and the ids that stand there."""
+    rows = np.flatnonzero(is_scored)
+    return np.stack([rows, token_ids[rows]]).astype(np.int32).tobytes()
+
+
+def decode_targets(targets: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """`encode_targets` -> int32 rows, ascending, and int32 labels, both [targets]."""
+    rows, labels = np.frombuffer(targets, dtype=np.int32).reshape(2, -1)
+    return rows, labels
 
 
 def check_dialogue(

@@ -6,6 +6,7 @@ Knows which runner, dtypes and limits each mode needs. Importing this module imp
 from typing import Any, Literal
 
 import torch
+from vllm import envs
 from vllm.config import PoolerConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.platforms import current_platform
@@ -18,6 +19,7 @@ from fusechat.errors import ConfigError, ModelError, first_line
 from ..capture.topk_pooler import TASK
 from .internlm2 import register_config
 from .teacher_models import register_here
+from .teacher_options import TeacherOptions
 
 Runner = Literal["topk_pooler", "prompt_logprobs", "generate"]
 
@@ -59,7 +61,9 @@ def engine_arguments(
     if runner == "topk_pooler":
         overrides["architectures"] = [register_here(config.architectures[0])]
         arguments |= {"runner": "pooling", "convert": "none", "pooler_config": PoolerConfig(task=TASK)}
-        arguments |= {"additional_config": {"fusechat_k": k}}
+        arguments |= {"additional_config": TeacherOptions(k)}
+        if not current_platform.is_cpu():
+            arguments |= _on_accelerators(section)
     else:
         arguments |= {"runner": "generate", "max_logprobs": k}
     arguments |= {
@@ -76,6 +80,19 @@ def engine_arguments(
         return EngineArgs(**arguments)
     except TypeError as error:
         raise ConfigError(f"engine.extra: {error}; expected names of vLLM's engine arguments") from None
+
+
+def _on_accelerators(section: EngineSection) -> dict[str, Any]:
+    """What a teacher that only prefills wants of vLLM, where that differs from what vLLM takes by itself.
+
+    - Two steps in flight: the next one is scheduled and queued while the device works on the last. vLLM leaves that out for
+      pooling models, whose requests would each be answered later; here only the sum counts. Ray's older executor cannot.
+    - No graphs: for pooling models vLLM has only those of pieces, and only of steps of up to 512 tokens, which are the few
+      at the end of the work. Capturing them is a part of every start. Compilation, which is kept on disk, stays.
+    """
+    backend = section.extra.get("distributed_executor_backend")
+    queued = backend in (None, "mp", "uni") or (backend == "ray" and envs.VLLM_USE_RAY_V2_EXECUTOR_BACKEND)
+    return {"compilation_config": {"cudagraph_mode": "NONE"}} | ({"async_scheduling": True} if queued else {})
 
 
 def _read_config(model: str, revision: str | None, section: EngineSection) -> Any:

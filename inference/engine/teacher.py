@@ -13,7 +13,7 @@ from fusechat.config import EngineSection
 from fusechat.errors import ConfigError, FuseChatError, ModelError, TeacherError
 from fusechat.models.process_memory import without_garbage_collection
 
-from ..capture.rows import TopKRows, check_dialogue, target_ranges, unpack_rows
+from ..capture.rows import TopKRows, check_dialogue, encode_targets, unpack_rows
 from .environment import prepare_environment, ranks_of_their_own
 from .vllm_internals import guarded_kernel_scan
 
@@ -106,7 +106,7 @@ class Teacher:
             place = f"{self.model}, dialogue {i}"
             check_dialogue(ids, marks, max_tokens=self.max_tokens, vocab_size=self.vocab_size, place=place)
         wanted = [i for i, marks in enumerate(is_scored) if marks.any()]
-        requests = [(token_ids[i].tolist(), self._params(is_scored[i])) for i in wanted]
+        requests = [(token_ids[i].tolist(), self._params(token_ids[i], is_scored[i])) for i in wanted]
         rows = [TopKRows.empty(self.k)] * len(is_scored)
         for i, output in zip(wanted, self._thread.submit(requests).result(), strict=True):
             rows[i] = self._read(output, is_scored[i])
@@ -118,7 +118,7 @@ class Teacher:
         The top-k pooler's engine multiplies no head at all; the reference capture's samples one token per dialogue.
         """
         self._expect("score")
-        params = self._params(np.zeros(1, dtype=bool))
+        params = self._params(np.zeros(1, dtype=np.int32), np.zeros(1, dtype=bool))
         self._thread.submit([(ids.tolist(), params) for ids in token_ids if len(ids)]).result()
 
     def generate(
@@ -172,7 +172,7 @@ class Teacher:
                 f"{self.model}: this teacher was opened with mode={self.mode!r}; open one with mode={mode!r}"
             )
 
-    def _params(self, is_scored: np.ndarray) -> Any:
+    def _params(self, token_ids: np.ndarray, is_scored: np.ndarray) -> Any:
         if self.capture == "prompt_logprobs":
             from vllm import SamplingParams
 
@@ -182,9 +182,9 @@ class Teacher:
             return sampling_params(self.k) if is_scored.any() else plain
         from vllm import PoolingParams
 
-        from ..capture.topk_pooler import RANGES, TASK
+        from ..capture.topk_pooler import TARGETS, TASK
 
-        return PoolingParams(task=TASK, extra_kwargs={RANGES: target_ranges(is_scored)})
+        return PoolingParams(task=TASK, extra_kwargs={TARGETS: encode_targets(token_ids, is_scored)})
 
     def _read(self, output: Any, is_scored: np.ndarray) -> TopKRows:
         if self.capture == "prompt_logprobs":
@@ -211,5 +211,7 @@ def _describe(config: Any, capture: str) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "head_dtype": str(model.head_dtype).removeprefix("torch."),
         "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
+        "model_runner": "newer" if config.use_v2_model_runner else "older",
+        "steps_in_flight": config.max_concurrent_batches,
         "capture": capture,
     }

@@ -90,9 +90,8 @@ def make_teacher_class(architecture: str) -> type[nn.Module]:
         heads = replace_logits_processors(self, ShardLogits)
         ranks = vllm_config.parallel_config.tensor_parallel_size
         columns = -(-vllm_config.model_config.get_vocab_size() // ranks)
-        additional: Any = vllm_config.additional_config
-        k = additional["fusechat_k"]
-        self.pooler = TopKPooler(self.compute_logits, heads, k=k, columns=columns)
+        options: Any = vllm_config.additional_config
+        self.pooler = TopKPooler(self.compute_logits, heads, k=options.k, columns=columns)
 
     body = {"__init__": __init__, "is_pooling_model": True, "__module__": __name__}
     return type(PREFIX + architecture, (base,), body)

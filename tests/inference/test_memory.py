@@ -22,7 +22,8 @@ from vllm.v1.pool.metadata import PoolingMetadata, PoolingStates
 
 from fusechat.models.engine_memory import POOLER_BLOCK_BYTES, POOLER_WORK
 from inference.capture import topk_gpu, topk_pooler
-from inference.capture.topk_pooler import BLOCK_BYTES, CPU_BLOCK_ROWS, RANGES, TASK, TopKPooler
+from inference.capture.rows import encode_targets
+from inference.capture.topk_pooler import BLOCK_BYTES, CPU_BLOCK_ROWS, TARGETS, TASK, TopKPooler
 
 VOCABULARY, HIDDEN, K = 152_064, 64, 10
 
@@ -74,12 +75,13 @@ def run_step(device: str, num_tokens: int, *, profile: bool, columns: int = VOCA
     """One engine step over one prompt; (what was alive, rows that came out)."""
     head = Head(device, columns)
     pooler = TopKPooler(head.compute_logits, [head], k=K, columns=columns)
-    params = PoolingParams(task=TASK, extra_kwargs=None if profile else {RANGES: [1, num_tokens]})
+    ids, is_scored = np.random.default_rng(0).integers(0, columns, num_tokens), np.arange(num_tokens) > 0
+    targets = None if profile else {TARGETS: encode_targets(ids, is_scored)}
     metadata = PoolingMetadata(
         prompt_lens=torch.tensor([num_tokens]),
         prompt_token_ids=None,
-        prompt_token_ids_cpu=torch.randint(0, columns, (1, num_tokens)),
-        pooling_params=[params],
+        prompt_token_ids_cpu=None,
+        pooling_params=[PoolingParams(task=TASK, extra_kwargs=targets)],
         pooling_states=[PoolingStates()],
     )
     metadata.build_pooling_cursor(np.array([num_tokens]), torch.tensor([num_tokens]), device=torch.device("cpu"))
@@ -99,7 +101,10 @@ class NoKernel:
 
 @pytest.fixture(autouse=True)
 def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On tensors without memory nothing runs and nothing is pinned, which takes a device."""
     monkeypatch.setattr(topk_gpu, "_summarise", NoKernel())
+    monkeypatch.setattr(topk_pooler, "to_device", lambda values, device: torch.from_numpy(values).to(device))
+    monkeypatch.setattr(topk_pooler, "to_host", lambda values: values)
 
 
 @pytest.mark.parametrize("num_tokens", [2_048, 16_384])

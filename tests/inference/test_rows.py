@@ -1,4 +1,4 @@
-"""Packed rows, target ranges and the checks on a dialogue."""
+"""Packed rows, the targets of a request and the checks on a dialogue."""
 
 import numpy as np
 import pytest
@@ -6,14 +6,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusechat.errors import ContractError
-from inference.capture.rows import TopKRows, check_dialogue, concatenate_rows, target_ranges, unpack_rows
+from inference.capture.rows import (
+    TopKRows,
+    check_dialogue,
+    concatenate_rows,
+    decode_targets,
+    encode_targets,
+    unpack_rows,
+)
 
 
-@given(st.lists(st.booleans(), max_size=40))
-def test_target_ranges_spell_out_the_marks(marks: list[bool]) -> None:
-    ranges = target_ranges(np.array(marks, dtype=bool))
-    spelled = [place for low, high in zip(ranges[::2], ranges[1::2], strict=True) for place in range(low, high)]
-    assert spelled == [place for place, mark in enumerate(marks) if mark]
+@given(st.lists(st.tuples(st.integers(0, 2**31 - 1), st.booleans()), max_size=40))
+def test_targets_of_a_request_are_its_marked_tokens(tokens: list[tuple[int, bool]]) -> None:
+    ids = np.array([token for token, _ in tokens], dtype=np.int64)
+    rows, labels = decode_targets(encode_targets(ids, np.array([mark for _, mark in tokens], dtype=bool)))
+    expected = [(place, token) for place, (token, mark) in enumerate(tokens) if mark]
+    assert list(zip(rows.tolist(), labels.tolist(), strict=True)) == expected
 
 
 def test_unpack_rows_gives_each_column_its_place() -> None:

@@ -14,8 +14,8 @@ from vllm.v1.pool.metadata import PoolingMetadata, PoolingStates
 
 from fusechat.errors import TeacherError
 from inference.capture import topk_pooler
-from inference.capture.rows import TopKRows, target_ranges, unpack_rows
-from inference.capture.topk_pooler import RANGES, TASK, TopKPooler
+from inference.capture.rows import TopKRows, encode_targets, unpack_rows
+from inference.capture.topk_pooler import TARGETS, TASK, TopKPooler
 
 VOCABULARY, PADDED, HIDDEN, K = 50, 64, 16, 4
 torch.manual_seed(0)
@@ -44,7 +44,7 @@ class Request:
         self.is_scored = rng.random(length) < 0.5
         self.is_scored[0] = False
         self.state = PoolingStates()
-        self.params = PoolingParams(task=TASK, extra_kwargs={RANGES: target_ranges(self.is_scored)})
+        self.params = PoolingParams(task=TASK, extra_kwargs={TARGETS: encode_targets(self.ids, self.is_scored)})
 
     def expected(self) -> TopKRows:
         rows = np.flatnonzero(self.is_scored)
@@ -57,13 +57,10 @@ class Request:
 def step(pooler: TopKPooler, chunks: list[tuple[Request, int, int]]) -> list[torch.Tensor | None]:
     """One engine step: per request the positions start..stop-1."""
     lengths = [len(request.ids) for request, _, _ in chunks]
-    ids = torch.full((len(chunks), max(lengths)), VOCABULARY)
-    for i, (request, _, _) in enumerate(chunks):
-        ids[i, : len(request.ids)] = torch.from_numpy(request.ids)
     metadata = PoolingMetadata(
         prompt_lens=torch.tensor(lengths),
         prompt_token_ids=None,
-        prompt_token_ids_cpu=ids,
+        prompt_token_ids_cpu=None,
         pooling_params=[request.params for request, _, _ in chunks],
         pooling_states=[request.state for request, _, _ in chunks],
     )
@@ -108,6 +105,31 @@ def test_pooler_chunks_of_interleaved_requests_give_each_row_once(size: int) -> 
     assert not long.state.hidden_states_cache
 
 
+def test_pooler_step_moves_its_inputs_and_its_rows_in_one_transfer_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that finishes brings the rows of its earlier chunks along; one that does not, nothing."""
+    there: list[tuple[int, ...]] = []
+    back: list[int] = []
+    monkeypatch.setattr(
+        topk_pooler, "to_device", lambda values, device: there.append(values.shape) or torch.from_numpy(values)
+    )
+    monkeypatch.setattr(topk_pooler, "to_host", lambda values: back.append(len(values)) or values)
+    pooler, requests = make_pooler(), [Request(length, seed) for seed, length in enumerate((40, 30, 20))]
+    assert step(pooler, [(requests[0], 0, 25)]) == [None] and back == []
+    outputs = step(pooler, [(requests[0], 25, 40), (requests[1], 0, 30), (requests[2], 0, 10)])
+    assert outputs[2] is None
+    for output, request in zip(outputs[:2], requests, strict=False):
+        assert_rows(output, request)
+    counts = [int(request.is_scored.sum()) for request in requests]
+    assert back == [counts[0] + counts[1]]
+    early, last = int(requests[0].is_scored[:26].sum()), int(requests[2].is_scored[:11].sum())
+    assert there == [(2, early), (2, counts[0] - early + counts[1] + last)]
+
+
+def test_pooler_reads_what_it_needs_from_the_request() -> None:
+    """With token ids the runner would make a matrix of all prompts in every step."""
+    assert not make_pooler().get_pooling_updates(TASK).requires_token_ids
+
+
 def test_pooler_preempted_request_gives_each_row_once() -> None:
     pooler, request = make_pooler(), Request(40, 3)
     for start, stop in ((0, 10), (10, 25), (0, 15), (15, 20), (0, 30)):  # preempted twice, its state not cleared
@@ -127,19 +149,19 @@ def test_pooler_multiplies_the_head_with_target_rows_only_and_in_blocks(monkeypa
 
 def test_pooler_without_targets_never_touches_the_head() -> None:
     model, request = Model(), Request(20, 5)
-    request.params = PoolingParams(task=TASK, extra_kwargs={RANGES: []})
+    request.params = PoolingParams(task=TASK, extra_kwargs={TARGETS: b""})
     (output,) = step(make_pooler(model), [(request, 0, 20)])
     assert output is not None and output.shape == (0, 2 * K + 2)
     assert model.rows_seen == []
 
 
 def test_pooler_memory_profile_scores_every_position() -> None:
-    """vLLM sizes the KV cache around this call: no options, and fewer ids than positions for the last request."""
+    """vLLM sizes the KV cache around this call: no options."""
     model = Model()
     metadata = PoolingMetadata(
         prompt_lens=torch.tensor([10, 13]),
         prompt_token_ids=None,
-        prompt_token_ids_cpu=torch.zeros((2, 10), dtype=torch.int32),
+        prompt_token_ids_cpu=None,
         pooling_params=[PoolingParams(task=TASK)] * 2,
         pooling_states=[PoolingStates(), PoolingStates()],
     )

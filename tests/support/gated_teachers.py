@@ -64,7 +64,7 @@ class GatedTeacher(TeacherWorker):
 
     def _break_engine(self, ids: np.ndarray) -> None:
         """Ranges that end nowhere: the pooler raises inside the engine's step."""
-        self._teacher._params = lambda marks: _broken_params()  # type: ignore[method-assign, union-attr]
+        self._teacher._params = lambda *_: _broken_params()  # type: ignore[method-assign, union-attr]
         super()._score([ids], [np.arange(len(ids)) > 0])
 
 
@@ -103,9 +103,9 @@ def drawn_rows(ids: np.ndarray, num_rows: int, k: int) -> TopKRows:
 def _broken_params() -> Any:
     from vllm import PoolingParams
 
-    from inference.capture.topk_pooler import RANGES, TASK
+    from inference.capture.topk_pooler import TARGETS, TASK
 
-    return PoolingParams(task=TASK, extra_kwargs={RANGES: [5]})
+    return PoolingParams(task=TASK, extra_kwargs={TARGETS: b"five!"})
 
 
 def gate_of(run: Places) -> Path:
