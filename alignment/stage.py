@@ -64,9 +64,9 @@ def prepare(config: RunConfig, source_name: str, *, progress: Progress | None = 
     align = Work(
         name=f"align {source_name}",
         missing=missing,
-        num_units=store.plan.num_shards,
-        total=store.plan.num_rows,
-        done=store.plan.num_rows - store.plan.num_rows_of(missing),
+        num_units=store.layout.num_shards,
+        total=store.layout.num_rows,
+        done=store.layout.num_rows - store.layout.num_rows_of(missing),
         measure="rows",
         make_worker=partial(ShardAligner, inputs),
         finish=lambda: [finish(claim, store)],
@@ -123,9 +123,9 @@ def _count(inputs: AlignmentInputs, source_name: str, store: RowStore, progress:
 
     return Work(
         name=f"count {source_name}",
-        missing=range(store.plan.num_shards),
-        num_units=store.plan.num_shards,
-        total=store.plan.num_dialogues,
+        missing=range(store.layout.num_shards),
+        num_units=store.layout.num_shards,
+        total=store.layout.num_dialogues,
         done=0,
         measure="dialogues",
         make_worker=partial(ShardCounter, inputs),
@@ -159,7 +159,7 @@ def claim_store(config: RunConfig, source_name: str) -> tuple[Claim, RowStore]:
     pivot, source = alignment_inputs(config, source_name).open_both_tokens()
     _check_dialogues(pivot, source, source_name)
     store = RowStore.create(
-        url, "aligned", pivot.plan(config.extraction.shard_tokens), k=config.extraction.k,
+        url, "aligned", pivot.layout(config.extraction.shard_tokens), k=config.extraction.k,
         vocab_size=int(pivot.attributes["vocab_size"]), logprob_step=config.extraction.logprob_step,
         settings={**settings, "parents": {role: parent.fingerprint for role, parent in parents.items()}},
     )  # fmt: skip
@@ -186,9 +186,9 @@ def finish(claim: Claim, store: RowStore) -> Artifact:
     vocabularies = load_vocabularies(store.url)
     return claim.finish(
         {
-            "shards": store.plan.num_shards,
-            "dialogues": store.plan.num_dialogues,
-            **summarise(read_figures(store.url, store.plan.num_shards)),
+            "shards": store.layout.num_shards,
+            "dialogues": store.layout.num_dialogues,
+            **summarise(read_figures(store.url, store.layout.num_shards)),
             "vocabulary_map": vocabularies.origin_counts(),
             "counted_pairs": len(vocabularies.counts.counts),
             "bytes": store.num_bytes(),

@@ -118,11 +118,11 @@ def make_stores(folder: Path, pivot: Tokens, source: Tokens, rows: dict[str, np.
     claim = artifact.claim(config.logprobs_url("source"), "logprobs", settings={"tokens": times}, parents={})
     vocab_size = int(source.attributes["vocab_size"])
     store = RowStore.create(
-        claim.url, "logprobs", repeated(source, times).plan(config.extraction.shard_tokens), k=config.extraction.k, vocab_size=vocab_size,
+        claim.url, "logprobs", repeated(source, times).layout(config.extraction.shard_tokens), k=config.extraction.k, vocab_size=vocab_size,
         logprob_step=config.extraction.logprob_step, settings={},
     )  # fmt: skip
-    for shard in range(store.plan.num_shards):
-        block = store.plan.rows(shard)
+    for shard in range(store.layout.num_shards):
+        block = store.layout.rows(shard)
         place = np.arange(block.start, block.stop) % source.num_rows
         arrays = {name: array[place] for name, array in rows.items()}
         store.write_shard(shard, {**arrays, "topk_ids": arrays["topk_ids"].astype(id_dtype(vocab_size))})
@@ -138,7 +138,7 @@ def count_and_map(config: RunConfig) -> dict[str, float]:
     opened = time.process_time()
     counter = ShardCounter(inputs)
     counter.start()
-    counts = merge_counts(counter.run_unit(shard)["counts"] for shard in range(store.plan.num_shards))
+    counts = merge_counts(counter.run_unit(shard)["counts"] for shard in range(store.layout.num_shards))
     counted = time.process_time()
     stage.map_vocabularies(inputs, counts, tokenizers)
     return {

@@ -40,7 +40,7 @@ def measure(config: Any, rounds: int, say: Callable[[str], None]) -> dict[int, l
             for count, seconds in found.items():
                 for array in ("topk_ids", "topk_logprobs", "label_logprob"):
                     shutil.rmtree(f"{store.url}/{array}/c", ignore_errors=True)
-                taken = _work_off(actors[:count], list(range(store.plan.num_shards)))
+                taken = _work_off(actors[:count], list(range(store.layout.num_shards)))
                 say(f"round {number} {count} actors: {taken:.2f} s")
                 if number:
                     seconds.append(taken)

@@ -14,7 +14,7 @@ import numpy as np
 
 from fusechat.storage.row_codec import decode_gaps, encode_gaps
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.shard_layout import ShardPlan
+from fusechat.storage.shard_layout import ShardLayout
 from inference.capture.rows import TopKRows, unpack_rows
 from inference.teacher_worker import pack_rows
 
@@ -74,10 +74,10 @@ def _store(
 ) -> RowStore:
     shutil.rmtree(folder, ignore_errors=True)
     dialogues = max(1, SHARD_ROWS // dialogue_rows) if num_shards > 1 else 1
-    plan = ShardPlan(
+    layout = ShardLayout(
         np.arange(num_shards + 1, dtype=np.int64) * dialogues,
         np.arange(num_shards * dialogues + 1, dtype=np.int64) * dialogue_rows,
     )
     return RowStore.create(
-        str(folder), "logprobs", plan, k=k, vocab_size=vocab_size, logprob_step=logprob_step, settings={}
+        str(folder), "logprobs", layout, k=k, vocab_size=vocab_size, logprob_step=logprob_step, settings={}
     )

@@ -72,7 +72,7 @@ class Engine:
         claim, store = self._fresh_store()
         self.worker.store = store
         with ThreadPoolExecutor(self.config.extraction.shards_in_flight) as pool:
-            results = list(pool.map(self.worker.run_unit, range(store.plan.num_shards)))
+            results = list(pool.map(self.worker.run_unit, range(store.layout.num_shards)))
         self._stage.finish(claim, store)
         return {key: sum(result[key] for result in results) for key in ("rows", "tokens")}
 

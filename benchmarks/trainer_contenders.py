@@ -34,21 +34,21 @@ def make_stores(folder: Path, arguments: argparse.Namespace) -> None:
     """Dialogues laid end to end and cut to `arguments.tokens`, the pivot's rows of them, and those of a neighbour of it."""
     tokens = _read_tokens(arguments)
     tokens.write(str(folder / "tokens"))
-    plan = tokens.plan(arguments.tokens * 8)
+    layout = tokens.layout(arguments.tokens * 8)
     model: Any = AutoModelForCausalLM.from_pretrained(arguments.model, dtype="float32")
     model.to(DEVICE)
     for name, kind in (("pivot", "logprobs"), ("source", "aligned")):
         store = RowStore.create(
             str(folder / name),
             kind,
-            plan,
+            layout,
             k=arguments.k,
             vocab_size=tokens.attributes["vocab_size"],
             logprob_step=1 / 32,
             settings={},
         )
-        for shard in range(plan.num_shards):
-            arrays = [_rows_of(model, tokens, dialogue, arguments.k) for dialogue in plan.dialogues(shard)]
+        for shard in range(layout.num_shards):
+            arrays = [_rows_of(model, tokens, dialogue, arguments.k) for dialogue in layout.dialogues(shard)]
             joined = {key: np.concatenate([array[key] for array in arrays]) for key in arrays[0]}
             if kind == "aligned":
                 joined["kind"] = np.full(len(joined["label_logprob"]), 2, np.uint8)

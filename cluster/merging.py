@@ -1,7 +1,7 @@
 """Merging on Ray: the output shards of a big model are spread over workers; every worker reads and writes files itself.
 
 Workers need the models and the run's folder under the same paths, on a file system that all machines share. What
-crosses Ray is the plan of the merge, shard numbers and counts. The bytes written are those of a merge in one process.
+crosses Ray is the recipe of the merge, shard numbers and counts. The bytes written are those of a merge in one process.
 """
 
 from fusechat.config import RunConfig

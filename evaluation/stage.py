@@ -26,7 +26,7 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
 
     Raises:
         ConfigError: `evaluation` names a kind of dialogue that the run does not have, or as `ahead.check`.
-        ArtifactError: a model is not finished, or the folder holds another plan's report.
+        ArtifactError: a model is not finished, or the folder holds another recipe's report.
         ModelError: a model cannot be loaded, or its loss is not a number.
         JudgeError: the judge's endpoint does not answer; the verdicts that came are kept.
     """

@@ -6,7 +6,7 @@ FuseChatError
 │   ├── DialogueError      a dialogue file or dialogue that breaks the rules (also a ValueError)
 │   ├── ModelError         a model folder or checkpoint that is missing, damaged or does not fit
 │   ├── ContractError      arrays that do not obey the contract between two stages (also a ValueError)
-│   ├── ArtifactError      an artifact that is missing, damaged, or was made by another plan
+│   ├── ArtifactError      an artifact that is missing, damaged, or was made by another recipe
 │   ├── StorageError       a target that cannot be written: full disk, read-only folder (also an OSError)
 │   │   └── StorageAwayError   a store that does not answer now
 │   ├── BusyError          another run holds this run folder
@@ -49,7 +49,7 @@ class ContractError(UserError, ValueError):
 
 
 class ArtifactError(UserError):
-    """An artifact that is missing, damaged, or was made by another plan."""
+    """An artifact that is missing, damaged, or was made by another recipe."""
 
 
 class StorageError(UserError, OSError):

@@ -43,9 +43,9 @@ def prepare(layout: RunLayout, model: ResolvedModel, section: ExtractionSection)
         Work(
             name=name,
             missing=missing,
-            num_units=store.plan.num_shards,
-            total=store.plan.num_rows,
-            done=store.plan.num_rows - store.plan.num_rows_of(missing),
+            num_units=store.layout.num_shards,
+            total=store.layout.num_rows,
+            done=store.layout.num_rows - store.layout.num_rows_of(missing),
             measure="rows",
             make_worker=partial(TeacherWorker, scoring_inputs(layout, model, section)),
             finish=lambda: [patiently(partial(finish, claim, store), seconds=section.storage_patience_seconds)],
@@ -96,7 +96,7 @@ def claim_store(layout: RunLayout, model: ResolvedModel, section: ExtractionSect
     parents = {"tokens": tokens_artifact}
     claim = artifact.claim(url, "logprobs", settings=settings, parents=parents, if_changed=layout.if_changed)
     store = RowStore.create(
-        url, "logprobs", tokens.plan(section.shard_tokens), k=section.k, vocab_size=vocab_size,
+        url, "logprobs", tokens.layout(section.shard_tokens), k=section.k, vocab_size=vocab_size,
         logprob_step=section.logprob_step, settings={**settings, "tokens": tokens_artifact.fingerprint},
     )  # fmt: skip
     return claim, store
@@ -113,9 +113,9 @@ def finish(claim: Claim, store: RowStore) -> Artifact:
     scored = np.isfinite(labels)
     return claim.finish(
         {
-            "shards": store.plan.num_shards,
-            "dialogues": store.plan.num_dialogues,
-            "rows": store.plan.num_rows,
+            "shards": store.layout.num_shards,
+            "dialogues": store.layout.num_dialogues,
+            "rows": store.layout.num_rows,
             "rows_without_score": int((~scored).sum()),
             "mean_label_logprob": round(float(labels[scored].mean()), 6) if scored.any() else None,
             "bytes": store.num_bytes(),

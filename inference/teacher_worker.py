@@ -96,7 +96,7 @@ class TeacherWorker(EngineWorker):
         """
         started = time.monotonic()
         patience = self.inputs.storage_patience_seconds
-        ids, targets = patiently(lambda: self._dialogues(self.store.plan.dialogues(unit)), seconds=patience)
+        ids, targets = patiently(lambda: self._dialogues(self.store.layout.dialogues(unit)), seconds=patience)
         with self._engine_turn:
             rows = self._score(ids, targets)
         arrays = pack_rows(rows, self.store.k, int(self.store.attributes["vocab_size"]))

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from .plan import MergePlan
+from .recipe import MergeRecipe
 
 CARD = """---
 {front}---
@@ -31,87 +31,89 @@ What each matrix got is in `merge_report.json`.
 """
 
 
-def model_card(plan: MergePlan, report: dict[str, Any]) -> str:
+def model_card(recipe: MergeRecipe, report: dict[str, Any]) -> str:
     """The text of README.md."""
     total = report["total"]
     rows = [
         f"| {name} | `{folder}` | {total['update_rms'][j]:.3e} | {_cell(total, 'coefficients', j)} "
         f"| {_cell(total, 'erased_share', j)} |"
-        for j, (name, folder) in enumerate(plan.targets.items())
+        for j, (name, folder) in enumerate(recipe.targets.items())
     ]
     front: dict[str, Any] = {"library_name": "transformers", "tags": ["fusechat", "merge"]}
-    hub = [model for model in (plan.base, *plan.targets.values()) if not Path(model).exists()]
+    hub = [model for model in (recipe.base, *recipe.targets.values()) if not Path(model).exists()]
     if hub:
         front["base_model"] = hub
-    block = mergekit_form(plan)
+    block = mergekit_form(recipe)
     explanation = (
         "In mergekit's form:"
         if block
         else "mergekit cannot express this method as it is done here; this is the `merge` section of a FuseChat run:"
     )
     return CARD.format(
-        front=yaml.safe_dump(front, sort_keys=False), count=len(plan.targets), method=plan.method_name, base=plan.base,
+        front=yaml.safe_dump(front, sort_keys=False), count=len(recipe.targets), method=recipe.method_name, base=recipe.base,
         rows="\n".join(rows), explanation=explanation,
-        block=yaml.safe_dump(block or _fusechat_form(plan), sort_keys=False),
+        block=yaml.safe_dump(block or _fusechat_form(recipe), sort_keys=False),
     )  # fmt: skip
 
 
-def mergekit_form(plan: MergePlan) -> dict[str, Any] | None:
+def mergekit_form(recipe: MergeRecipe) -> dict[str, Any] | None:
     """The merge as a mergekit configuration; None where mergekit would compute something else."""
-    write = _MERGEKIT.get(plan.method_name)
-    found = write(plan) if write else None
+    write = _MERGEKIT.get(recipe.method_name)
+    found = write(recipe) if write else None
     if found is None:
         return None
-    out = {} if plan.dtype == "auto" else {"out_dtype": plan.dtype}
+    out = {} if recipe.dtype == "auto" else {"out_dtype": recipe.dtype}
     return {**found, "dtype": "float32", **out}
 
 
-def _per_target(plan: MergePlan, name: str, default: float) -> list[float]:
-    value = plan.parameters[name]
+def _per_target(recipe: MergeRecipe, name: str, default: float) -> list[float]:
+    value = recipe.parameters[name]
     if value is None or isinstance(value, int | float):
-        return [default if value is None else value] * len(plan.targets)
-    return list(value) if isinstance(value, list) else [value[target] for target in plan.targets]
+        return [default if value is None else value] * len(recipe.targets)
+    return list(value) if isinstance(value, list) else [value[target] for target in recipe.targets]
 
 
-def _linear(plan: MergePlan) -> dict[str, Any]:
-    weights = _per_target(plan, "weights", 1.0)
+def _linear(recipe: MergeRecipe) -> dict[str, Any]:
+    weights = _per_target(recipe, "weights", 1.0)
     models = [
         {"model": folder, "parameters": {"weight": weight}}
-        for folder, weight in zip(plan.targets.values(), weights, strict=True)
+        for folder, weight in zip(recipe.targets.values(), weights, strict=True)
     ]
-    return {"merge_method": "linear", "models": models, "parameters": {"normalize": plan.parameters["normalize"]}}
+    return {"merge_method": "linear", "models": models, "parameters": {"normalize": recipe.parameters["normalize"]}}
 
 
-def _arithmetic(plan: MergePlan) -> dict[str, Any]:
-    weights = _per_target(plan, "weights", 1 / len(plan.targets))
-    densities = _per_target(plan, "density", 1.0) if "density" in plan.parameters else None
+def _arithmetic(recipe: MergeRecipe) -> dict[str, Any]:
+    weights = _per_target(recipe, "weights", 1 / len(recipe.targets))
+    densities = _per_target(recipe, "density", 1.0) if "density" in recipe.parameters else None
     models = []
-    for j, folder in enumerate(plan.targets.values()):
+    for j, folder in enumerate(recipe.targets.values()):
         parameters = {"weight": weights[j]} | ({"density": densities[j]} if densities else {})
         models.append({"model": folder, "parameters": parameters})
-    shared = {"normalize": plan.parameters["normalize"], "lambda": plan.parameters["scale"]}
-    return {"merge_method": plan.method_name, "base_model": plan.base, "models": models, "parameters": shared}
+    shared = {"normalize": recipe.parameters["normalize"], "lambda": recipe.parameters["scale"]}
+    return {"merge_method": recipe.method_name, "base_model": recipe.base, "models": models, "parameters": shared}
 
 
-def _slerp(plan: MergePlan) -> dict[str, Any]:
-    first, *others = [plan.base, *plan.targets.values()] if len(plan.targets) == 1 else list(plan.targets.values())
+def _slerp(recipe: MergeRecipe) -> dict[str, Any]:
+    first, *others = (
+        [recipe.base, *recipe.targets.values()] if len(recipe.targets) == 1 else list(recipe.targets.values())
+    )
     models = [{"model": folder} for folder in (first, *others)]
-    return {"merge_method": "slerp", "base_model": first, "models": models, "parameters": {"t": plan.parameters["t"]}}
+    return {"merge_method": "slerp", "base_model": first, "models": models, "parameters": {"t": recipe.parameters["t"]}}
 
 
-def _sce(plan: MergePlan) -> dict[str, Any] | None:
-    if plan.parameters["variant"] != "mergekit":
+def _sce(recipe: MergeRecipe) -> dict[str, Any] | None:
+    if recipe.parameters["variant"] != "mergekit":
         return None
-    models = [{"model": folder} for folder in plan.targets.values()]
-    shared = {"select_topk": plan.parameters["select_topk"]}
-    return {"merge_method": "sce", "base_model": plan.base, "models": models, "parameters": shared}
+    models = [{"model": folder} for folder in recipe.targets.values()]
+    shared = {"select_topk": recipe.parameters["select_topk"]}
+    return {"merge_method": "sce", "base_model": recipe.base, "models": models, "parameters": shared}
 
 
-def _fusechat_form(plan: MergePlan) -> dict[str, Any]:
-    return {"merge": {"method": plan.method_name, "parameters": plan.parameters, "dtype": plan.dtype}}
+def _fusechat_form(recipe: MergeRecipe) -> dict[str, Any]:
+    return {"merge": {"method": recipe.method_name, "parameters": recipe.parameters, "dtype": recipe.dtype}}
 
 
-_MERGEKIT: dict[str, Callable[[MergePlan], dict[str, Any] | None]] = {
+_MERGEKIT: dict[str, Callable[[MergeRecipe], dict[str, Any] | None]] = {
     "linear": _linear, "task_arithmetic": _arithmetic, "ties": _arithmetic, "slerp": _slerp, "sce": _sce,
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ from fusechat.storage.work import run_here
 
 from .card import model_card
 from .methods import Method
-from .plan import DTYPES, MergePlan, make_plan
+from .recipe import DTYPES, MergeRecipe, make_recipe
 from .report import REPORT_FILE, make_report
 from .shard_merge import WORK_FOLDER, new_thread_pool, read_shard_record
 from .shard_worker import shard_work
@@ -63,18 +63,18 @@ def merge_checkpoints(
     Returns:
         The report, as it is written to merge_report.json.
     Raises:
-        ConfigError, ModelError, StorageError: as `plan.make_plan`; also a disk that fills up on the way.
+        ConfigError, ModelError, StorageError: as `recipe.make_recipe`; also a disk that fills up on the way.
         ArtifactError: `out` holds another model.
     """
     progress = progress or Progress(quiet=True)
-    plan, report = begin_merge(
+    recipe, report = begin_merge(
         method=method, base=base, targets=targets, out=out, parameters=parameters or {}, dtype=dtype,
         max_shard_bytes=max_shard_bytes, threads=threads, progress=progress,
     )  # fmt: skip
     if report is not None:
         return report
-    run_here([shard_work(plan, threads=threads, finish=list)], progress)
-    return finish(plan, companions=companions)
+    run_here([shard_work(recipe, threads=threads, finish=list)], progress)
+    return finish(recipe, companions=companions)
 
 
 def begin_merge(
@@ -88,23 +88,23 @@ def begin_merge(
     max_shard_bytes: int,
     threads: int | None,
     progress: Progress,
-) -> tuple[MergePlan, dict[str, Any] | None]:
+) -> tuple[MergeRecipe, dict[str, Any] | None]:
     """Check all inputs, decide what goes where, and make or find the work folder; arguments as `merge_checkpoints`.
 
     Returns:
-        the plan, and its report where the output is whole already.
+        the recipe, and its report where the output is whole already.
     """
     with thread_pool(threads) as pool:
-        plan = make_plan(
+        recipe = make_recipe(
             method=method, base=base, targets=targets, out=out, parameters=parameters, dtype=dtype,
             max_shard_bytes=max_shard_bytes, pool=pool,
         )  # fmt: skip
-    if plan.rounds:
+    if recipe.rounds:
         progress.say(
-            f"merge {plan.method_name}: the targets have more bits than the fused weights, whose rounding drops small "
+            f"merge {recipe.method_name}: the targets have more bits than the fused weights, whose rounding drops small "
             "updates; merge.dtype: float32 keeps them"
         )
-    return plan, read_json(str(Path(out) / REPORT_FILE)) if begin(plan) else None
+    return recipe, read_json(str(Path(out) / REPORT_FILE)) if begin(recipe) else None
 
 
 @contextmanager
@@ -117,26 +117,26 @@ def thread_pool(threads: int | None) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def begin(plan: MergePlan) -> bool:
+def begin(recipe: MergeRecipe) -> bool:
     """Make the work folder, or find what an earlier call left there.
 
     Returns:
-        True if the output is already whole and of this very plan.
+        True if the output is already whole and of this very recipe.
     Raises:
         ArtifactError: the output folder holds another model.
     """
-    out = Path(plan.out)
+    out = Path(recipe.out)
     report = read_json(str(out / REPORT_FILE)) if (out / REPORT_FILE).is_file() else None
     work = out / WORK_FOLDER
     if not work.is_dir():
-        if report is not None and report.get("fingerprint") == plan.fingerprint and (out / "config.json").is_file():
+        if report is not None and report.get("fingerprint") == recipe.fingerprint and (out / "config.json").is_file():
             return True
         held = [path.name for pattern in ("config.json", "*.safetensors") for path in out.glob(pattern)]
         if held:
             raise ArtifactError(
                 f"{out}: already holds a model ({held[0]}) of another merge; delete it, or choose another folder"
             )
-    elif (read_json(str(work / "plan.json")) or {}).get("fingerprint") != plan.fingerprint:
+    elif (read_json(str(work / "plan.json")) or {}).get("fingerprint") != recipe.fingerprint:
         shutil.rmtree(work)
         for path in out.glob("model*.safetensors"):  # moved up by that unfinished merge
             path.unlink()
@@ -144,42 +144,44 @@ def begin(plan: MergePlan) -> bool:
         work.mkdir(parents=True, exist_ok=True)
         for path in work.glob("*.partial"):  # left by a merge that was killed
             path.unlink()
-        write_json(str(work / "plan.json"), {"fingerprint": plan.fingerprint})
+        write_json(str(work / "plan.json"), {"fingerprint": recipe.fingerprint})
     return False
 
 
-def finish(plan: MergePlan, *, companions: str | Path | None = None) -> dict[str, Any]:
+def finish(recipe: MergeRecipe, *, companions: str | Path | None = None) -> dict[str, Any]:
     """Put the whole shards and the small files into place; may be called again after a kill.
 
     Raises:
         ArtifactError: a shard is not whole.
     """
-    out, work = Path(plan.out), Path(plan.out) / WORK_FOLDER
+    out, work = Path(recipe.out), Path(recipe.out) / WORK_FOLDER
     records: dict[str, Any] = {}
-    for index in range(len(plan.shards)):
-        record = read_shard_record(plan, index)
+    for index in range(len(recipe.shards)):
+        record = read_shard_record(recipe, index)
         if record is None:
-            raise ArtifactError(f"{work}: shard {plan.shard_name(index)} is not whole; merge it before finishing")
+            raise ArtifactError(f"{work}: shard {recipe.shard_name(index)} is not whole; merge it before finishing")
         records.update(record)
-    report = make_report(plan, records)
+    report = make_report(recipe, records)
     with storage_errors(out):
-        for index in range(len(plan.shards)):
-            if (work / plan.shard_name(index)).is_file():
-                (work / plan.shard_name(index)).replace(out / plan.shard_name(index))
-        if len(plan.shards) > 1:
-            write_json(str(out / INDEX_FILE), _index(plan))
-        _copy_companions(Path(companions or plan.base), Path(plan.base), out)
-        (out / "README.md").write_text(model_card(plan, report), encoding="utf-8")
+        for index in range(len(recipe.shards)):
+            if (work / recipe.shard_name(index)).is_file():
+                (work / recipe.shard_name(index)).replace(out / recipe.shard_name(index))
+        if len(recipe.shards) > 1:
+            write_json(str(out / INDEX_FILE), _index(recipe))
+        _copy_companions(Path(companions or recipe.base), Path(recipe.base), out)
+        (out / "README.md").write_text(model_card(recipe, report), encoding="utf-8")
         write_json(str(out / REPORT_FILE), report, indent=None)
-        write_json(str(out / "config.json"), _config(plan))
+        write_json(str(out / "config.json"), _config(recipe))
         shutil.rmtree(work)
     return report
 
 
-def _index(plan: MergePlan) -> dict[str, Any]:
-    weight_map = {tensor.name: plan.shard_name(index) for index, shard in enumerate(plan.shards) for tensor in shard}
+def _index(recipe: MergeRecipe) -> dict[str, Any]:
+    weight_map = {
+        tensor.name: recipe.shard_name(index) for index, shard in enumerate(recipe.shards) for tensor in shard
+    }
     return {
-        "metadata": {"total_size": sum(tensor.num_bytes for shard in plan.shards for tensor in shard)},
+        "metadata": {"total_size": sum(tensor.num_bytes for shard in recipe.shards for tensor in shard)},
         "weight_map": dict(sorted(weight_map.items())),
     }
 
@@ -192,8 +194,8 @@ def _copy_companions(companions: Path, base: Path, out: Path) -> None:
         shutil.copyfile(path, out / path.name)
 
 
-def _config(plan: MergePlan) -> dict[str, Any]:
-    config = read_model_config(Path(plan.base))
-    if plan.dtype in DTYPES:
-        config["dtype" if "torch_dtype" not in config else "torch_dtype"] = plan.dtype
+def _config(recipe: MergeRecipe) -> dict[str, Any]:
+    config = read_model_config(Path(recipe.base))
+    if recipe.dtype in DTYPES:
+        config["dtype" if "torch_dtype" not in config else "torch_dtype"] = recipe.dtype
     return config

@@ -8,9 +8,9 @@ from pathlib import Path
 from fusechat.config import JOINT, RunConfig
 from fusechat.progress import Progress
 from fusechat.storage import artifact
-from fusechat.storage.artifact import PLAN_FILE, RECORD_FILE, Artifact, storage_errors
+from fusechat.storage.artifact import RECIPE_FILE, RECORD_FILE, Artifact, storage_errors
 
-_TARGETS_OWN = (RECORD_FILE, PLAN_FILE, "metrics.jsonl")
+_TARGETS_OWN = (RECORD_FILE, RECIPE_FILE, "metrics.jsonl")
 """Files that say how the target was made; the fused model has records of its own."""
 
 
@@ -18,7 +18,7 @@ def pass_through(config: RunConfig, *, progress: Progress | None = None) -> Arti
     """Make the joint target the fused model.
 
     Raises:
-        ArtifactError: it is not trained yet, or another plan's work is in the output folder.
+        ArtifactError: it is not trained yet, or another recipe's work is in the output folder.
         StorageError: no space.
     """
     target = artifact.load(config.target_path(JOINT), "target")

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from .plan import MergePlan
+from .recipe import MergeRecipe
 
 REPORT_FILE = "merge_report.json"
 
 
-def make_report(plan: MergePlan, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def make_report(recipe: MergeRecipe, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Join the tensors' records.
 
     Args:
@@ -21,7 +21,7 @@ def make_report(plan: MergePlan, records: dict[str, dict[str, Any]]) -> dict[str
         method, parameters, targets (the order of all lists), `tensors`, and `total`: the norm of each whole update, its
         root mean square, and the means of coefficient and erased share over the tensors, weighted by their elements.
     """
-    sizes = {tensor.name: math.prod(tensor.shape) for shard in plan.shards for tensor in shard if tensor.merged}
+    sizes = {tensor.name: math.prod(tensor.shape) for shard in recipe.shards for tensor in shard if tensor.merged}
     merged = {name: records[name] for name in sizes if records[name]}
     total: dict[str, Any] = {"elements": sum(sizes.values())}
     norms = np.sqrt(np.sum([np.square(record["update_norm"]) for record in merged.values()], axis=0))
@@ -33,12 +33,12 @@ def make_report(plan: MergePlan, records: dict[str, dict[str, Any]]) -> dict[str
             weights = np.array([sizes[name] for name in held], np.float64)
             total[key] = (weights @ np.array(list(held.values())) / weights.sum()).tolist()
     return {
-        "fingerprint": plan.fingerprint,
-        "method": plan.method_name,
-        "parameters": plan.parameters,
-        "base": plan.base,
-        "targets": plan.targets,
-        "vocabulary": plan.notes,
+        "fingerprint": recipe.fingerprint,
+        "method": recipe.method_name,
+        "parameters": recipe.parameters,
+        "base": recipe.base,
+        "targets": recipe.targets,
+        "vocabulary": recipe.notes,
         "total": total,
         "tensors": merged,
     }

@@ -1,4 +1,4 @@
-"""One shard of the output: a plan in, a whole safetensors file and a record of its tensors out.
+"""One shard of the output: a recipe in, a whole safetensors file and a record of its tensors out.
 
 Blocks are read, merged and written by a few threads; while one waits for the disk, another works. A large tensor is cut
 over the threads and read a block at a time, small ones are shared out whole and kept for all passes over them. Memory is
@@ -22,12 +22,12 @@ from .files.shard_writer import ShardWriter
 from .files.tensors import ITEM_BYTES, first_not_finite, narrow
 from .group import KEPT_ELEMENTS, Block, BlockMerge, Memory, TensorGroup
 from .inputs import Inputs
-from .plan import MergePlan, TensorPlan, scope_of
+from .recipe import MergeRecipe, TensorRecipe, scope_of
 
 READ_AHEAD = 4
 """Tensors that the system is asked to read before they are wanted."""
 WORK_FOLDER = ".merge"
-"""Below the output folder: the plan, and the shards that are whole."""
+"""Below the output folder: the recipe, and the shards that are whole."""
 
 
 def new_thread_pool(threads: int | None) -> ThreadPoolExecutor:
@@ -35,13 +35,13 @@ def new_thread_pool(threads: int | None) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)), thread_name_prefix="merge")
 
 
-def shard_record_path(plan: MergePlan, index: int) -> Path:
+def shard_record_path(recipe: MergeRecipe, index: int) -> Path:
     """The record of a shard, written after its file: the mark that the shard is whole."""
-    return Path(plan.out) / WORK_FOLDER / f"shard-{index + 1:05d}.json"
+    return Path(recipe.out) / WORK_FOLDER / f"shard-{index + 1:05d}.json"
 
 
 def merge_shard(
-    plan: MergePlan,
+    recipe: MergeRecipe,
     index: int,
     inputs: Inputs,
     pool: ThreadPoolExecutor,
@@ -55,42 +55,46 @@ def merge_shard(
         StorageError: the disk is full or the folder read-only; nothing of the shard stays.
         ModelError: a merged weight does not fit the output's dtype.
     """
-    path = Path(plan.out) / WORK_FOLDER / plan.shard_name(index)
+    path = Path(recipe.out) / WORK_FOLDER / recipe.shard_name(index)
     with storage_errors(path):
-        writer = ShardWriter(path, plan.shards[index])
+        writer = ShardWriter(path, recipe.shards[index])
         try:
             records = {}
-            for name, record, size in _merged(plan, plan.shards[index], inputs, writer, pool):
+            for name, record, size in _merged(recipe, recipe.shards[index], inputs, writer, pool):
                 records[name] = record
                 on_done(size)
         except BaseException:
             writer.discard()
             raise
         writer.close()
-        record = {"fingerprint": plan.fingerprint, "tensors": records}
-        write_json(str(shard_record_path(plan, index)), record, indent=None)
+        record = {"fingerprint": recipe.fingerprint, "tensors": records}
+        write_json(str(shard_record_path(recipe, index)), record, indent=None)
 
 
 def _merged(
-    plan: MergePlan, tensors: tuple[TensorPlan, ...], inputs: Inputs, writer: ShardWriter, pool: ThreadPoolExecutor
+    recipe: MergeRecipe,
+    tensors: tuple[TensorRecipe, ...],
+    inputs: Inputs,
+    writer: ShardWriter,
+    pool: ThreadPoolExecutor,
 ) -> Iterator[tuple[str, dict[str, Any], int]]:
     large = [tensor for tensor in tensors if _size(tensor) > KEPT_ELEMENTS]
     small = [tensor for tensor in tensors if _size(tensor) <= KEPT_ELEMENTS]
     following = dict(zip([tensor.name for tensor in small], small[READ_AHEAD:], strict=False))
     memory = Memory()
     for tensor in large:
-        yield tensor.name, _merge_tensor(plan, tensor, inputs, writer, pool.map, memory), tensor.num_bytes
+        yield tensor.name, _merge_tensor(recipe, tensor, inputs, writer, pool.map, memory), tensor.num_bytes
 
-    def merge_small(tensor: TensorPlan) -> dict[str, Any]:
+    def merge_small(tensor: TensorRecipe) -> dict[str, Any]:
         if tensor.name in following:
             _read_ahead(inputs, following[tensor.name].name)
-        return _merge_tensor(plan, tensor, inputs, writer, map, memory)
+        return _merge_tensor(recipe, tensor, inputs, writer, map, memory)
 
     for tensor, record in zip(small, pool.map(merge_small, small), strict=True):
         yield tensor.name, record, tensor.num_bytes
 
 
-def _size(tensor: TensorPlan) -> int:
+def _size(tensor: TensorRecipe) -> int:
     return int(np.prod(tensor.shape, dtype=np.int64))
 
 
@@ -101,8 +105,8 @@ def _read_ahead(inputs: Inputs, name: str) -> None:
 
 
 def _merge_tensor(
-    plan: MergePlan,
-    tensor: TensorPlan,
+    recipe: MergeRecipe,
+    tensor: TensorRecipe,
     inputs: Inputs,
     writer: ShardWriter,
     map_blocks: Callable,
@@ -114,9 +118,9 @@ def _merge_tensor(
         writer.write(tensor.name, 0, base.raw(0, base.num_elements))
         return {}
     group = TensorGroup(tensor.name, base, inputs.sources(tensor.name), list(inputs.targets), map_blocks, memory)
-    if plan.scopes:
-        group.scope_mean_squares = np.array(plan.scopes[scope_of(tensor.name, plan.parameters["granularity"])])
-    merge: BlockMerge = find_method(plan.method)(group, **plan.parameters)
+    if recipe.scopes:
+        group.scope_mean_squares = np.array(recipe.scopes[scope_of(tensor.name, recipe.parameters["granularity"])])
+    merge: BlockMerge = find_method(recipe.method)(group, **recipe.parameters)
 
     def store(block: Block) -> BlockFigures:
         values = np.ascontiguousarray(merge.merge(block), np.float32)
@@ -124,7 +128,7 @@ def _merge_tensor(
         narrow(values, tensor.dtype, raw)
         if first_not_finite(raw, tensor.dtype) is not None:
             raise ModelError(
-                f"{plan.out}: tensor {tensor.name!r}: a merged weight does not fit {tensor.dtype}; set dtype: float32, or "
+                f"{recipe.out}: tensor {tensor.name!r}: a merged weight does not fit {tensor.dtype}; set dtype: float32, or "
                 "look at the method's weights and scale"
             )
         writer.write(tensor.name, block.start * item_bytes, raw)
@@ -152,10 +156,10 @@ def _record(merge: BlockMerge, blocks: list[BlockFigures]) -> dict[str, Any]:
     return record
 
 
-def read_shard_record(plan: MergePlan, index: int) -> dict[str, Any] | None:
-    """The tensors' records of a shard that is whole; None where it is not (or another plan made it)."""
-    path = shard_record_path(plan, index)
+def read_shard_record(recipe: MergeRecipe, index: int) -> dict[str, Any] | None:
+    """The tensors' records of a shard that is whole; None where it is not (or another recipe made it)."""
+    path = shard_record_path(recipe, index)
     if not path.is_file():
         return None
     record = json.loads(path.read_text(encoding="utf-8"))
-    return record["tensors"] if record["fingerprint"] == plan.fingerprint else None
+    return record["tensors"] if record["fingerprint"] == recipe.fingerprint else None

@@ -53,7 +53,7 @@ def prepare(config: RunConfig, *, progress: Progress) -> list[Work]:
         artifacts = [claim.artifact]
         return [nothing_left("merge", lambda: artifacts)]
     targets = {name: config.target_path(name) for name in parents}
-    plan, report = begin_merge(
+    recipe, report = begin_merge(
         method=section.method, base=pivot, targets=targets, out=config.fused_path, parameters=parameters,
         dtype=section.dtype, max_shard_bytes=section.max_shard_bytes, threads=section.threads, progress=progress,
     )  # fmt: skip
@@ -62,7 +62,9 @@ def prepare(config: RunConfig, *, progress: Progress) -> list[Work]:
     companions = next(iter(targets.values()))  # it has the pivot's files, and the template it was trained under
     return [
         shard_work(
-            plan, threads=section.threads, finish=lambda: [_finish(claim, targets, finish(plan, companions=companions))]
+            recipe,
+            threads=section.threads,
+            finish=lambda: [_finish(claim, targets, finish(recipe, companions=companions))],
         )
     ]
 

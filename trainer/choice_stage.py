@@ -66,7 +66,7 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
     """Decide who teaches which dialogue.
 
     Raises:
-        ArtifactError: rows are missing, or were made from other tokens; or another plan's work is in the folder.
+        ArtifactError: rows are missing, or were made from other tokens; or another recipe's work is in the folder.
     """
     pivot, names = config.pivot.name, [source.name for source in config.sources]
     parents = {
@@ -127,7 +127,7 @@ def _source_sums(
     """float64 [dialogues] each: label loss, entropy of the rows, label loss over the rows' own outcomes; nats."""
     sums = np.zeros((3, num_dialogues))
     for shard, arrays in store.iter_shards():
-        rows = store.plan.rows(shard)
+        rows = store.layout.rows(shard)
         is_real = np.isin(arrays["kind"], REAL_KINDS)
         logprobs = np.where(is_real[:, None], arrays["topk_logprobs"], -np.inf)
         for number, values in enumerate(

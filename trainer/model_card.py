@@ -1,4 +1,4 @@
-"""The target's README.md: what it is and where it comes from. In: the run and the artifact's plan; out: one file."""
+"""The target's README.md: what it is and where it comes from. In: the run and the artifact's recipe; out: one file."""
 
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,11 @@ Settings that decided it are in `artifact.json`, the course of training in `metr
 """
 
 
-def write_model_card(folder: Path, config: RunConfig, name: str, plan: dict[str, Any], counts: dict[str, Any]) -> None:
+def write_model_card(
+    folder: Path, config: RunConfig, name: str, recipe: dict[str, Any], counts: dict[str, Any]
+) -> None:
     """Write README.md with the target's lineage: pivot, source, dialogues, digests, settings."""
-    settings, training, pivot = plan["settings"], config.training, config.pivot
+    settings, training, pivot = recipe["settings"], config.training, config.pivot
     fused = settings["row_choice"] != "none"
     sources = [config.model_named(each) for each in _teachers(config, name)] if fused else []
     weight = training.sft_weight if fused else 1.0
@@ -46,7 +48,7 @@ def write_model_card(folder: Path, config: RunConfig, name: str, plan: dict[str,
         or "none: the SFT-only control",
         "rows": f"{settings['row_choice']}, {training.divergence}, temperature {training.temperature}, tail {training.tail}",
         "dialogues": ", ".join(f"`{path}`" for path in config.dialogues.train),
-        "made from": ", ".join(f"{role} `{fingerprint}`" for role, fingerprint in plan["parents"].items()),
+        "made from": ", ".join(f"{role} `{fingerprint}`" for role, fingerprint in recipe["parents"].items()),
         "trained on": f"{counts['dialogues']:,} dialogues, {counts['tokens']:,} tokens, {counts['steps']:,} steps",
         "tokens whose row is a source's": f"{100 * counts['source_share']:.1f} %",
         "seed": config.run.seed,

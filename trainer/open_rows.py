@@ -25,6 +25,6 @@ def open_rows(rows: Artifact, made_from: Artifact, tokens: Tokens) -> RowStore:
             f"{url}: its ids are of a vocabulary of {store.attributes['vocab_size']}, the pivot's has "
             f"{tokens.attributes['vocab_size']}; run the stages before training again"
         )
-    if not np.array_equal(store.plan.row_offsets, tokens.row_offsets):
+    if not np.array_equal(store.layout.row_offsets, tokens.row_offsets):
         raise ArtifactError(f"{url}: its rows are not those of {made_from.url}; run the stages before training again")
     return store

@@ -63,7 +63,7 @@ def run(config: RunConfig, target_name: str, *, progress: Progress | None = None
     Args:
         target_name: a source's name, `joint`, or `sft` for the control.
     Raises:
-        ArtifactError: artifacts that were not made from one another, or another plan's work in the target's folder.
+        ArtifactError: artifacts that were not made from one another, or another recipe's work in the target's folder.
         ConfigError: a field of `training.trl` that does not exist or cannot be set.
         FuseChatError: the loss is not finite.
     """
@@ -84,7 +84,7 @@ def claim_target(config: RunConfig, target_name: str) -> Claim:
     """Take a target's folder; neither rows nor a model are read.
 
     Raises:
-        ArtifactError: the artifacts that it is trained from are missing, or the folder holds another plan's work.
+        ArtifactError: the artifacts that it is trained from are missing, or the folder holds another recipe's work.
     """
     choice = row_choice(config, target_name)
     # Without rows the loss is plain SFT, whatever the fusion's settings: one control serves runs that differ in them.
@@ -221,7 +221,7 @@ def _train(
         target_model.save_target(model, inputs.pivot_folder, target, template, training.save_dtype)
         write_target_prompt(target, inputs.tokens)
         counts = _counts(dataset, units, trainer.state.global_step, read_metrics(target))
-        write_model_card(target, config, name, claim.plan, counts)
+        write_model_card(target, config, name, claim.recipe, counts)
         claim.finish(counts)
         shutil.rmtree(checkpoints, ignore_errors=True)
 

@@ -34,13 +34,15 @@ class RowReader:
 
     def read(self, dialogues: range) -> dict[str, np.ndarray]:
         """The contract's arrays for the rows of consecutive dialogues."""
-        plan = self._store.plan
-        first, stop = (int(plan.row_offsets[d]) for d in (dialogues.start, dialogues.stop))
+        layout = self._store.layout
+        first, stop = (int(layout.row_offsets[d]) for d in (dialogues.start, dialogues.stop))
         parts = []
-        for shard in range(plan.shard_of(dialogues.start), plan.shard_of(max(dialogues.stop - 1, dialogues.start)) + 1):
+        for shard in range(
+            layout.shard_of(dialogues.start), layout.shard_of(max(dialogues.stop - 1, dialogues.start)) + 1
+        ):
             if shard != self._shard:
                 self._shard, self._block = shard, self._store.read_shard(shard)
-            rows = plan.rows(shard)
+            rows = layout.rows(shard)
             wanted = slice(max(first, rows.start) - rows.start, min(stop, rows.stop) - rows.start)
             parts.append({name: array[wanted] for name, array in self._block.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -77,16 +79,16 @@ class ShardCounter:
     def start(self) -> dict[str, Any]:
         """Open the tokens and the layout; decode both vocabularies for the released rule."""
         self._pivot, self._source = self._inputs.open_both_tokens()
-        self._plan = RowStore.open(self._inputs.aligned, "aligned").plan
+        self._layout = RowStore.open(self._inputs.aligned, "aligned").layout
         self._shape = int(self._source.attributes["vocab_size"]), int(self._pivot.attributes["vocab_size"])
         self._texts = None
         if self._inputs.rules.token_rule == "released":
             self._texts = released_texts(tokenizer_of(self._pivot), tokenizer_of(self._source), self._shape)
-        return {"shards": self._plan.num_shards}
+        return {"shards": self._layout.num_shards}
 
     def run_unit(self, unit: int) -> dict[str, Any]:
         """Counts of one shard (`counts`: Cooccurrence) and its number of `dialogues`."""
-        dialogues = self._plan.dialogues(unit)
+        dialogues = self._layout.dialogues(unit)
         pivot, source = self._pivot.read(dialogues), self._source.read(dialogues)
         counts = count_dialogues(pivot, source, range(len(dialogues)), self._shape, self._texts)
         return {"counts": counts, "dialogues": len(dialogues)}
@@ -110,11 +112,11 @@ class ShardAligner:
         self._store = RowStore.open(self._inputs.aligned, "aligned", mode="r+")
         self._vocabularies = load_vocabularies(self._inputs.aligned)
         self._same_tokenizer = same_tokenizer(self._pivot, self._source)
-        return {"shards": self._store.plan.num_shards}
+        return {"shards": self._store.layout.num_shards}
 
     def run_unit(self, unit: int) -> dict[str, Any]:
         """Align, measure and write one shard."""
-        dialogues = self._store.plan.dialogues(unit)
+        dialogues = self._store.layout.dialogues(unit)
         arrays = self._rows.read(dialogues)
         tokens = self._pivot.read(dialogues), self._source.read(dialogues)
         pivot, source = both_target_rows(*tokens, range(len(dialogues)))

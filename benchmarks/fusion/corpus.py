@@ -123,7 +123,7 @@ def write_rows(config: RunConfig, name: str) -> None:
     ids_type = id_dtype(int(tokens.attributes["vocab_size"]))
     for shard in store.missing_shards():
         parts = []
-        for dialogue in store.plan.dialogues(shard):
+        for dialogue in store.layout.dialogues(shard):
             where = tokens.tokens_of(dialogue)
             ids = torch.from_numpy(tokens.token_ids[where].astype(np.int64))
             positions = torch.from_numpy(np.flatnonzero(tokens.is_scored[where]))

@@ -39,7 +39,7 @@ def run(ablation: AblationConfig, *, progress: Progress) -> list[dict[str, Any]]
         UserError: a variant that is no valid run, or that a later stage would refuse; found before anything runs.
         BusyError: another process works on this ablation.
     """
-    tables, configs = plan(ablation)
+    tables, configs = list_runs(ablation)
     for config in configs.values():
         pipeline.check(config)
     with run_lock(ablation.output):
@@ -52,7 +52,7 @@ def run(ablation: AblationConfig, *, progress: Progress) -> list[dict[str, Any]]
     return found
 
 
-def plan(ablation: AblationConfig) -> tuple[dict[str, list[Row]], dict[str, RunConfig]]:
+def list_runs(ablation: AblationConfig) -> tuple[dict[str, list[Row]], dict[str, RunConfig]]:
     """Table -> rows, and run folder's name -> run; the first seed of all variants comes first.
 
     Raises:

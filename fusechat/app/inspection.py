@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from ..errors import ArtifactError, ConfigError
 from ..storage import damage
-from ..storage.artifact import PLAN_FILE, RECORD_FILE, read_json, storage_errors
+from ..storage.artifact import RECIPE_FILE, RECORD_FILE, read_json, storage_errors
 from ..storage.contracts import CHOICE, RowKind, TokenField
 from ..storage.row_store import ATTRIBUTE, RowStore, read_array
 from ..storage.tokens import Tokens
@@ -29,7 +29,7 @@ def show_artifact(url: str, *, dialogue: int, num_rows: int, verify: bool, repai
         ArtifactError: there is nothing that FuseChat made; or `verify` found damage (all of it is listed).
     """
     url = url.rstrip("/")
-    record = read_json(f"{url}/{RECORD_FILE}") or read_json(f"{url}/{PLAN_FILE}")
+    record = read_json(f"{url}/{RECORD_FILE}") or read_json(f"{url}/{RECIPE_FILE}")
     if record is None:
         raise ArtifactError(
             f"{url}: found neither {RECORD_FILE} nor plan.json; give the folder of an artifact, such as runs/quickstart/logprobs/smollm2"
@@ -68,7 +68,7 @@ def store_figures(store: RowStore) -> list[str]:
     mass = np.concatenate([np.exp(block["topk_logprobs"]).sum(axis=1) for block in blocks])
     real = np.isfinite(labels)
     lines = [
-        f"shards {len(present)}/{store.plan.num_shards}  rows {len(labels):,}/{store.plan.num_rows:,}  "
+        f"shards {len(present)}/{store.layout.num_shards}  rows {len(labels):,}/{store.layout.num_rows:,}  "
         f"bytes {store.num_bytes():,} ({store.num_bytes() / max(len(labels), 1):.1f} a row)",
         f"rows with a score {real.mean():.2%}  tail mass {1 - mass[mass > 0].mean():.4f}  "
         f"mean label logprob {labels[real].mean():.4f} nats",
@@ -97,9 +97,9 @@ def dialogue_lines(store: RowStore, parents: dict[str, str], dialogue: int, num_
     Args:
         parents: role -> fingerprint, as in the store's record.
     """
-    if not 0 <= dialogue < store.plan.num_dialogues:
-        raise ConfigError(f"--dialogue {dialogue}: the store has dialogues 0 to {store.plan.num_dialogues - 1}")
-    if store.plan.shard_of(dialogue) not in store.present_shards():
+    if not 0 <= dialogue < store.layout.num_dialogues:
+        raise ConfigError(f"--dialogue {dialogue}: the store has dialogues 0 to {store.layout.num_dialogues - 1}")
+    if store.layout.shard_of(dialogue) not in store.present_shards():
         return [f"dialogue {dialogue}: its shard is not written yet"]
     tokens = Tokens.read(tokens_url_of(store.url, parents.get("tokens") or parents.get("pivot_tokens")))
     decode = _decoder(tokens)
@@ -184,7 +184,7 @@ def _verify(store: RowStore, repair: bool) -> None:
             f"{store.url}: {len(damages)} damaged objects:\n  {lines}\nRun `fusechat inspect {store.url} --repair`, then "
             "the stage that writes the store: it makes only these shards again."
         )
-    present, total = len(store.present_shards()), store.plan.num_shards
+    present, total = len(store.present_shards()), store.layout.num_shards
     if damages:
         shards = damage.repair(store, damages)
         print(

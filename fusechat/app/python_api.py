@@ -196,7 +196,7 @@ class OpenRows:
         return TokensReader(tokens_url_of(self.url, parents.get("tokens") or parents.get("pivot_tokens")))
 
     def __len__(self) -> int:
-        return self.store.plan.num_dialogues
+        return self.store.layout.num_dialogues
 
     def __getitem__(self, dialogue: int) -> Rows:
         if not 0 <= dialogue < len(self):

@@ -7,7 +7,7 @@ from ..config import RunConfig
 from ..config.artifacts import ArtifactEntry
 from ..errors import ArtifactError
 from ..progress import format_seconds, read_json_lines
-from ..storage.artifact import PLAN_FILE, RECORD_FILE, read_json
+from ..storage.artifact import RECIPE_FILE, RECORD_FILE, read_json
 from ..storage.row_store import RowStore
 from .pipeline import steps
 
@@ -65,7 +65,7 @@ def shard_news(config: RunConfig, artifact: ArtifactEntry) -> list[str]:
     news = []
     if len(own) > 1 and own[-1]["time"] > own[0]["time"]:
         rate = sum(record["rows"] for record in own[1:]) / (own[-1]["time"] - own[0]["time"])
-        left = format_seconds(store.plan.num_rows_of(missing) / rate)
+        left = format_seconds(store.layout.num_rows_of(missing) / rate)
         news.append(f"{rate:,.0f} rows/s since its first shard, {left} left at that rate")
     last = {record["shard"]: record for record in records}
     aside = [shard for shard in missing if last.get(shard, {}).get("event") == "set_aside"]
@@ -115,6 +115,6 @@ def artifact_state(artifact: ArtifactEntry) -> tuple[str, str]:
         except ArtifactError:
             return "-", ""
         present = store.present_shards()
-        rows = store.plan.num_rows_of(present)
-        return "part", f"{len(present)}/{store.plan.num_shards} shards  {rows:,}/{store.plan.num_rows:,} rows"
-    return ("begun", "") if read_json(f"{artifact.url}/{PLAN_FILE}") is not None else ("-", "")
+        rows = store.layout.num_rows_of(present)
+        return "part", f"{len(present)}/{store.layout.num_shards} shards  {rows:,}/{store.layout.num_rows:,} rows"
+    return ("begun", "") if read_json(f"{artifact.url}/{RECIPE_FILE}") is not None else ("-", "")

@@ -39,7 +39,7 @@ class RunSection(Section):
     places: dict[str, PathText] = {}
     """Artifacts that stand elsewhere than in the run's folder or store (`aligned/NAME: folder or URL`); `fusechat ablate` sets it."""
     if_changed: Literal["refuse", "restart"] = "refuse"
-    """What to do with artifacts that another plan made: refuse and show the difference, or delete them and start afresh."""
+    """What to do with artifacts that another recipe made: refuse and show the difference, or delete them and start afresh."""
 
 
 class EngineSection(Section):

@@ -1,7 +1,7 @@
 """One finished output folder and its record.
 
 `claim` is called before a stage works and `Claim.finish` when it has: the folder's `plan.json` says what is being made,
-`artifact.json` (written last, by rename) that it is whole. Same plan: skipped or resumed. Another plan: refused, with
+`artifact.json` (written last, by rename) that it is whole. Same recipe: skipped or resumed. Another recipe: refused, with
 the difference, or deleted and started afresh. Folders may be local or on an object store.
 """
 
@@ -27,7 +27,7 @@ from ..version import __version__
 from .contracts import CONTRACT_VERSION
 
 RECORD_FILE = "artifact.json"
-PLAN_FILE = "plan.json"
+RECIPE_FILE = "plan.json"
 LEASE_FILE = "driver.json"
 """Who is writing a store (`lease.py`)."""
 LOCK_PATIENCE_SECONDS = 2.0
@@ -61,17 +61,17 @@ class Claim:
 
     kind: str
     url: str
-    plan: dict[str, Any]
+    recipe: dict[str, Any]
     artifact: Artifact | None
-    """The finished artifact, if the folder holds one of this plan."""
+    """The finished artifact, if the folder holds one of this recipe."""
     _started: float = field(default_factory=time.monotonic)
 
     def finish(self, counts: dict[str, Any]) -> Artifact:
         """Write the record; from here on the artifact counts as whole."""
         record = {
             "kind": self.kind,
-            "fingerprint": fingerprint(self.plan),
-            **self.plan,
+            "fingerprint": fingerprint(self.recipe),
+            **self.recipe,
             "counts": counts,
             "seconds": round(time.monotonic() - self._started, 3),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -82,9 +82,9 @@ class Claim:
         return self.artifact
 
 
-def fingerprint(plan: dict[str, Any]) -> str:
-    """Digest of a plan: same inputs, same settings, same fingerprint."""
-    text = json.dumps(plan, sort_keys=True, ensure_ascii=False, default=str)
+def fingerprint(recipe: dict[str, Any]) -> str:
+    """Digest of a recipe: same inputs, same settings, same fingerprint."""
+    text = json.dumps(recipe, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -96,51 +96,51 @@ def claim(
     Args:
         settings: every value that decides the output's content (plain JSON values).
         parents: role -> artifact that is read.
-        if_changed: `refuse` or `restart`, for a folder that holds another plan's work.
+        if_changed: `refuse` or `restart`, for a folder that holds another recipe's work.
     Raises:
-        ArtifactError: the folder holds another plan's work; the message shows the difference.
+        ArtifactError: the folder holds another recipe's work; the message shows the difference.
     """
     url = str(url)
-    plan = {
+    recipe = {
         "contract_version": CONTRACT_VERSION,
         "settings": json.loads(json.dumps(settings, default=str)),
         "parents": {role: parent.fingerprint for role, parent in parents.items()},
     }
-    earlier = read_json(f"{url}/{RECORD_FILE}") or read_json(f"{url}/{PLAN_FILE}")
+    earlier = read_json(f"{url}/{RECORD_FILE}") or read_json(f"{url}/{RECIPE_FILE}")
     if earlier is not None:
-        different = differences({key: earlier.get(key) for key in plan}, plan)
+        different = differences({key: earlier.get(key) for key in recipe}, recipe)
         if not different and earlier.get("kind") == kind:
             whole = Artifact(kind, url, earlier["fingerprint"], earlier) if "fingerprint" in earlier else None
-            return Claim(kind, url, plan, whole)
+            return Claim(kind, url, recipe, whole)
         # Where nothing was made yet, as after a user's mistake, a corrected run is not a changed one.
         if if_changed != "restart" and _made_there(url):
             raise ArtifactError(
-                f"{url}: holds work of another plan:\n  " + "\n  ".join(different or [f"kind: {earlier.get('kind')} -> {kind}"])
+                f"{url}: holds work of another recipe:\n  " + "\n  ".join(different or [f"kind: {earlier.get('kind')} -> {kind}"])
                 + "\nUse another run.output, or --set run.if_changed=restart to delete it and everything made from it."
             )  # fmt: skip
-        _clear(url, {key: earlier.get(key) for key in ("kind", *plan)})
-    write_json(f"{url}/{PLAN_FILE}", {"kind": kind, **plan})
-    return Claim(kind, url, plan, None)
+        _clear(url, {key: earlier.get(key) for key in ("kind", *recipe)})
+    write_json(f"{url}/{RECIPE_FILE}", {"kind": kind, **recipe})
+    return Claim(kind, url, recipe, None)
 
 
 def _made_there(url: str) -> list[str]:
-    """What stands in the folder of a claimed artifact beside its plan and its lease."""
+    """What stands in the folder of a claimed artifact beside its recipe and its lease."""
     import fsspec
 
     filesystem, path = fsspec.core.url_to_fs(url)
     filesystem.invalidate_cache()
     with storage_errors(url):
         entries = {entry.rstrip("/").rsplit("/", 1)[-1]: entry for entry in filesystem.ls(path, detail=False)}
-    return [entry for name, entry in entries.items() if name not in (PLAN_FILE, LEASE_FILE)]
+    return [entry for name, entry in entries.items() if name not in (RECIPE_FILE, LEASE_FILE)]
 
 
-def _clear(url: str, plan: dict[str, Any]) -> None:
-    """Delete what an earlier plan made. Its plan goes last, so that a clearance cut short is never taken for another
-    plan's work; the lease stays, because whoever clears the store holds it.
+def _clear(url: str, recipe: dict[str, Any]) -> None:
+    """Delete what an earlier recipe made. Its recipe goes last, so that a clearance cut short is never taken for another
+    recipe's work; the lease stays, because whoever clears the store holds it.
     """
     import fsspec
 
-    write_json(f"{url}/{PLAN_FILE}", plan)
+    write_json(f"{url}/{RECIPE_FILE}", recipe)
     delete(f"{url}/{RECORD_FILE}")
     filesystem, _ = fsspec.core.url_to_fs(url)
     with storage_errors(url):

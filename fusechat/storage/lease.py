@@ -3,7 +3,7 @@
 The run folder has a lock of its own (`artifact.run_lock`); a lease is for a store that several run folders share, on an
 object store or not. No clock is compared: a holder is alive if its process is there (on the same machine) or if its beat
 changes while one looks. Two drivers that take the lease in the same moment both hold it until the next beat, where the
-earlier one finds the later one's name and stops; until then both write the same rows of the same plan.
+earlier one finds the later one's name and stops; until then both write the same rows of the same recipe.
 """
 
 import contextlib

@@ -2,7 +2,7 @@
 
 A shard is a run of whole dialogues, balanced by token count; it owns one Zarr shard in every array, so no two writers
 ever meet in one object. `label_logprob` is written last: its object is the shard's commit mark, and resumption reads
-nothing else. Group attributes carry the plan; a store that another plan made is refused. Zarr reads a missing object as
+nothing else. Group attributes carry the layout; a store that another recipe made is refused. Zarr reads a missing object as
 fill; here it is damage, and so is one that fails its checksum (`damage.py` finds and repairs it).
 
 On disk (core codecs only: transpose, blosc, zstd, bytes, crc32c, sharding):
@@ -27,7 +27,7 @@ from ..errors import ArtifactError, StorageError
 from .artifact import LEASE_FILE, delete, differences, storage_errors, write_bytes
 from .contracts import CONTRACT_VERSION, CONTRACTS, Contract, id_dtype
 from .row_codec import GAP_PADDING, decode_gaps, encode_gaps
-from .shard_layout import ShardPlan
+from .shard_layout import ShardLayout
 
 LABEL_STEP = 1 / 1024
 """Grid of the label logprobs, nats."""
@@ -41,11 +41,14 @@ class RowStore:
     def __init__(self, url: str, group: zarr.Group, contract: Contract) -> None:
         self.url, self.contract, self._group = url, contract, group
         self.attributes: dict[str, Any] = dict(group.attrs[ATTRIBUTE])  # type: ignore[arg-type]
-        self.plan = ShardPlan(read_array(group, "shard_offsets"), read_array(group, "row_offsets"))
+        self.layout = ShardLayout(read_array(group, "shard_offsets"), read_array(group, "row_offsets"))
         self.k = int(self.attributes["k"])
         self.logprob_step = float(self.attributes["logprob_step"])
         self._arrays: dict[str, zarr.Array] = {name: group[name] for name in contract.names}  # type: ignore[misc]
-        if (self.plan.num_shards, self.plan.num_rows) != (self.attributes["num_shards"], self.attributes["num_rows"]):
+        if (self.layout.num_shards, self.layout.num_rows) != (
+            self.attributes["num_shards"],
+            self.attributes["num_rows"],
+        ):
             raise ValueError("shard_offsets or row_offsets are missing")
         self._seen: set[tuple[str, int]] = set()
         """(array, shard) of the objects that are known to be there."""
@@ -60,24 +63,24 @@ class RowStore:
         cls,
         url: str,
         artifact: str,
-        plan: ShardPlan,
+        layout: ShardLayout,
         *,
         k: int,
         vocab_size: int,
         logprob_step: float,
         settings: dict[str, Any],
     ) -> "RowStore":
-        """Open the store of this plan, making it if it is not there. One process does this before any writer starts.
+        """Open the store of this layout, making it if it is not there. One process does this before any writer starts.
 
         A store whose description (everything but the shards) is damaged gets a new one and keeps its shards: that they
-        are this plan's is the business of `artifact.claim`.
+        are this layout's is the business of `artifact.claim`.
 
         Args:
             artifact: `logprobs` or `aligned`.
             vocab_size: of the ids' vocabulary; decides their dtype.
             settings: whatever else decides the content (plain JSON values).
         Raises:
-            ArtifactError: the store there was made by another plan; the message shows the difference.
+            ArtifactError: the store there was made by another recipe; the message shows the difference.
         """
         contract = CONTRACTS[artifact]
         attributes = {
@@ -87,22 +90,22 @@ class RowStore:
             "vocab_size": vocab_size,
             "logprob_step": logprob_step,
             "label_step": LABEL_STEP,
-            "num_shards": plan.num_shards,
-            "num_dialogues": plan.num_dialogues,
-            "num_rows": plan.num_rows,
+            "num_shards": layout.num_shards,
+            "num_dialogues": layout.num_dialogues,
+            "num_rows": layout.num_rows,
             "settings": settings,
         }
         with storage_errors(url):
             with contextlib.suppress(FileNotFoundError, KeyError, ValueError):
                 existing = cls(url, zarr.open_group(store=url, mode="r+"), contract)
-                _refuse_other_plan(existing, attributes, plan)
+                _refuse_other_recipe(existing, attributes, layout)
                 return existing
             with tempfile.TemporaryDirectory() as folder:
                 group = zarr.open_group(store=folder, mode="w", attributes={ATTRIBUTE: attributes})  # type: ignore[dict-item]
-                write_array(group, "shard_offsets", plan.shard_offsets)
-                write_array(group, "row_offsets", plan.row_offsets)
+                write_array(group, "shard_offsets", layout.shard_offsets)
+                write_array(group, "row_offsets", layout.row_offsets)
                 for name in contract.names:
-                    _create_array(group, contract, name, plan, k, vocab_size)
+                    _create_array(group, contract, name, layout, k, vocab_size)
                 # The group's own document comes last: without it the store is not there and is made again.
                 files = sorted((path for path in Path(folder).rglob("*") if path.is_file()), key=_depth, reverse=True)
                 for path in files:
@@ -151,7 +154,7 @@ class RowStore:
     def missing_shards(self) -> list[int]:
         """Shards that are still to be written, in order."""
         present = self.present_shards()
-        return [shard for shard in range(self.plan.num_shards) if shard not in present]
+        return [shard for shard in range(self.layout.num_shards) if shard not in present]
 
     def write_shard(self, shard: int, arrays: dict[str, np.ndarray]) -> None:
         """Write the rows of one shard; the commit mark goes last. Writing the same shard again writes the same bytes.
@@ -162,7 +165,7 @@ class RowStore:
             ContractError: arrays that do not obey the contract.
             StorageError: the target is full or read-only.
         """
-        rows = self.plan.rows(shard)
+        rows = self.layout.rows(shard)
         self.contract.validate(
             arrays, axes={"rows": rows.stop - rows.start, "k": self.k}, place=f"{self.url}, shard {shard}"
         )
@@ -170,13 +173,15 @@ class RowStore:
         with storage_errors(self.url):
             for name in names:
                 encoded = self._encode(name, arrays[name])
-                padded = np.full((self.plan.capacity, *encoded.shape[1:]), self._arrays[name].fill_value, encoded.dtype)
+                padded = np.full(
+                    (self.layout.capacity, *encoded.shape[1:]), self._arrays[name].fill_value, encoded.dtype
+                )
                 padded[: len(encoded)] = encoded
                 self._write_array(name, shard, padded)
 
     def _write_array(self, name: str, shard: int, values: np.ndarray) -> None:
-        start = shard * self.plan.capacity
-        block = slice(start, start + self.plan.capacity)
+        start = shard * self.layout.capacity
+        block = slice(start, start + self.layout.capacity)
         try:
             self._arrays[name][block] = values
         except (ValueError, RuntimeError):  # Zarr decodes what stands there before it writes over it: damage stops it
@@ -193,19 +198,19 @@ class RowStore:
 
     def read_dialogue(self, dialogue: int) -> dict[str, np.ndarray]:
         """The contract's arrays for the rows of one dialogue."""
-        shard = self.plan.shard_of(dialogue)
-        first, last = self.plan.row_offsets[dialogue : dialogue + 2]
-        start = shard * self.plan.capacity + int(first) - self.plan.rows(shard).start
+        shard = self.layout.shard_of(dialogue)
+        first, last = self.layout.row_offsets[dialogue : dialogue + 2]
+        start = shard * self.layout.capacity + int(first) - self.layout.rows(shard).start
         return self._read_block(shard, slice(start, start + int(last - first)))
 
     def iter_shards(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """All shards in order, one in memory at a time."""
-        for shard in range(self.plan.num_shards):
+        for shard in range(self.layout.num_shards):
             yield shard, self.read_shard(shard)
 
     def label_logprobs(self) -> np.ndarray:
         """float32 [rows]: the label logprobs of the whole store, without padding."""
-        shards = range(self.plan.num_shards)
+        shards = range(self.layout.num_shards)
         return np.concatenate([self.read_array(COMMIT_ARRAY, shard, self._disk_rows(shard)) for shard in shards])
 
     def read_array(self, name: str, shard: int, rows: slice | None = None) -> np.ndarray:
@@ -217,8 +222,8 @@ class RowStore:
             ArtifactError: the object is not there, or damaged.
             StorageError: the store does not answer.
         """
-        start = shard * self.plan.capacity
-        rows = rows or slice(start, start + self.plan.capacity)
+        start = shard * self.layout.capacity
+        rows = rows or slice(start, start + self.layout.capacity)
         try:
             with storage_errors(self.url):
                 if (name, shard) not in self._seen and not self._is_there(name, shard):
@@ -271,7 +276,7 @@ class RowStore:
             return total
 
     def _disk_rows(self, shard: int) -> slice:
-        rows, start = self.plan.rows(shard), shard * self.plan.capacity
+        rows, start = self.layout.rows(shard), shard * self.layout.capacity
         return slice(start, start + rows.stop - rows.start)
 
     def _read_block(self, shard: int, block: slice) -> dict[str, np.ndarray]:
@@ -288,14 +293,16 @@ class RowStore:
         return decode_gaps(values, self.logprob_step) if name == "topk_logprobs" else values
 
 
-def _create_array(group: zarr.Group, contract: Contract, name: str, plan: ShardPlan, k: int, vocab_size: int) -> None:
+def _create_array(
+    group: zarr.Group, contract: Contract, name: str, layout: ShardLayout, k: int, vocab_size: int
+) -> None:
     spec = contract.spec(name)
     wide = "k" in spec.axes
-    capacity, chunk = plan.capacity, plan.chunk_rows
+    capacity, chunk = layout.capacity, layout.chunk_rows
     dtype = {"topk_ids": id_dtype(vocab_size), "topk_logprobs": "uint16"}.get(name, spec.dtypes[0])
     group.create_array(
         name,
-        shape=(plan.num_shards * capacity, k) if wide else (plan.num_shards * capacity,),
+        shape=(layout.num_shards * capacity, k) if wide else (layout.num_shards * capacity,),
         dtype=dtype,
         chunks=(chunk, k) if wide else (chunk,),
         shards=(capacity, k) if wide else (capacity,),
@@ -362,14 +369,14 @@ def _no_description(url: str, error: Exception) -> ArtifactError:
     )
 
 
-def _refuse_other_plan(store: RowStore, attributes: dict[str, Any], plan: ShardPlan) -> None:
+def _refuse_other_recipe(store: RowStore, attributes: dict[str, Any], layout: ShardLayout) -> None:
     lines = differences(store.attributes, attributes)
-    if not np.array_equal(store.plan.row_offsets, plan.row_offsets):
+    if not np.array_equal(store.layout.row_offsets, layout.row_offsets):
         lines.append("row_offsets: the dialogues or their target tokens differ")
-    if not np.array_equal(store.plan.shard_offsets, plan.shard_offsets):
+    if not np.array_equal(store.layout.shard_offsets, layout.shard_offsets):
         lines.append("shard_offsets: the dialogues are cut into other shards")
     if lines:
         raise ArtifactError(
-            f"{store.url}: holds a store of another plan:\n  " + "\n  ".join(lines)
+            f"{store.url}: holds a store of another recipe:\n  " + "\n  ".join(lines)
             + "\nUse another run.output, or --set run.if_changed=restart to delete it and everything made from it."
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which dialogues and rows stand in which shard: lengths in, a plan out. Knows nothing about files."""
+"""Which dialogues and rows stand in which shard: lengths in, a layout out. Knows nothing about files."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ CHUNK_ROWS = 2048
 
 
 @dataclass(frozen=True)
-class ShardPlan:
+class ShardLayout:
     """Which dialogues and rows stand in which shard.
 
     `shard_offsets` int64 [shards+1]: first dialogue of each shard; `row_offsets` int64 [dialogues+1]: first row of each
@@ -60,7 +60,7 @@ class ShardPlan:
         return int(np.searchsorted(self.shard_offsets, dialogue, side="right")) - 1
 
 
-def plan_shards(num_tokens: np.ndarray, num_rows: np.ndarray, shard_tokens: int) -> ShardPlan:
+def lay_out_shards(num_tokens: np.ndarray, num_rows: np.ndarray, shard_tokens: int) -> ShardLayout:
     """Cut dialogues into shards of about equal token count, in order.
 
     Args:
@@ -73,4 +73,4 @@ def plan_shards(num_tokens: np.ndarray, num_rows: np.ndarray, shard_tokens: int)
     targets = np.arange(1, num_shards) * (starts[-1] / num_shards)
     cuts = np.searchsorted(starts, targets, side="left")
     shard_offsets = np.unique(np.concatenate([[0], cuts, [len(num_tokens)]])).astype(np.int64)
-    return ShardPlan(shard_offsets, np.concatenate([[0], np.cumsum(num_rows)]).astype(np.int64))
+    return ShardLayout(shard_offsets, np.concatenate([[0], np.cumsum(num_rows)]).astype(np.int64))

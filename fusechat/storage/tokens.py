@@ -13,7 +13,7 @@ from ..errors import ArtifactError
 from .artifact import storage_errors
 from .contracts import CONTRACT_VERSION, TOKENS, TokenField
 from .row_store import ATTRIBUTE, read_array, whole_array, write_array
-from .shard_layout import ShardPlan, plan_shards
+from .shard_layout import ShardLayout, lay_out_shards
 
 _OF_TOKENS = [spec.name for spec in TOKENS.arrays if spec.axes[0] == "tokens"]
 
@@ -114,9 +114,9 @@ class Tokens:
         is_last = is_end & ~np.append(is_end[1:], False)
         return np.unique(self.token_ids[is_last]).tolist()
 
-    def plan(self, shard_tokens: int) -> ShardPlan:
+    def layout(self, shard_tokens: int) -> ShardLayout:
         """Cut the dialogues into shards."""
-        return plan_shards(self.lengths, np.diff(self.row_offsets), shard_tokens)
+        return lay_out_shards(self.lengths, np.diff(self.row_offsets), shard_tokens)
 
 
 class TokensReader:
@@ -159,15 +159,15 @@ class TokensReader:
         TOKENS.validate(arrays, axes={"dialogues+1": len(arrays["offsets"])}, place=self.url)
         return Tokens(**arrays, attributes=self.attributes)
 
-    def plan(self, shard_tokens: int) -> ShardPlan:
-        """Cut the dialogues into shards, as `Tokens.plan`.
+    def layout(self, shard_tokens: int) -> ShardLayout:
+        """Cut the dialogues into shards, as `Tokens.layout`.
 
         Raises:
             ArtifactError: they are damaged.
         """
         with _reading(self.url):
             rows = np.concatenate([[0], np.cumsum(read_array(self._group, "is_scored"))])[self.offsets]
-        return plan_shards(self.lengths, np.diff(rows), shard_tokens)
+        return lay_out_shards(self.lengths, np.diff(rows), shard_tokens)
 
 
 @contextlib.contextmanager

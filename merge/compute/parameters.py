@@ -64,8 +64,8 @@ def try_method(method: Method, parameters: Mapping[str, Any], target_names: list
         ConfigError: from the method.
     """
     group = TensorGroup("trial", _Zeros(), [_Zeros() for _ in target_names], target_names)
-    plan: BlockMerge = method(group, **parameters)
-    group.map(plan.merge)
+    block_merge: BlockMerge = method(group, **parameters)
+    group.map(block_merge.merge)
 
 
 class _Zeros:

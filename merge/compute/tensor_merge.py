@@ -52,10 +52,10 @@ def merge_tensors(
     group = TensorGroup(tensor_name, sources[0], list(sources[1:]), names)
     merged = torch.empty(base.numel(), dtype=base.dtype)
     if base.numel():
-        plan = function(group, **checked)
+        block_merge = function(group, **checked)
 
         def store(block: Block) -> None:
-            values = np.ascontiguousarray(plan.merge(block), np.float32)
+            values = np.ascontiguousarray(block_merge.merge(block), np.float32)
             merged[block.start : block.stop] = torch.from_numpy(values)
 
         group.map(store)

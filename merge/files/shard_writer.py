@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..plan import TensorPlan
+from ..recipe import TensorRecipe
 
 
 class ShardWriter:
     """Writes beside the final name and takes it on `close`, so that a file of that name is whole."""
 
-    def __init__(self, path: Path, tensors: Sequence[TensorPlan]) -> None:
+    def __init__(self, path: Path, tensors: Sequence[TensorRecipe]) -> None:
         self._path = path
         # A name of its own: a worker that was given up for dead may still be writing the same shard.
         self._partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")

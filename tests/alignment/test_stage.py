@@ -34,7 +34,7 @@ def test_stage_run_default_covers_all_rows_and_obeys_the_contract(config):
     name = config.sources[0].name
     made = stage.run(config, name)
     store = RowStore.open(config.aligned_url(name), "aligned")
-    assert store.plan.num_shards > 1 and not store.missing_shards() and not find_damage(store)
+    assert store.layout.num_shards > 1 and not store.missing_shards() and not find_damage(store)
     assert made.counts["coverage"] > 0.99
     assert abs(made.counts["label_bits_per_byte_lost_share"]) < 0.01
     for _, block in store.iter_shards():
@@ -71,7 +71,7 @@ def test_stage_shards_in_any_order_equal_the_run(config, tmp_path):
     inputs = stage.alignment_inputs(other, name)
     counter, aligner = ShardCounter(inputs), ShardAligner(inputs)
     counter.start()
-    parts = [counter.run_unit(shard)["counts"] for shard in reversed(range(store.plan.num_shards))]
+    parts = [counter.run_unit(shard)["counts"] for shard in reversed(range(store.layout.num_shards))]
     stage.map_vocabularies(inputs, merge_counts(parts), inputs.open_tokenizers())
     aligner.start()
     for shard in reversed(store.missing_shards()):

@@ -109,7 +109,7 @@ def test_run_keeps_its_folder_when_only_means_change(run_file: Path, tmp_path: P
     folders = set()
     for means, cluster in (({}, 1), ({"concurrency": 2, "key_variable": "KEY"}, 3)):
         changed = {**ASKED, "evaluation.judge": {**judge, **means}, "cluster.num_cpus": cluster, "plan.gpus": cluster}
-        folders.add(tuple(ablation.plan(make(run_file, tmp_path, set=changed))[1]))
+        folders.add(tuple(ablation.list_runs(make(run_file, tmp_path, set=changed))[1]))
     assert len(folders) == 1
 
 
@@ -119,7 +119,7 @@ def test_runs_are_planned_once_each_first_seed_first(run_file: Path, tmp_path: P
         {"title": "methods", "variants": {"as in the base": {}}, "grid": {"merge.method": ["linear", "ties"]}},
     ]
     made = make(run_file, tmp_path, tables=tables, seeds=[0, 1], set={"evaluation.samples": []})
-    found, configs = ablation.plan(made)
+    found, configs = ablation.list_runs(made)
     assert len(configs) == 6 and [config.run.seed for config in configs.values()] == [0, 0, 0, 1, 1, 1]
     assert [row.name for row in found["models"]] == ["pivot", "sft", "target.mixtral", "fused"]
     assert [row.name for row in found["methods"]] == ["as in the base", "method linear", "method ties"]
@@ -187,7 +187,7 @@ def test_ablation_file_with_an_unknown_key_is_refused_with_the_nearest(tmp_path:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*ablation.yaml")), ids=lambda path: path.name)
 def test_shipped_ablation_is_one_whose_every_run_is_valid(path: Path) -> None:
-    tables, configs = ablation.plan(load_ablation(path))
+    tables, configs = ablation.list_runs(load_ablation(path))
     assert len(tables) >= 3 and configs and all(isinstance(config, RunConfig) for config in configs.values())
 
 

@@ -25,7 +25,7 @@ def cut_short(tmp_path: Path) -> tuple[RunConfig, RowStore]:
     url = config.logprobs_url("other")
     (Path(url) / "artifact.json").unlink()
     store = RowStore.open(url, "logprobs")
-    for shard in range(store.plan.num_shards - 2, store.plan.num_shards):
+    for shard in range(store.layout.num_shards - 2, store.layout.num_shards):
         for path in Path(url).rglob(f"c/{shard}*"):
             if path.is_file():
                 path.unlink()
@@ -43,7 +43,7 @@ def test_status_shows_rate_and_time_left_of_the_last_driver(cut_short: tuple[Run
         {**done, "time": 20.0, "shard": 2, "rows": 100},
         {**done, "time": 30.0, "shard": 3, "rows": 300},
     )
-    rows = store.plan.num_rows_of(store.missing_shards())
+    rows = store.layout.num_rows_of(store.missing_shards())
     (line,) = status.shard_news(config, ArtifactEntry("extract", "", "other", store.url))
     assert line == f"20 rows/s since its first shard, 0:{round(rows / 20):02d} left at that rate"
 
@@ -52,7 +52,7 @@ def test_status_names_shards_set_aside_and_the_last_error_that_still_counts(
     cut_short: tuple[RunConfig, RowStore], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, store = cut_short
-    last = store.plan.num_shards - 1
+    last = store.layout.num_shards - 1
     write_log(
         config,
         {"event": "retried", "time": 1.0, "shard": 0, "attempt": 1, "error": "cured since"},

@@ -73,7 +73,7 @@ def test_cluster_alignment_of_one_cpu_or_one_shard_stays_here(config, monkeypatc
 def test_cluster_alignment_of_damaged_rows_ends_with_the_shard_and_the_remedy(config):
     source, config = config.sources[0].name, _on_cpus(config, 2)
     rows = RowStore.open(config.logprobs_url(source), "logprobs")
-    assert rows.plan.num_shards > 2
+    assert rows.layout.num_shards > 2
     damaged = Path(config.logprobs_url(source)) / "topk_ids" / "c" / "1" / "0"
     damaged.write_bytes(damaged.read_bytes()[:-20] + bytes(20))
     with pytest.raises(artifact.ArtifactError, match=r"shard 1: topk_ids is damaged .*--repair"):

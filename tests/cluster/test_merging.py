@@ -26,7 +26,7 @@ from fusechat.storage.work import Listener
 from merge import merge_checkpoints, stage
 from merge.checkpoint_merge import begin, finish, thread_pool
 from merge.group import Block, BlockMerge, TensorGroup
-from merge.plan import MergePlan, make_plan
+from merge.recipe import MergeRecipe, make_recipe
 from merge.shard_worker import shard_work
 
 SMALL_SHARDS = 12_000
@@ -49,24 +49,24 @@ def models(tmp_path: Path) -> dict[str, Any]:
     return {"base": save_model(tmp_path / "base", weights), "targets": targets}
 
 
-def begun(models: dict[str, Any], out: Path, method: Any = "sce", **parameters: Any) -> MergePlan:
+def begun(models: dict[str, Any], out: Path, method: Any = "sce", **parameters: Any) -> MergeRecipe:
     with thread_pool(1) as pool:
-        plan = make_plan(
+        recipe = make_recipe(
             method=method, **models, out=out, parameters=parameters, max_shard_bytes=SMALL_SHARDS, pool=pool
         )
-    assert not begin(plan)
-    return plan
+    assert not begin(recipe)
+    return recipe
 
 
 def spread(
-    plan: MergePlan,
+    recipe: MergeRecipe,
     shards: list[int] | None = None,
     *,
     on_done: Callable[[float], None] = lambda megabytes: None,
     said: list[str] | None = None,
 ) -> None:
-    """Merge shards of a begun plan on Ray, all by default."""
-    work = shard_work(plan, threads=1, finish=list)
+    """Merge shards of a begun recipe on Ray, all by default."""
+    work = shard_work(recipe, threads=1, finish=list)
     work = replace(work, missing=work.missing if shards is None else shards)
     progress = SaidProgress()
 
@@ -87,12 +87,12 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_spread_over_workers_gives_the_files_of_one_process(models: dict[str, Any], tmp_path: Path) -> None:
-    plan = begun(models, tmp_path / "spread")
-    count, written = len(plan.shards), []
+    recipe = begun(models, tmp_path / "spread")
+    count, written = len(recipe.shards), []
     assert count > 3
-    spread(plan, on_done=written.append)
-    finish(plan)
-    assert sorted(written) == sorted(sum(tensor.num_bytes for tensor in shard) / 1e6 for shard in plan.shards)
+    spread(recipe, on_done=written.append)
+    finish(recipe)
+    assert sorted(written) == sorted(sum(tensor.num_bytes for tensor in shard) / 1e6 for shard in recipe.shards)
     merge_checkpoints(method="sce", **models, out=tmp_path / "here", max_shard_bytes=SMALL_SHARDS)
     assert files(tmp_path / "spread") == files(tmp_path / "here")
     assert not (tmp_path / "spread" / ".merge").exists()
@@ -114,11 +114,11 @@ def test_worker_killed_amid_a_shard_is_replaced_and_the_shard_made_again(
     models: dict[str, Any], tmp_path: Path
 ) -> None:
     marker = tmp_path / "died"
-    plan = begun(models, tmp_path / "spread", mean_that_dies_once, marker=str(marker))
+    recipe = begun(models, tmp_path / "spread", mean_that_dies_once, marker=str(marker))
     said: list[str] = []
-    spread(plan, said=said)
+    spread(recipe, said=said)
     assert marker.exists() and any("died with shards" in line for line in said), said
-    finish(plan)
+    finish(recipe)
     whole = tmp_path / "here"
     merge_checkpoints(
         method=mean_that_dies_once, **models, out=whole, parameters={"marker": str(marker)},
@@ -128,22 +128,22 @@ def test_worker_killed_amid_a_shard_is_replaced_and_the_shard_made_again(
 
 
 def test_workers_that_do_not_see_the_folder_are_refused(models: dict[str, Any], tmp_path: Path) -> None:
-    plan = begun(models, tmp_path / "spread")
+    recipe = begun(models, tmp_path / "spread")
     shutil.rmtree(tmp_path / "spread")
     with pytest.raises(StorageError, match="does not see the merge that was begun there"):
-        spread(plan, [0, 1])
-    plan = begun(models, tmp_path / "spread")
+        spread(recipe, [0, 1])
+    recipe = begun(models, tmp_path / "spread")
     save_model(models["targets"]["t2"], updated(llama_weights(), seed=9), shards=2)
     (models["targets"]["t2"] / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"t2/model.safetensors: None bytes on this machine, \d+ where .* planned"):
-        spread(plan, [0, 1])
+        spread(recipe, [0, 1])
 
 
 def test_shard_that_cannot_be_merged_is_named_and_the_others_are_kept(models: dict[str, Any], tmp_path: Path) -> None:
-    plan = begun(models, tmp_path / "spread")
+    recipe = begun(models, tmp_path / "spread")
     (tmp_path / "spread" / ".merge" / "shard-00002.json").mkdir()  # its record has no place to go
     with pytest.raises(ClusterError, match=r"set aside: merge sce, model-00002-of-"):
-        spread(plan, [0, 1, 2])
+        spread(recipe, [0, 1, 2])
     kept = sorted(path.name for path in (tmp_path / "spread" / ".merge").glob("shard-*.json") if path.is_file())
     assert kept == ["shard-00001.json", "shard-00003.json"]
 

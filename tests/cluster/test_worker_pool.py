@@ -66,6 +66,8 @@ class SimulatedTeacher:
         behaviour = self.behaviour.get(shard)
         while behaviour == "waits" and (self.folder / f"hold.{shard}").exists():
             time.sleep(0.01)
+        while behaviour == "waits for two" and not list(self.folder.parent.glob("two/start.*")):
+            time.sleep(0.01)
         if behaviour in USER_ERRORS:
             raise USER_ERRORS[behaviour](behaviour)
         if behaviour == "always dies" or (behaviour == "dies once" and tried == 1):
@@ -269,12 +271,14 @@ def test_worker_that_was_put_on_a_dead_node_is_no_failed_start() -> None:
     assert isinstance(job.failure, ActorDiedError)
 
 
-def works_side_by_side(folder: Path, *, wanted: int, needs: tuple[Needs, Needs]) -> list[Job]:
+def works_side_by_side(
+    folder: Path, *, wanted: int, needs: tuple[Needs, Needs], behaviour: dict[int, str] | None = None
+) -> list[Job]:
     """Two works of three units each, done on the four CPUs; the units of each leave their files in a folder of its own."""
     jobs = []
     for name, need in zip(("one", "two"), needs, strict=True):
         (folder / name).mkdir()
-        work = replace(a_work(name, folder / name, 3), needs=need)
+        work = replace(a_work(name, folder / name, 3, behaviour if name == "one" else None), needs=need)
         jobs.append(Job(work, Placement(need.cpus, 0, "uni"), lambda left: min(wanted, left), Results()))
     with WorkerPool(max_attempts=3, on_event=lambda line: None) as pool:
         pool.run(jobs)
@@ -302,7 +306,8 @@ def test_pool_process_does_not_serve_a_work_of_other_needs(tmp_path: Path) -> No
 
 
 def test_pool_works_that_have_room_go_side_by_side(tmp_path: Path) -> None:
-    works_side_by_side(tmp_path, wanted=1, needs=(Needs(), Needs()))
+    # The first work's units end only when the second one has a worker, however long that takes to start.
+    works_side_by_side(tmp_path, wanted=1, needs=(Needs(), Needs()), behaviour=dict.fromkeys(range(3), "waits for two"))
     assert len(processes(tmp_path / "one") | processes(tmp_path / "two")) == 2
 
 

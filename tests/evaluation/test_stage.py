@@ -296,7 +296,7 @@ def test_answers_are_judged_and_shown_side_by_side(ready: RunConfig, tmp_path: P
     found = json.loads((config.report_path / "report.json").read_text(encoding="utf-8"))
     assert found["judge"]["sets"]["own"]["single"]["sft"]["nonsense"] == 1
     assert found["judge"]["sets"]["own"]["single"]["fused"]["score"] == 6
-    assert any("1 of 8 single verdicts on own were of no readable form" in note for note in found["notes"])
+    assert any("1 of 8 single verdicts on own cannot be read" in note for note in found["notes"])
     shown = found["answer_sets"][0]["shown"]
     assert shown[0]["answers"] == {"sft": ["sft says 0"], "fused": ["fused says 0"]}
     endpoint.bodies = []

@@ -21,7 +21,7 @@ from fusechat.progress import Progress
 from merge import merge_checkpoints, merge_tensors
 from merge.checkpoint_merge import begin, finish, thread_pool
 from merge.inputs import Inputs
-from merge.plan import make_plan
+from merge.recipe import make_recipe
 from merge.shard_merge import merge_shard
 
 SMALL_SHARDS = 12_000
@@ -180,17 +180,17 @@ def test_bad_weights_show_before_anything_is_written(folders: dict[str, Any], tm
 
 
 def test_file_that_is_cut_while_it_is_read_is_named(folders: dict[str, Any]) -> None:
-    plan = make_test_plan(folders, "sce")
-    begin(plan)
-    inputs = Inputs(plan.base, plan.targets)
+    recipe = make_test_recipe(folders, "sce")
+    begin(recipe)
+    inputs = Inputs(recipe.base, recipe.targets)
     file = folders["targets"]["second"] / "model.safetensors"
     os.truncate(file, file.stat().st_size // 2)
     with (
         thread_pool(1) as pool,
         pytest.raises(ModelError, match=r"second/model.safetensors: cut while it was being read"),
     ):
-        for index in range(len(plan.shards)):
-            merge_shard(plan, index, inputs, pool)
+        for index in range(len(recipe.shards)):
+            merge_shard(recipe, index, inputs, pool)
     assert not list((folders["out"] / ".merge").glob("*.partial"))
 
 
@@ -264,13 +264,13 @@ def test_finished_merge_is_handed_back_and_another_is_refused(folders: dict[str,
         merge_checkpoints(method="sce", **folders)
 
 
-def test_leftovers_of_another_plan_are_never_mixed_in(folders: dict[str, Any]) -> None:
-    plan = make_test_plan(folders, "ties")
-    begin(plan)
+def test_leftovers_of_another_recipe_are_never_mixed_in(folders: dict[str, Any]) -> None:
+    recipe = make_test_recipe(folders, "ties")
+    begin(recipe)
     with thread_pool(1) as pool:
-        merge_shard(plan, 0, Inputs(plan.base, plan.targets), pool)
+        merge_shard(recipe, 0, Inputs(recipe.base, recipe.targets), pool)
     with pytest.raises(ArtifactError, match=r"shard model-00002-of-.* is not whole"):
-        finish(plan)
+        finish(recipe)
     merge_checkpoints(method="linear", **folders)
     whole = load_model(folders["out"])
     expected = [load_model(folder) for folder in folders["targets"].values()]
@@ -278,9 +278,9 @@ def test_leftovers_of_another_plan_are_never_mixed_in(folders: dict[str, Any]) -
         torch.testing.assert_close(tensor, sum(t[name].float() for t in expected) / 3, atol=1e-7, rtol=0)
 
 
-def make_test_plan(folders: dict[str, Any], method: str) -> Any:
+def make_test_recipe(folders: dict[str, Any], method: str) -> Any:
     with thread_pool(1) as pool:
-        return make_plan(method=method, **folders, parameters={}, max_shard_bytes=SMALL_SHARDS, pool=pool)
+        return make_recipe(method=method, **folders, parameters={}, max_shard_bytes=SMALL_SHARDS, pool=pool)
 
 
 @pytest.mark.parametrize(("dtype", "rounds"), [("auto", False), ("float32", False), ("bfloat16", True)])
@@ -294,12 +294,12 @@ def test_merge_says_where_the_fused_weights_are_rounded(folders: dict[str, Any],
 
 
 def test_shards_can_be_merged_in_any_order_by_anyone(folders: dict[str, Any], tmp_path: Path) -> None:
-    plan = make_test_plan(folders, "sce")
-    begin(plan)
-    for index in reversed(range(len(plan.shards))):
+    recipe = make_test_recipe(folders, "sce")
+    begin(recipe)
+    for index in reversed(range(len(recipe.shards))):
         with thread_pool(1) as pool:
-            merge_shard(plan, index, Inputs(plan.base, plan.targets), pool)
-    finish(plan)
+            merge_shard(recipe, index, Inputs(recipe.base, recipe.targets), pool)
+    finish(recipe)
     merge_checkpoints(method="sce", **{**folders, "out": tmp_path / "whole"})
     spread, whole = load_model(folders["out"]), load_model(tmp_path / "whole")
     assert all(torch.equal(spread[name], whole[name]) for name in whole)

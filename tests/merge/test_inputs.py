@@ -15,7 +15,7 @@ from tensor_values import values
 from fusechat.errors import ConfigError, ModelError
 from merge.files.checkpoint import Checkpoint
 from merge.inputs import Inputs, summary
-from merge.plan import check_changed, check_finite
+from merge.recipe import check_changed, check_finite
 
 WORDS = [f"w{i}" for i in range(70)]
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from fusechat.errors import ModelError
 from merge.checkpoint_merge import begin, thread_pool
 from merge.inputs import Inputs
-from merge.plan import MergePlan, check_changed, make_plan
+from merge.recipe import MergeRecipe, check_changed, make_recipe
 from merge.shard_merge import merge_shard, read_shard_record
 
 
@@ -114,19 +114,19 @@ def test_merge_begun_with_another_scale_or_tokenizer_starts_afresh(tmp_path: Pat
     save_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
     changes = {tmp_path / "adapter" / "adapter_config.json": {"lora_alpha": 5}, base / "tokenizer.json": {"model": {}}}
     for file, change in changes.items():
-        begun = plan_of(base, tmp_path)
+        begun = recipe_of(base, tmp_path)
         begin(begun)
         with thread_pool(1) as pool:
             merge_shard(begun, 0, Inputs(begun.base, begun.targets), pool)
         file.write_text(json.dumps((json.loads(file.read_text()) if file.is_file() else {}) | change))
-        plan = plan_of(base, tmp_path)
-        assert not begin(plan)
-        assert read_shard_record(plan, 0) is None
+        recipe = recipe_of(base, tmp_path)
+        assert not begin(recipe)
+        assert read_shard_record(recipe, 0) is None
 
 
-def plan_of(base: Path, folder: Path) -> MergePlan:
+def recipe_of(base: Path, folder: Path) -> MergeRecipe:
     with thread_pool(1) as pool:
-        return make_plan(
+        return make_recipe(
             method="task_arithmetic",
             base=base,
             targets={"t": folder / "adapter"},

@@ -79,7 +79,7 @@ def test_stage_with_a_target_that_equals_the_pivot_leaves_nothing_but_its_plan(c
     target.write_bytes((Path(config.pivot.model) / "model.safetensors").read_bytes())
     with pytest.raises(ModelError, match="equals the base in every tensor"):
         stage.run(config)
-    assert [path.name for path in config.fused_path.iterdir()] == [artifact.PLAN_FILE]
+    assert [path.name for path in config.fused_path.iterdir()] == [artifact.RECIPE_FILE]
     target.write_bytes(trained)
     section = config.merge.model_copy(update={"parameters": {"select_topk": 0.5}})
     stage.run(config.model_copy(update={"merge": section}))  # not refused: nothing was merged there

@@ -1,4 +1,4 @@
-"""Artifacts: skipped when done, resumed when begun, refused when another plan made them."""
+"""Artifacts: skipped when done, resumed when begun, refused when another recipe made them."""
 
 import errno
 import json
@@ -40,7 +40,7 @@ def test_claim_begun_artifact_is_resumed_not_finished(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("finish", [True, False])
-def test_claim_of_another_plan_is_refused_and_shows_what_differs(tmp_path: Path, finish: bool) -> None:
+def test_claim_of_another_recipe_is_refused_and_shows_what_differs(tmp_path: Path, finish: bool) -> None:
     claim = make(tmp_path / "a", settings={"k": 1, "engine": {"dtype": "auto"}})
     (tmp_path / "a" / "data").touch()
     if finish:
@@ -50,7 +50,7 @@ def test_claim_of_another_plan_is_refused_and_shows_what_differs(tmp_path: Path,
     assert "settings.k: 1 -> 2" in str(error.value) and "settings.engine.dtype: 'auto' -> 'float32'" in str(error.value)
 
 
-def test_claim_of_a_folder_where_nothing_was_made_yet_takes_the_corrected_plan(tmp_path: Path) -> None:
+def test_claim_of_a_folder_where_nothing_was_made_yet_takes_the_corrected_recipe(tmp_path: Path) -> None:
     make(tmp_path / "a", settings={"k": 1})
     claim = make(tmp_path / "a", settings={"k": 2})
     assert claim.finish({}).record["settings"] == {"k": 2}
@@ -69,17 +69,17 @@ def test_claim_restart_keeps_the_lease_of_whoever_clears(tmp_path: Path) -> None
     make(tmp_path / "a").finish({})
     (tmp_path / "a" / artifact.LEASE_FILE).touch()
     make(tmp_path / "a", settings={"k": 2}, if_changed="restart")
-    assert {path.name for path in (tmp_path / "a").iterdir()} == {artifact.PLAN_FILE, artifact.LEASE_FILE}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {artifact.RECIPE_FILE, artifact.LEASE_FILE}
 
 
 @pytest.mark.parametrize("deletions", [1, 2, 3])
-def test_claim_restart_cut_short_never_mixes_two_plans(
+def test_claim_restart_cut_short_never_mixes_two_recipes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deletions: int
 ) -> None:
     make(tmp_path / "a").finish({})
     for name in ("chunks", "more"):
         (tmp_path / "a" / name).mkdir()
-        (tmp_path / "a" / name / "0").write_text("of the first plan")
+        (tmp_path / "a" / name / "0").write_text("of the first recipe")
     left = iter(range(deletions - 1))
 
     class Killed(BaseException):
@@ -99,7 +99,7 @@ def test_claim_restart_cut_short_never_mixes_two_plans(
         with pytest.raises(Killed):
             make(tmp_path / "a", settings={"k": 2}, if_changed="restart")
     assert make(tmp_path / "a", settings={"k": 2}, if_changed="restart").artifact is None
-    assert [path.name for path in (tmp_path / "a").iterdir()] == [artifact.PLAN_FILE]
+    assert [path.name for path in (tmp_path / "a").iterdir()] == [artifact.RECIPE_FILE]
 
 
 def test_fingerprint_follows_settings_and_parents(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_damaged_shard_stops_every_reader_but_no_other_shard(tmp_path: Path) -> 
     harm(object_of(tmp_path / "s", "topk_ids", 1), "flipped")
     np.testing.assert_array_equal(store.read_shard(0)["topk_ids"], rows[0]["topk_ids"])
     with pytest.raises(ArtifactError, match="shard 1"):
-        store.read_dialogue(store.plan.dialogues(1)[0])
+        store.read_dialogue(store.layout.dialogues(1)[0])
     with pytest.raises(ArtifactError, match="shard 1"):
         list(store.iter_shards())
     harm(object_of(tmp_path / "s", COMMIT_ARRAY, 2), "truncated")
@@ -116,7 +116,7 @@ def test_damaged_tokens_are_refused(tmp_path: Path, array: str, damage: str) -> 
     with pytest.raises(ArtifactError, match="delete this folder and run `fusechat tokenize`"):
         reader = TokensReader(str(tmp_path / "t"))
         reader.read(range(2))
-        reader.plan(100)
+        reader.layout(100)
 
 
 def test_sweep_takes_away_what_killed_writers_left(tmp_path: Path) -> None:

@@ -13,22 +13,24 @@ from fusechat.errors import ArtifactError, ContractError, StorageError
 from fusechat.storage.damage import find_damage
 from fusechat.storage.row_codec import decode_gaps, encode_gaps
 from fusechat.storage.row_store import COMMIT_ARRAY
-from fusechat.storage.shard_layout import plan_shards
+from fusechat.storage.shard_layout import lay_out_shards
 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=60), st.integers(16, 4000))
-def test_plan_shards_any_lengths_covers_each_dialogue_once_and_balances(lengths: list[int], shard_tokens: int) -> None:
+def test_lay_out_shards_any_lengths_covers_each_dialogue_once_and_balances(
+    lengths: list[int], shard_tokens: int
+) -> None:
     num_tokens = np.array(lengths)
-    plan = plan_shards(num_tokens, num_tokens - 1, shard_tokens)
-    assert [d for shard in range(plan.num_shards) for d in plan.dialogues(shard)] == list(range(len(lengths)))
-    totals = [num_tokens[plan.dialogues(shard)].sum() for shard in range(plan.num_shards)]
+    layout = lay_out_shards(num_tokens, num_tokens - 1, shard_tokens)
+    assert [d for shard in range(layout.num_shards) for d in layout.dialogues(shard)] == list(range(len(lengths)))
+    totals = [num_tokens[layout.dialogues(shard)].sum() for shard in range(layout.num_shards)]
     assert max(totals) <= shard_tokens + max(lengths)
-    assert all(plan.shard_of(d) == shard for shard in range(plan.num_shards) for d in plan.dialogues(shard))
+    assert all(layout.shard_of(d) == shard for shard in range(layout.num_shards) for d in layout.dialogues(shard))
 
 
 def test_store_round_trip_is_within_half_a_step(tmp_path: Path) -> None:
     store = new_store(tmp_path / "s")
-    assert store.plan.num_shards > 2
+    assert store.layout.num_shards > 2
     for shard, rows in fill(store).items():
         read = store.read_shard(shard)
         store.contract.validate(read)
@@ -42,10 +44,10 @@ def test_store_round_trip_is_within_half_a_step(tmp_path: Path) -> None:
 def test_store_read_dialogue_equals_its_part_of_the_shard(tmp_path: Path) -> None:
     store = new_store(tmp_path / "s")
     fill(store)
-    for shard in range(store.plan.num_shards):
-        whole, first = store.read_shard(shard), store.plan.rows(shard).start
-        for dialogue in store.plan.dialogues(shard):
-            part = slice(*(store.plan.row_offsets[dialogue : dialogue + 2] - first))
+    for shard in range(store.layout.num_shards):
+        whole, first = store.read_shard(shard), store.layout.rows(shard).start
+        for dialogue in store.layout.dialogues(shard):
+            part = slice(*(store.layout.row_offsets[dialogue : dialogue + 2] - first))
             for name, values in store.read_dialogue(dialogue).items():
                 np.testing.assert_array_equal(values, whole[name][part])
 
@@ -56,20 +58,20 @@ def test_store_without_commit_mark_counts_as_missing_and_is_written_again(tmp_pa
     assert store.present_shards() == {0, 2}
     (tmp_path / "s" / COMMIT_ARRAY / "c" / "2").unlink()
     again = new_store(tmp_path / "s")
-    assert again.missing_shards() == [shard for shard in range(store.plan.num_shards) if shard != 0]
+    assert again.missing_shards() == [shard for shard in range(store.layout.num_shards) if shard != 0]
 
 
 def test_store_written_in_any_order_and_twice_has_the_same_bytes(tmp_path: Path) -> None:
     first, second = new_store(tmp_path / "a"), new_store(tmp_path / "b")
     fill(first)
-    fill(second, list(range(second.plan.num_shards))[::-1])
+    fill(second, list(range(second.layout.num_shards))[::-1])
     fill(second, [1])
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(tmp_path / "b") for path in (tmp_path / "b").rglob("*") if path.is_file())
     assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
 
 
-def test_store_of_another_plan_is_refused_with_the_difference(tmp_path: Path) -> None:
+def test_store_of_another_recipe_is_refused_with_the_difference(tmp_path: Path) -> None:
     new_store(tmp_path / "s")
     with pytest.raises(ArtifactError) as error:
         new_store(tmp_path / "s", settings={"model": "other"})
@@ -86,7 +88,7 @@ def test_store_opens_with_the_stock_zarr_package(tmp_path: Path) -> None:
 
 def test_write_shard_wrong_arrays_are_refused(tmp_path: Path) -> None:
     store = new_store(tmp_path / "s")
-    rows = store.plan.rows(0)
+    rows = store.layout.rows(0)
     good = random_rows(rows.stop - rows.start, 0)
     with pytest.raises(ContractError, match="expected uint16 or uint32"):
         store.write_shard(0, {**good, "topk_ids": good["topk_ids"].astype(np.int64)})
@@ -128,7 +130,7 @@ def test_gaps_one_hot_and_empty_rows_are_exact() -> None:
 
 def test_create_read_only_target_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = new_store(tmp_path / "s")
-    rows = store.plan.rows(0)
+    rows = store.layout.rows(0)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")

@@ -39,7 +39,7 @@ def test_store_on_s3_holds_what_a_local_one_holds(bucket: str, tmp_path: Path) -
     fill(local)
     again = RowStore.open(f"{bucket}/run/logprobs/a", "logprobs")
     assert again.missing_shards() == [] and find_damage(again) == []
-    for shard in range(local.plan.num_shards):
+    for shard in range(local.layout.num_shards):
         here, there = local.read_shard(shard), again.read_shard(shard)
         for name, values in here.items():
             np.testing.assert_array_equal(values, there[name])

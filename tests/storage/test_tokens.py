@@ -55,9 +55,9 @@ def test_tokens_reader_any_range_is_that_part_of_the_whole(written, ends):
 
 
 @pytest.mark.parametrize("shard_tokens", [1, 20, 1000])
-def test_tokens_reader_plans_the_same_shards(written, shard_tokens):
+def test_tokens_reader_lays_out_the_same_shards(written, shard_tokens):
     made, path = written
-    one, other = made.plan(shard_tokens), TokensReader(str(path)).plan(shard_tokens)
+    one, other = made.layout(shard_tokens), TokensReader(str(path)).layout(shard_tokens)
     np.testing.assert_array_equal(one.shard_offsets, other.shard_offsets)
     np.testing.assert_array_equal(one.row_offsets, other.row_offsets)
 

@@ -38,7 +38,7 @@ def write_random_rows(config: RunConfig, name: str, seed: int = 0) -> None:
     parents = {"tokens": artifact.load(config.tokens_url(name), "tokens")}
     claim = artifact.claim(url, "logprobs", settings={"seed": seed}, parents=parents)
     store = RowStore.create(
-        url, "logprobs", tokens.plan(config.extraction.shard_tokens), k=k, vocab_size=vocab_size,
+        url, "logprobs", tokens.layout(config.extraction.shard_tokens), k=k, vocab_size=vocab_size,
         logprob_step=config.extraction.logprob_step, settings={"seed": seed},
     )  # fmt: skip
     labels = tokens.token_ids[tokens.is_scored]
@@ -50,7 +50,7 @@ def write_random_rows(config: RunConfig, name: str, seed: int = 0) -> None:
     logprobs = np.log(np.maximum(probs, 1e-9)).astype(np.float32)
     own = np.take_along_axis(logprobs, np.argmax(ids == labels[:, None], axis=1)[:, None], 1)[:, 0]
     for shard in store.missing_shards():
-        rows = store.plan.rows(shard)
+        rows = store.layout.rows(shard)
         arrays = {
             "topk_ids": ids[rows].astype(id_dtype(vocab_size)),
             "topk_logprobs": logprobs[rows],

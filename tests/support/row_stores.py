@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.shard_layout import plan_shards
+from fusechat.storage.shard_layout import lay_out_shards
 
 K = 4
 STEP = 1 / 32
@@ -26,15 +26,15 @@ def random_rows(num_rows: int, seed: int) -> dict[str, np.ndarray]:
 def new_store(url: Path, **changes: object) -> RowStore:
     rng = np.random.default_rng(0)
     num_tokens = rng.integers(5, 60, 40)
-    plan = plan_shards(num_tokens, num_tokens // 2, 300)
+    layout = lay_out_shards(num_tokens, num_tokens // 2, 300)
     arguments = {"k": K, "vocab_size": 50, "logprob_step": STEP, "settings": {"model": "m"}, **changes}
-    return RowStore.create(str(url), "logprobs", plan, **arguments)  # type: ignore[arg-type]
+    return RowStore.create(str(url), "logprobs", layout, **arguments)  # type: ignore[arg-type]
 
 
 def fill(store: RowStore, shards: list[int] | None = None) -> dict[int, dict[str, np.ndarray]]:
     written = {}
-    for shard in shards if shards is not None else range(store.plan.num_shards):
-        rows = store.plan.rows(shard)
+    for shard in shards if shards is not None else range(store.layout.num_shards):
+        rows = store.layout.rows(shard)
         written[shard] = random_rows(rows.stop - rows.start, shard)
         store.write_shard(shard, written[shard])
     return written

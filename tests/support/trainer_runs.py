@@ -78,10 +78,10 @@ def write_rows(url: str, kind: str, tokens: Tokens, parents: dict[str, Artifact]
     """A finished store of random rows; aligned ones have every kind, and dialogue 3 has none at all."""
     random = np.random.default_rng(seed)
     vocab_size = tokens.attributes["vocab_size"]
-    plan = tokens.plan(300)
-    store = RowStore.create(url, kind, plan, k=K, vocab_size=vocab_size, logprob_step=1 / 32, settings={"seed": seed})
-    for shard in range(plan.num_shards):
-        rows = plan.rows(shard)
+    layout = tokens.layout(300)
+    store = RowStore.create(url, kind, layout, k=K, vocab_size=vocab_size, logprob_step=1 / 32, settings={"seed": seed})
+    for shard in range(layout.num_shards):
+        rows = layout.rows(shard)
         count = rows.stop - rows.start
         mass = np.sort(random.dirichlet(np.ones(K + 1), count)[:, :K])[:, ::-1]
         arrays = {

@@ -44,9 +44,9 @@ def make_run(folder: Path, **training: object) -> RunConfig:
 def _improve(store: RowStore, dialogues: range) -> None:
     """The source's label loss becomes small on some dialogues."""
     for shard, arrays in store.iter_shards():
-        first = store.plan.rows(shard).start
-        for dialogue in store.plan.dialogues(shard):
-            rows = slice(*(int(edge) - first for edge in store.plan.row_offsets[dialogue : dialogue + 2]))
+        first = store.layout.rows(shard).start
+        for dialogue in store.layout.dialogues(shard):
+            rows = slice(*(int(edge) - first for edge in store.layout.row_offsets[dialogue : dialogue + 2]))
             real = (arrays["kind"][rows] != RowKind.EMPTY) & (dialogue in dialogues)
             arrays["label_logprob"][rows] = np.where(real, -0.25, arrays["label_logprob"][rows])
             arrays["kind"][rows] = np.where(real, RowKind.MAPPED, arrays["kind"][rows])

@@ -1,6 +1,6 @@
-"""What a merge will do, decided before anything is written: checked inputs in, a plan of output shards out.
+"""What a merge will do, decided before anything is written: checked inputs in, a recipe of output shards out.
 
-A plan is plain data, so that shards can be merged one after the other, in several processes, or on several machines
+A recipe is plain data, so that shards can be merged one after the other, in several processes, or on several machines
 that see the same folders.
 """
 
@@ -29,7 +29,7 @@ _LAYER = re.compile(r"(.*\.(?:layers|h|blocks|block)\.\d+)\.")
 
 
 @dataclass(frozen=True)
-class TensorPlan:
+class TensorRecipe:
     """One tensor of the output."""
 
     name: str
@@ -45,7 +45,7 @@ class TensorPlan:
 
 
 @dataclass(frozen=True)
-class MergePlan:
+class MergeRecipe:
     """A whole merge."""
 
     method: str | Method
@@ -54,7 +54,7 @@ class MergePlan:
     targets: dict[str, str]
     out: str
     dtype: str
-    shards: tuple[tuple[TensorPlan, ...], ...]
+    shards: tuple[tuple[TensorRecipe, ...], ...]
     fingerprint: str
     """Digest of all that decides the output."""
     file_sizes: dict[str, int] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class MergePlan:
         return "model.safetensors" if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
 
 
-def make_plan(
+def make_recipe(
     *,
     method: str | Method,
     base: str | Path,
@@ -86,8 +86,8 @@ def make_plan(
     dtype: str = "auto",
     max_shard_bytes: int = 5 * 10**9,
     pool: ThreadPoolExecutor,
-) -> MergePlan:
-    """Check everything and lay the plan; reads all weights once, writes nothing.
+) -> MergeRecipe:
+    """Check everything and lay the recipe; reads all weights once, writes nothing.
 
     Raises:
         ConfigError: unknown method or parameter, a value out of range, no targets.
@@ -110,7 +110,7 @@ def make_plan(
         "shards": [[asdict(tensor) for tensor in shard] for shard in shards],
     }
     granularity = checked.get("granularity", "matrix")
-    return MergePlan(
+    return MergeRecipe(
         method=method, parameters=checked,
         base=str(base), targets={name: str(path) for name, path in targets.items()}, out=str(out), dtype=dtype,
         shards=shards, file_sizes=inputs.file_sizes(),
@@ -120,7 +120,7 @@ def make_plan(
     )  # fmt: skip
 
 
-def _rounds(inputs: Inputs, shards: Sequence[Sequence[TensorPlan]]) -> bool:
+def _rounds(inputs: Inputs, shards: Sequence[Sequence[TensorRecipe]]) -> bool:
     narrowest = min(ITEM_BYTES[tensor.dtype] for shard in shards for tensor in shard if tensor.merged)
     held = (tensor for target in inputs.targets.values() for tensor in target.tensors.values())
     return any(tensor.dtype in MERGEABLE and ITEM_BYTES[tensor.dtype] > narrowest for tensor in held)
@@ -188,20 +188,20 @@ def _differs(tensor: FileTensor, other: Any) -> bool:
     return any(block.deltas.any() for block in blocks)
 
 
-def _shards(inputs: Inputs, dtype: str, max_shard_bytes: int) -> tuple[tuple[TensorPlan, ...], ...]:
+def _shards(inputs: Inputs, dtype: str, max_shard_bytes: int) -> tuple[tuple[TensorRecipe, ...], ...]:
     """Tensors in the order of the base's files, cut into shards of at most max_shard_bytes (one tensor at least)."""
-    shards: list[list[TensorPlan]] = [[]]
+    shards: list[list[TensorRecipe]] = [[]]
     size = 0
     for tensor in inputs.base_tensors.values():
         merged = tensor.dtype in MERGEABLE
-        plan = TensorPlan(
+        recipe = TensorRecipe(
             tensor.name, DTYPES.get(dtype, tensor.dtype) if merged else tensor.dtype, tensor.shape, merged
         )
-        if shards[-1] and size + plan.num_bytes > max_shard_bytes:
+        if shards[-1] and size + recipe.num_bytes > max_shard_bytes:
             shards.append([])
             size = 0
-        shards[-1].append(plan)
-        size += plan.num_bytes
+        shards[-1].append(recipe)
+        size += recipe.num_bytes
     return tuple(tuple(shard) for shard in shards)
 
 
