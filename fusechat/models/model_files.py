@@ -162,16 +162,16 @@ def digests(folder: Path, cache: Path | None = None) -> dict[str, str]:
         cache: JSON file that keeps the digests of files whose path, size and time did not change: 145 GB take minutes.
     """
     known = (read_json(str(cache)) or {}) if cache else {}
-    found: dict[str, str] = {}
+    digest_of: dict[str, str] = {}
     weights = {path.name for path in weight_files(folder)}
     for path in sorted(folder.iterdir()):
         if path.name in weights or path.name == "config.json" or path.name in TOKENIZER_FILES:
             status = path.stat()
             key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
-            found[key] = known.get(key) or _sha256(path)
-    if cache and not found.keys() <= known.keys():
-        write_json(str(cache), {**known, **found})
-    by_name = {Path(key.rsplit("|", 2)[0]).name: digest for key, digest in found.items()}
+            digest_of[key] = known.get(key) or _sha256(path)
+    if cache and not digest_of.keys() <= known.keys():
+        write_json(str(cache), {**known, **digest_of})
+    by_name = {Path(key.rsplit("|", 2)[0]).name: digest for key, digest in digest_of.items()}
     paths = {
         path.name: by_name[path.resolve().name] for path in sorted(folder.iterdir()) if path.resolve().name in by_name
     }
