@@ -15,7 +15,7 @@ from fusechat.progress import Progress, ShardLog
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
 from fusechat.storage.damage import sweep
-from fusechat.storage.lease import held
+from fusechat.storage.lease import hold_store
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import Listener, Needs, UnitLog, Work, nothing_left, run_here
@@ -43,7 +43,7 @@ def run(config: RunConfig, source_name: str, *, progress: Progress | None = None
         The errors of `prepare`.
     """
     progress = progress or Progress(quiet=True)
-    with held(config.aligned_url(source_name), config.run.if_changed):
+    with hold_store(config.aligned_url(source_name), config.run.if_changed):
         return run_here(prepare(config, source_name, progress=progress), progress)[0]
 
 

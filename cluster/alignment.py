@@ -10,7 +10,7 @@ from alignment import stage
 from fusechat.config import ClusterSection, RunConfig
 from fusechat.progress import Progress
 from fusechat.storage.artifact import Artifact
-from fusechat.storage.lease import held
+from fusechat.storage.lease import hold_store
 from fusechat.storage.work import run_here
 
 from .jobs.working_dir import require_absolute
@@ -27,7 +27,7 @@ def run(config: RunConfig, source_name: str, *, progress: Progress | None = None
         ClusterSetupError: no Ray at the given address, or results in a relative path there.
     """
     progress = progress or Progress(quiet=True)
-    with held(config.aligned_url(source_name), config.run.if_changed) as lease:
+    with hold_store(config.aligned_url(source_name), config.run.if_changed) as lease:
         works = stage.prepare(config, source_name, progress=progress)
         if lease is None or len(works[-1].missing) < 2 or not _has_several_cpus(config.cluster):
             return run_here(works, progress)[-1]

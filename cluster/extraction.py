@@ -7,7 +7,7 @@ from fusechat.config import RunConfig
 from fusechat.models.resolved_model import resolve
 from fusechat.progress import Progress
 from fusechat.storage.artifact import Artifact
-from fusechat.storage.lease import held
+from fusechat.storage.lease import hold_store
 from fusechat.storage.work import Work, run_here
 from inference import stage
 
@@ -29,7 +29,7 @@ def run(config: RunConfig, names: list[str], *, progress: Progress) -> dict[str,
             finished is kept.
     """
     with contextlib.ExitStack() as stack:
-        leases = [stack.enter_context(held(config.logprobs_url(name), config.run.if_changed)) for name in names]
+        leases = [stack.enter_context(hold_store(config.logprobs_url(name), config.run.if_changed)) for name in names]
         models = [resolve(config.model_named(name), config.digests_path) for name in names]
         works = [work for model in models for work in stage.prepare(config.layout, model, config.extraction)]
 

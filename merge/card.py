@@ -59,11 +59,11 @@ def model_card(recipe: MergeRecipe, report: dict[str, Any]) -> str:
 def mergekit_form(recipe: MergeRecipe) -> dict[str, Any] | None:
     """The merge as a mergekit configuration; None where mergekit would compute something else."""
     write = _MERGEKIT.get(recipe.method_name)
-    found = write(recipe) if write else None
-    if found is None:
+    form = write(recipe) if write else None
+    if form is None:
         return None
     out = {} if recipe.dtype == "auto" else {"out_dtype": recipe.dtype}
-    return {**found, "dtype": "float32", **out}
+    return {**form, "dtype": "float32", **out}
 
 
 def _per_target(recipe: MergeRecipe, name: str, default: float) -> list[float]:

@@ -131,10 +131,10 @@ def begin(recipe: MergeRecipe) -> bool:
     if not work.is_dir():
         if report is not None and report.get("fingerprint") == recipe.fingerprint and (out / "config.json").is_file():
             return True
-        held = [path.name for pattern in ("config.json", "*.safetensors") for path in out.glob(pattern)]
-        if held:
+        model_files = [path.name for pattern in ("config.json", "*.safetensors") for path in out.glob(pattern)]
+        if model_files:
             raise ArtifactError(
-                f"{out}: already holds a model ({held[0]}) of another merge; delete it, or choose another folder"
+                f"{out}: already holds a model ({model_files[0]}) of another merge; delete it, or choose another folder"
             )
     elif (read_json(str(work / "plan.json")) or {}).get("fingerprint") != recipe.fingerprint:
         shutil.rmtree(work)

@@ -69,11 +69,11 @@ class Inputs:
         if target.is_adapter:
             return dict(self.base_tensors) | adapted_tensors(target, self.base_tensors)
         self._check_architecture(target)
-        found = self._same_names(target)
+        tensors = self._same_names(target)
         config, target_config = self.base.config, target.config
         joined: dict[str, TensorSource] = {}
         for tensor in self.base_tensors.values():
-            other = found[tensor.name]
+            other = tensors[tensor.name]
             rows = is_vocabulary_tensor(tensor.name, tensor.shape, config)
             if rows and is_vocabulary_tensor(other.name, other.shape, target_config):
                 row_map = self._row_map(name, target, tensor, other)
@@ -82,7 +82,7 @@ class Inputs:
                     joined[tensor.name] = JoinedTensor(other, tensor, row_map.rows)
                     continue
             _check_shape(target, tensor, other, tensor.shape, other.shape)
-        return dict(found) | joined
+        return dict(tensors) | joined
 
     def _row_map(self, name: str, target: Checkpoint, base_tensor: FileTensor, other: FileTensor) -> RowMap:
         if name not in self.row_maps:
@@ -105,25 +105,25 @@ class Inputs:
 
     def _same_names(self, target: Checkpoint) -> dict[str, FileTensor]:
         """The target's tensors under the base's names; a tied head is taken from the embedding."""
-        found = {name: tensor for name, tensor in target.tensors.items() if not name.endswith(_RECOMPUTED)}
-        embedding = next((tensor for name, tensor in found.items() if name.endswith(_EMBEDDING)), None)
-        head = next((name for name in (*self.base_tensors, *found) if name.endswith(_HEAD)), None)
-        if head and embedding and head not in found and target.config.get("tie_word_embeddings", True):
-            found[head] = embedding
-        elif head and embedding and head in found and head not in self.base_tensors:
-            if not same_bytes(found[head], embedding):
+        tensors = {name: tensor for name, tensor in target.tensors.items() if not name.endswith(_RECOMPUTED)}
+        embedding = next((tensor for name, tensor in tensors.items() if name.endswith(_EMBEDDING)), None)
+        head = next((name for name in (*self.base_tensors, *tensors) if name.endswith(_HEAD)), None)
+        if head and embedding and head not in tensors and target.config.get("tie_word_embeddings", True):
+            tensors[head] = embedding
+        elif head and embedding and head in tensors and head not in self.base_tensors:
+            if not same_bytes(tensors[head], embedding):
                 raise ModelError(
-                    f"{found[head].file}: tensor {head!r} differs from its embedding, and the base ties the two; "
+                    f"{tensors[head].file}: tensor {head!r} differs from its embedding, and the base ties the two; "
                     "expected targets trained from the pivot with tied embeddings"
                 )
-            del found[head]
-        missing = [name for name in self.base_tensors if name not in found]
-        extra = [name for name in found if name not in self.base_tensors]
+            del tensors[head]
+        missing = [name for name in self.base_tensors if name not in tensors]
+        extra = [name for name in tensors if name not in self.base_tensors]
         for names, what in ((missing, "lacks tensors that the base has"), (extra, "has tensors that the base lacks")):
             if names:
                 more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
                 raise ModelError(f"{target.folder}: {what}: {', '.join(names[:_SHOWN])}{more}")
-        return found
+        return tensors
 
 
 def _allow_open_files() -> None:

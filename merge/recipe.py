@@ -122,8 +122,8 @@ def make_recipe(
 
 def _rounds(inputs: Inputs, shards: Sequence[Sequence[TensorRecipe]]) -> bool:
     narrowest = min(ITEM_BYTES[tensor.dtype] for shard in shards for tensor in shard if tensor.merged)
-    held = (tensor for target in inputs.targets.values() for tensor in target.tensors.values())
-    return any(tensor.dtype in MERGEABLE and ITEM_BYTES[tensor.dtype] > narrowest for tensor in held)
+    tensors = (tensor for target in inputs.targets.values() for tensor in target.tensors.values())
+    return any(tensor.dtype in MERGEABLE and ITEM_BYTES[tensor.dtype] > narrowest for tensor in tensors)
 
 
 def scope_of(name: str, granularity: str) -> str:
@@ -208,9 +208,9 @@ def _shards(inputs: Inputs, dtype: str, max_shard_bytes: int) -> tuple[tuple[Ten
 def _check_space(out: Path, num_bytes: int) -> None:
     existing = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
     # Of an earlier call; whole shards are used again, partial ones overwritten.
-    there = sum(path.stat().st_size for path in out.glob("**/*.safetensors*")) if out.is_dir() else 0
+    earlier_bytes = sum(path.stat().st_size for path in out.glob("**/*.safetensors*")) if out.is_dir() else 0
     free = shutil.disk_usage(existing).free
-    if free + there < num_bytes:
+    if free + earlier_bytes < num_bytes:
         raise StorageError(
             f"{out}: the fused model needs {num_bytes / 1e9:.1f} GB, {existing} has {free / 1e9:.1f} GB free; free some, "
             "or choose another place"

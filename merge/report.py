@@ -28,10 +28,10 @@ def make_report(recipe: MergeRecipe, records: dict[str, dict[str, Any]]) -> dict
     total["update_norm"] = norms.tolist()
     total["update_rms"] = (norms / math.sqrt(max(total["elements"], 1))).tolist()
     for key in ("coefficients", "erased_share"):
-        held = {name: record[key] for name, record in merged.items() if key in record}
-        if held:
-            weights = np.array([sizes[name] for name in held], np.float64)
-            total[key] = (weights @ np.array(list(held.values())) / weights.sum()).tolist()
+        figures = {name: record[key] for name, record in merged.items() if key in record}
+        if figures:
+            weights = np.array([sizes[name] for name in figures], np.float64)
+            total[key] = (weights @ np.array(list(figures.values())) / weights.sum()).tolist()
     return {
         "fingerprint": recipe.fingerprint,
         "method": recipe.method_name,

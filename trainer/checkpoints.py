@@ -51,8 +51,8 @@ def publish(output: Path, step: int) -> None:
 
 def last_checkpoint(output: Path) -> Path | None:
     """The newest whole checkpoint."""
-    found = [path for path in output.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
-    return max(found, key=lambda path: int(path.name.removeprefix(PREFIX)), default=None)
+    folders = [path for path in output.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
+    return max(folders, key=lambda path: int(path.name.removeprefix(PREFIX)), default=None)
 
 
 def remove_partial(output: Path) -> None:

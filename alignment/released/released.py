@@ -199,9 +199,9 @@ def project_released(
     logits, ids = [], []
     for row, label in zip(chosen.tolist(), labels, strict=True):
         if row in (ONE_HOT, EMPTY):
-            found = {int(label): ONE_HOT_LOGIT} if row == ONE_HOT else {}
+            logit_of = {int(label): ONE_HOT_LOGIT} if row == ONE_HOT else {}
         else:
-            found = _first_images(
+            logit_of = _first_images(
                 source_topk_logits[row],
                 source_topk_ids[row],
                 source_to_pivot,
@@ -209,8 +209,8 @@ def project_released(
                 pivot_vocabulary,
                 (p_mark, s_mark),
             )
-        logits.append(list(found.values()))
-        ids.append(list(found))
+        logits.append(list(logit_of.values()))
+        ids.append(list(logit_of))
     return logits, ids
 
 
@@ -223,11 +223,11 @@ def _first_images(
     marks: tuple[str, str],
 ) -> dict[int, float]:
     """Pivot id -> logit; of candidates with one image the first counts."""
-    found: dict[int, float] = {}
+    logit_of: dict[int, float] = {}
     for logit, source_id in zip(logits, ids, strict=True):
         piece = (source_pieces[source_id] or "").replace(marks[1], marks[0])
-        found.setdefault(int(vocabulary.get(piece, source_to_pivot[source_id])), logit)
-    return found
+        logit_of.setdefault(int(vocabulary.get(piece, source_to_pivot[source_id])), logit)
+    return logit_of
 
 
 def _distinct(texts: Sequence[str]) -> tuple[np.ndarray, list[str]]:

@@ -95,7 +95,7 @@ def nearest(query, points, offsets, order, signatures, first_of_length):
         (candidate, distance), (-1, -1) if there is none. Of equal distances the smallest candidate wins.
     """
     longest = len(first_of_length) - 2
-    found, best = -1, max(len(query), longest) + 1
+    nearest_id, best = -1, max(len(query), longest) + 1
     own = signature(query)
     for gap in range(max(len(query), longest) + 1):
         if gap > best:
@@ -108,12 +108,12 @@ def nearest(query, points, offsets, order, signatures, first_of_length):
                 candidate = order[place]
                 other = signatures[candidate]
                 bound = max(_popcount(own & ~other), _popcount(other & ~own))
-                if bound > best or (bound == best and candidate > found):
+                if bound > best or (bound == best and candidate > nearest_id):
                     continue
                 score = distance(query, points[offsets[candidate] : offsets[candidate + 1]])
-                if score < best or (score == best and (found < 0 or candidate < found)):
-                    found, best = candidate, score
-    return (found, best) if found >= 0 else (-1, -1)
+                if score < best or (score == best and (nearest_id < 0 or candidate < nearest_id)):
+                    nearest_id, best = candidate, score
+    return (nearest_id, best) if nearest_id >= 0 else (-1, -1)
 
 
 @kept

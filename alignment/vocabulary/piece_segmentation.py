@@ -45,15 +45,15 @@ def encode_pieces(
     backend.no_padding()  # a tokenizer.json may set either; pieces are encoded whole and alone
     backend.no_truncation()
     texts = [_decode(piece) for piece in pieces]
-    found: list[list[int] | None] = [None] * len(pieces)
+    ids_of: list[list[int] | None] = [None] * len(pieces)
     for context in _CONTEXTS:
-        open_ids = [i for i, text in enumerate(texts) if text is not None and found[i] is None]
+        open_ids = [i for i, text in enumerate(texts) if text is not None and ids_of[i] is None]
         for start in range(0, len(open_ids), _BLOCK):  # an encoding holds far more than its ids
             block = open_ids[start : start + _BLOCK]
             encodings = backend.encode_batch_fast([f"{context}{texts[i]}" for i in block], add_special_tokens=False)
             for i, encoding in zip(block, encodings, strict=True):
-                found[i] = _spelled_tail(encoding.ids, surfaces, pieces[i] or b"")
-    return found
+                ids_of[i] = _spelled_tail(encoding.ids, surfaces, pieces[i] or b"")
+    return ids_of
 
 
 def segment_pieces(
@@ -142,7 +142,7 @@ def longest_of_segments(trie, segments, pivot, token, node):
         (id, bytes of the token it covers, place of the next segment); (-1, 0, _) if there is none. An id that ends at
         `node` itself covers 0 bytes.
     """
-    found, covered, read = trie.token_ids[node], 0, 0
+    token_id, covered, read = trie.token_ids[node], 0, 0
     following = segments.offsets[token]
     for place in range(segments.offsets[token], segments.offsets[token + 1]):
         piece = segments.token_ids[place]
@@ -151,5 +151,5 @@ def longest_of_segments(trie, segments, pivot, token, node):
             break
         read += pivot.offsets[piece + 1] - pivot.offsets[piece]
         if trie.token_ids[node] >= 0:
-            found, covered, following = trie.token_ids[node], read, place + 1
-    return found, covered, following
+            token_id, covered, following = trie.token_ids[node], read, place + 1
+    return token_id, covered, following

@@ -111,13 +111,13 @@ def make_vocabularies(
     return Vocabularies(tables, mapped.origin, counts, texts)
 
 
-def save_vocabularies(url: str, found: Vocabularies) -> None:
+def save_vocabularies(url: str, vocabularies: Vocabularies) -> None:
     """Write `vocabulary.npz` into an artifact folder, local or on an object store."""
-    t, c = found.tables, found.counts
-    texts = found.texts or ReleasedTexts([], [], ("", ""))
+    t, c = vocabularies.tables, vocabularies.counts
+    texts = vocabularies.texts or ReleasedTexts([], [], ("", ""))
     buffer = io.BytesIO()
     np.savez(
-        buffer, source_to_pivot=t.source_to_pivot, origin=found.origin, count_source_ids=c.source_ids,
+        buffer, source_to_pivot=t.source_to_pivot, origin=vocabularies.origin, count_source_ids=c.source_ids,
         count_pivot_ids=c.pivot_ids, counts=c.counts, count_shape=np.array(c.shape), source_bytes=t.source.data,
         source_offsets=t.source.offsets, pivot_bytes=t.pivot.data, pivot_offsets=t.pivot.offsets, trie_first_child=t.trie.first_child,
         trie_bytes=t.trie.bytes, trie_token_ids=t.trie.token_ids, segment_ids=t.segments.token_ids,
@@ -171,8 +171,8 @@ def _decoded(tokenizer: Any, vocab_size: int) -> list[str]:
 
 def _default_id(tokenizer: Any) -> int:
     """Where the released code sends ids that it never saw: the unknown token, else end of sequence, else nowhere."""
-    found = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else tokenizer.eos_token_id
-    return -1 if found is None else int(found)
+    token_id = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else tokenizer.eos_token_id
+    return -1 if token_id is None else int(token_id)
 
 
 def _fixed_ids(pivot: Any, source: Any) -> dict[int, int]:

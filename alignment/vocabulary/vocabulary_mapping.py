@@ -54,8 +54,8 @@ class VocabularyMap(NamedTuple):
 
     def counts(self) -> dict[str, int]:
         """Source ids per origin."""
-        found = np.bincount(self.origin, minlength=len(Origin))
-        return {origin.name.lower(): int(found[origin]) for origin in Origin}
+        totals = np.bincount(self.origin, minlength=len(Origin))
+        return {origin.name.lower(): int(totals[origin]) for origin in Origin}
 
 
 def map_vocabulary(
@@ -210,11 +210,11 @@ def _nearest_all(queries: Texts, texts: Texts, order, first_of_length):
     signatures = np.zeros(len(texts.offsets) - 1, np.uint64)
     for i in order:
         signatures[i] = signature(texts.points[texts.offsets[i] : texts.offsets[i + 1]])
-    found = np.empty(len(queries.offsets) - 1, np.int32)
-    for q in range(len(found)):
+    nearest_ids = np.empty(len(queries.offsets) - 1, np.int32)
+    for q in range(len(nearest_ids)):
         query = queries.points[queries.offsets[q] : queries.offsets[q + 1]]
-        found[q] = nearest(query, texts.points, texts.offsets, order, signatures, first_of_length)[0]
-    return found
+        nearest_ids[q] = nearest(query, texts.points, texts.offsets, order, signatures, first_of_length)[0]
+    return nearest_ids
 
 
 def _set(result: VocabularyMap, ids: np.ndarray, images: np.ndarray | int, origin: Origin) -> None:

@@ -116,7 +116,7 @@ def longest_match(trie, data, start, stop, node):
     Returns:
         (id, bytes of data it covers); (-1, 0) if there is none. An id that ends at `node` itself covers 0 bytes.
     """
-    found, covered = trie.token_ids[node], 0
+    token_id, covered = trie.token_ids[node], 0
     place = start
     while place < stop:
         node = step(trie, node, data[place])
@@ -124,8 +124,8 @@ def longest_match(trie, data, start, stop, node):
             break
         place += 1
         if trie.token_ids[node] >= 0:
-            found, covered = trie.token_ids[node], place - start
-    return found, covered
+            token_id, covered = trie.token_ids[node], place - start
+    return token_id, covered
 
 
 @compiled

@@ -171,8 +171,8 @@ def _bytes_per_weight(values: dict[str, Any], dtype: str, extra: dict[str, Any])
     quantization = values.get("quantization_config") or {}
     if extra.get("quantization") or quantization.get("quant_method"):
         return float(quantization.get("bits") or quantization.get("w_bit") or 8) / 8
-    found = dtype if dtype != "auto" else values.get("dtype") or values.get("torch_dtype") or "bfloat16"
-    return BYTES_OF_DTYPE.get(str(found).removeprefix("torch."), 2.0)
+    name = dtype if dtype != "auto" else values.get("dtype") or values.get("torch_dtype") or "bfloat16"
+    return BYTES_OF_DTYPE.get(str(name).removeprefix("torch."), 2.0)
 
 
 def _counted_by_transformers(values: dict[str, Any], model_type: str, name: str, width: float) -> ModelSize:

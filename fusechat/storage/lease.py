@@ -54,10 +54,10 @@ class Lease:
         Raises:
             BusyError: another driver holds it and lives.
         """
-        found = self._read()
-        if found is not None and _lives(found, self._read, patience_seconds):
+        current = self._read()
+        if current is not None and _is_alive(current, self._read, patience_seconds):
             raise BusyError(
-                f"{self.url}: {found['holder']} is writing this store; wait for it, stop it, or choose another run.store"
+                f"{self.url}: {current['holder']} is writing this store; wait for it, stop it, or choose another run.store"
             )
         self._write()
         _held_here.add(self._me["id"])
@@ -77,16 +77,16 @@ class Lease:
         self._thread.join()
         _held_here.discard(self._me["id"])
         with contextlib.suppress(OSError):
-            found = self._read()
-            if found is not None and found.get("id") == self._me["id"]:
+            current = self._read()
+            if current is not None and current.get("id") == self._me["id"]:
                 delete(self.url)
 
     def _renew(self) -> None:
         while not self._ended.wait(self._beat_seconds):
             with contextlib.suppress(OSError):  # a store or disk that does not answer now: the next beat will do
-                found = self._read()
-                if found is not None and found.get("id") != self._me["id"]:
-                    self._other = str(found.get("holder"))
+                current = self._read()
+                if current is not None and current.get("id") != self._me["id"]:
+                    self._other = str(current.get("holder"))
                     return
                 self._write()
 
@@ -102,7 +102,7 @@ class Lease:
 
 
 @contextlib.contextmanager
-def held(url: str, if_changed: str) -> Iterator[Lease | None]:
+def hold_store(url: str, if_changed: str) -> Iterator[Lease | None]:
     """Hold a store that is still to be written; None, and nothing is written, for one that is finished.
 
     Args:
@@ -121,13 +121,13 @@ def held(url: str, if_changed: str) -> Iterator[Lease | None]:
         lease.end()
 
 
-def _lives(found: dict[str, Any], read: Any, patience_seconds: float) -> bool:
+def _is_alive(lease: dict[str, Any], read: Any, patience_seconds: float) -> bool:
     """Whether the holder of a lease still runs."""
-    if found.get("host") == platform.node():
-        if found["process"] == os.getpid():
-            return found["id"] in _held_here
+    if lease.get("host") == platform.node():
+        if lease["process"] == os.getpid():
+            return lease["id"] in _held_here
         try:
-            return abs(psutil.Process(found["process"]).create_time() - found["process_started"]) < 1
+            return abs(psutil.Process(lease["process"]).create_time() - lease["process_started"]) < 1
         except psutil.NoSuchProcess:
             return False
     deadline = time.monotonic() + patience_seconds
@@ -136,6 +136,6 @@ def _lives(found: dict[str, Any], read: Any, patience_seconds: float) -> bool:
         now = read()
         if now is None:
             return False
-        if (now["id"], now["beat"]) != (found["id"], found["beat"]):
+        if (now["id"], now["beat"]) != (lease["id"], lease["beat"]):
             return True
     return False

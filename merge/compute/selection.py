@@ -60,12 +60,12 @@ def largest(
     high = _Counts((len(counts), selection_kernels.LANES, 2**15))
     present = np.sum(group.map(lambda block: _count_high(statistic(block), high.mine())), axis=0)
     wanted = [count(int(size)) for count, size in zip(counts, present, strict=True)]
-    found = [_rank_in(row, k) for row, k in zip(high.total(), wanted, strict=True)]
+    places = [_rank_in(row, k) for row, k in zip(high.total(), wanted, strict=True)]
 
     low = _Counts((len(counts), 1, 2**16))
-    group.map(lambda block: _count_low(statistic(block), found, low.mine()))
+    group.map(lambda block: _count_low(statistic(block), places, low.mine()))
     selections = []
-    for number, (place, row) in enumerate(zip(found, low.total(), strict=True)):
+    for number, (place, row) in enumerate(zip(places, low.total(), strict=True)):
         if place is None:
             selections.append(Selection(float("inf"), 0.0))
             continue
@@ -132,7 +132,7 @@ def _count_high(statistics: np.ndarray, counts: np.ndarray) -> list[int]:
     ]
 
 
-def _count_low(statistics: np.ndarray, found: list[_Place | None], counts: np.ndarray) -> None:
-    for row, place, totals in zip(statistics, found, counts, strict=True):
+def _count_low(statistics: np.ndarray, places: list[_Place | None], counts: np.ndarray) -> None:
+    for row, place, totals in zip(statistics, places, counts, strict=True):
         if place is not None:
             selection_kernels.count_low(row.view(np.uint32), place.index, totals)

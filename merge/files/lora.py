@@ -87,13 +87,13 @@ def adapted_tensors(adapter: Checkpoint, base: dict[str, FileTensor]) -> dict[st
                 f"{tensor.file}: tensor {key!r} has shape {list(tensor.shape)}, the base's {list(base[name].shape)}"
             )
         whole[name] = tensor
-    found: dict[str, TensorSource] = dict(whole)
+    tensors: dict[str, TensorSource] = dict(whole)
     for module, sides in factors.items():
         name = f"{module}.weight"
         if name not in base:
             raise ModelError(f"{adapter.folder}: adapts {name!r}, which the base does not have")
-        found[name] = _low_rank(adapter, whole.get(name, base[name]), module, sides, settings)
-    return found
+        tensors[name] = _low_rank(adapter, whole.get(name, base[name]), module, sides, settings)
+    return tensors
 
 
 def _settings(adapter: Checkpoint) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from fusechat.errors import AlignmentError, ArtifactError, BusyError
 from fusechat.storage import artifact
 from fusechat.storage.contracts import RowKind
 from fusechat.storage.damage import find_damage
-from fusechat.storage.lease import LEASE_FILE, held
+from fusechat.storage.lease import LEASE_FILE, hold_store
 from fusechat.storage.row_store import RowStore
 
 
@@ -159,7 +159,7 @@ def test_stage_takes_the_store_for_itself_and_leaves_nothing_of_killed_writers(c
     partial = Path(config.aligned_url(source)) / "topk_ids" / "c" / "0.0123abcd.partial"
     partial.parent.mkdir()
     partial.write_bytes(b"half")
-    with held(config.aligned_url(source), "refuse"), pytest.raises(BusyError, match="is writing this store"):
+    with hold_store(config.aligned_url(source), "refuse"), pytest.raises(BusyError, match="is writing this store"):
         stage.run(config, source)
     stage.run(config, source)
     assert not partial.exists() and not (Path(config.aligned_url(source)) / LEASE_FILE).exists()

@@ -309,7 +309,7 @@ def test_two_drivers_at_once_leave_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """What a lease is spared: both write every shard."""
-    monkeypatch.setattr(extraction, "held", lambda url, if_changed: contextlib.nullcontext())
+    monkeypatch.setattr(extraction, "hold_store", lambda url, if_changed: contextlib.nullcontext())
     more, store = add_node(nodes), str(tmp_path / "shared")
     first, second = make_run("one", store, replicas=2), make_run("two", store, replicas=2)
     with extracting(first, hold=list(range(20))) as release, extracting(second, hold=list(range(20))):

@@ -13,34 +13,36 @@ from tiny_runs import another_process_within
 from fusechat.errors import BusyError
 from fusechat.storage import lease
 from fusechat.storage.artifact import read_json, write_json
-from fusechat.storage.lease import LEASE_FILE, Lease, held
+from fusechat.storage.lease import LEASE_FILE, Lease, hold_store
 
 
 def test_lease_of_a_living_process_is_refused_and_a_killed_ones_is_taken_at_once(tmp_path: Path) -> None:
     with (
-        another_process_within(f"from fusechat.storage.lease import held\nheld({str(tmp_path)!r}, 'refuse')") as holder,
+        another_process_within(
+            f"from fusechat.storage.lease import hold_store\nhold_store({str(tmp_path)!r}, 'refuse')"
+        ) as holder,
         pytest.raises(BusyError, match=f"process {holder} is writing this store"),
-        held(str(tmp_path), "refuse"),
+        hold_store(str(tmp_path), "refuse"),
     ):
         pass
     assert (tmp_path / LEASE_FILE).exists()
-    with held(str(tmp_path), "refuse") as taken:
+    with hold_store(str(tmp_path), "refuse") as taken:
         assert taken is not None
     assert not (tmp_path / LEASE_FILE).exists()
 
 
 def test_lease_in_one_process_is_held_once(tmp_path: Path) -> None:
-    with held(str(tmp_path), "refuse"):
-        with pytest.raises(BusyError), held(str(tmp_path), "refuse"):
+    with hold_store(str(tmp_path), "refuse"):
+        with pytest.raises(BusyError), hold_store(str(tmp_path), "refuse"):
             pass
         assert (tmp_path / LEASE_FILE).exists()
 
 
 def test_lease_of_a_finished_store_is_not_taken(tmp_path: Path) -> None:
     write_json(str(tmp_path / "artifact.json"), {})
-    with held(str(tmp_path), "refuse") as taken:
+    with hold_store(str(tmp_path), "refuse") as taken:
         assert taken is None and not (tmp_path / LEASE_FILE).exists()
-    with held(str(tmp_path), "restart") as taken:
+    with hold_store(str(tmp_path), "restart") as taken:
         assert taken is not None
 
 
