@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from merge import merge_checkpoints
     from trainer import fusion_loss
 
-    from .app.python_api import align, open_rows, run, score, tokenize
+    from .app.open_rows import open_rows
+    from .app.python_api import align, run, score, tokenize
     from .config import load_config
 
 __all__ = [
@@ -48,6 +49,10 @@ def __getattr__(name: str) -> Any:
         from merge import merge_checkpoints
 
         return merge_checkpoints
+    if name == "open_rows":
+        from .app.open_rows import open_rows
+
+        return open_rows
     from .app import python_api
 
     return getattr(python_api, name)

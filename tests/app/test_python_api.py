@@ -10,7 +10,8 @@ import pytest
 import tiny_models as tiny_models_module
 
 import fusechat
-from fusechat.app.python_api import Example, Rows
+from fusechat.app.open_rows import Rows
+from fusechat.app.python_api import Example
 from fusechat.errors import AlignmentError, ArtifactError, DialogueError
 from fusechat.storage.contracts import RowKind
 
