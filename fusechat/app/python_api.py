@@ -4,6 +4,7 @@ Goes in: model folders (or hub ids) and rows as dialogue files hold them. Comes 
 computed by the stages' own functions; docs/python-api.md shows each once, and a test runs that page.
 """
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..config import AlignmentSection, EngineSection, RunConfig, load_config
-from ..errors import DialogueError
+from ..errors import AlignmentError, DialogueError
 from ..progress import Progress
 from ..storage.tokens import Tokens
 from ..text.dialogues import Dialogue, read_row
@@ -65,6 +66,8 @@ def tokenize(
     template_arguments: Mapping[str, Any] | None = None,
 ) -> list[Example]:
     """Dialogues as a model reads them, one record per training example.
+
+    A dialogue is one example, or several where the template hides the reasoning of earlier turns: one for each turn it shows.
 
     Args:
         model: Hugging Face folder or hub id.
@@ -137,8 +140,16 @@ def align(
     """
     from alignment.in_memory import align_rows
 
-    rows, rules = list(rows), AlignmentSection.model_validate(alignment or {})
-    read = [_tokenized(str(model), rows, None, None) for model in (pivot, source)]
+    rules = AlignmentSection.model_validate(alignment or {})
+    pivot_read = _tokenized(str(pivot), rows, None, None)
+    source_read = _tokenized(str(source), [one.dialogue.to_row() for one in pivot_read[1]], None, None)
+    read = [pivot_read, source_read]
+    if not len(scored) == len(source_read[1]) == len(pivot_read[1]):
+        raise AlignmentError(
+            f"found rows of {len(scored)} examples, expected {len(pivot_read[1])} as the pivot reads these dialogues and "
+            f"{len(source_read[1])} as the source does; score the pivot's examples: [one.dialogue.to_row() for one in "
+            "fusechat.tokenize(pivot, rows)]"
+        )
     tokens = [_tokens(str(model), *one) for model, one in zip((pivot, source), read, strict=True)]
     names = ("topk_ids", "topk_logprobs", "label_logprob")
     arrays = {name: np.concatenate([getattr(part, name) for part in scored]) for name in names}
@@ -160,12 +171,19 @@ def _tokenized(
 ) -> tuple[Any, list[Example]]:
     """A model's tokenizer, and the dialogues under it."""
     from ..text.chat_template import load_tokenizer
+    from ..text.fitting import fit_dialogues
     from ..text.rendered import ChatTemplate
     from ..text.tokenization import tokenize_dialogues
 
     tokenizer, text = load_tokenizer(model, template=template)
     chat_template = ChatTemplate(text, arguments or {})
-    dialogues = [_dialogue(number, row) for number, row in enumerate(rows, 1)]
+    given = [_dialogue(number, row) for number, row in enumerate(rows, 1)]
+    fitted = fit_dialogues(tokenizer, chat_template, given, sys.maxsize)
+    if fitted.refused:
+        numbers = {dialogue.id: number for number, dialogue in enumerate(given, 1)}
+        refused_id, reason = fitted.refused[0]
+        raise DialogueError(f"row {numbers[refused_id]}: {reason}")
+    dialogues = fitted.dialogues
     parts = tokenize_dialogues(tokenizer, chat_template, dialogues)
     return tokenizer, [
         Example(dialogue, part.token_ids, part.is_scored, part.span, part.field, part.call_digest)

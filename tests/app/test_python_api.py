@@ -68,8 +68,30 @@ def made_up_rows(example: Example) -> Rows:
 
 def test_rows_of_other_dialogues_are_refused(tiny_models: dict[str, Path]) -> None:
     scored = [made_up_rows(example) for example in fusechat.tokenize(tiny_models["mixtral"], ROWS[:3])]
-    with pytest.raises(AlignmentError, match=r"found \d+ rows, expected \d+.*score these dialogues"):
+    with pytest.raises(AlignmentError, match=r"found rows of 3 examples, expected 6.*score the pivot's examples"):
         fusechat.align(tiny_models["llama"], tiny_models["mixtral"], ROWS, scored)
+
+
+def test_reasoning_in_every_turn_is_shown_turn_by_turn(tiny_models: dict[str, Path]) -> None:
+    """A template that hides earlier thoughts: one example per turn that it shows, each token scored once."""
+    turns = [
+        ("user", "1 + 1?", ""),
+        ("assistant", "Two.", "add"),
+        ("user", "2 + 2?", ""),
+        ("assistant", "Four.", "twice"),
+    ]
+    row = {"messages": [{"role": role, "content": text, "reasoning": thought} for role, text, thought in turns]}
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if m.reasoning_content and loop.last %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}"
+    )
+    first, second = fusechat.tokenize(tiny_models["llama"], [row], template=template)
+    said = [
+        [one.dialogue.field_bytes[start:end] for start, end in one.spans[one.is_scored] if start >= 0]
+        for one in (first, second)
+    ]
+    assert [b"".join(parts) for parts in said] == [b"addTwo.", b"twiceFour."]
 
 
 def test_a_broken_row_is_named(tiny_models: dict[str, Path]) -> None:
