@@ -80,8 +80,9 @@ def measure_shard(
         -arrays["label_logprob"].astype(np.float64),
         -projection.label_logprob.astype(np.float64),
     )
-    masses = tuple(
-        np.exp(topk).sum(axis=1, dtype=np.float64) for topk in (arrays["topk_logprobs"], projection.topk_logprobs)
+    masses = (
+        np.exp(arrays["topk_logprobs"]).sum(axis=1, dtype=np.float64),
+        np.exp(projection.topk_logprobs).sum(axis=1, dtype=np.float64),
     )
     real = _IS_REAL[projection.kind]
     _sum_rows(alignment.source_row, alignment.inside, labels, real, *masses, sums)
@@ -169,7 +170,7 @@ def loss_even(labels: np.ndarray, topk_ids: np.ndarray, topk_logprobs: np.ndarra
 
 
 @kept
-def _loss_even(labels, topk_ids, topk_logprobs, vocab_size):
+def _loss_even(labels: np.ndarray, topk_ids: np.ndarray, topk_logprobs: np.ndarray, vocab_size: int) -> np.ndarray:
     losses = np.empty(len(labels))
     for row in range(len(labels)):
         mass, entries, own = 0.0, 0, 0.0
@@ -190,7 +191,9 @@ def text_kinds(token_ids: np.ndarray, is_end_of_turn: np.ndarray, surfaces: Surf
 
 
 @kept
-def _text_kinds(token_ids, is_end_of_turn, data, offsets, code_bytes):
+def _text_kinds(
+    token_ids: np.ndarray, is_end_of_turn: np.ndarray, data: np.ndarray, offsets: np.ndarray, code_bytes: np.ndarray
+) -> np.ndarray:
     kinds = np.zeros(len(token_ids), np.uint8)
     for row in range(len(token_ids)):
         found = _END if is_end_of_turn[row] else _PROSE
@@ -207,7 +210,16 @@ def _text_kinds(token_ids, is_end_of_turn, data, offsets, code_bytes):
 
 
 @kept
-def _sum_rows(source_row, inside, labels, real, source_mass, aligned_mass, sums):
+def _sum_rows(
+    source_row: np.ndarray, inside: np.ndarray, labels: np.ndarray, real: np.ndarray,
+    source_mass: np.ndarray, aligned_mass: np.ndarray, sums: np.ndarray,
+) -> None:  # fmt: skip
+    """Rows and masses, added to `sums` (float64 [text kinds, columns]).
+
+    Args:
+        labels: uint8 [pivot rows], each token's text kind. `real`: bool [pivot rows], `_IS_REAL` of the row's kind.
+        source_mass: float64 [source rows]. `aligned_mass`: float64 [pivot rows].
+    """
     for i in range(len(labels)):
         sums[labels[i], _ROWS] += 1
         sums[labels[i], _REAL] += real[i]
@@ -218,8 +230,11 @@ def _sum_rows(source_row, inside, labels, real, source_mass, aligned_mass, sums)
 
 @kept
 def _sum_segments(
-    pivot, source_row, inside, labels, real, source_even, aligned_even, source_label, aligned_label, sums
-):
+    pivot: TargetRows, source_row: np.ndarray, inside: np.ndarray, labels: np.ndarray, real: np.ndarray,
+    source_even: np.ndarray, aligned_even: np.ndarray, source_label: np.ndarray, aligned_label: np.ndarray,
+    sums: np.ndarray,
+) -> None:  # fmt: skip
+    """Segments, bytes and losses, added to `sums`; as `_sum_rows`, and the losses float64 of either side's rows, nats."""
     rows = len(labels)
     i = 0
     while i < rows:

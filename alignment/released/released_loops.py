@@ -13,12 +13,13 @@ ONE_HOT, EMPTY = -1, -2
 
 
 @kept
-def warp(costs, source, pivot):
+def warp(costs: np.ndarray, source: np.ndarray, pivot: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The warping path of least cost, from the two ends back to the two starts.
 
     Ties in the step go diagonally, then back along the pivot, then back along the source.
 
     Args:
+        costs: int32 [distinct source texts, distinct pivot texts].
         source, pivot: int32, indices of distinct texts.
     Returns:
         (first, last): int32 [pivot tokens] each, the source tokens that stand at each pivot token. A path moves by at
@@ -49,7 +50,8 @@ def warp(costs, source, pivot):
 
 
 @kept
-def _trace(steps, first, last):
+def _trace(steps: np.ndarray, first: np.ndarray, last: np.ndarray) -> None:
+    """Walk back from the two ends; steps uint8 [source tokens, pivot tokens], first and last int32 [pivot tokens]."""
     i, j = steps.shape[0] - 1, steps.shape[1] - 1
     last[j] = first[j] = i
     while i > 0 or j > 0:
@@ -63,7 +65,9 @@ def _trace(steps, first, last):
 
 
 @kept
-def _ends_with(points, start, stop, other_points, other_start, other_stop):
+def _ends_with(
+    points: np.ndarray, start: int, stop: int, other_points: np.ndarray, other_start: int, other_stop: int
+) -> bool:
     """Whether one of two texts ends with the other."""
     length = min(stop - start, other_stop - other_start)
     same = 0
@@ -73,7 +77,9 @@ def _ends_with(points, start, stop, other_points, other_start, other_stop):
 
 
 @kept
-def _starts_with(points, start, stop, other_points, other_start, other_stop):
+def _starts_with(
+    points: np.ndarray, start: int, stop: int, other_points: np.ndarray, other_start: int, other_stop: int
+) -> bool:
     length = other_stop - other_start
     if length > stop - start:
         return False
@@ -84,7 +90,16 @@ def _starts_with(points, start, stop, other_points, other_start, other_stop):
 
 
 @kept
-def choose_rows(pivot, source, first, last, p_points, p_offsets, s_points, s_offsets):
+def choose_rows(
+    pivot: np.ndarray,
+    source: np.ndarray,
+    first: np.ndarray,
+    last: np.ndarray,
+    p_points: np.ndarray,
+    p_offsets: np.ndarray,
+    s_points: np.ndarray,
+    s_offsets: np.ndarray,
+) -> np.ndarray:
     """The source token whose row each pivot token gets, int32 [pivot tokens]; ONE_HOT or EMPTY where none.
 
     With one source token: it, if either text ends with the other. With several: the first for which that holds of the
@@ -92,6 +107,7 @@ def choose_rows(pivot, source, first, last, p_points, p_offsets, s_points, s_off
 
     Args:
         pivot, source: int32, indices of distinct texts, laid out as in `WarpingTexts`.
+        first, last: int32 [pivot tokens], of `warp`.
     """
     chosen = np.full(len(pivot), ONE_HOT, np.int32)
     for i in range(len(pivot)):
@@ -112,7 +128,9 @@ def choose_rows(pivot, source, first, last, p_points, p_offsets, s_points, s_off
 
 
 @kept
-def _spelling_row(source, first, last, text, s_points, s_offsets):
+def _spelling_row(
+    source: np.ndarray, first: int, last: int, text: np.ndarray, s_points: np.ndarray, s_offsets: np.ndarray
+) -> int:
     """Several source tokens, none of which ends the pivot's token: do some of them spell it in order?"""
     read, total, found = 0, 0, -1
     for j in range(first, last + 1):

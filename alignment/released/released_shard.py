@@ -16,7 +16,7 @@ from fusechat.storage.contracts import RowKind
 from ..rows.projection import Projection
 from ..rows.row_arrays import SourceRows
 from ..vocabulary.vocabulary_file import ReleasedTexts, Vocabularies
-from .released import costs_of, warping_texts
+from .released import WarpingTexts, costs_of, warping_texts
 from .released_loops import EMPTY, ONE_HOT, choose_rows, warp
 
 _MAPPED, _EMPTY, _ONE_HOT = int(RowKind.MAPPED), int(RowKind.EMPTY), int(RowKind.ONE_HOT)
@@ -91,7 +91,10 @@ def project_shard(
     return out
 
 
-def _warp_dialogue(pivot: DialogueTokens, source: DialogueTokens, texts: ReleasedTexts, dialogue: int) -> tuple:
+def _warp_dialogue(
+    pivot: DialogueTokens, source: DialogueTokens, texts: ReleasedTexts, dialogue: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, WarpingTexts]:
+    """Pivot ids, source ids, both arrays of `warp`, and the texts that it compared, of one dialogue."""
     p = pivot.token_ids[pivot.offsets[dialogue] : pivot.offsets[dialogue + 1]]
     s = source.token_ids[source.offsets[dialogue] : source.offsets[dialogue + 1]]
     distinct = warping_texts(
@@ -107,9 +110,16 @@ def _indices(token_ids: np.ndarray) -> np.ndarray:
 
 @kept
 def _first_images(
-    labels, source_row, topk_ids, logprobs, images, vocab_size, out_ids, out_logprobs, out_label, out_kind
-):
-    """Of candidates with one image the first counts; what the others had is lost to the row, as released."""
+    labels: np.ndarray, source_row: np.ndarray, topk_ids: np.ndarray, logprobs: np.ndarray, images: np.ndarray,
+    vocab_size: int, out_ids: np.ndarray, out_logprobs: np.ndarray, out_label: np.ndarray, out_kind: np.ndarray,
+) -> None:  # fmt: skip
+    """Of candidates with one image the first counts; what the others had is lost to the row, as released.
+
+    Args:
+        labels, source_row: int [rows], pivot ids and the source rows they get, ONE_HOT or EMPTY where none.
+        topk_ids, logprobs: [source rows, source k]. `images`: int32 [source vocabulary], -1: unmapped.
+        out_ids, out_logprobs, out_label, out_kind: those of Projection, [rows, k] and [rows].
+    """
     k = out_ids.shape[1]
     for i in range(len(labels)):
         if source_row[i] < 0:
@@ -133,7 +143,8 @@ def _first_images(
 
 
 @kept
-def _holds(ids, count, token_id):
+def _holds(ids: np.ndarray, count: int, token_id: int) -> bool:
+    """Whether the first `count` of `ids` (int32 [k]) have the id."""
     place = 0
     while place < count and ids[place] != token_id:
         place += 1

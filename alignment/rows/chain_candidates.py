@@ -144,7 +144,8 @@ def longer_tokens(inputs: ChainInputs, scratch: Scratch, i: int, last: int, weig
             scratch.ruled_out[c] = True
             ruled_out += prob
             add_mass(scratch, image, weight * prob)
-    return min(ruled_out, 1.0 - rows.label_probs[j])
+    share: float = min(ruled_out, 1.0 - rows.label_probs[j])
+    return share
 
 
 @inlined
@@ -176,7 +177,8 @@ def _template_bytes(surfaces: Surfaces, token_id: int, width: int, opens_turn: b
     """
     if not opens_turn or is_end_of_turn:
         return 0
-    return max(0, surfaces.offsets[token_id + 1] - surfaces.offsets[token_id] - width)
+    extra: int = max(0, surfaces.offsets[token_id + 1] - surfaces.offsets[token_id] - width)
+    return extra
 
 
 @inlined

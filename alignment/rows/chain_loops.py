@@ -148,7 +148,8 @@ def _is_known(inputs: ChainInputs, j: int) -> bool:
     """False for the unknown token (its probability is not that of the text) and for rows without a score."""
     label, offsets = inputs.source.token_ids[j], inputs.tables.source.offsets
     spells_bytes = offsets[label + 1] > offsets[label]
-    return (spells_bytes or inputs.source.is_end_of_turn[j]) and inputs.rows.label_probs[j] > 0.0
+    is_scored: bool = inputs.rows.label_probs[j] > 0.0
+    return (spells_bytes or inputs.source.is_end_of_turn[j]) and is_scored
 
 
 @inlined

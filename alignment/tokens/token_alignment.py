@@ -118,9 +118,10 @@ def collect_target_rows(
 
 @kept
 def _collect(
-    token_ids, is_scored, span, offsets, field, calls_meet,
-    ids, starts, ends, is_end_of_turn, opens_turn, row_offsets, is_apart,
-):  # fmt: skip
+    token_ids: np.ndarray, is_scored: np.ndarray, span: np.ndarray, offsets: np.ndarray, field: np.ndarray,
+    calls_meet: np.ndarray, ids: np.ndarray, starts: np.ndarray, ends: np.ndarray, is_end_of_turn: np.ndarray,
+    opens_turn: np.ndarray, row_offsets: np.ndarray, is_apart: np.ndarray,
+) -> int:  # fmt: skip
     """Fill the arrays of TargetRows; returns the first token whose span runs backwards, or -1."""
     row = 0
     row_offsets[0] = 0
@@ -184,9 +185,11 @@ def align_spans(pivot: TargetRows, source: TargetRows) -> SpanAlignment:
 
 @kept
 def _walk(
-    p_start, p_end, p_eot, p_opens, p_apart, p_offsets, s_start, s_end, s_eot, s_opens, s_apart, s_offsets,
-    source_row, inside,
-):  # fmt: skip
+    p_start: np.ndarray, p_end: np.ndarray, p_eot: np.ndarray, p_opens: np.ndarray, p_apart: np.ndarray,
+    p_offsets: np.ndarray, s_start: np.ndarray, s_end: np.ndarray, s_eot: np.ndarray, s_opens: np.ndarray,
+    s_apart: np.ndarray, s_offsets: np.ndarray, source_row: np.ndarray, inside: np.ndarray,
+) -> None:  # fmt: skip
+    """Fill the arrays of SpanAlignment from those of both sides' TargetRows."""
     for dialogue in range(len(p_offsets) - 1):
         first, stop = s_offsets[dialogue], s_offsets[dialogue + 1]
         content, eot = first, first
@@ -214,7 +217,10 @@ def _walk(
 
 
 @kept
-def _next_content(s_start, s_end, s_eot, s_apart, content, stop, start, end):
+def _next_content(
+    s_start: np.ndarray, s_end: np.ndarray, s_eot: np.ndarray, s_apart: np.ndarray,
+    content: int, stop: int, start: int, end: int,
+) -> int:  # fmt: skip
     """The first source token, from `content` on, that holds byte `start` or begins after it.
 
     A lone word-start mark (no byte) counts as holding its place for a pivot token that is one too.

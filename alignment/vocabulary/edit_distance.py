@@ -35,7 +35,7 @@ def flatten_texts(texts: Sequence[str]) -> Texts:
 
 
 @kept
-def distance(a, b):
+def distance(a: np.ndarray, b: np.ndarray) -> int:
     """Levenshtein distance of two int32 arrays of code points."""
     if len(a) > len(b):
         a, b = b, a
@@ -45,7 +45,7 @@ def distance(a, b):
 
 
 @kept
-def _distance_bits(a, b):
+def _distance_bits(a: np.ndarray, b: np.ndarray) -> int:
     """`a` (1 to 64 code points) stands in the bits of a word; one step per code point of `b`."""
     one = np.uint64(1)
     positive, negative = ~np.uint64(0), np.uint64(0)
@@ -70,7 +70,8 @@ def _distance_bits(a, b):
 
 
 @kept
-def _distance_plain(a, b):
+def _distance_plain(a: np.ndarray, b: np.ndarray) -> int:
+    """One row of the table at a time; a and b int32."""
     row = np.arange(len(a) + 1)
     for point in b:
         diagonal, row[0] = row[0], row[0] + 1
@@ -78,17 +79,26 @@ def _distance_plain(a, b):
             substituted = diagonal + (a[i] != point)
             diagonal = row[i + 1]
             row[i + 1] = min(substituted, diagonal + 1, row[i] + 1)
-    return row[len(a)]
+    edits: int = row[len(a)]
+    return edits
 
 
 @kept
-def nearest(query, points, offsets, order, signatures, first_of_length):
+def nearest(
+    query: np.ndarray,
+    points: np.ndarray,
+    offsets: np.ndarray,
+    order: np.ndarray,
+    signatures: np.ndarray,
+    first_of_length: np.ndarray,
+) -> tuple[int, int]:
     """The candidate with the least distance to the query; of equals the one that comes first in `order`'s lengths.
 
     Lengths are visited by their difference to the query's, which bounds the distance from below, as does the number of
     kinds of code points that only one of the two has.
 
     Args:
+        query, points: int32, code points; `points` and int64 `offsets` are those of `Texts`.
         order: int64, candidates by length, then by id. `first_of_length`: int64 [longest+2], where each length begins.
         signatures: uint64 [texts], kinds of code points as bits.
     Returns:
@@ -117,8 +127,8 @@ def nearest(query, points, offsets, order, signatures, first_of_length):
 
 
 @kept
-def signature(points):
-    """Kinds of code points as bits of a word."""
+def signature(points: np.ndarray) -> np.uint64:
+    """Kinds of int32 code points as bits of a word."""
     bits = np.uint64(0)
     for point in points:
         bits |= np.uint64(1) << (np.uint64(point * 2654435761 >> 7) & np.uint64(63))
@@ -126,7 +136,7 @@ def signature(points):
 
 
 @kept(inline="always")
-def _popcount(word):
+def _popcount(word: np.uint64) -> np.int64:
     word = word - ((word >> np.uint64(1)) & np.uint64(0x5555555555555555))
     word = (word & np.uint64(0x3333333333333333)) + ((word >> np.uint64(2)) & np.uint64(0x3333333333333333))
     word = (word + (word >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)

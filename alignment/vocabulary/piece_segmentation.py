@@ -114,8 +114,11 @@ def _cut_longest(trie: Trie, flat: Surfaces, token_id: int) -> list[int]:
 
 
 @kept
-def cut_longest(trie, data, start, stop):
-    """Longest matches from the left, int32 [tokens]; the last is -1 if the rest cannot be spelled."""
+def cut_longest(trie: Trie, data: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Longest matches in `data[start:stop]` (uint8 [bytes]) from the left, int32 [tokens].
+
+    The last is -1 if the rest cannot be spelled.
+    """
     ids = np.empty(stop - start, np.int32)
     count = 0
     while start < stop:
@@ -129,7 +132,7 @@ def cut_longest(trie, data, start, stop):
 
 
 @compiled
-def longest_of_segments(trie, segments, pivot, token, node):
+def longest_of_segments(trie: Trie, segments: Segments, pivot: Surfaces, token: int, node: int) -> tuple[int, int, int]:
     """The longest id whose path leads from `node` through whole segments of a source token.
 
     What the pivot would make of a text and the token written after it: a token that reaches beyond the text ends where

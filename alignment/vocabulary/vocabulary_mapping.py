@@ -134,7 +134,8 @@ def most_frequent(matrix: sparse.csr_matrix, same: np.ndarray) -> np.ndarray:
 
 
 @kept
-def _most_frequent(indptr, indices, data, same):
+def _most_frequent(indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """`most_frequent` over the arrays of a CSR matrix, its data float64; `same` int32 [V_source]."""
     images = np.full(len(indptr) - 1, -1, np.int32)
     for row in range(len(images)):
         best = 0.0
@@ -206,7 +207,8 @@ def nearest_pieces(queries: Sequence[str], pivot: Sequence[bytes | None]) -> np.
 
 
 @kept
-def _nearest_all(queries: Texts, texts: Texts, order, first_of_length):
+def _nearest_all(queries: Texts, texts: Texts, order: np.ndarray, first_of_length: np.ndarray) -> np.ndarray:
+    """`nearest` of each query, int32 [queries]; `order` and `first_of_length` as there."""
     signatures = np.zeros(len(texts.offsets) - 1, np.uint64)
     for i in order:
         signatures[i] = signature(texts.points[texts.offsets[i] : texts.offsets[i + 1]])

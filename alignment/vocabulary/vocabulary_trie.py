@@ -67,8 +67,23 @@ def build_trie(surfaces: Surfaces, reachable: np.ndarray) -> Trie:
 
 
 @kept
-def _number_nodes(data, offsets, ids, first_child, node_bytes, token_ids):
-    """Breadth first over pieces in byte order: a node is a run of pieces that share their first `depth` bytes."""
+def _number_nodes(
+    data: np.ndarray,
+    offsets: np.ndarray,
+    ids: np.ndarray,
+    first_child: np.ndarray,
+    node_bytes: np.ndarray,
+    token_ids: np.ndarray,
+) -> int:
+    """Breadth first over pieces in byte order: a node is a run of pieces that share their first `depth` bytes.
+
+    Args:
+        data, offsets: those of `Surfaces`.
+        ids: int32 [pieces], by their bytes.
+        first_child, node_bytes, token_ids: those of `Trie`, with room for more nodes; are filled.
+    Returns:
+        The number of nodes.
+    """
     low, high, depth = (
         np.zeros(len(node_bytes), np.int64),
         np.empty(len(node_bytes), np.int64),
@@ -95,7 +110,7 @@ def _number_nodes(data, offsets, ids, first_child, node_bytes, token_ids):
 
 
 @compiled
-def step(trie, node, byte):
+def step(trie: Trie, node: int, byte: int) -> int:
     """The child of a node, or -1."""
     low, high = trie.first_child[node], trie.first_child[node + 1]
     while high - low > 8:
@@ -110,8 +125,8 @@ def step(trie, node, byte):
 
 
 @compiled
-def longest_match(trie, data, start, stop, node):
-    """The longest id whose path leads from `node` through `data[start:stop]`.
+def longest_match(trie: Trie, data: np.ndarray, start: int, stop: int, node: int) -> tuple[int, int]:
+    """The longest id whose path leads from `node` through `data[start:stop]`; data is uint8 [bytes].
 
     Returns:
         (id, bytes of data it covers); (-1, 0) if there is none. An id that ends at `node` itself covers 0 bytes.
@@ -129,8 +144,8 @@ def longest_match(trie, data, start, stop, node):
 
 
 @compiled
-def descend(trie, data, start, stop, node):
-    """The node reached from `node` through `data[start:stop]`, or -1."""
+def descend(trie: Trie, data: np.ndarray, start: int, stop: int, node: int) -> int:
+    """The node reached from `node` through `data[start:stop]` (uint8 [bytes]), or -1."""
     for place in range(start, stop):
         node = step(trie, node, data[place])
         if node < 0:
@@ -139,7 +154,7 @@ def descend(trie, data, start, stop, node):
 
 
 @kept
-def nodes_of(trie, surfaces):
+def nodes_of(trie: Trie, surfaces: Surfaces) -> np.ndarray:
     """int32 [vocabulary]: the node that the bytes of each id lead to, or -1."""
     nodes = np.empty(len(surfaces.offsets) - 1, np.int32)
     for token_id in range(len(nodes)):
