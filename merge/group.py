@@ -57,7 +57,8 @@ class Block:
     @property
     def base(self) -> np.ndarray:
         """float32 [c]"""
-        return self._values[0]
+        base: np.ndarray = self._values[0]
+        return base
 
     @property
     def targets(self) -> np.ndarray:
@@ -206,7 +207,8 @@ class TensorGroup:
 
     def mean_squares(self) -> np.ndarray:
         """float64 [n]: mean squared delta of each target over the tensor."""
-        return np.sum(self.map(lambda block: block.squares), axis=0) / max(self.num_elements, 1)
+        squares: np.ndarray = np.sum(self.map(lambda block: block.squares), axis=0)
+        return squares / max(self.num_elements, 1)
 
     def per_target(self, value: PerTarget | None, *, parameter: str, default: float) -> np.ndarray:
         """float64 [n] from one number, a list in the targets' order, or a dict by their names.

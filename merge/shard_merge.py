@@ -7,7 +7,7 @@ one small tensor of all models per thread, whatever the model's size.
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -109,7 +109,7 @@ def _merge_tensor(
     tensor: TensorRecipe,
     inputs: Inputs,
     writer: ShardWriter,
-    map_blocks: Callable,
+    map_blocks: Callable[..., Iterable[Any]],
     memory: Memory,
 ) -> dict[str, Any]:
     """Merge and write one tensor; returns its record."""

@@ -6,18 +6,21 @@ Knows nothing about files, methods or models.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numba import float32, float64, uint16, uint32
 
 from fusechat.compilation import kept
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 TILE = 1024
 """Elements per tile: 4 KiB in float32."""
 
 
-def kernel(function: Callable, fastmath: bool | set[str] = False, forceinline: bool = False) -> Any:
+def kernel(function: Callable[P, R], fastmath: bool | set[str] = False, forceinline: bool = False) -> Callable[P, R]:
     options: dict[str, Any] = {
         "nogil": True,
         "fastmath": fastmath,
@@ -27,49 +30,49 @@ def kernel(function: Callable, fastmath: bool | set[str] = False, forceinline: b
     return kept(function, **options)
 
 
-def _sum_kernel(function: Callable) -> Any:
+def _sum_kernel(function: Callable[P, R]) -> Callable[P, R]:
     # Sums may be split over vector lanes. NaN and infinity keep their meaning, so "fastmath" as a whole is out.
     return kernel(function, {"reassoc", "contract", "nsz"})
 
 
-def inner_sum_kernel(function: Callable) -> Any:
+def inner_sum_kernel(function: Callable[P, R]) -> Callable[P, R]:
     # Inlined, so that its sum is compiled once in each kernel. Left a function, it has two bodies, its own and the
     # caller's copy, split over lanes differently, and which one runs depends on what the disk's cache held.
     return kernel(function, {"reassoc", "contract", "nsz"}, forceinline=True)
 
 
-def _inner_order_kernel(function: Callable) -> Any:
+def _inner_order_kernel(function: Callable[P, R]) -> Callable[P, R]:
     # As above, but every product is rounded before it is added.
     return kernel(function, {"reassoc", "nsz"}, forceinline=True)
 
 
-def _inner_kernel(function: Callable) -> Any:
+def _inner_kernel(function: Callable[P, R]) -> Callable[P, R]:
     return kernel(function, forceinline=True)
 
 
-def _fused_kernel(function: Callable) -> Any:
+def _fused_kernel(function: Callable[P, R]) -> Callable[P, R]:
     # The cache on disk knows a kernel by its function, not by its options: each needs a function of its own.
     return kernel(function, {"contract"})
 
 
 @kernel
-def widen_bfloat16(raw, out):
+def widen_bfloat16(raw: np.ndarray, out: np.ndarray) -> None:
     """bfloat16 bits, uint16 [c] -> float32 bits, uint32 [c]."""
     for i in range(raw.size):
         out[i] = uint32(raw[i]) << uint32(16)
 
 
 @kernel
-def largest_magnitude(bits, mask):
+def largest_magnitude(bits: np.ndarray, mask: np.unsignedinteger) -> np.unsignedinteger:
     """Largest of bits & mask; unsigned [c], 0 if empty."""
-    largest = bits.dtype.type(0)
+    largest: np.unsignedinteger = bits.dtype.type(0)
     for i in range(bits.size):
         largest = max(largest, bits[i] & mask)
     return largest
 
 
 @kernel
-def narrow_bfloat16(values, out):
+def narrow_bfloat16(values: np.ndarray, out: np.ndarray) -> None:
     """float32 bits, uint32 [c] -> bfloat16 bits, uint16 [c]; to nearest, ties to even; finite values only."""
     for i in range(values.size):
         bits = values[i]
@@ -77,7 +80,7 @@ def narrow_bfloat16(values, out):
 
 
 @kernel
-def _load(rows, start, stop, bits):
+def _load(rows: np.ndarray, start: int, stop: int, bits: np.ndarray) -> None:
     """Widen a tile of all rows into `bits` [n+1, TILE], which are float32's."""
     shift = uint32(16) if rows.itemsize == 2 else uint32(0)
     for j in range(rows.shape[0]):
@@ -88,7 +91,7 @@ def _load(rows, start, stop, bits):
 
 
 @kernel
-def load_deltas(rows, start, stop, bits, values):
+def load_deltas(rows: np.ndarray, start: int, stop: int, bits: np.ndarray, values: np.ndarray) -> None:
     """Widen a tile of all rows into `values` [n+1, TILE], and subtract row 0, the base, from the others."""
     _load(rows, start, stop, bits)
     base = values[0, : stop - start]
@@ -99,7 +102,8 @@ def load_deltas(rows, start, stop, bits, values):
 
 
 @inner_sum_kernel
-def _sum_of_squares(row):
+def _sum_of_squares(row: np.ndarray) -> float:
+    """Of float32 [c], in float64."""
     total = 0.0
     for i in range(row.size):
         total += float64(row[i]) * float64(row[i])
@@ -107,11 +111,12 @@ def _sum_of_squares(row):
 
 
 @kernel
-def sums_of_squares(rows, out):
+def sums_of_squares(rows: np.ndarray, out: np.ndarray) -> None:
     """out [n] = sum of the squared deltas of each target, in float64.
 
     Args:
         rows: bits of the base and the targets, [n+1, c]: uint16 for bfloat16, uint32 for float32. So everywhere here.
+        out: float64 [n].
     """
     bits = np.empty((rows.shape[0], TILE), np.uint32)
     values = bits.view(np.float32)
@@ -124,7 +129,8 @@ def sums_of_squares(rows, out):
 
 
 @kernel
-def _add_weighted(values, size, weights, scale, out):
+def _add_weighted(values: np.ndarray, size: int, weights: np.ndarray, scale: np.float32, out: np.ndarray) -> None:
+    """`weighted_sum` of one tile: values float32 [n+1, TILE] are the base and the deltas; out [size]."""
     base = values[0, :size]
     out[:] = float32(0.0)
     for j in range(weights.size):
@@ -136,7 +142,7 @@ def _add_weighted(values, size, weights, scale, out):
 
 
 @kernel
-def _copy(values, start, stop, tile):
+def _copy(values: np.ndarray, start: int, stop: int, tile: np.ndarray) -> None:
     """A tile of the rows: rows of a slice would count as strided, and strided loops are scalar.
 
     Element by element, because Numba compiles an assignment of slices with all that its error message needs, for seconds.
@@ -148,7 +154,7 @@ def _copy(values, start, stop, tile):
 
 
 @kernel
-def weighted_sum(rows, weights, scale, out):
+def weighted_sum(rows: np.ndarray, weights: np.ndarray, scale: np.float32, out: np.ndarray) -> None:
     """out [c] = base + scale * sum_j weights_j * delta_j; weights float32 [n]. In the order of j, every product rounded."""
     bits = np.empty((rows.shape[0], TILE), np.uint32)
     values = bits.view(np.float32)
@@ -159,7 +165,7 @@ def weighted_sum(rows, weights, scale, out):
 
 
 @kernel
-def weighted_sum_of_deltas(values, weights, scale, out):
+def weighted_sum_of_deltas(values: np.ndarray, weights: np.ndarray, scale: np.float32, out: np.ndarray) -> None:
     """`weighted_sum` where the base and the deltas are there as float32 [n+1, c]."""
     tile = np.empty((values.shape[0], TILE), np.float32)
     for start in range(0, out.size, TILE):
@@ -169,7 +175,7 @@ def weighted_sum_of_deltas(values, weights, scale, out):
 
 
 @_fused_kernel
-def mean_of_targets(rows, weights, divisor, out):
+def mean_of_targets(rows: np.ndarray, weights: np.ndarray, divisor: np.float32, out: np.ndarray) -> None:
     """out [c] = sum_j weights_j * target_j / divisor; products are added unrounded where the processor can, as in torch's
     addcmul."""
     bits = np.empty((rows.shape[0], TILE), np.uint32)
@@ -188,7 +194,7 @@ def mean_of_targets(rows, weights, divisor, out):
 
 
 @kernel
-def variance(rows, out):
+def variance(rows: np.ndarray, out: np.ndarray) -> None:
     """Population variance over the targets of each element, computed in float64 and rounded; float32 [c].
 
     Differences are taken from the first target's delta, so that equal deltas give exactly 0 and nothing cancels.
@@ -217,9 +223,13 @@ def variance(rows, out):
 
 
 @_inner_order_kernel
-def _add_agreeing(row, signs, vote, weight, numerator, divisor):
+def _add_agreeing(
+    row: np.ndarray, signs: np.ndarray, vote: np.float32, weight: np.float32, numerator: np.ndarray, divisor: np.ndarray
+) -> tuple[np.float32, np.float32, float]:
     """Add weight * row to the numerator and the weight to the divisor where vote * row has the elected sign.
 
+    Args:
+        row, signs, numerator, divisor: float32 [c].
     Returns:
         sums of |row|, of the part that agrees, and of the squares.
     """
@@ -240,7 +250,18 @@ def _add_agreeing(row, signs, vote, weight, numerator, divisor):
 
 
 @_inner_kernel
-def _elect(values, size, votes, weights, floor, normalize, scale, scratch, out, masses):
+def _elect(
+    values: np.ndarray,
+    size: int,
+    votes: np.ndarray,
+    weights: np.ndarray,
+    floor: np.float32,
+    normalize: bool,
+    scale: np.float32,
+    scratch: np.ndarray,
+    out: np.ndarray,
+    masses: np.ndarray,
+) -> None:
     """`elected_sum` of one tile: values float32 [n+1, TILE] are the base and the deltas; scratch float32 [3, TILE]."""
     one = float32(1.0)
     zero = float32(0.0)
@@ -274,7 +295,16 @@ def _elect(values, size, votes, weights, floor, normalize, scale, scratch, out, 
 
 
 @kernel
-def elected_sum(rows, votes, weights, floor, normalize, scale, out, masses):
+def elected_sum(
+    rows: np.ndarray,
+    votes: np.ndarray,
+    weights: np.ndarray,
+    floor: np.float32,
+    normalize: bool,
+    scale: np.float32,
+    out: np.ndarray,
+    masses: np.ndarray,
+) -> None:
     """Sign election and disjoint weighted sum (TIES, section 3; the erase step of SCE).
 
     s = 1 where sum_j votes_j * delta_j >= 0, else -1; target j agrees where votes_j * delta_j has the sign s.
@@ -297,7 +327,16 @@ def elected_sum(rows, votes, weights, floor, normalize, scale, out, masses):
 
 
 @kernel
-def elected_sum_of_deltas(values, votes, weights, floor, normalize, scale, out, masses):
+def elected_sum_of_deltas(
+    values: np.ndarray,
+    votes: np.ndarray,
+    weights: np.ndarray,
+    floor: np.float32,
+    normalize: bool,
+    scale: np.float32,
+    out: np.ndarray,
+    masses: np.ndarray,
+) -> None:
     """`elected_sum` where the base and the deltas are there as float32 [n+1, c]."""
     scratch = np.empty((3, TILE), np.float32)
     tile = np.empty((values.shape[0], TILE), np.float32)
@@ -308,7 +347,7 @@ def elected_sum_of_deltas(values, votes, weights, floor, normalize, scale, out, 
 
 
 @_sum_kernel
-def dot_products(a, b):
+def dot_products(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
     """(a.a, a.b, b.b) of float32 [c], in float64."""
     aa = 0.0
     ab = 0.0
@@ -323,7 +362,7 @@ def dot_products(a, b):
 
 
 @kernel
-def add_low_rank(up, down, scale, first_row, out):
+def add_low_rank(up: np.ndarray, down: np.ndarray, scale: np.float32, first_row: int, out: np.ndarray) -> None:
     """out [rows, width] += scale * up[first_row : first_row + rows] @ down; float32 [all rows, r], [r, width]."""
     for i in range(out.shape[0]):
         row = out[i]

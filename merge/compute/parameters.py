@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -78,13 +78,13 @@ class _Zeros:
         pass
 
 
-def _keyword_parameters(method: Callable) -> dict[str, inspect.Parameter]:
+def _keyword_parameters(method: Method) -> dict[str, inspect.Parameter]:
     parameters = inspect.signature(method, eval_str=True).parameters
     return {name: item for name, item in parameters.items() if item.kind == inspect.Parameter.KEYWORD_ONLY}
 
 
-def _name(method: Callable) -> str:
-    return getattr(method, "__name__", type(method).__name__)
+def _name(method: Method) -> str:
+    return str(getattr(method, "__name__", type(method).__name__))
 
 
 def _nearest(name: str, valid: Mapping[str, Any]) -> str:

@@ -99,7 +99,12 @@ def _rank_in(counts: np.ndarray, k: int) -> _Place | None:
 
 
 def _chosen(
-    group: TensorGroup, statistic: Statistic, number: int, selection: Selection, order: Callable, k: int
+    group: TensorGroup,
+    statistic: Statistic,
+    number: int,
+    selection: Selection,
+    order: Callable[[np.ndarray, int], np.ndarray],
+    k: int,
 ) -> Selection:
     values = np.abs(group.map(statistic)[0][number])
     chosen = np.zeros(values.size, bool)
@@ -118,7 +123,8 @@ class _Counts:
         if not hasattr(self._local, "counts"):
             self._local.counts = np.zeros(self._shape, np.uint32)
             self._all.append(self._local.counts)
-        return self._local.counts
+        counts: np.ndarray = self._local.counts
+        return counts
 
     def total(self) -> np.ndarray:
         """[m, bins]: over threads and lanes."""

@@ -13,7 +13,7 @@ LANES = 4
 
 
 @kernel
-def count_high(bits, counts):
+def count_high(bits: np.ndarray, counts: np.ndarray) -> int:
     """How many elements have which upper 16 bits, the sign bit left out; bits uint32 [c].
 
     Args:
@@ -30,7 +30,7 @@ def count_high(bits, counts):
 
 
 @kernel
-def count_low(bits, high, counts):
+def count_low(bits: np.ndarray, high: int, counts: np.ndarray) -> None:
     """counts uint32 [1, 65536] += how many have which lower 16 bits, among those whose upper bits are `high`."""
     for i in range(bits.size):
         if (bits[i] & uint32(0x7FFFFFFF)) >> uint32(16) == uint32(high):
@@ -38,7 +38,8 @@ def count_low(bits, high, counts):
 
 
 @inner_sum_kernel
-def _squares_where(row, statistic, threshold):
+def _squares_where(row: np.ndarray, statistic: np.ndarray, threshold: np.float32) -> tuple[float, float]:
+    """`squares_where` of one target's tile: row and statistic float32 [c]."""
     above = 0.0
     tied = 0.0
     for i in range(row.size):
@@ -49,7 +50,9 @@ def _squares_where(row, statistic, threshold):
 
 
 @kernel
-def squares_where(rows, statistic, threshold, above, tied):
+def squares_where(
+    rows: np.ndarray, statistic: np.ndarray, threshold: np.float32, above: np.ndarray, tied: np.ndarray
+) -> None:
     """above, tied [n] = sums of the squared deltas where statistic > threshold and where they are equal (float64)."""
     bits = np.empty((rows.shape[0], TILE), np.uint32)
     values = bits.view(np.float32)
@@ -65,7 +68,7 @@ def squares_where(rows, statistic, threshold, above, tied):
 
 
 @kernel
-def keep_selected(row, statistic, threshold, tie_limit, offset):
+def keep_selected(row: np.ndarray, statistic: np.ndarray, threshold: np.float32, tie_limit: int, offset: int) -> None:
     """row [c] = 0 where |statistic| < threshold; ties stay if the hash of their place is below tie_limit (of 2**32).
 
     `row` and `statistic` may be the same memory.

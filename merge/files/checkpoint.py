@@ -78,7 +78,7 @@ class Checkpoint:
     def _weight_map(self) -> dict[str, str]:
         path = self.folder / INDEX_FILE
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+            found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{path}: not a readable index: {error!r}") from None
         if not all(isinstance(name, str) and Path(name).name == name for name in found.values()):

@@ -99,7 +99,7 @@ def adapted_tensors(adapter: Checkpoint, base: dict[str, FileTensor]) -> dict[st
 def _settings(adapter: Checkpoint) -> dict[str, Any]:
     path = adapter.folder / ADAPTER_CONFIG
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not readable: {error}") from None
     if settings.get("peft_type", "LORA") != "LORA":

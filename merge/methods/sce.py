@@ -93,17 +93,19 @@ class Spread:
 
 def _selected_squares(group: TensorGroup, spread: Spread, selection: Selection | None) -> np.ndarray:
     """float64 [n]: sum of the squared deltas over the selected elements."""
-    if selection is None:
-        return np.sum(group.map(lambda block: block.squares), axis=0)
 
     def squares(block: Block) -> np.ndarray:
+        if selection is None:
+            return block.squares
         if selection.chosen is not None:
-            return np.square(block.deltas[:, selection.chosen], dtype=np.float64).sum(axis=1)
+            chosen: np.ndarray = np.square(block.deltas[:, selection.chosen], dtype=np.float64).sum(axis=1)
+            return chosen
         above, tied = np.empty(len(group.targets)), np.empty(len(group.targets))
         selection_kernels.squares_where(block.bits, spread.of(block), np.float32(selection.threshold), above, tied)
         return above + tied * selection.tie_share
 
-    return np.sum(group.map(squares), axis=0)
+    total: np.ndarray = np.sum(group.map(squares), axis=0)
+    return total
 
 
 def _topk(values: np.ndarray, k: int) -> np.ndarray:
