@@ -49,7 +49,7 @@ class TeacherWorker(EngineWorker):
     def __init__(self, inputs: ScoringInputs, place: Place = HERE) -> None:
         super().__init__(inputs.model.engine, place)
         self.inputs = inputs
-        self._engine_turn: contextlib.AbstractContextManager = threading.Lock()
+        self._engine_turn: contextlib.AbstractContextManager[object] = threading.Lock()
         self._on_cpu = True  # until the engine says otherwise
 
     def start(self) -> dict[str, Any]:

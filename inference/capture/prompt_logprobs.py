@@ -34,5 +34,7 @@ def read_rows(output: Any, is_scored: np.ndarray, k: int) -> TopKRows:
     )
 
 
-def _matrix(values: list, begin: int, width: int, dtype: Any) -> np.ndarray:
+def _matrix(
+    values: list[int] | list[float], begin: int, width: int, dtype: type[np.int32] | type[np.float32]
+) -> np.ndarray:
     return np.fromiter(values[begin:], dtype=dtype, count=len(values) - begin).reshape(-1, width)

@@ -32,7 +32,8 @@ class TopKRows:
 
     @property
     def k(self) -> int:
-        return self.topk_ids.shape[1]
+        k: int = self.topk_ids.shape[1]
+        return k
 
     @classmethod
     def empty(cls, k: int) -> "TopKRows":

@@ -8,6 +8,7 @@ The first pass takes the best of every block of columns, by integers that are or
 blocks can hold the k best columns. The second sums the exponentials.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -67,7 +68,13 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="topk")
 
 
-@intrinsic
+def _intrinsic(generator: Callable[[Any, Any], Any]) -> Callable[[Any], Any]:
+    """numba's `intrinsic` of one value: compiled code calls it without the typing context."""
+    made: Callable[[Any], Any] = intrinsic(generator)
+    return made
+
+
+@_intrinsic
 def _float_of(typing_context: Any, bits: Any) -> Any:
     """The float32 of the bits of a bfloat16 (int16) or a float32 (int32)."""
 
@@ -80,7 +87,7 @@ def _float_of(typing_context: Any, bits: Any) -> Any:
     return types.float32(bits), generate
 
 
-@intrinsic
+@_intrinsic
 def _ordered(typing_context: Any, bits: Any) -> Any:
     """Integers of the same width in the order of the floats that the bits stand for; -0.0 and 0.0 are one."""
 
@@ -95,7 +102,17 @@ def _ordered(typing_context: Any, bits: Any) -> Any:
 
 
 @kept(nogil=True)
-def _reduce(bits, step, columns, labels, out_values, out_columns, out_label, out_logsumexp):
+def _reduce(
+    bits: np.ndarray,
+    step: int,
+    columns: int,
+    labels: np.ndarray,
+    out_values: np.ndarray,
+    out_columns: np.ndarray,
+    out_label: np.ndarray,
+    out_logsumexp: np.ndarray,
+) -> None:
+    """`reduce_rows` of some rows: bits int16 or int32, rows `step` apart; the arrays as they are there."""
     rows, k = out_values.shape
     ordered, best = np.empty(columns, bits.dtype), np.empty(-(-columns // BLOCK), bits.dtype)
     maxima, blocks = np.empty(min(k, len(best)), bits.dtype), np.empty(min(k, len(best)), np.int64)
@@ -113,8 +130,8 @@ def _reduce(bits, step, columns, labels, out_values, out_columns, out_label, out
 
 
 @kept(nogil=True)
-def _order_row(bits, ordered, best):
-    """Write a row's ordered integers, and the largest of each block of them."""
+def _order_row(bits: np.ndarray, ordered: np.ndarray, best: np.ndarray) -> None:
+    """Write a row's ordered integers ([columns], the dtype of `bits`), and the largest of each block of them."""
     for j in range(len(bits)):
         ordered[j] = _ordered(bits[j])
     whole = len(bits) // BLOCK
@@ -130,7 +147,7 @@ def _order_row(bits, ordered, best):
 
 
 @kept(nogil=True)
-def _insert(values, places, value, place):
+def _insert(values: np.ndarray, places: np.ndarray, value: np.signedinteger, place: int) -> None:
     """Put a value into a list that descends, behind its equals; the last one falls out."""
     at = len(values) - 1
     while at > 0 and values[at - 1] < value:
@@ -140,7 +157,7 @@ def _insert(values, places, value, place):
 
 
 @kept(nogil=True)
-def _sort(numbers):
+def _sort(numbers: np.ndarray) -> None:
     """Ascending, in place; a handful of them."""
     for i in range(1, len(numbers)):
         number, at = numbers[i], i
@@ -151,7 +168,14 @@ def _sort(numbers):
 
 
 @kept(nogil=True)
-def _best_columns(ordered, best, maxima, blocks, values, columns):
+def _best_columns(
+    ordered: np.ndarray,
+    best: np.ndarray,
+    maxima: np.ndarray,
+    blocks: np.ndarray,
+    values: np.ndarray,
+    columns: np.ndarray,
+) -> None:
     """The k best of a row of ordered integers, of equals the first; `maxima` and `blocks` hold the best blocks.
 
     A column outside of the k best blocks is beaten by the best column of each of them.
@@ -179,16 +203,16 @@ def _best_columns(ordered, best, maxima, blocks, values, columns):
 
 
 @kept(nogil=True)
-def _sum_of_exponentials(bits, top):
-    """Sum of exp(x - top), float64."""
-    total = 0.0
+def _sum_of_exponentials(bits: np.ndarray, top: np.float32) -> np.float64:
+    """Sum of exp(x - top) over one row."""
+    total = np.float64(0.0)
     for start in range(0, len(bits), RUN):
         total += _sum_of_run(bits[start : start + RUN], top)
     return total
 
 
 @kept(nogil=True, fastmath=REASSOCIATE)
-def _sum_of_run(bits, top):
+def _sum_of_run(bits: np.ndarray, top: np.float32) -> np.float32:
     """Two to a fraction is a polynomial that is off by less than 3e-9, so that only float32 rounds."""
     total = np.float32(0.0)
     for j in range(len(bits)):

@@ -21,11 +21,12 @@ TILES = 8
 """Steps of one program: a row of 152,064 logits is shared by ten programs."""
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]  # Triton gives it no types
 def _summarise(
-    logits, stride, columns, group_maxima, groups, chunk_maxima, chunk_sums, chunks,
+    logits: tl.tensor, stride: tl.tensor, columns: tl.tensor, group_maxima: tl.tensor, groups: tl.tensor,
+    chunk_maxima: tl.tensor, chunk_sums: tl.tensor, chunks: tl.tensor,
     GROUP: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """One program: `TILES * TILE` groups of one row."""
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     largest, total = tl.full((), float("-inf"), tl.float32), tl.full((), 0.0, tl.float32)

@@ -33,7 +33,7 @@ _engine_here = threading.Lock()
 class _Job:
     number: int
     requests: list[Request]
-    future: Future = field(default_factory=Future)
+    future: Future[list[Any]] = field(default_factory=Future)
     outputs: dict[int, Any] = field(default_factory=dict)
 
 
@@ -68,8 +68,8 @@ class EngineThread:
     def alive(self) -> bool:
         return self._failure is None
 
-    def submit(self, requests: list[Request]) -> Future:
-        """Queue prompts; the future gives their outputs, or a TeacherError."""
+    def submit(self, requests: list[Request]) -> Future[list[Any]]:
+        """Queue prompts; the future gives their outputs (vLLM's pooling or request outputs), or a TeacherError."""
         with self._lock:
             if self._failure is not None:
                 raise self._failure
@@ -86,7 +86,7 @@ class EngineThread:
         self._inbox.put(None)
         self._thread.join()
 
-    def _run(self, build: Callable[[], LLMEngine], started: Future) -> None:
+    def _run(self, build: Callable[[], LLMEngine], started: Future[LLMEngine]) -> None:
         engine = None
         try:
             try:

@@ -40,7 +40,8 @@ class ShardLogits(nn.Module):
             self._wide = self._wide or WideHead(lm_head)
             head, hidden_states = self._wide, hidden_states.float()
             embedding_bias = None if embedding_bias is None else embedding_bias.float()
-        return self.processor(head, hidden_states, embedding_bias, skip_gather=True)
+        logits: Tensor = self.processor(head, hidden_states, embedding_bias, skip_gather=True)
+        return logits
 
 
 class WideHead:
