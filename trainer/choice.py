@@ -21,7 +21,8 @@ NOBODY = -1
 def label_frequency_loss(labels: np.ndarray) -> np.ndarray:
     """float64 [rows], nats: minus the log frequency of each label among all of them, [rows] ids."""
     counts = np.bincount(labels)
-    return np.log(len(labels)) - np.log(counts[labels])
+    loss: np.ndarray = np.log(len(labels)) - np.log(counts[labels])
+    return loss
 
 
 def frequency_loss(labels: np.ndarray, dialogue: np.ndarray) -> np.ndarray:
@@ -71,7 +72,9 @@ def row_entropy(topk_logprobs: np.ndarray) -> np.ndarray:
     """float64 [rows], nats: entropy over the row's k listed tokens and one outcome for all others; 0 without a row."""
     logprobs = _outcomes(topk_logprobs)
     probabilities = np.exp(logprobs)
-    return -np.where(probabilities > 0, probabilities * np.where(probabilities > 0, logprobs, 0.0), 0.0).sum(axis=1)
+    shares = np.where(probabilities > 0, probabilities * np.where(probabilities > 0, logprobs, 0.0), 0.0)
+    entropy: np.ndarray = -shares.sum(axis=1)
+    return entropy
 
 
 def row_label_loss(topk_ids: np.ndarray, topk_logprobs: np.ndarray, labels: np.ndarray) -> np.ndarray:

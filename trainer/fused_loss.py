@@ -135,7 +135,7 @@ def fused_linear_fusion_sums(
     # A padded entry stands on its row's first id, with nothing to add there.
     ids = torch.where(listed, topk_ids.long(), torch.where(listed[:, :1], topk_ids[:, :1].long(), 0))
     weights = weights_of_rows(row_weights, labels, options.sft_weight, accumulate)
-    loss, sft, fusion, correct = _FusedLoss.apply(
+    loss, sft, fusion, correct = _FusedLoss.apply(  # type: ignore[no-untyped-call]  # torch gives `apply` no types
         hidden, lm_head_weight, bias, labels.long(), ids, log_p, weights, options, head or HeadTransform(), scale
     )
     return FusionSums(loss, sft, fusion, correct, listed.any(dim=1).sum(), row_entropy)

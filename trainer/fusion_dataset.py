@@ -76,7 +76,8 @@ class FusionDataset:
     @property
     def lengths(self) -> np.ndarray:
         """int64 [dialogues]: tokens of each example."""
-        return np.minimum(self.tokens.lengths, self.max_tokens)
+        lengths: np.ndarray = np.minimum(self.tokens.lengths, self.max_tokens)
+        return lengths
 
     def trainable(self) -> np.ndarray:
         """int64: the dialogues that keep at least one target token after the cut."""

@@ -92,4 +92,5 @@ def _router_loss(config: PretrainedConfig, backbone: Any, attention_mask: Tensor
 
     experts = getattr(text, "num_experts", None) or text.num_local_experts
     balance: Any = load_balancing_loss_func(logits, experts, text.num_experts_per_tok, attention_mask)
-    return coefficient * balance
+    loss: Tensor = coefficient * balance
+    return loss

@@ -119,7 +119,8 @@ def released_reward(token_loss: float) -> np.float32:
     """exp(-loss) rounded to bfloat16, by which the released code compares two models."""
     bits = np.array([np.exp(-token_loss)], np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-    return rounded.astype(np.uint32).view(np.float32)[0]
+    reward: np.float32 = rounded.astype(np.uint32).view(np.float32)[0]
+    return reward
 
 
 def _average(pivot: Rows, source: Rows, listed: np.ndarray, kind: np.ndarray) -> Supervision:

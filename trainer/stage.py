@@ -237,7 +237,9 @@ def _units(dataset: FusionDataset, packed: bool) -> tuple[list[np.ndarray], np.n
     return units, np.array([dataset.lengths[unit].sum() for unit in units])
 
 
-def _counts(dataset: FusionDataset, units: list[np.ndarray], steps: int, metrics: list[dict]) -> dict[str, Any]:
+def _counts(
+    dataset: FusionDataset, units: list[np.ndarray], steps: int, metrics: list[dict[str, float]]
+) -> dict[str, Any]:
     last = metrics[-1] if metrics else {}
     kept = ("loss", "sft_loss", "fusion_loss", "row_entropy", "source_share", "token_accuracy")
     trained = int(sum(len(unit) for unit in units))

@@ -41,6 +41,7 @@ def load_pivot(folder: Path, arguments: dict[str, Any]) -> PreTrainedModel:
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **arguments, output_loading_info=True)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, AssertionError) as error:
         raise ModelError(f"{folder}: transformers cannot load it: {first_line(error)}") from error
+    model: PreTrainedModel
     model, report = loaded
     if report["missing_keys"]:
         raise ModelError(
@@ -100,7 +101,8 @@ def whole_model(
         if lora is not None:
             trained = get_peft_model(trained, lora_config(lora))  # type: ignore[arg-type]
         _load_gathered(trained, state)
-    return trained.merge_and_unload() if isinstance(trained, PeftModel) else trained
+    whole: PreTrainedModel = trained.merge_and_unload() if isinstance(trained, PeftModel) else trained
+    return whole
 
 
 def _load_gathered(model: Any, state: dict[str, Tensor]) -> None:

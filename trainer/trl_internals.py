@@ -54,7 +54,7 @@ class HookedTrainer(SFTTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         def write() -> None:
             self._staging = True
-            super(HookedTrainer, self)._save_checkpoint(model, trial)
+            super(HookedTrainer, self)._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]  # transformers gives it no types
             self._staging = False
 
         self.write_checkpoint(write)
