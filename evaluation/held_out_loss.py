@@ -151,6 +151,8 @@ def head_logits(network: PreTrainedModel, body_output: Any, rows: torch.Tensor) 
     body_output.last_hidden_state = rows[None]
     body.forward = lambda *_, **__: body_output
     try:
-        return network(input_ids=torch.zeros((1, 1), dtype=torch.int64, device=rows.device), use_cache=False).logits[0]
+        one_token = torch.zeros((1, 1), dtype=torch.int64, device=rows.device)
+        logits: torch.Tensor = network(input_ids=one_token, use_cache=False).logits[0]
+        return logits
     finally:
         del body.forward

@@ -88,7 +88,10 @@ def load_network(model: MeasuredModel, dtype: str) -> PreTrainedModel:
     transformers.utils.logging.disable_progress_bar()
     placement = {"device_map": "auto"} if torch.cuda.is_available() else {}
     try:
-        return AutoModelForCausalLM.from_pretrained(model.folder, dtype=resolved_dtype(dtype), **placement).eval()
+        network: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            model.folder, dtype=resolved_dtype(dtype), **placement
+        ).eval()
+        return network
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(
             f"{model.label}: {model.folder} cannot be loaded ({str(error).splitlines()[0]}); "

@@ -24,4 +24,5 @@ class PacedOpenAI(AsyncOpenAI):
         if asked is not None and asked > 0:
             return min(asked, LONGEST_PAUSE_SECONDS)
         retries = options.get_max_retries(self.max_retries) - remaining_retries
-        return min(self.first_pause_seconds * 2.0**retries, LONGEST_PAUSE_SECONDS) * random.uniform(0.5, 1.0)
+        pause: float = min(self.first_pause_seconds * 2.0**retries, LONGEST_PAUSE_SECONDS)
+        return pause * random.uniform(0.5, 1.0)
