@@ -196,7 +196,8 @@ def submit_when_ready(client: Any, *, patience_seconds: float = AGENT_PATIENCE_S
         RuntimeError: it refuses the job.
     """
     try:
-        return patiently(lambda: client.submit_job(**job), seconds=patience_seconds, passes=_has_no_agent)
+        submission_id: str = patiently(lambda: client.submit_job(**job), seconds=patience_seconds, passes=_has_no_agent)
+        return submission_id
     except RuntimeError as error:
         if not _has_no_agent(error):
             raise

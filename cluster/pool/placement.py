@@ -35,14 +35,15 @@ class Placement:
         """A placement group for an engine that spans nodes, else None. Not waited for: nodes may join later."""
         if self.is_on_one_node:
             return None
-        return placement_group([{"GPU": 1, "CPU": 1}] * self.num_gpus, strategy="PACK")
+        group: PlacementGroup = placement_group([{"GPU": 1, "CPU": 1}] * self.num_gpus, strategy="PACK")
+        return group
 
     def place(self) -> Place:
         """What the worker must know of it."""
         backend = None if self.backend == "uni" else self.backend
         return Place(owns_process=True, executor_backend=backend, cpus=max(1, int(self.num_cpus)))
 
-    def actor_options(self, group: PlacementGroup | None) -> dict:
+    def actor_options(self, group: PlacementGroup | None) -> dict[str, Any]:
         """Options of the worker's actor."""
         if group is None:
             return {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}

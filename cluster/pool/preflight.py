@@ -107,7 +107,7 @@ def _probe(base: str) -> str | None:
 
 
 def _name(answer: Any) -> str:
-    return answer.task_id().hex()
+    return str(answer.task_id().hex())
 
 
 def _remove(base: str) -> None:
