@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ..config import ModelSection
 from ..errors import ModelError, first_line
@@ -123,15 +124,16 @@ LARGEST_HEADER = 100 * 2**20
 """Bytes; what the safetensors library allows."""
 
 
-def read_model_config(folder: Path) -> dict:
+def read_model_config(folder: Path) -> dict[str, Any]:
     """config.json as plain values."""
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}/config.json: not readable: {error}") from None
+    return config
 
 
-def find_config(model: ModelSection) -> dict:
+def find_config(model: ModelSection) -> dict[str, Any]:
     """A model's config.json from its local folder or the hub's cache; nothing is downloaded, no weights are needed.
 
     Raises:

@@ -47,12 +47,14 @@ class Artifact:
     @property
     def counts(self) -> dict[str, Any]:
         """What the stage counted."""
-        return self.record["counts"]
+        counts: dict[str, Any] = self.record["counts"]
+        return counts
 
     @property
     def seconds(self) -> float:
         """Working time of the run that finished it, seconds."""
-        return self.record["seconds"]
+        seconds: float = self.record["seconds"]
+        return seconds
 
 
 @dataclass

@@ -127,7 +127,7 @@ def _is_alive(lease: dict[str, Any], read: Any, patience_seconds: float) -> bool
         if lease["process"] == os.getpid():
             return lease["id"] in _held_here
         try:
-            return abs(psutil.Process(lease["process"]).create_time() - lease["process_started"]) < 1
+            return bool(abs(psutil.Process(lease["process"]).create_time() - lease["process_started"]) < 1)
         except psutil.NoSuchProcess:
             return False
     deadline = time.monotonic() + patience_seconds

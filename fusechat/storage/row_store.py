@@ -44,7 +44,7 @@ class RowStore:
         self.layout = ShardLayout(read_array(group, "shard_offsets"), read_array(group, "row_offsets"))
         self.k = int(self.attributes["k"])
         self.logprob_step = float(self.attributes["logprob_step"])
-        self._arrays: dict[str, zarr.Array] = {name: group[name] for name in contract.names}  # type: ignore[misc]
+        self._arrays: dict[str, zarr.Array[Any]] = {name: group[name] for name in contract.names}  # type: ignore[misc]
         if (self.layout.num_shards, self.layout.num_rows) != (
             self.attributes["num_shards"],
             self.attributes["num_rows"],
@@ -56,7 +56,8 @@ class RowStore:
     @property
     def settings(self) -> dict[str, Any]:
         """What was given to `create`: model, digests, capture and so on."""
-        return self.attributes["settings"]
+        settings: dict[str, Any] = self.attributes["settings"]
+        return settings
 
     @classmethod
     def create(
@@ -245,7 +246,7 @@ class RowStore:
 
         filesystem, path = fsspec.core.url_to_fs(self.object_url(name, shard))
         try:
-            return filesystem.info(path)["size"] > 0
+            return bool(filesystem.info(path)["size"] > 0)
         except FileNotFoundError:
             return False
 

@@ -91,8 +91,9 @@ class Tokens:
     @cached_property
     def row_offsets(self) -> np.ndarray:
         """int64 [dialogues+1]: first target row of each dialogue."""
-        counts = np.concatenate([[0], np.cumsum(self.is_scored)])
-        return counts[self.offsets]
+        rows_before = np.concatenate([[0], np.cumsum(self.is_scored)])
+        row_offsets: np.ndarray = rows_before[self.offsets]
+        return row_offsets
 
     @property
     def num_rows(self) -> int:
@@ -112,7 +113,8 @@ class Tokens:
         is_end = self.is_scored & (self.field == TokenField.END_OF_TURN)
         # White space may stand between a content and its control token: only the last template token of a turn ends it.
         is_last = is_end & ~np.append(is_end[1:], False)
-        return np.unique(self.token_ids[is_last]).tolist()
+        ids: list[int] = np.unique(self.token_ids[is_last]).tolist()
+        return ids
 
     def layout(self, shard_tokens: int) -> ShardLayout:
         """Cut the dialogues into shards."""

@@ -69,7 +69,8 @@ class ControlTokens:
             in_content: bool [tokens], the token holds bytes of a content.
         """
         used = np.unique(token_ids[self._plain[token_ids] & ~in_content])
-        return (self._special[token_ids] | np.isin(token_ids, used)) & (token_ids != self._unknown_id)
+        is_control: np.ndarray = (self._special[token_ids] | np.isin(token_ids, used)) & (token_ids != self._unknown_id)
+        return is_control
 
     def may_be_forged(self, token_ids: np.ndarray, in_content: np.ndarray) -> bool:
         """True if a content may hold the text of a control token, parsed as one. Arguments as for `find`."""

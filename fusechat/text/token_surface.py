@@ -49,7 +49,8 @@ def unknown_piece(backend: Tokenizer) -> str | None:
     if isinstance(backend.model, Unigram):
         unknown_id = _setting(backend.model, "unk_id")
         return None if unknown_id is None else backend.model.id_to_token(unknown_id)
-    return _setting(backend.model, "unk_token")
+    piece: str | None = _setting(backend.model, "unk_token")
+    return piece
 
 
 def _setting(model: Any, name: str) -> Any:

@@ -105,7 +105,8 @@ def tokenize_prompt(
     measured = next(_encoder(tokenizer, len(tokenizer)).measure([render_answerable(renderer, dialogue)]))
     if isinstance(measured, ModelError):
         raise measured
-    return measured.token_ids.tolist()
+    token_ids: list[int] = measured.token_ids.tolist()
+    return token_ids
 
 
 @lru_cache(maxsize=2)  # as the templates' in chat_template.py

@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..config import RunConfig
 from ..errors import DialogueError
@@ -75,7 +76,7 @@ def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) ->
     if refused and section.on_bad == "refuse":
         raise DialogueError(refusal(refused))
     bad += [(f"dialogue {dialogue_id!r}", f"set aside: {reason}") for dialogue_id, reason in refused]
-    counts: dict = {
+    counts: dict[str, Any] = {
         "date": date,
         "skipped": [f"{place}: {reason}" for place, reason in bad],
         "columns_left_out": {file: dict(columns) for file, columns in left_out.items()},
