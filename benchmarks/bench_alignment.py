@@ -25,6 +25,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # This file is called like a package of ours, which it would hide as long as its own folder is searched first.
 
+import numpy as np
+
 from alignment.quality import measure_shard, summarise
 from alignment.vocabulary.vocabulary_file import Vocabularies
 from benchmarks import alignment_speed, alignment_truth
@@ -37,6 +39,7 @@ from benchmarks.alignment_rows import (
     tokens_of,
     vocabularies_of,
 )
+from fusechat.storage.tokens import Tokens
 from fusechat.text.dialogues import Dialogue, read_dialogues
 
 PAIR = ("smollm2-135m-instruct", "gemma-3-270m")
@@ -44,7 +47,13 @@ DEMO = "velan-moe"
 SHOWN = ("rows", "coverage", "mass_home", "bits_per_byte_lost_share", "label_bits_per_byte_lost_share")
 
 
-def measured(rule: str, pivot: tuple, source: tuple, rows: dict, made: dict[Any, Vocabularies]) -> dict[str, Any]:
+def measured(
+    rule: str,
+    pivot: tuple[Any, Tokens],
+    source: tuple[Any, Tokens],
+    rows: dict[str, np.ndarray],
+    made: dict[Any, Vocabularies],
+) -> dict[str, Any]:
     """Figures of all dialogues by one rule; each side is its tokenizer and its tokens.
 
     Args:

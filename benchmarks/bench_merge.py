@@ -33,7 +33,7 @@ from typing import Any
 HIDDEN, INTERMEDIATE, KEYS = 576, 1536, 192
 TARGETS = [f"t{j}" for j in range(1, 6)]
 OURS: dict[str, dict[str, Any]] = {"sce": {"select_topk": 0.1}, "ties": {"density": 0.6, "weights": 0.2}, "linear": {}}
-THEIRS: dict[str, tuple[dict, dict]] = {
+THEIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sce": ({"select_topk": 0.1}, {}),
     "ties": ({"normalize": True}, {"density": 0.6, "weight": 0.2}),
     "linear": ({"normalize": True}, {"weight": 1.0}),

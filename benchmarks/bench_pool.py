@@ -92,7 +92,7 @@ class SimulatedTeacher:
 class SeatPlacement(Placement):
     """One seat of a node."""
 
-    def actor_options(self, group: Any) -> dict:
+    def actor_options(self, group: Any) -> dict[str, Any]:
         return {"num_cpus": 0, "resources": {SEAT: 1}, "max_restarts": 0}
 
 

@@ -39,7 +39,8 @@ class Contender:
         line = self._process.stdout.readline()
         if not line:
             raise SystemExit(f"a contender ended with status {self._process.wait()}; its messages stand above")
-        return json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
     def close(self) -> None:
         self._process.communicate("quit\n")
@@ -141,7 +142,7 @@ def flop_limit(model: str, tokens: Any) -> float:
     context = float((tokens.lengths.astype(float) ** 2).sum() / 2 / tokens.num_tokens)
     body = per_token + layers * 2 * context * heads * width
     head = hidden * int(values["vocab_size"]) * tokens.num_rows / tokens.num_tokens
-    return body / (body + head)
+    return float(body / (body + head))
 
 
 def say(text: str) -> None:

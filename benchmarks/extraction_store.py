@@ -60,7 +60,8 @@ def _with_tail(logprobs: np.ndarray) -> np.ndarray:
     probs = np.exp(logprobs.astype(np.float64))
     tail = np.clip(1 - probs.sum(axis=1, keepdims=True), 1e-9, None)
     joined = np.concatenate([probs, tail], axis=1)
-    return joined / joined.sum(axis=1, keepdims=True)
+    shares: np.ndarray = joined / joined.sum(axis=1, keepdims=True)
+    return shares
 
 
 def _packed(rows: TopKRows) -> np.ndarray:

@@ -24,7 +24,9 @@ def now() -> float:
 class _Flops(TorchDispatchMode):
     """Floating point operations of matrix products."""
 
-    total = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch gives it no types
+        self.total = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -53,7 +55,10 @@ def measure_loss(vocab_size: int, hidden_size: int, tokens: int, k: int) -> dict
 
     def trl_sft() -> Tensor:
         outputs = ("log_probs", "entropy", "is_top1")
-        return -ChunkedLogProbFunction.apply(hidden, weight, None, labels, 1.0, 32_768, None, 1.0, outputs)[0].mean()
+        log_probs: Tensor = ChunkedLogProbFunction.apply(hidden, weight, None, labels, 1.0, 32_768, None, 1.0, outputs)[
+            0
+        ]
+        return -log_probs.mean()
 
     def dense() -> Tensor:
         log_q = torch.log_softmax((hidden @ weight.t()).float(), dim=-1)

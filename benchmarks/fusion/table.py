@@ -39,7 +39,8 @@ def difference(results: Results, arm: str, base: str, wording: str) -> dict[str,
 
 
 def _skills(figures: dict[str, list[float]]) -> np.ndarray:
-    return np.sum([figures[skill] for skill in SKILLS], axis=0)
+    sums: np.ndarray = np.sum([figures[skill] for skill in SKILLS], axis=0)
+    return sums
 
 
 def print_table(world: str, results: Results, arms: list[str]) -> None:

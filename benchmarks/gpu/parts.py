@@ -209,7 +209,9 @@ def _trainer(bench: Bench, *options: str) -> dict[str, Any]:
         "--batch", str(size[0]), "--tokens", str(size[1]), "--loss-tokens", str(size[2]), "--rounds", str(bench.rounds),
         "--contenders", "sft", "fusion", "--peaks-of", "sft", "fusion", "--gradient-checkpointing", *options,
     ]  # fmt: skip
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    figures: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return figures
 
 
 PARTS = {

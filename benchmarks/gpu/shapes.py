@@ -92,8 +92,8 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     """One token per byte under a plain template: dialogues get lengths that text has, whatever the vocabulary."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: place for place, letter in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(CONTROL_TOKENS.values()))
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **CONTROL_TOKENS)
     fast.chat_template = PLAIN_TEMPLATE.read_text(encoding="utf-8")
