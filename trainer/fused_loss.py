@@ -145,7 +145,10 @@ class _FusedLoss(torch.autograd.Function):
     """Computes the gradients in the forward pass; backward only hands them on."""
 
     @staticmethod
-    def forward(ctx: Any, hidden, weight, bias, labels, ids, log_p, row_weights, options, head, scale):  # type: ignore[no-untyped-def]
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, ids: Tensor, log_p: Tensor,
+        row_weights: Tensor, options: LossOptions, head: HeadTransform, scale: float | Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         dtype = _product_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             product = _HeadProduct(weight.to(dtype), None if bias is None else bias.to(dtype), head)
@@ -174,7 +177,7 @@ class _FusedLoss(torch.autograd.Function):
         return total * scale, sft, fusion, correct
 
     @staticmethod
-    def backward(ctx: Any, factor: Tensor, *_: Any):  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, factor: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         # A pass over [V, H] only where somebody scaled the loss.
         unscaled = bool(factor == 1)
         grads = [grad if grad is None or unscaled else grad * factor.to(grad.dtype) for grad in ctx.saved_tensors]

@@ -39,7 +39,7 @@ class FusionTrainer(HookedTrainer):
     """Trains on the batches of a FusionCollator."""
 
     # The loss is divided by the number of target tokens of the whole step, so accumulation must not divide it again.
-    loss_is_scaled_for_ga = True  # type: ignore[assignment]
+    loss_is_scaled_for_ga = True  # type: ignore[assignment]  # None in TRL, a bool or None in transformers
 
     def __init__(
         self, model: PreTrainedModel, args: SFTConfig, *, collator: FusionCollator, unit_lengths: np.ndarray,

@@ -99,7 +99,7 @@ def whole_model(
     if state is not None:
         trained = load_pivot(folder, {"dtype": "float32"})
         if lora is not None:
-            trained = get_peft_model(trained, lora_config(lora))  # type: ignore[arg-type]
+            trained = get_peft_model(trained, lora_config(lora))  # type: ignore[arg-type]  # a section gives a config
         _load_gathered(trained, state)
     whole: PreTrainedModel = trained.merge_and_unload() if isinstance(trained, PeftModel) else trained
     return whole

@@ -50,7 +50,7 @@ def lesson_of(corpus: Corpus, arm: str, oracle: ModelRows | None = None) -> Less
         return _from_sources(corpus, corpus.sources, best, np.full(corpus.num_dialogues, weight))
     option = arm.removeprefix("joint").removeprefix("_")
     if option in ("soft", "first_sight", "gap", "gap_decayed"):
-        return replace(rule(corpus), gate=option)  # type: ignore[arg-type]
+        return replace(rule(corpus), gate=option)  # type: ignore[arg-type]  # one of the names above
     if option == "without_bad":
         return rule(corpus, candidates=tuple(source for source in corpus.sources if source != "bad"))
     if option == "reverse_kl":

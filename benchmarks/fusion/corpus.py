@@ -7,7 +7,7 @@ a vLLM engine, which small models do not need. Knows nothing about arms or train
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -83,13 +83,13 @@ class Corpus:
         counts = np.bincount(self.dialogue, minlength=self.num_dialogues)
         object.__setattr__(self, "row_offsets", np.concatenate([[0], np.cumsum(counts)]))
 
-    dialogue: np.ndarray = None  # type: ignore[assignment]
+    dialogue: np.ndarray = field(init=False)
     """int64 [rows]: the dialogue of each target token."""
-    position: np.ndarray = None  # type: ignore[assignment]
+    position: np.ndarray = field(init=False)
     """int64 [rows]: where it stands in its dialogue, tokens."""
-    labels: np.ndarray = None  # type: ignore[assignment]
+    labels: np.ndarray = field(init=False)
     """int64 [rows]."""
-    row_offsets: np.ndarray = None  # type: ignore[assignment]
+    row_offsets: np.ndarray = field(init=False)
     """int64 [dialogues+1]."""
 
     @property

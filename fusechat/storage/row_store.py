@@ -17,7 +17,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import zarr
@@ -40,11 +40,11 @@ class RowStore:
 
     def __init__(self, url: str, group: zarr.Group, contract: Contract) -> None:
         self.url, self.contract, self._group = url, contract, group
-        self.attributes: dict[str, Any] = dict(group.attrs[ATTRIBUTE])  # type: ignore[arg-type]
+        self.attributes: dict[str, Any] = dict(group.attrs[ATTRIBUTE])  # type: ignore[arg-type]  # an object, as `open` has checked
         self.layout = ShardLayout(read_array(group, "shard_offsets"), read_array(group, "row_offsets"))
         self.k = int(self.attributes["k"])
         self.logprob_step = float(self.attributes["logprob_step"])
-        self._arrays: dict[str, zarr.Array[Any]] = {name: group[name] for name in contract.names}  # type: ignore[misc]
+        self._arrays: dict[str, zarr.Array[Any]] = {name: group[name] for name in contract.names}  # type: ignore[misc]  # no groups
         if (self.layout.num_shards, self.layout.num_rows) != (
             self.attributes["num_shards"],
             self.attributes["num_rows"],
@@ -102,7 +102,7 @@ class RowStore:
                 _refuse_other_recipe(existing, attributes, layout)
                 return existing
             with tempfile.TemporaryDirectory() as folder:
-                group = zarr.open_group(store=folder, mode="w", attributes={ATTRIBUTE: attributes})  # type: ignore[dict-item]
+                group = zarr.open_group(store=folder, mode="w", attributes={ATTRIBUTE: attributes})  # type: ignore[dict-item]  # JSON
                 write_array(group, "shard_offsets", layout.shard_offsets)
                 write_array(group, "row_offsets", layout.row_offsets)
                 for name in contract.names:
@@ -114,14 +114,14 @@ class RowStore:
             return cls(url, zarr.open_group(store=url, mode="r+"), contract)
 
     @classmethod
-    def open(cls, url: str, artifact: str, *, mode: str = "r") -> "RowStore":
+    def open(cls, url: str, artifact: str, *, mode: Literal["r", "r+"] = "r") -> "RowStore":
         """Open an existing store; mode `r` or `r+`.
 
         Raises:
             ArtifactError: there is no such store, it holds another artifact, or its description is damaged.
         """
         try:
-            group = zarr.open_group(store=url, mode=mode)  # type: ignore[arg-type]
+            group = zarr.open_group(store=url, mode=mode)
             attributes: Any = group.attrs[ATTRIBUTE]
         except (FileNotFoundError, KeyError):
             raise ArtifactError(f"{url}: found no {artifact} store; run the stage that writes it first") from None

@@ -133,7 +133,7 @@ class TokensReader:
         with _reading(url):
             self._group = zarr.open_group(store=url, mode="r")
             self._arrays: dict[str, Any] = {name: whole_array(self._group, name) for name in TOKENS.names}
-            self.attributes: dict[str, Any] = dict(self._group.attrs[ATTRIBUTE])  # type: ignore[arg-type]
+            self.attributes: dict[str, Any] = dict(self._group.attrs[ATTRIBUTE])  # type: ignore[arg-type]  # an object
             self.offsets = read_array(self._group, "offsets")
 
     @property

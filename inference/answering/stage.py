@@ -123,7 +123,7 @@ def _finish(inputs: AnsweringInputs, name: str, model_id: str, claim: Claim) -> 
     section, folder = inputs.sets[name], inputs.folders[name]
     questions = read_questions(section.file, section.form)
     parts = [artifact.read_json(chunk.path(folder)) for chunk in inputs.chunks if chunk.answer_set == name]
-    answers = [turns for part in parts for turns in part["answers"]]  # type: ignore[index]
+    answers = [turns for part in parts for turns in part["answers"]]  # type: ignore[index]  # each chunk has its file
     sampling = {
         "max_new_tokens": section.max_new_tokens,
         "temperatures": sorted({temperature_of(q, section.form, section.temperature) for q in questions}),
@@ -137,7 +137,7 @@ def _finish(inputs: AnsweringInputs, name: str, model_id: str, claim: Claim) -> 
         {
             "questions": len(questions),
             "answers": sum(text is not None for turns in answers for text in turns),
-            "tokens": sum(part["tokens"] for part in parts),  # type: ignore[index]
+            "tokens": sum(part["tokens"] for part in parts),  # type: ignore[index]  # as above
             "no_room": no_room,
             "sampling": sampling,
         }

@@ -48,7 +48,7 @@ def check_parameters(method: Method, given: Mapping[str, Any]) -> dict[str, Any]
                 f"merge.parameters.{name}: {_name(method)} has no such parameter; {_nearest(name, fields)}"
             )
     settings = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
-    model: Any = create_model(_name(method), __config__=settings, **fields)  # type: ignore[call-overload]
+    model: Any = create_model(_name(method), __config__=settings, **fields)  # type: ignore[call-overload]  # fields by name
     try:
         checked = model(**given)
     except ValidationError as error:
