@@ -33,7 +33,9 @@ def measure(config: Any, rounds: int, say: Callable[[str], None]) -> dict[int, l
     found: dict[int, list[float]] = {1: [], 2: []}
     with ray_session(ClusterSection(num_cpus=2)):
         make: Any = ray.remote(PinnedWorker).options(num_cpus=1, max_concurrency=IN_FLIGHT)
-        actors = [make.remote(stage.scoring_inputs(config.layout, model, config.extraction)) for _ in cores]
+        actors = [
+            make.remote(stage.scoring_inputs(config.layout, model, config.extraction, config.cluster)) for _ in cores
+        ]
         ray.get([actor.start.remote() for actor in actors])
         ray.get([actor.pin.remote(core) for actor, core in zip(actors, cores, strict=True)])
         for number in range(rounds + 1):

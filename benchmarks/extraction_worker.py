@@ -58,7 +58,7 @@ class Engine:
         self.config, self.url, self._stage = config, config.logprobs_url(NAME), stage
         self.model = resolve(config.model_named(NAME), config.digests_path)
         self._fresh_store()
-        self.worker = TeacherWorker(stage.scoring_inputs(config.layout, self.model, config.extraction))
+        self.worker = TeacherWorker(stage.scoring_inputs(config.layout, self.model, config.extraction, config.cluster))
         report = self.worker.start()
         self.started = {"seconds": report["seconds"], **self._teacher().info}
         self._ids, self._marks = self.worker._dialogues(range(self.worker.tokens.num_dialogues))
@@ -71,7 +71,7 @@ class Engine:
         """Everything: engine, packing, compression, store, record."""
         claim, store = self._fresh_store()
         self.worker.store = store
-        with ThreadPoolExecutor(self.config.extraction.shards_in_flight) as pool:
+        with ThreadPoolExecutor(self.config.cluster.units_in_flight) as pool:
             results = list(pool.map(self.worker.run_unit, range(store.layout.num_shards)))
         self._stage.finish(claim, store)
         return {key: sum(result[key] for result in results) for key in ("rows", "tokens")}

@@ -34,7 +34,7 @@ def run(config: RunConfig, source_name: str, *, progress: Progress | None = None
         require_absolute(config)
         with ray_session(config.cluster):
             return run_on_ray(
-                works, config.cluster, max_attempts=config.extraction.max_attempts, progress=progress,
+                works, config.cluster, max_attempts=config.cluster.max_attempts, progress=progress,
                 in_turn=True, on_tick=lambda ready: lease.check(),
             )[-1]  # fmt: skip
 

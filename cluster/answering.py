@@ -1,4 +1,4 @@
-"""Answering on Ray: a pool of engines answers the questions of `evaluation.answers`, every measured model for itself."""
+"""Answering on Ray: a pool of engines answers the questions of `evaluation.questions.sets`, every measured model for itself."""
 
 from evaluation.models import measured_models
 from fusechat.config import RunConfig
@@ -38,6 +38,6 @@ def run(config: RunConfig, *, progress: Progress) -> list[Artifact]:
         check_cluster(config, readers, places)
         progress.say(f"answer: starting {len(begun)} models on Ray: {', '.join(begun)}")
         return run_on_ray(
-            works, config.cluster, max_attempts=config.extraction.max_attempts, progress=progress,
-            workers_per_work=config.extraction.replicas, listen=lambda work: Bar(task, work),
+            works, config.cluster, max_attempts=config.cluster.max_attempts, progress=progress,
+            workers_per_work=config.cluster.engines, listen=lambda work: Bar(task, work),
         )  # fmt: skip

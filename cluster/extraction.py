@@ -31,7 +31,9 @@ def run(config: RunConfig, names: list[str], *, progress: Progress) -> dict[str,
     with contextlib.ExitStack() as stack:
         leases = [stack.enter_context(hold_store(config.logprobs_url(name), config.run.if_changed)) for name in names]
         models = [resolve(config.model_named(name), config.digests_path) for name in names]
-        works = [work for model in models for work in stage.prepare(config.layout, model, config.extraction)]
+        works = [
+            work for model in models for work in stage.prepare(config.layout, model, config.extraction, config.cluster)
+        ]
 
         def check_leases() -> None:
             for lease in leases:
@@ -60,8 +62,8 @@ def _score(
 
         try:
             return run_on_ray(
-                works, config.cluster, max_attempts=config.extraction.max_attempts, progress=progress,
-                workers_per_work=config.extraction.replicas, listen=meter.listen, on_tick=tick,
+                works, config.cluster, max_attempts=config.cluster.max_attempts, progress=progress,
+                workers_per_work=config.cluster.engines, listen=meter.listen, on_tick=tick,
             )  # fmt: skip
         finally:
             meter.tick(dict.fromkeys(teachers, 0), last=True)

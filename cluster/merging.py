@@ -29,7 +29,7 @@ def run(config: RunConfig, *, progress: Progress) -> Artifact:
     if sum(len(work.missing) for work in works) < 2:
         return run_here(works, progress)[0]
     with ray_session(config.cluster):
-        attempts, placement = config.extraction.max_attempts, placement_of(works[0].needs, config.cluster)
+        attempts, placement = config.cluster.max_attempts, placement_of(works[0].needs, config.cluster)
         num_shards, num_threads = len(works[0].missing), config.merge.threads or placement.place().cpus
         workers = num_workers(placement, num_shards)
         progress.say(f"merge: {num_shards} shards over {workers} workers of {num_threads} threads on Ray")

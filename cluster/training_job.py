@@ -57,7 +57,7 @@ def _work(job: dict[str, Any]) -> None:
     os.chdir(job["folder"])
     if not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    stage.run(RunConfig.model_validate(job["config"]), job["target"])
+    stage.run(RunConfig.model_validate(job["config"]).with_places(job["places"]), job["target"])
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def needs_of(config: RunConfig) -> Needs:
 
 def _fit(config: RunConfig, name: str, scaling: ScalingConfig, progress: Progress) -> None:
     """Run to the end; workers that died are replaced together, and go on from the last whole checkpoint."""
-    job = {"config": config.dump(), "target": name, "folder": os.getcwd()}
+    job = {"config": config.dump(), "places": config.places, "target": name, "folder": os.getcwd()}
     logs = str((config.run.output / "logs" / "ray").absolute())
     for attempt in range(1, config.cluster.training_attempts + 1):
         ray_run = RayRunConfig(name=f"train-{name}-{time.time_ns()}", storage_path=logs)

@@ -11,8 +11,8 @@ from .judge.judge_client import judge_key
 
 
 def check_questions(config: RunConfig) -> None:
-    """Raises DialogueError for a file of `evaluation.answers` that cannot be read, or holds what is no question."""
-    for section in config.evaluation.answers:
+    """Raises DialogueError for a file of `evaluation.questions.sets` that cannot be read, or holds what is no question."""
+    for section in config.evaluation.questions.sets:
         read_questions(section.file, section.form)
 
 
@@ -27,5 +27,5 @@ def check(config: RunConfig) -> None:
     check_questions(config)
     if section.judge is not None:
         judge_key(section.judge)
-    if section.lm_eval:
-        harness.check(section.lm_eval, section.lm_eval_folder, unsafe_code=section.lm_eval_unsafe_code)
+    if section.lm_eval.tasks:
+        harness.check(section.lm_eval.tasks, section.lm_eval.folder, unsafe_code=section.lm_eval.unsafe_code)

@@ -1,4 +1,4 @@
-"""The answers that the run's models gave to `evaluation.answers`: a run in; questions and answers, side by side, out."""
+"""The answers that the run's models gave to `evaluation.questions.sets`: a run in; questions and answers, side by side, out."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +22,7 @@ def finished_answers(config: RunConfig) -> dict[str, Artifact]:
     """
     return {
         f"answers {section.name} {model_id}": artifact.load(config.answers_path(section.name, model_id), "answers")
-        for section in config.evaluation.answers
+        for section in config.evaluation.questions.sets
         for model_id in config.measured_ids
     }
 
@@ -30,7 +30,7 @@ def finished_answers(config: RunConfig) -> dict[str, Artifact]:
 def read_answer_sets(config: RunConfig) -> list[AnswerSet]:
     """All sets with the answers of all models; a question that a model had no room for is None there."""
     found = []
-    for section in config.evaluation.answers:
+    for section in config.evaluation.questions.sets:
         questions = read_questions(section.file, section.form)
         answers: dict[str, Sequence[Sequence[str] | None]] = {}
         for model_id in config.measured_ids:
@@ -47,7 +47,7 @@ def read_answer_sets(config: RunConfig) -> list[AnswerSet]:
 def set_records(config: RunConfig, sets: list[AnswerSet]) -> list[dict[str, Any]]:
     """What the report says of each set: how it was sampled, counts per model, and the first questions side by side."""
     records = []
-    for section, found in zip(config.evaluation.answers, sets, strict=True):
+    for section, found in zip(config.evaluation.questions.sets, sets, strict=True):
         counts = {
             model_id: artifact.load(config.answers_path(found.name, model_id), "answers").counts
             for model_id in found.answers

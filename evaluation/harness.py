@@ -29,20 +29,20 @@ def check(tasks: list[str], folder: Path | None, *, unsafe_code: bool = False) -
         ConfigError: no such folder, the harness is not installed, or does not have a task, or one would run such code.
     """
     if folder is not None and not folder.is_dir():
-        raise ConfigError(f"evaluation.lm_eval_folder: found no folder {folder}; expected one of task files, or none")
+        raise ConfigError(f"evaluation.lm_eval.folder: found no folder {folder}; expected one of task files, or none")
     index = _manager(folder).task_index
     known = set(index)
     for task in tasks:
         if task not in known:
             raise ConfigError(
-                f"evaluation.lm_eval: found {task!r}, which the harness does not have; name one of its tasks, or put its "
-                "file into evaluation.lm_eval_folder"
+                f"evaluation.lm_eval.tasks: found {task!r}, which the harness does not have; name one of its tasks, or put its "
+                "file into evaluation.lm_eval.folder"
             )
         unsafe = sorted(_unsafe_tasks(index, task, set()))
         if unsafe and not unsafe_code:
             raise ConfigError(
-                f"evaluation.lm_eval: {task!r} runs code that the models write ({', '.join(unsafe[:3])}); leave it out, or allow it "
-                "on this machine with evaluation.lm_eval_unsafe_code: true"
+                f"evaluation.lm_eval.tasks: {task!r} runs code that the models write ({', '.join(unsafe[:3])}); leave it out, or allow it "
+                "on this machine with evaluation.lm_eval.unsafe_code: true"
             )
 
 
@@ -142,6 +142,6 @@ def _manager(folder: Path | None) -> Any:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise ConfigError(
-            f"evaluation.lm_eval: the harness cannot be imported ({error}); install it: pip install 'fusechat[lm-eval]'"
+            f"evaluation.lm_eval.tasks: the harness cannot be imported ({error}); install it: pip install 'fusechat[lm-eval]'"
         ) from None
     return TaskManager(include_path=None if folder is None else str(folder))

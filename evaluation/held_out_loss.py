@@ -54,7 +54,7 @@ def dialogue_nats(
             raise ModelError(
                 f"{label}: its loss of held-out dialogue {dialogue_ids[bad[0]]!r} is {nats[bad[0]]}, expected a finite "
                 "number of nats; its weights are damaged or its activations overflow: look at how it was trained or "
-                "merged, or set evaluation.dtype: float32"
+                "merged, or set evaluation.held_out.dtype: float32"
             )
         on_batch(int(tokens.lengths[batch].sum()))
     return nats

@@ -54,9 +54,9 @@ class Questions:
         exact = tuple(
             (number, replace(dialogue, messages=dialogue.messages[:-1]), dialogue.messages[-1].content)
             for number, dialogue in enumerate(dialogues)
-            if dialogue.kind in section.exact_match_kinds and not dialogue.messages[-1].tool_calls
+            if dialogue.kind in section.exact.kinds and not dialogue.messages[-1].tool_calls
         )
-        return cls(exact, tuple(section.samples))
+        return cls(exact, tuple(section.questions.samples))
 
     def prompts(self, role: str) -> list[Dialogue]:
         """All questions to a model: the exact ones, then the samples if it answers them."""
@@ -102,7 +102,7 @@ def measure(
     common = {
         "model": model.fingerprint,
         "tokens": tokens_artifact.fingerprint,
-        "dtype": config.evaluation.dtype,
+        "dtype": config.evaluation.held_out.dtype,
     }
     loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
     found: dict[str, Any] = {"divergence": {}, "answers": [], "harness": {}, "seconds": 0.0}
@@ -128,7 +128,7 @@ def work(
 ) -> int:
     """What a model has to read and to write, tokens; an answer counts as its greatest length."""
     compared = sample.num_tokens if sample and role != "source" else 0
-    return tokens.num_tokens + compared + len(questions.prompts(role)) * section.max_new_tokens
+    return tokens.num_tokens + compared + len(questions.prompts(role)) * section.exact.max_new_tokens
 
 
 def _parts(
@@ -145,7 +145,7 @@ def _parts(
 
     def loss(network: PreTrainedModel, _: PreTrainedTokenizerBase) -> dict[str, Any]:
         nats = dialogue_nats(
-            network, tokens, label=model.label, dialogue_ids=dialogue_ids, batch_tokens=section.batch_tokens,
+            network, tokens, label=model.label, dialogue_ids=dialogue_ids, batch_tokens=section.held_out.batch_tokens,
             on_batch=on_tokens,
         )  # fmt: skip
         return {**_describe(network), "tokens": tokens.num_tokens, "rows": tokens.num_rows, "nats": _nullable(nats)}
@@ -155,7 +155,7 @@ def _parts(
 
         def divergence(network: PreTrainedModel, _: PreTrainedTokenizerBase) -> dict[str, Any]:
             compared = dialogue_divergences(
-                network, sample, label=model.label, batch_tokens=section.batch_tokens, on_batch=on_tokens
+                network, sample, label=model.label, batch_tokens=section.held_out.batch_tokens, on_batch=on_tokens
             )
             by_teacher = {
                 name: {"nats": _nullable(sums), "rows": rows.tolist()} for name, (sums, rows) in compared.items()
@@ -169,16 +169,19 @@ def _parts(
             asked = [_prompt(tokenizer, template, question) for question in prompts]
             given = greedy_answers(
                 network, [ids for ids in asked if ids is not None],
-                stops=stop_ids(network, tokens), max_new_tokens=section.max_new_tokens, batch_tokens=section.batch_tokens,
-                on_batch=lambda num_answers: on_tokens(num_answers * section.max_new_tokens),
+                stops=stop_ids(network, tokens), max_new_tokens=section.exact.max_new_tokens, batch_tokens=section.held_out.batch_tokens,
+                on_batch=lambda num_answers: on_tokens(num_answers * section.exact.max_new_tokens),
             )  # fmt: skip
             found = iter(given)
             answers = [None if prompt is None else next(found) for prompt in asked]
             return {"answers": [None if ids is None else spoken(tokenizer, template, ids) for ids in answers]}
 
-        inputs = {"prompts": [question.to_row() for question in prompts], "max_new_tokens": section.max_new_tokens}
-        yield _Part("answers", inputs, len(prompts) * section.max_new_tokens, answers)
-    if section.lm_eval:
+        inputs = {
+            "prompts": [question.to_row() for question in prompts],
+            "max_new_tokens": section.exact.max_new_tokens,
+        }
+        yield _Part("answers", inputs, len(prompts) * section.exact.max_new_tokens, answers)
+    if section.lm_eval.tasks:
         yield _Part(
             "harness", _harness_inputs(config), 0,
             lambda network, tokenizer: {"harness": run_harness(config, network, tokenizer, template)},
@@ -195,10 +198,11 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, question
 
 def _harness_inputs(config: RunConfig) -> dict[str, Any]:
     """What decides the harness's figures: its tasks' prompts change between versions, its examples are drawn by the seed."""
-    section = config.evaluation
+    section = config.evaluation.lm_eval
     return {
-        **section.model_dump(mode="json", include={"lm_eval", "lm_eval_limit"}),
-        "task_files": harness.tasks_digest(section.lm_eval_folder),
+        "lm_eval": section.tasks,
+        "lm_eval_limit": section.limit,
+        "task_files": harness.tasks_digest(section.folder),
         "harness": harness.version(),
         "seed": config.run.seed,
     }
@@ -207,7 +211,7 @@ def _harness_inputs(config: RunConfig) -> dict[str, Any]:
 def _load(config: RunConfig, model: MeasuredModel, tokens: Tokens) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     folder = model_files.resolve_model(config.model_named(model.reader))
     tokenizer, _ = load_tokenizer(str(folder), template=tokens.attributes["template"])
-    return load_network(model, config.evaluation.dtype), tokenizer
+    return load_network(model, config.evaluation.held_out.dtype), tokenizer
 
 
 def _describe(network: PreTrainedModel) -> dict[str, Any]:
@@ -225,9 +229,9 @@ def _nullable(values: np.ndarray) -> list[float | None]:
 
 
 def run_harness(config: RunConfig, network: Any, tokenizer: Any, template: ChatTemplate) -> dict[str, dict[str, Any]]:
-    """The figures of `evaluation.lm_eval`."""
-    section = config.evaluation
+    """The figures of `evaluation.lm_eval.tasks`."""
+    section = config.evaluation.lm_eval
     return harness.run_tasks(
-        network, tokenizer, template, tasks=section.lm_eval, folder=section.lm_eval_folder, limit=section.lm_eval_limit,
-        batch_size=HARNESS_BATCH, seed=config.run.seed, unsafe_code=section.lm_eval_unsafe_code,
+        network, tokenizer, template, tasks=section.tasks, folder=section.folder, limit=section.limit,
+        batch_size=HARNESS_BATCH, seed=config.run.seed, unsafe_code=section.unsafe_code,
     )  # fmt: skip

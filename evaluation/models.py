@@ -69,7 +69,7 @@ def _measured_model(config: RunConfig, model_id: str) -> MeasuredModel:
 
 
 def resolved_dtype(dtype: str) -> str:
-    """The dtype that `evaluation.dtype` means on this machine.
+    """The dtype that `evaluation.held_out.dtype` means on this machine.
 
     On a CPU with avx512_bf16 the body of SmolLM2-135M read 380 tokens a second of one core's time in float32 and 265 in
     bfloat16, whose rounding also moved the mean loss by 0.0007 nats a token.
@@ -108,5 +108,5 @@ def memory_errors(model: MeasuredModel) -> Iterator[None]:
         way_out = "leave the sources out (evaluation.sources: false)" if model.role == "source" else "use larger GPUs"
         raise ModelError(
             f"{model.label}: the GPU's memory does not hold it ({str(error).splitlines()[0]}); "
-            f"lower evaluation.batch_tokens, or {way_out}"
+            f"lower evaluation.held_out.batch_tokens, or {way_out}"
         ) from None

@@ -113,5 +113,5 @@ def _check(nats: np.ndarray, label: str, teacher: str, dialogues: np.ndarray) ->
         raise ModelError(
             f"{label}: its divergence from {teacher} on training dialogue number {dialogues[bad][0]} is {nats[bad][0]}, "
             "expected a finite number of nats; its weights are damaged or its activations overflow: look at how it was "
-            "trained or merged, or set evaluation.dtype: float32"
+            "trained or merged, or set evaluation.held_out.dtype: float32"
         )

@@ -46,7 +46,7 @@ def row_sample(config: RunConfig) -> RowSample | None:
     Raises:
         ArtifactError: rows that were not made from the pivot's tokens of this run.
     """
-    wanted = config.evaluation.kl_dialogues
+    wanted = config.evaluation.held_out.divergence_dialogues
     if not wanted:
         return None
     pivot = config.pivot.name
@@ -62,7 +62,7 @@ def row_sample(config: RunConfig) -> RowSample | None:
         if made.fingerprint not in found.record["parents"].values():
             raise ArtifactError(
                 f"{url}: was made from other tokens than {made.url}; run the stages before evaluation again, or set "
-                "evaluation.kl_dialogues: 0"
+                "evaluation.held_out.divergence_dialogues: 0"
             )
         stores[name], artifacts[f"{kind} {name}"] = RowStore.open(url, kind), found
     readable = np.flatnonzero(np.diff(tokens.row_offsets) > 0)

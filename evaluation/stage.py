@@ -3,7 +3,7 @@
 from typing import Any
 
 from fusechat.config import RunConfig
-from fusechat.config.evaluation import JUDGE_MEANS
+from fusechat.config.evaluation import EVALUATION_MEANS
 from fusechat.errors import ArtifactError, ConfigError
 from fusechat.progress import Progress
 from fusechat.storage import artifact
@@ -48,7 +48,7 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
     )
     if to_do:
         ahead.check(config)
-    harness_version = harness.version() if section.lm_eval and to_do else None
+    harness_version = harness.version() if section.lm_eval.tasks and to_do else None
     claim = artifact.claim(
         config.report_path,
         "report",
@@ -64,7 +64,8 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
     document["harness"] = _harness_record(harness_version, measured)
     artifact.write_json(str(config.report_path / "report.json"), document)
     page.write(document, config.report_path / "index.html")
-    cards.write_cards(document)
+    if not config.places:  # a shared model has several reports, and its card would show the last one's
+        cards.write_cards(document)
     return claim.finish(
         {
             "models": len(models),
@@ -77,7 +78,7 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
 
 def _settings(config: RunConfig, models: list[MeasuredModel]) -> dict[str, Any]:
     # What changes how figures are reached, and not the figures.
-    excluded: Any = {"batch_tokens": True, "models": True, "sources": True, "judge": set(JUDGE_MEANS)}
+    excluded: Any = {**EVALUATION_MEANS, "models": True, "sources": True}
     return {
         **config.evaluation.model_dump(mode="json", exclude=excluded),
         "models": {model.id: model.fingerprint for model in models},
@@ -117,10 +118,10 @@ def _held_out_dialogues(config: RunConfig, tokens: dict[str, Artifact]) -> list[
 
 def _check_kinds(config: RunConfig, dialogues: list[Dialogue]) -> None:
     kinds = sorted({dialogue.kind for dialogue in dialogues})
-    for kind in config.evaluation.exact_match_kinds:
+    for kind in config.evaluation.exact.kinds:
         if dialogues and kind not in kinds:
             raise ConfigError(
-                f"evaluation.exact_match_kinds: found {kind!r}, the held-out dialogues are of the kinds {kinds}; "
+                f"evaluation.exact.kinds: found {kind!r}, the held-out dialogues are of the kinds {kinds}; "
                 "name one of these"
             )
 

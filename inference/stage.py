@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fusechat.config import ExtractionSection
+from fusechat.config import ClusterSection, ExtractionSection
 from fusechat.config.layout import RunLayout
 from fusechat.errors import ConfigError
 from fusechat.models.model_limits import position_limit
@@ -27,7 +27,7 @@ from .engine.engine_worker import engine_settings
 from .teacher_worker import ScoringInputs, TeacherWorker
 
 
-def prepare(layout: RunLayout, model: ResolvedModel, section: ExtractionSection) -> list[Work]:
+def prepare(layout: RunLayout, model: ResolvedModel, section: ExtractionSection, cluster: ClusterSection) -> list[Work]:
     """Claim one model's store; give what is left of it as one work.
 
     Raises:
@@ -47,17 +47,19 @@ def prepare(layout: RunLayout, model: ResolvedModel, section: ExtractionSection)
             total=store.layout.num_rows,
             done=store.layout.num_rows - store.layout.num_rows_of(missing),
             measure="rows",
-            make_worker=partial(TeacherWorker, scoring_inputs(layout, model, section)),
-            finish=lambda: [patiently(partial(finish, claim, store), seconds=section.storage_patience_seconds)],
+            make_worker=partial(TeacherWorker, scoring_inputs(layout, model, section, cluster)),
+            finish=lambda: [patiently(partial(finish, claim, store), seconds=cluster.storage_patience_seconds)],
             needs=Needs(
-                engine_ranks=model.section.engine.tensor_parallel_size, units_in_flight=section.shards_in_flight
+                engine_ranks=model.section.engine.tensor_parallel_size, units_in_flight=cluster.units_in_flight
             ),
             listener=UnitLog(ShardLog(layout.log_path(f"extract.{name}"), name)),
         )
     ]
 
 
-def scoring_inputs(layout: RunLayout, model: ResolvedModel, section: ExtractionSection) -> ScoringInputs:
+def scoring_inputs(
+    layout: RunLayout, model: ResolvedModel, section: ExtractionSection, cluster: ClusterSection
+) -> ScoringInputs:
     """What the workers of one model are told."""
     return ScoringInputs(
         model=model.section,
@@ -66,7 +68,7 @@ def scoring_inputs(layout: RunLayout, model: ResolvedModel, section: ExtractionS
         k=section.k,
         capture=section.capture,
         self_check_dialogues=section.self_check_dialogues,
-        storage_patience_seconds=section.storage_patience_seconds,
+        storage_patience_seconds=cluster.storage_patience_seconds,
     )
 
 

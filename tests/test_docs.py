@@ -32,7 +32,7 @@ def test_docs_configuration_types_are_words_of_a_run_file_and_link_to_their_tabl
     assert "fusechat." not in re.sub(r"`python -m [^`]*`", "", page) and "Section`" not in page
     headings = {line.removeprefix("## ").replace(".", "") for line in page.splitlines() if line.startswith("## ")}
     links = re.findall(r"\[section\]\(#(\w+)\)", page)
-    assert {"evaluationanswers", "evaluationjudge", "traininglora"} <= set(links) <= headings
+    assert {"evaluationquestionssets", "evaluationjudge", "traininglora"} <= set(links) <= headings
     assert "| `modes` | list of `single`, `pairwise` |" in page
 
 

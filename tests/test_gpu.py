@@ -111,7 +111,7 @@ def test_gpu_run_from_dialogues_to_fused_model(
     values = tiny_run(tmp_path / "out", tiny_models, dialogue_files)
     for section in (values["pivot"], values["sources"][0]):
         section["engine"] = {"gpu_memory_utilization": 0.2, "extra": {"enforce_eager": True}}
-    values["cluster"] = {"training_gpus": training_gpus}
+    values["cluster"] |= {"training_gpus": training_gpus}
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     config = load_config(path)

@@ -98,8 +98,8 @@ def _inputs(config: RunConfig, folder: Path) -> list[str]:
     paths = [path.split("::")[0] for path in [*config.dialogues.train, *config.dialogues.held_out]]
     paths += [model.template for model in config.models if model.template not in ("native", "pivot")]
     paths += [model.model for model in config.models if (folder / model.model).is_dir()]
-    paths += [answer_set.file for answer_set in config.evaluation.answers]
-    paths += [str(config.evaluation.lm_eval_folder)] if config.evaluation.lm_eval_folder else []
+    paths += [answer_set.file for answer_set in config.evaluation.questions.sets]
+    paths += [str(config.evaluation.lm_eval.folder)] if config.evaluation.lm_eval.folder else []
     return [path for path in dict.fromkeys(paths) if not Path(path).is_absolute()]
 
 

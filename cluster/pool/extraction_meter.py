@@ -23,7 +23,7 @@ COUNTERS = {
     "tokens": "tokens read",
     "shards_done": "shards written",
     "shards_retried": "shards that failed and were queued again",
-    "shards_set_aside": "shards that failed as often as extraction.max_attempts allows",
+    "shards_set_aside": "shards that failed as often as cluster.max_attempts allows",
 }
 GAUGES = {
     "engines": "engines at work",

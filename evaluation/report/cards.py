@@ -27,8 +27,6 @@ def write_cards(document: dict[str, Any]) -> list[Path]:
         the cards that were written; a model folder without one gets none.
     """
     written: list[Path] = []
-    if document["config"]["run"]["places"]:
-        return written
     for model in document["models"]:
         path = Path(model["folder"]) / "README.md"
         if model["role"] in MADE_ROLES and path.is_file():

@@ -49,7 +49,7 @@ def build(
     """The whole document."""
     seed, course = config.run.seed, provenance.course(config)
     bad = provenance.bad_metrics(course["training"])
-    kinds = [kind for kind in config.evaluation.exact_match_kinds if kind in held_out.kind_names]
+    kinds = [kind for kind in config.evaluation.exact.kinds if kind in held_out.kind_names]
     asked = [
         number
         for number, dialogue in enumerate(dialogues)
@@ -96,7 +96,7 @@ def build(
             for one, other in compared_pairs(list(measured))
         ],
         "answers": _answers(dialogues, asked, measured, exact),
-        "samples": _samples(config.evaluation.samples, models, measured, len(asked)),
+        "samples": _samples(config.evaluation.questions.samples, models, measured, len(asked)),
         "answer_sets": set_records(config, list(sets)),
         "judge": judged,
         "harness": None,

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import RunConfig
 from ..config.ablation import AblationConfig
-from ..config.evaluation import JUDGE_MEANS
+from ..config.evaluation import EVALUATION_MEANS
 from ..errors import ConfigError
 from ..progress import Progress
 from ..storage.artifact import fingerprint, read_json, run_lock, write_json
@@ -96,12 +96,12 @@ def _row(rows: list[Row], name: str, model: str) -> Row:
 
 def _placed(ablation: AblationConfig, config: RunConfig) -> RunConfig:
     """The run in its own folder, named by all that decides its figures, with the places that it shares."""
-    means: Any = {"run": True, "cluster": True, "plan": True, "evaluation": {"judge": set(JUDGE_MEANS)}}
+    means: Any = {"run": True, "cluster": True, "plan": True, "evaluation": EVALUATION_MEANS}
     settings = config.model_dump(mode="json", exclude=means)
     output = ablation.output / "runs" / f"{fingerprint(settings)[:10]}-seed-{config.run.seed}"
     places = shared_places(config, ablation.output / "shared")
-    section = config.run.model_copy(update={"output": output, "places": places, "if_changed": "refuse"})
-    return config.model_copy(update={"run": section})
+    section = config.run.model_copy(update={"output": output, "if_changed": "refuse"})
+    return config.model_copy(update={"run": section}).with_places(places)
 
 
 def _share_digests(source: Path, target: Path) -> None:

@@ -14,7 +14,7 @@ from ..config import CONTROL, FUSION_FIELDS, JOINT, RunConfig
 
 
 def shared_places(config: RunConfig, root: Path) -> dict[str, str]:
-    """`run.places` of one run.
+    """What stands elsewhere than in the folder of one run: artifact -> folder or URL.
 
     Args:
         root: folder of the shared artifacts; stores go below `run.store` if the run has one.
@@ -70,7 +70,7 @@ def _answer_keys(config: RunConfig, keys: dict[str, str]) -> dict[str, str]:
         of_model = {"pivot": f"tokens/{config.pivot.name}", "source": f"tokens/{name}", "fused": "fused"}
         model = keys[of_model.get(role, f"targets/{name or CONTROL}")]
         dtype = config.model_named(name if role == "source" else config.pivot.name).engine.dtype
-        for section in config.evaluation.answers:
+        for section in config.evaluation.questions.sets:
             asked = section.model_dump(mode="json")
             found[f"answers/{section.name}/{model_id}"] = _digest(model, asked, dtype, config.run.seed)
     return found

@@ -75,7 +75,7 @@ for _stage, _text in {
     "align": "Lay every source's rows on the pivot's tokens and vocabulary.",
     "train": "Train one target per source, and the SFT-only control.",
     "merge": "Merge the targets into the fused model.",
-    "answer": "Let the models answer the questions of `evaluation.answers`.",
+    "answer": "Let the models answer the questions of `evaluation.questions.sets`.",
     "evaluate": "Measure all models on the held-out dialogues.",
 }.items():
     _stage_command(_stage, _text)

@@ -60,7 +60,7 @@ def steps(config: RunConfig) -> list[Step]:
         street.append(step("train", "choice", _choose))
     street.append(step("train", "", partial(_train, config.trained_names)))
     street.append(step("merge", "", _merge, _check_merge))
-    if config.evaluation.answers and config.measured_ids:
+    if config.evaluation.questions.sets and config.measured_ids:
         street.append(step("answer", "", _answer, _check_questions))
     street.append(step("evaluate", "", _evaluate, _check_evaluation))
     return street
@@ -95,7 +95,7 @@ def run(config: RunConfig, *, progress: Progress, only: str | None = None) -> di
         UserError: as `check`, before any stage begins.
     """
     if only is not None and only not in [step.stage for step in steps(config)]:
-        raise ConfigError(f"this run has nothing to {only}: name sets of questions in evaluation.answers")
+        raise ConfigError(f"this run has nothing to {only}: name sets of questions in evaluation.questions.sets")
     check(config, only)
     from evaluation.report import live
 

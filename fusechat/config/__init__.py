@@ -1,7 +1,15 @@
 """The run file: one YAML in, frozen sections out. Imports nothing heavy, so that the command line answers at once."""
 
 from .cluster import ClusterSection, PlanSection
-from .evaluation import AnswerSetSection, EvaluationSection, JudgeSection
+from .evaluation import (
+    AnswerSetSection,
+    EvaluationSection,
+    ExactSection,
+    HeldOutSection,
+    JudgeSection,
+    LmEvalSection,
+    QuestionsSection,
+)
 from .run import (
     CONTROL,
     FUSION_FIELDS,
@@ -29,12 +37,16 @@ __all__ = [
     "DialoguesSection",
     "EngineSection",
     "EvaluationSection",
+    "ExactSection",
     "ExtractionSection",
+    "HeldOutSection",
     "JudgeSection",
+    "LmEvalSection",
     "LoraSection",
     "MergeSection",
     "ModelSection",
     "PlanSection",
+    "QuestionsSection",
     "RunConfig",
     "RunSection",
     "TrainingSection",

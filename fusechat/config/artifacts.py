@@ -43,7 +43,7 @@ def _entries(config: RunConfig) -> Iterator[ArtifactEntry]:
     for name in config.trained_names:
         yield ArtifactEntry("train", "", name, str(config.target_path(name)))
     yield ArtifactEntry("merge", "", "", str(config.fused_path))
-    for answer_set in config.evaluation.answers:
+    for answer_set in config.evaluation.questions.sets:
         for model_id in config.measured_ids:
             place = str(config.answers_path(answer_set.name, model_id))
             yield ArtifactEntry("answer", "", f"{answer_set.name} {model_id}", place)

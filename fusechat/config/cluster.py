@@ -13,12 +13,20 @@ ENV_REFERENCE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
 
 
 class ClusterSection(Section):
-    """Where the run's Ray lives, and what its workers reserve."""
+    """Where the run's Ray lives, what its workers reserve, and how often they try."""
 
     address: str | None = None
     """Ray address (`auto`, `host:port`); default: RAY_ADDRESS of the environment, else a local Ray that the run starts and stops."""
     num_cpus: int | None = Field(None, ge=1)
     """CPUs of the local Ray; default: all."""
+    max_attempts: int = Field(3, ge=1)
+    """Tries per unit (a shard of extraction, alignment or merging, questions to answer) before it is set aside."""
+    engines: int | None = Field(None, ge=1)
+    """Engines per model that scores or answers; default: as many as the cluster has room for at any time, at most one per unit."""
+    units_in_flight: int = Field(2, ge=1)
+    """Shards that an engine which scores works on at once, so that it does not drain between two."""
+    storage_patience_seconds: float = Field(600, ge=0)
+    """How long scored rows wait for a store that does not answer before their shard counts as failed, seconds."""
     teacher_cpus: float = Field(1, gt=0)
     """CPUs that one engine reserves."""
     gpus_per_node: int = Field(8, ge=1)

@@ -33,7 +33,7 @@ JUDGE_MEANS = ("concurrency", "max_attempts", "backoff_seconds", "timeout_second
 
 
 class JudgeSection(Section):
-    """A judge behind an OpenAI-compatible endpoint, for the answers to `evaluation.answers`."""
+    """A judge behind an OpenAI-compatible endpoint, for the answers to `evaluation.questions.sets`."""
 
     url: str
     """Base URL, such as `https://host/v1`; `/chat/completions` is added."""
@@ -74,45 +74,77 @@ class JudgeSection(Section):
         return self
 
 
-class EvaluationSection(Section):
-    """How good the models are."""
+class HeldOutSection(Section):
+    """The loss on held-out dialogues, and the divergence from the teachers' rows."""
 
     batch_tokens: int = Field(4096, ge=64)
     """Tokens of one evaluation batch."""
-    exact_match_kinds: list[str] = []
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Dtype of weights and activations; auto: float32 on CPUs, what the checkpoint says on GPUs."""
+    divergence_dialogues: int = Field(64, ge=0)
+    """Training dialogues, drawn by the run's seed, on whose rows the divergence from each teacher is measured; 0: none."""
+
+
+class ExactSection(Section):
+    """Held-out dialogues whose last answer is compared by exact match."""
+
+    kinds: list[str] = []
     """Kinds of dialogue whose last assistant turn is a short exact answer: models are asked, and compared by exact match."""
     max_new_tokens: int = Field(48, ge=1)
-    """Longest answer, tokens."""
+    """Longest answer, tokens; also of an answer to `questions.samples`."""
+
+
+class QuestionsSection(Section):
+    """What the models are asked beside the held-out dialogues."""
+
+    sets: list[AnswerSetSection] = []
+    """Sets of questions for the models to answer."""
     samples: list[str] = []
     """Prompts answered by the pivot, the SFT-only control and the fused model, to look at."""
-    answers: list[AnswerSetSection] = []
-    """Sets of questions for the models to answer."""
-    judge: JudgeSection | None = None
-    """Who judges those answers; default: nobody."""
+
+
+class LmEvalSection(Section):
+    """Benchmarks of EleutherAI's harness; needs the extra `lm-eval`."""
+
+    tasks: list[str] = []
+    """Tasks for every measured model, under its template."""
+    folder: FolderPath | None = None
+    """Folder of further task files."""
+    limit: int | None = Field(None, ge=1)
+    """Questions of each task; default: all of them."""
+    unsafe_code: bool = False
+    """Let the harness run, on the driver's machine, code that the models write: tasks such as `humaneval` and `mbpp` ask for it."""
+
+
+EVALUATION_MEANS = {"held_out": {"batch_tokens"}, "judge": set(JUDGE_MEANS), "lm_eval": {"unsafe_code"}}
+"""Fields of the section that say how figures are reached, not what they are, as pydantic's `exclude` takes them."""
+
+
+class EvaluationSection(Section):
+    """How good the models are."""
+
     models: list[str] | None = None
     """Models to measure, out of `pivot`, `sft`, `target.NAME`, `fused`, `source.NAME`; default: all of them."""
     sources: bool = True
     """Also measure the sources, each under its own tokenizer and template (only where `models` names none)."""
-    lm_eval: list[str] = []
-    """Tasks of EleutherAI's harness for every measured model, under its template; needs the extra `lm-eval`."""
-    lm_eval_folder: FolderPath | None = None
-    """Folder of further task files for the harness."""
-    lm_eval_unsafe_code: bool = False
-    """Let the harness run, on the driver's machine, code that the models write: tasks such as `humaneval` and `mbpp` ask for it."""
-    lm_eval_limit: int | None = Field(None, ge=1)
-    """Questions of each task; default: all of them."""
-    kl_dialogues: int = Field(64, ge=0)
-    """Training dialogues, drawn by the run's seed, on whose rows the divergence from each teacher is measured; 0: none."""
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Dtype of weights and activations; auto: float32 on CPUs, what the checkpoint says on GPUs."""
+    held_out: HeldOutSection = HeldOutSection()
+    """Loss and divergence."""
+    exact: ExactSection = ExactSection()
+    """Exact answers."""
+    questions: QuestionsSection = QuestionsSection()
+    """What the models are asked beside them."""
+    judge: JudgeSection | None = None
+    """Who judges the answers to `questions.sets`; default: nobody."""
+    lm_eval: LmEvalSection = LmEvalSection()
+    """Benchmarks."""
 
     @model_validator(mode="after")
     def _sets_fit(self) -> "EvaluationSection":
-        names = [answer_set.name for answer_set in self.answers]
+        names = [answer_set.name for answer_set in self.questions.sets]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"answers: two sets are called {twice[0]!r}; give each a name of its own")
+            raise ValueError(f"questions.sets: two are called {twice[0]!r}; give each a name of its own")
         if self.judge is not None and not names:
-            raise ValueError("judge: there are no answers to judge; name questions in evaluation.answers")
+            raise ValueError("judge: there are no answers to judge; name questions in evaluation.questions.sets")
         return self
 
     def measured(self, known: list[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """Reading a YAML file into a root section: overrides applied, mistakes named with the nearest valid key.
 
-Knows nothing about what the sections are.
+Knows nothing about what the sections are, but how fields of earlier files are called now.
 """
 
 import copy
@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ..errors import ConfigError
+from .moved import moved_hint
 from .section import Section
 
 Loaded = TypeVar("Loaded", bound=Section)
@@ -115,6 +116,8 @@ def _place(node: Any, part: str) -> Any:
 
 def _explain(path: Path, item: Any, root: type[BaseModel]) -> str:
     location = ".".join(str(part) for part in item["loc"])
+    if item["type"] in ("extra_forbidden", "model_type") and (hint := moved_hint(location)):
+        return f"{path}: {location}: {hint}"
     if item["type"] != "extra_forbidden":
         found = f" (found {item['input']!r})" if not isinstance(item["input"], dict) else ""
         return f"{path}: {location or 'run file'}: {item['msg']}{found}"

@@ -5,10 +5,11 @@ with the nearest valid one. A default lives here and nowhere else. Relative path
 Imports nothing heavy, so that the command line answers at once.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from ..errors import ConfigError
 from .cluster import ClusterSection, PlanSection
@@ -36,8 +37,6 @@ class RunSection(Section):
     """URL (`s3://`, `gs://`) or folder of the tokens, logprobs and aligned stores; default: the run's folder."""
     seed: int = 0
     """Seed of everything random."""
-    places: dict[str, PathText] = {}
-    """Artifacts that stand elsewhere than in the run's folder or store (`aligned/NAME: folder or URL`); `fusechat ablate` sets it."""
     if_changed: Literal["refuse", "restart"] = "refuse"
     """What to do with artifacts that another recipe made: refuse and show the difference, or delete them and start afresh."""
 
@@ -110,14 +109,6 @@ class ExtractionSection(Section):
     """The project's own top-k pooler, or vLLM's public prompt logprobs (the reference; slower)."""
     shard_tokens: int = Field(131_072, ge=64)
     """Tokens of one shard, the unit of work and of resumption."""
-    shards_in_flight: int = Field(2, ge=1)
-    """Shards an engine holds at once, so that it does not drain between two."""
-    max_attempts: int = Field(3, ge=1)
-    """Tries per shard before it is set aside; also of the shards of alignment, answering and merging."""
-    storage_patience_seconds: float = Field(600, ge=0)
-    """How long scored rows wait for a store that does not answer before their shard counts as failed, seconds."""
-    replicas: int | None = Field(None, ge=1)
-    """Engines per model that scores or answers; default: as many as the cluster has room for at any time, at most one per shard."""
     self_check_dialogues: int = Field(4, ge=0)
     """Dialogues that each teacher scores against a plain transformers forward before it may write; 0: none."""
     logprob_step: float = Field(1 / 32, gt=0, le=0.25)
@@ -211,6 +202,7 @@ class RunConfig(Section, Places):
     evaluation: EvaluationSection = EvaluationSection()
     cluster: ClusterSection = ClusterSection()
     plan: PlanSection = PlanSection()
+    _places: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _names_differ(self) -> "RunConfig":
@@ -291,7 +283,17 @@ class RunConfig(Section, Places):
 
     @property
     def places(self) -> dict[str, str]:
-        return self.run.places
+        return self._places
+
+    def with_places(self, places: Mapping[str, str]) -> "RunConfig":
+        """The same run with artifacts that stand elsewhere than in its folder or store; no run file says so, `ablate` does.
+
+        Args:
+            places: artifact (`aligned/NAME`) -> folder or URL. `dump` leaves them out.
+        """
+        placed = self.model_copy()
+        placed._places = dict(places)
+        return placed
 
     def dump(self) -> dict[str, Any]:
         """The resolved run as plain values."""

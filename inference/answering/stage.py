@@ -60,7 +60,7 @@ def prepare(config: RunConfig, models: Sequence[AnsweringModel]) -> list[Work]:
         ArtifactError: another recipe's answers stand in a folder, or a model's tokens are not finished.
         DialogueError: a questions file that cannot be read.
     """
-    chunks = tuple(chunk for section in config.evaluation.answers for chunk in _chunks(section))
+    chunks = tuple(chunk for section in config.evaluation.questions.sets for chunk in _chunks(section))
     return [_work(config, model, chunks) for model in models]
 
 
@@ -76,8 +76,8 @@ def _work(config: RunConfig, model: AnsweringModel, chunks: tuple[Chunk, ...]) -
         model_folder=model.folder,
         reader=reader,
         tokens_url=config.tokens_url(model.reader),
-        sets={section.name: section for section in config.evaluation.answers},
-        folders={section.name: str(config.answers_path(section.name, model.id)) for section in config.evaluation.answers},
+        sets={section.name: section for section in config.evaluation.questions.sets},
+        folders={section.name: str(config.answers_path(section.name, model.id)) for section in config.evaluation.questions.sets},
         chunks=chunks,
         seed=config.run.seed,
     )  # fmt: skip

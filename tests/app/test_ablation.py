@@ -43,7 +43,7 @@ ALL_TARGETS = {"targets/mixtral", "fused"}
     [
         ({"merge.method": "linear"}, {"fused"}),
         ({"merge.threads": 2}, set()),
-        ({"evaluation.max_new_tokens": 5}, set()),
+        ({"evaluation.exact.max_new_tokens": 5}, set()),
         ({"training.row_choice": "average"}, ALL_TARGETS),
         ({"training.sft_weight": 0.5}, ALL_TARGETS),
         ({"training.trl": {"max_steps": 3}}, {*ALL_TARGETS, "targets/sft"}),
@@ -74,7 +74,7 @@ def test_change_of_the_dialogues_shares_nothing_but_measured_models(run_file: Pa
     assert {key.split("/")[0] for key in found} == {*STAGES, "choice"}
 
 
-ASKED = {"evaluation.answers": [{"name": "own", "file": "asked.txt"}]}
+ASKED = {"evaluation.questions.sets": [{"name": "own", "file": "asked.txt"}]}
 
 
 @pytest.mark.parametrize(
@@ -82,10 +82,10 @@ ASKED = {"evaluation.answers": [{"name": "own", "file": "asked.txt"}]}
     [
         ({"merge.method": "linear"}, {"fused"}),
         ({"training.row_choice": "average"}, {"fused", "target.mixtral"}),
-        ({"evaluation.max_new_tokens": 5}, set()),
+        ({"evaluation.exact.max_new_tokens": 5}, set()),
         ({"sources.0.template": "pivot"}, {"fused", "target.mixtral", "source.mixtral"}),
         (
-            {"evaluation.answers": [{"name": "own", "file": "asked.txt", "temperature": 1}]},
+            {"evaluation.questions.sets": [{"name": "own", "file": "asked.txt", "temperature": 1}]},
             {"pivot", CONTROL, "fused", "target.mixtral", "source.mixtral"},
         ),
         ({"pivot.engine.dtype": "bfloat16"}, {"pivot", CONTROL, "fused", "target.mixtral"}),
@@ -99,7 +99,7 @@ def test_variant_shares_the_answers_of_models_that_it_does_not_change(
     places = [shared_places(config, tmp_path) for config in (base, variant)]
     keys = {f"answers/own/{model_id}": model_id for model_id in base.model_ids}
     assert {model_id for key, model_id in keys.items() if places[0][key] != places[1][key]} == expected
-    placed = base.model_copy(update={"run": base.run.model_copy(update={"places": places[0]})})
+    placed = base.with_places(places[0])
     assert placed.answers_path("own", "fused") == Path(places[0]["answers/own/fused"])
     assert placed.verdicts_path == tmp_path / "verdicts.jsonl"
 
@@ -108,7 +108,11 @@ def test_run_keeps_its_folder_when_only_means_change(run_file: Path, tmp_path: P
     judge = {"url": "http://host/v1", "model": "examiner"}
     folders = set()
     for means, cluster in (({}, 1), ({"concurrency": 2, "key_variable": "KEY"}, 3)):
-        changed = {**ASKED, "evaluation.judge": {**judge, **means}, "cluster.num_cpus": cluster, "plan.gpus": cluster}
+        changed = {
+            **ASKED, "evaluation.judge": {**judge, **means}, "cluster.num_cpus": cluster, "cluster.engines": cluster,
+            "plan.gpus": cluster, "evaluation.held_out.batch_tokens": 64 * cluster,
+            "evaluation.lm_eval.unsafe_code": cluster == 3,
+        }  # fmt: skip
         folders.add(tuple(ablation.list_runs(make(run_file, tmp_path, set=changed))[1]))
     assert len(folders) == 1
 
@@ -118,13 +122,13 @@ def test_runs_are_planned_once_each_first_seed_first(run_file: Path, tmp_path: P
         {"title": "models", "models": ["pivot", CONTROL, "target.*", "fused"]},
         {"title": "methods", "variants": {"as in the base": {}}, "grid": {"merge.method": ["linear", "ties"]}},
     ]
-    made = make(run_file, tmp_path, tables=tables, seeds=[0, 1], set={"evaluation.samples": []})
+    made = make(run_file, tmp_path, tables=tables, seeds=[0, 1], set={"evaluation.questions.samples": []})
     found, configs = ablation.list_runs(made)
     assert len(configs) == 6 and [config.run.seed for config in configs.values()] == [0, 0, 0, 1, 1, 1]
     assert [row.name for row in found["models"]] == ["pivot", "sft", "target.mixtral", "fused"]
     assert [row.name for row in found["methods"]] == ["as in the base", "method linear", "method ties"]
     assert found["models"][0].runs == found["methods"][0].runs
-    assert all(config.evaluation.samples == [] for config in configs.values())
+    assert all(config.evaluation.questions.samples == [] for config in configs.values())
     targets = {config.target_path("mixtral") for config in configs.values()}
     assert len(targets) == 2, "merges of the same targets train nothing"
 
@@ -134,6 +138,11 @@ def test_runs_are_planned_once_each_first_seed_first(run_file: Path, tmp_path: P
     [
         ({"title": "t", "grid": {"merge.methd": ["ties"]}}, "did you mean 'method'"),
         ({"title": "t", "variants": {"one": {"sources": ["nobody"]}}}, r"\['nobody'\], expected names out of"),
+        (
+            {"title": "t", "grid": {"evaluation.samples": [[]]}},
+            r"moved to evaluation\.questions\.samples, write it there",
+        ),
+        ({"title": "t", "variants": {"one": {"extraction.replicas": 2}}}, r"moved to cluster\.engines, write it there"),
         ({"title": "t", "grid": {"extraction.k": [0]}}, "greater than or equal to 1"),
         (
             {"title": "t", "variants": {"one": {}, "two": {"merge.method": "sce"}}},
@@ -243,7 +252,10 @@ def test_small_grid_shares_its_artifacts_resumes_and_ends_in_tables(
     monkeypatch.setattr("cluster.extraction.run", extract)
     made = make(
         run_file, tmp_path,
-        set={"training.trl.max_steps": 2, "evaluation.sources": False, "evaluation.samples": [], "evaluation.kl_dialogues": 3},
+        set={
+            "training.trl.max_steps": 2, "evaluation.sources": False, "evaluation.questions.samples": [],
+            "evaluation.held_out.divergence_dialogues": 3,
+        },
         tables=[
             {"title": "pairwise and fused", "models": ["pivot", "sft", "target.*", "fused"]},
             {"title": "rules and methods", "grid": {

@@ -43,9 +43,20 @@ def test_misspelt_key_ends_the_process_with_the_nearest_one_and_status_2(run_fil
     assert result.returncode == 2 and "did you mean 'k'" in result.stderr and "Traceback" not in result.stderr
 
 
+def test_keys_of_earlier_run_files_end_the_process_with_their_new_names_and_status_2(run_file: Path) -> None:
+    old = ("--set", "evaluation.kl_dialogues=3", "--set", "evaluation.lm_eval=[arc_easy]")
+    result = fusechat("tokenize", "-c", str(run_file), *old)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    for new in ("held_out.divergence_dialogues", "lm_eval.tasks"):
+        assert f"moved to evaluation.{new}, write it there" in result.stderr
+
+
 def test_answering_without_questions_is_refused_with_the_field_that_names_some(run_file: Path) -> None:
     result = fusechat("answer", "-c", str(run_file))
-    assert result.returncode == 2 and "nothing to answer: name sets of questions in evaluation.answers" in result.stderr
+    assert (
+        result.returncode == 2
+        and "nothing to answer: name sets of questions in evaluation.questions.sets" in result.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,10 +64,10 @@ def test_answering_without_questions_is_refused_with_the_field_that_names_some(r
     [
         (["merge.method=scee"], "found 'scee'; did you mean 'sce'"),
         (["merge.parameters={select_top: 0.1}"], "did you mean 'select_topk'"),
-        (["evaluation.answers=[{name: a, file: /nowhere.jsonl}]"], "/nowhere.jsonl"),
+        (["evaluation.questions.sets=[{name: a, file: /nowhere.jsonl}]"], "/nowhere.jsonl"),
         (
             [
-                "evaluation.answers=[{name: a, file: ASKED}]",
+                "evaluation.questions.sets=[{name: a, file: ASKED}]",
                 "evaluation.judge={url: 'http://h/v1', model: m, key_variable: NO_SUCH_KEY}",
             ],
             "NO_SUCH_KEY is not set",

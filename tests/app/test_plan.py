@@ -152,7 +152,7 @@ def test_answers_take_the_weights_once_a_step_of_a_chunk(tmp_path: Path) -> None
     (tmp_path / "ask.txt").write_text("".join(f"question {i}\n" for i in range(33)))
     values["evaluation"] = {
         "models": ["pivot", "fused", "source.solar"],
-        "answers": [{"name": "own", "file": str(tmp_path / "ask.txt"), "max_new_tokens": 100}],
+        "questions": {"sets": [{"name": "own", "file": str(tmp_path / "ask.txt"), "max_new_tokens": 100}]},
     }
     plan = make_plan(RunConfig.model_validate(values))
     assert [stage.stage for stage in plan.stages][-2:] == ["answer", "evaluate"]

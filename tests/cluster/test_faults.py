@@ -82,7 +82,8 @@ def tokens(
     """(run folder with tokens, run file as values)."""
     folder = tmp_path_factory.mktemp("tokens") / "out"
     values = tiny_run(folder, tiny_models, dialogue_files)
-    values["extraction"] = {"k": 5, "shard_tokens": 64, "self_check_dialogues": 0, "max_attempts": 2}
+    values["extraction"] = {"k": 5, "shard_tokens": 64, "self_check_dialogues": 0}
+    values["cluster"] = {"max_attempts": 2}
     config = RunConfig.model_validate(values)
     prepare_dialogues(config)
     tokenize(config, "llama")
@@ -91,14 +92,14 @@ def tokens(
 
 @pytest.fixture
 def make_run(tokens: tuple[Path, dict], tmp_path: Path) -> Callable[..., RunConfig]:
-    def make(name: str = "out", store: str | None = None, **extraction_fields: Any) -> RunConfig:
+    def make(name: str = "out", store: str | None = None, **cluster_fields: Any) -> RunConfig:
         folder, values = tokens
         shutil.copytree(folder, tmp_path / name)
-        section = {**values["extraction"], **extraction_fields}
+        section = {**values["cluster"], **cluster_fields}
         run = {"output": str(tmp_path / name), "store": store}
         if store is not None and "://" not in store:
             shutil.copytree(folder / "tokens", Path(store) / "tokens", dirs_exist_ok=True)
-        return RunConfig.model_validate({**values, "run": run, "extraction": section})
+        return RunConfig.model_validate({**values, "run": run, "cluster": section})
 
     return make
 
@@ -311,7 +312,7 @@ def test_two_drivers_at_once_leave_the_same_bytes(
     """What a lease is spared: both write every shard."""
     monkeypatch.setattr(extraction, "hold_store", lambda url, if_changed: contextlib.nullcontext())
     more, store = add_node(nodes), str(tmp_path / "shared")
-    first, second = make_run("one", store, replicas=2), make_run("two", store, replicas=2)
+    first, second = make_run("one", store, engines=2), make_run("two", store, engines=2)
     with extracting(first, hold=list(range(20))) as release, extracting(second, hold=list(range(20))):
         wait_for(lambda: len(held(first)) == 2 and len(held(second)) == 2)
         release()

@@ -291,9 +291,9 @@ def test_what_would_be_lost_or_missing_on_the_cluster_is_refused(
         check(load_config("run.yaml", ["run.store=rows"]), project, files)
     with pytest.raises(ClusterSetupError, match=r"data/big\.jsonl: not sent with the working directory"):
         check(load_config("run.yaml", ["dialogues.train=[data/big.jsonl]"]), project, files)
-    answers = "evaluation.answers=[{name: mt, file: asked/question.jsonl}]"
+    answers = "evaluation.questions.sets=[{name: mt, file: asked/question.jsonl}]"
     with pytest.raises(ClusterSetupError, match=r"asked/question\.jsonl, asked/tasks: not sent with the"):
-        check(load_config("run.yaml", [answers, "evaluation.lm_eval_folder=asked/tasks"]), project, files)
+        check(load_config("run.yaml", [answers, "evaluation.lm_eval.folder=asked/tasks"]), project, files)
     check(load_config("run.yaml", [answers]), project, {"asked/question.jsonl": 1})
 
 

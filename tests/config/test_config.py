@@ -1,10 +1,14 @@
 """The run file: precedence, refusals, and what they say."""
 
+import json
+import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from fusechat.config.moved import MOVED, REMOVED
 from fusechat.config.run import RunConfig, load_config
 from fusechat.errors import ConfigError
 
@@ -33,7 +37,10 @@ def test_load_config_reads_file_and_applies_overrides_in_order(run_file: Path) -
         ("sources.7.name=x", "has no '7'"),
         ("extraction", "expected section.field=value"),
         ("extraction.k=[", "not readable as YAML"),
-        ('evaluation.samples=["bad \\uD83D"]', "evaluation.samples.0: lone surrogate '\\ud83d' at character 4"),
+        (
+            'evaluation.questions.samples=["bad \\uD83D"]',
+            "evaluation.questions.samples.0: lone surrogate '\\ud83d' at character 4",
+        ),
         ("extraction.k.x=3", "extraction.k is int, it has no 'x'"),
         ("training.trl.save_steps.a.b=3", "training.trl.save_steps has no 'a'"),
     ],
@@ -42,6 +49,55 @@ def test_load_config_bad_override_names_the_key_and_the_way_out(run_file: Path, 
     with pytest.raises(ConfigError) as error:
         load_config(run_file, [override])
     assert says in str(error.value)
+
+
+OLD_VALUES: dict[str, Any] = {
+    "evaluation.answers": [{"name": "a", "file": "x"}],
+    "evaluation.dtype": "float32",
+    "evaluation.exact_match_kinds": ["chat"],
+    "evaluation.lm_eval": ["arc_easy"],
+    "evaluation.lm_eval_folder": "tasks",
+    "evaluation.lm_eval_unsafe_code": True,
+    "evaluation.samples": ["Say hello."],
+    "run.places": {"fused": "x"},
+}
+"""What earlier run files could say; of the other fields a number."""
+
+
+@pytest.mark.parametrize("name", [*MOVED, *REMOVED])
+def test_field_of_an_earlier_run_file_is_refused_with_its_new_name(run_file: Path, name: str) -> None:
+    section, field = name.split(".")
+    value = OLD_VALUES.get(name, 64)
+    says = f"moved to {MOVED[name]}, write it there" if name in MOVED else "any more; `fusechat ablate` keeps"
+    values = yaml.safe_load(run_file.read_text(encoding="utf-8"))
+    values.setdefault(section, {})[field] = value
+    old = run_file.with_name("old.yaml")
+    old.write_text(yaml.safe_dump(values), encoding="utf-8")
+    for path, overrides in ((old, []), (run_file, [f"{name}={json.dumps(value)}"])):
+        with pytest.raises(ConfigError) as error:
+            load_config(path, overrides)
+        assert error.value.exit_status == 2
+        (line,) = str(error.value).splitlines()
+        assert line.startswith(f"{path}: {name}: ") and says in line
+    if name in MOVED:
+        read: Any = load_config(run_file, [f"{MOVED[name]}={json.dumps(value)}"]).dump()
+        for part in MOVED[name].split("."):
+            read = read[part]
+        assert read[0]["name"] == "a" if name == "evaluation.answers" else read == value
+
+
+def test_fields_of_an_earlier_run_file_are_named_one_a_line(run_file: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(run_file, ["evaluation.kl_dialogues=0", "extraction.replicas=1", "evaluation.lm_eval=[]"])
+    assert len(str(error.value).splitlines()) == 3
+
+
+def test_places_go_with_copies_of_a_run_and_no_file_has_them(run_file: Path) -> None:
+    config = load_config(run_file)
+    placed = config.with_places({"fused": "/elsewhere/fused"})
+    copies = (placed, placed.model_copy(update={"run": config.run}), pickle.loads(pickle.dumps(placed)))
+    assert {str(copy.fused_path) for copy in copies} == {"/elsewhere/fused"}
+    assert config.places == {} and "elsewhere" not in json.dumps(placed.dump())
 
 
 JUDGE = "evaluation.judge={url: 'https://host/v1', model: m"
@@ -69,7 +125,7 @@ def test_load_config_secret_is_refused_with_the_place_where_it_belongs(
     assert "S3CRET" not in str(error.value)
 
 
-SETS = "evaluation.answers=[{name: a, file: x}"
+SETS = "evaluation.questions.sets=[{name: a, file: x}"
 PAIRS = f"{JUDGE}, modes: [pairwise]"
 
 
@@ -77,7 +133,7 @@ PAIRS = f"{JUDGE}, modes: [pairwise]"
     ("overrides", "says"),
     [
         (["evaluation.models=[pivot, target.mixtrl]"], "'target.mixtrl'.*did you mean 'target.mixtral'"),
-        ([f"{SETS}, {{name: a, file: y}}]"], "two sets are called 'a'"),
+        ([f"{SETS}, {{name: a, file: y}}]"], "questions.sets: two are called 'a'"),
         ([f"{JUDGE}}}"], "no answers to judge"),
         ([f"{SETS}]", "training.train_control=false", f"{PAIRS}}}"], "found 'sft', the models that answer are pivot"),
         ([f"{SETS}]", "evaluation.models=[fused]", f"{PAIRS}, baseline: pivot}}"], "found 'pivot'.* are fused"),

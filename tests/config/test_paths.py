@@ -26,16 +26,15 @@ def run_values(**run: Any) -> dict[str, Any]:
         "training": {
             "trl": {"deepspeed": "~/z.json", "model_init_kwargs": {"cache_dir": "~/c"}, "lr_scheduler_type": "~x"}
         },
-        "evaluation": {"answers": [{"name": "a", "file": "~/q.txt"}], "lm_eval_folder": "~/tasks"},
+        "evaluation": {"questions": {"sets": [{"name": "a", "file": "~/q.txt"}]}, "lm_eval": {"folder": "~/tasks"}},
     }
 
 
 def test_home_is_put_into_every_path_of_a_run_file(tmp_path: Path, home: Path) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text(yaml.safe_dump(run_values(output="~/out", store="~/store", places={"fused": "~/fused"})))
-    config = load_config(file, ["evaluation.samples=[~/x]"])
+    file.write_text(yaml.safe_dump(run_values(output="~/out", store="~/store")))
+    config = load_config(file, ["evaluation.questions.samples=[~/x]"])
     assert config.run.output == home / "out" and config.run.store == f"{home}/store"
-    assert config.run.places == {"fused": f"{home}/fused"}
     assert [model.model for model in config.models] == [f"{home}/p", f"{home}/s"]
     assert config.pivot.template == f"{home}/p.jinja" and config.sources[0].template == "native"
     assert config.pivot.engine.extra == {"download_dir": f"{home}/hub"}
@@ -44,9 +43,9 @@ def test_home_is_put_into_every_path_of_a_run_file(tmp_path: Path, home: Path) -
     assert config.training.trl["deepspeed"] == f"{home}/z.json"
     assert config.training.trl["model_init_kwargs"] == {"cache_dir": f"{home}/c"}
     assert config.training.trl["lr_scheduler_type"] == "~x"  # free-form: only what looks like a path
-    assert config.evaluation.answers[0].file == f"{home}/q.txt"
-    assert config.evaluation.lm_eval_folder == home / "tasks"
-    assert config.evaluation.samples == ["~/x"]  # a prompt, no path
+    assert config.evaluation.questions.sets[0].file == f"{home}/q.txt"
+    assert config.evaluation.lm_eval.folder == home / "tasks"
+    assert config.evaluation.questions.samples == ["~/x"]  # a prompt, no path
     assert "~" not in str({key: value for key, value in config.dump().items() if key not in ("training", "evaluation")})
 
 

@@ -11,7 +11,7 @@ from evaluation.report.cards import write_cards
 CARD = "---\nlibrary_name: transformers\ntags: [fusechat]\n---\n\n# Fused model\n\nText.\n"
 
 
-def document(folder: Path, bits: float, **run: Any) -> dict[str, Any]:
+def document(folder: Path, bits: float) -> dict[str, Any]:
     """A report of the pivot and the fused model."""
     figures = {"bits_per_byte": bits, "low": bits - 0.1, "high": bits + 0.1}
     models = [
@@ -24,7 +24,7 @@ def document(folder: Path, bits: float, **run: Any) -> dict[str, Any]:
     ]  # fmt: skip
     loss = {"difference": -0.01, "low": -0.02, "high": -0.001, "supports": "lower"}
     return {
-        "models": models, "held_out": {"dialogues": 9, "kinds": {"chat": {}}}, "config": {"run": {"places": {}, **run}},
+        "models": models, "held_out": {"dialogues": 9, "kinds": {"chat": {}}}, "config": {"run": {}},
         "differences": [{"model": "fused", "against": "pivot", "loss": {"all": loss}}],
         "harness": {"models": {"fused": {"arc_easy, acc": {"value": 0.25}, "arc_easy, bad": {"value": None}}}},
     }  # fmt: skip
@@ -49,8 +49,6 @@ def test_card_carries_the_figures_as_a_model_index_and_keeps_its_own_text(tmp_pa
     assert (tmp_path / "pivot" / "README.md").read_text() == CARD, "a model that came from elsewhere keeps its card"
 
 
-def test_cards_of_shared_models_and_folders_without_one_are_left_alone(tmp_path: Path) -> None:
+def test_folder_without_a_card_gets_none(tmp_path: Path) -> None:
     (tmp_path / "fused").mkdir()
     assert write_cards(document(tmp_path, 1.0)) == []
-    (tmp_path / "fused" / "README.md").write_text(CARD)
-    assert write_cards(document(tmp_path, 1.0, places={"fused": "x"})) == []

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from evaluation import stage
 from evaluation.row_divergence import row_divergence
-from fusechat.config import RunConfig, load_config
+from fusechat.config import HeldOutSection, RunConfig, load_config
 from fusechat.errors import ArtifactError
 from fusechat.storage.contracts import RowKind
 from fusechat.storage.row_store import RowStore
@@ -52,7 +52,7 @@ def test_row_divergence_of_a_networks_own_rows_is_nothing() -> None:
 
 @pytest.fixture
 def ready(run_file: Path) -> RunConfig:
-    config = load_config(run_file, ["evaluation.kl_dialogues=9", "evaluation.exact_match_kinds=[]"])
+    config = load_config(run_file, ["evaluation.held_out.divergence_dialogues=9", "evaluation.exact.kinds=[]"])
     finish_earlier_stages(config)
     finish_rows(config)
     return config
@@ -114,7 +114,7 @@ def test_rows_of_other_tokens_are_refused(ready: RunConfig) -> None:
 
 
 def test_divergence_that_is_not_asked_for_is_not_measured(ready: RunConfig) -> None:
-    evaluation = ready.evaluation.model_copy(update={"kl_dialogues": 0})
+    evaluation = ready.evaluation.model_copy(update={"held_out": HeldOutSection(divergence_dialogues=0)})
     stage.run(ready.model_copy(update={"evaluation": evaluation}))
     found = read_report(ready)
     assert found["divergence"] is None and all(model["divergence"] == {} for model in found["models"])

@@ -44,8 +44,8 @@ def test_task_on_local_data_is_run_and_folded_into_the_report(run_file: Path, ta
     config = load_config(
         run_file,
         [
-            "evaluation.lm_eval=[local_texts]", f"evaluation.lm_eval_folder={tasks}", "evaluation.models=[pivot, fused]",
-            "evaluation.kl_dialogues=0", "evaluation.samples=[]", "evaluation.exact_match_kinds=[]",
+            "evaluation.lm_eval.tasks=[local_texts]", f"evaluation.lm_eval.folder={tasks}", "evaluation.models=[pivot, fused]",
+            "evaluation.held_out.divergence_dialogues=0", "evaluation.questions.samples=[]", "evaluation.exact.kinds=[]",
         ],
     )  # fmt: skip
     finish_earlier_stages(config)
@@ -71,7 +71,7 @@ def obvious_bits(folder: Path) -> float:
 
 
 def test_task_that_the_harness_does_not_have_is_refused_before_any_model_is_read(run_file: Path) -> None:
-    config = load_config(run_file, ["evaluation.lm_eval=[no_such_task]"])
+    config = load_config(run_file, ["evaluation.lm_eval.tasks=[no_such_task]"])
     finish_earlier_stages(config)
     with pytest.raises(ConfigError, match="found 'no_such_task'"):
         stage.run(config)
@@ -81,7 +81,7 @@ def test_task_that_the_harness_does_not_have_is_refused_before_any_model_is_read
 def test_harness_figures_are_kept_under_seed_version_and_task_files_without_caches(
     run_file: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = ["evaluation.lm_eval=[local_texts]", f"evaluation.lm_eval_folder={tasks}"]
+    given = ["evaluation.lm_eval.tasks=[local_texts]", f"evaluation.lm_eval.folder={tasks}"]
     config, other_seed = (load_config(run_file, [*given, f"run.seed={seed}"]) for seed in (0, 1))
     inputs = measurement._harness_inputs(config)
     assert inputs != measurement._harness_inputs(other_seed)
@@ -114,11 +114,11 @@ def test_task_that_runs_generated_code_is_refused_at_the_start_unless_it_is_allo
     (tasks / "local_group.yaml").write_text(
         yaml.safe_dump({"group": "local_group", "task": ["local_texts", "local_code"]})
     )
-    overrides = [f"evaluation.lm_eval=[local_texts, {name}]", f"evaluation.lm_eval_folder={tasks}"]
-    with pytest.raises(ConfigError, match=f"'{name}' runs code that the models write .*lm_eval_unsafe_code"):
+    overrides = [f"evaluation.lm_eval.tasks=[local_texts, {name}]", f"evaluation.lm_eval.folder={tasks}"]
+    with pytest.raises(ConfigError, match=rf"'{name}' runs code that the models write .*lm_eval\.unsafe_code"):
         ahead.check(load_config(run_file, overrides))
-    ahead.check(load_config(run_file, [*overrides, "evaluation.lm_eval_unsafe_code=true"]))
-    ahead.check(load_config(run_file, ["evaluation.lm_eval=[local_texts]", overrides[1]]))
+    ahead.check(load_config(run_file, [*overrides, "evaluation.lm_eval.unsafe_code=true"]))
+    ahead.check(load_config(run_file, ["evaluation.lm_eval.tasks=[local_texts]", overrides[1]]))
 
 
 def test_allowed_task_that_is_marked_unsafe_is_run(

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evaluation import measurement, stage
 from evaluation.report import terminal
-from fusechat.config import RunConfig, RunSection, load_config
+from fusechat.config import ExactSection, QuestionsSection, RunConfig, RunSection, load_config
 from fusechat.config.evaluation import EvaluationSection
 from fusechat.errors import ArtifactError, ConfigError, DialogueError, ModelError
 from fusechat.progress import Progress
@@ -41,7 +41,7 @@ def finished(
     (base / "run.yaml").write_text(
         yaml.safe_dump(tiny_run(base / "out", tiny_models, dialogue_files)), encoding="utf-8"
     )
-    config = load_config(base / "run.yaml", ["evaluation.samples=['<b>Say</b> hello & bye.']"])
+    config = load_config(base / "run.yaml", ["evaluation.questions.samples=['<b>Say</b> hello & bye.']"])
     finish_earlier_stages(config)
     made = stage.run(config)
     assert made.kind == "report" and made.counts["models"] == len(IDS)
@@ -167,8 +167,9 @@ def test_run_again_is_skipped_and_other_settings_are_refused(finished: tuple[Run
     config, found = finished
     assert stage.run(config).record["finished"]
     assert json.loads((config.report_path / "report.json").read_text(encoding="utf-8")) == found
-    other = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"max_new_tokens": 3})})
-    with pytest.raises(ArtifactError, match=r"settings\.max_new_tokens: 8 -> 3"):
+    shorter = config.evaluation.exact.model_copy(update={"max_new_tokens": 3})
+    other = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"exact": shorter})})
+    with pytest.raises(ArtifactError, match=r"settings\.exact\.max_new_tokens: 8 -> 3"):
         stage.run(other)
 
 
@@ -212,7 +213,7 @@ def test_model_that_changed_is_measured_again_and_others_are_not(ready: RunConfi
 def test_another_sample_prompt_measures_nothing_else_anew(ready: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     first = stage.run(ready)
     monkeypatch.setattr(measurement, "dialogue_nats", lambda *_, **__: pytest.fail("the loss was measured again"))
-    evaluation = ready.evaluation.model_copy(update={"samples": ["Say something else."]})
+    evaluation = ready.evaluation.model_copy(update={"questions": QuestionsSection(samples=["Say something else."])})
     again = stage.run(ready.model_copy(update={"evaluation": evaluation, "run": restarting(ready)}))
     assert again.counts["bits_per_byte"] == first.counts["bits_per_byte"]
     found = json.loads((ready.report_path / "report.json").read_text(encoding="utf-8"))
@@ -229,7 +230,7 @@ def test_model_whose_loss_is_not_a_number_is_named_and_the_others_kept(ready: Ru
 
 
 def test_kind_that_no_held_out_dialogue_has_is_refused_before_any_model_is_read(ready: RunConfig) -> None:
-    evaluation = ready.evaluation.model_copy(update={"exact_match_kinds": ["arithmetics"]})
+    evaluation = ready.evaluation.model_copy(update={"exact": ExactSection(kinds=["arithmetics"])})
     with pytest.raises(ConfigError, match=r"'arithmetics'.*\['arithmetic', 'chat', 'code'\]"):
         stage.run(ready.model_copy(update={"evaluation": evaluation}))
 
@@ -238,6 +239,19 @@ def test_chosen_models_alone_are_measured(ready: RunConfig) -> None:
     evaluation = ready.evaluation.model_copy(update={"models": ["fused", "pivot"]})
     made = stage.run(ready.model_copy(update={"evaluation": evaluation}))
     assert list(made.counts["bits_per_byte"]) == ["pivot", "fused"]
+
+
+def test_cards_of_models_that_several_runs_share_are_left_alone(ready: RunConfig) -> None:
+    card = ready.fused_path / "README.md"
+    card.write_text("---\ntags: [fusechat]\n---\n\nText.\n", encoding="utf-8")
+    evaluation = ready.evaluation.model_copy(update={"models": ["fused"]})
+    config = ready.model_copy(update={"evaluation": evaluation})
+    before = card.read_text(encoding="utf-8")
+    stage.run(config.with_places({"fused": str(ready.fused_path)}))
+    assert card.read_text(encoding="utf-8") == before
+    shutil.rmtree(config.report_path)
+    stage.run(config)
+    assert "model-index" in card.read_text(encoding="utf-8")
 
 
 def test_missing_fused_model_is_named(ready: RunConfig) -> None:
@@ -249,7 +263,7 @@ def test_missing_fused_model_is_named(ready: RunConfig) -> None:
 @pytest.mark.parametrize("count", [0, 1])
 def test_report_of_hardly_any_held_out_dialogue_invents_nothing(ready: RunConfig, count: int) -> None:
     keep_held_out(ready, count)
-    evaluation = ready.evaluation.model_copy(update={"samples": ["Say hello."]})
+    evaluation = ready.evaluation.model_copy(update={"questions": QuestionsSection(samples=["Say hello."])})
     stage.run(ready.model_copy(update={"evaluation": evaluation}))
     found = json.loads((ready.report_path / "report.json").read_text(encoding="utf-8"))
     assert found["held_out"]["dialogues"] == count and found["notes"]
@@ -285,7 +299,12 @@ def test_answers_are_judged_and_shown_side_by_side(ready: RunConfig, tmp_path: P
     judge = {"url": endpoint.url, "model": "examiner", "repeats": 2, "concurrency": 1}
     answers = [{"name": "own", "file": str(tmp_path / "asked.txt")}]
     evaluation = EvaluationSection.model_validate(
-        {"models": ["sft", "fused"], "kl_dialogues": 0, "judge": judge, "answers": answers}
+        {
+            "models": ["sft", "fused"],
+            "held_out": {"divergence_dialogues": 0},
+            "judge": judge,
+            "questions": {"sets": answers},
+        }
     )
     config = ready.model_copy(update={"evaluation": evaluation})
     with pytest.raises(ArtifactError, match="answers/own/sft"):
@@ -300,14 +319,14 @@ def test_answers_are_judged_and_shown_side_by_side(ready: RunConfig, tmp_path: P
     shown = found["answer_sets"][0]["shown"]
     assert shown[0]["answers"] == {"sft": ["sft says 0"], "fused": ["fused says 0"]}
     endpoint.bodies = []
-    other = evaluation.model_copy(update={"max_new_tokens": 9})
+    other = evaluation.model_copy(update={"exact": ExactSection(max_new_tokens=9)})
     stage.run(config.model_copy(update={"evaluation": other, "run": restarting(config)}))
     assert not endpoint.bodies, "verdicts outlive the report"
 
 
 def finish_answers(config: RunConfig, model_id: str) -> None:
     """Answers as the answering stage leaves them."""
-    section = config.evaluation.answers[0]
+    section = config.evaluation.questions.sets[0]
     folder, questions = config.answers_path("own", model_id), read_questions(section.file, section.form)
     claim = artifact.claim(folder, "answers", settings={}, parents={})
     sampling = {"temperatures": [0.0], "max_new_tokens": 9, "seed": 0}

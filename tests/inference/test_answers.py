@@ -37,13 +37,13 @@ def answered(
     short = {"max_new_tokens": 6}
     run["evaluation"] = {
         "models": ["pivot", "source.mixtral"],
-        "answers": [
+        "questions": {"sets": [
             {"name": "mt", "file": str(base / "question.jsonl"), "form": "mt_bench", **short},
             {"name": "alpaca", "file": str(base / "alpaca.json"), "form": "alpaca_eval", **short},
             {"name": "own", "file": str(base / "prompts.txt"), **short},
-        ],
-    }
-    run["cluster"] = {"num_cpus": 2}
+        ]},
+    }  # fmt: skip
+    run["cluster"] = {"num_cpus": 2, "engines": 1}
     for model in (run["pivot"], *run["sources"]):
         model["engine"] = {"kv_cache_gib": 0.05}
     (base / "run.yaml").write_text(yaml.safe_dump(run))

@@ -45,7 +45,8 @@ def make_run(
 ) -> Callable[..., RunConfig]:
     base = tmp_path_factory.mktemp("faults")
     values = tiny_run(base / "tokens", tiny_models, dialogue_files)
-    values["extraction"] = {"k": 5, "shard_tokens": 64, "self_check_dialogues": 0, "replicas": 1, "max_attempts": 2}
+    values["extraction"] = {"k": 5, "shard_tokens": 64, "self_check_dialogues": 0}
+    values["cluster"] = {"engines": 1, "max_attempts": 2}
     values["pivot"]["engine"] = {"kv_cache_gib": 0.05}
     prepare_dialogues(RunConfig.model_validate(values))
     tokenize(RunConfig.model_validate(values), "llama")

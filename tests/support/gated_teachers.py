@@ -19,7 +19,7 @@ import numpy as np
 import ray
 from ray import cloudpickle
 
-from fusechat.config import ExtractionSection, RunConfig
+from fusechat.config import ClusterSection, ExtractionSection, RunConfig
 from fusechat.config.layout import Places, RunLayout
 from fusechat.models.resolved_model import ResolvedModel
 from fusechat.storage.row_store import RowStore
@@ -84,8 +84,10 @@ class SimulatedTeacher(GatedTeacher):
 def gated(teacher: type[GatedTeacher]) -> Callable[..., list[Work]]:
     """What stands for `inference.stage.prepare`: the same works, done by such teachers."""
 
-    def prepare_gated(layout: RunLayout, model: ResolvedModel, section: ExtractionSection) -> list[Work]:
-        works, inputs = prepare(layout, model, section), scoring_inputs(layout, model, section)
+    def prepare_gated(
+        layout: RunLayout, model: ResolvedModel, section: ExtractionSection, cluster: ClusterSection
+    ) -> list[Work]:
+        works, inputs = prepare(layout, model, section, cluster), scoring_inputs(layout, model, section, cluster)
         return [replace(work, make_worker=partial(teacher, gate_of(layout), inputs)) for work in works]
 
     return prepare_gated

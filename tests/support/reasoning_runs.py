@@ -18,5 +18,6 @@ def reasoning_run(output: Path, models: dict[str, Path]) -> dict[str, Any]:
     values["dialogues"]["train"] = [str(ROOT / path) for path in values["dialogues"]["train"]]
     values["extraction"] |= {"k": 5, "shard_tokens": 512}
     values["training"]["trl"] |= {"max_steps": 2, "learning_rate": 1e-3}
-    values["evaluation"] |= {"max_new_tokens": 8, "samples": ["What is 3 times 4?"]}
+    values["evaluation"]["exact"]["max_new_tokens"] = 8
+    values["evaluation"]["questions"] = {"samples": ["What is 3 times 4?"]}
     return values

@@ -14,10 +14,11 @@ def tiny_run(output: Path, models: dict[str, Path], dialogues: dict[str, Path]) 
         "pivot": {"name": "llama", "model": str(models["llama"])},
         "sources": [{"name": "mixtral", "model": str(models["mixtral"])}],
         "dialogues": {"train": [str(dialogues["train"])], "held_out": [str(dialogues["held_out"])], "max_tokens": 256},
-        "extraction": {"k": 5, "shard_tokens": 512, "self_check_dialogues": 2, "replicas": 1},
+        "extraction": {"k": 5, "shard_tokens": 512, "self_check_dialogues": 2},
         "training": {"trl": {"num_train_epochs": 1, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1,
                              "learning_rate": 1e-3, "save_steps": 2}},
-        "evaluation": {"exact_match_kinds": ["arithmetic"], "max_new_tokens": 8, "samples": ["Say hello."]},
+        "evaluation": {"exact": {"kinds": ["arithmetic"], "max_new_tokens": 8}, "questions": {"samples": ["Say hello."]}},
+        "cluster": {"engines": 1},
     }  # fmt: skip
 
 

@@ -128,7 +128,7 @@ def test_row_weights_are_trust_times_what_sft_leaves(joint: RunConfig, monkeypat
 
     monkeypatch.setattr(FusionTrainer, "compute_loss", look)
     path = joint.run.output.parent / "run.yaml"
-    stage.run(load_config(path, [f"run.places={{targets/joint: {joint.run.output}/again}}"]), JOINT)
+    stage.run(load_config(path).with_places({"targets/joint": f"{joint.run.output}/again"}), JOINT)
     made, rows = Choice.read(joint.choice_url), 0
     for fusion in seen:
         start = 0

@@ -86,7 +86,7 @@ def plan_teacher(config: RunConfig, model: ModelSection, size: ModelSize, volume
     fitting = smallest_parallel_size(config, model, size)
     width = max(wanted, fitting) if fitting else _widest(size, section.gpus)
     shards = max(1, round(volume.tokens / config.extraction.shard_tokens))
-    replicas = min(section.gpus // width, shards, config.extraction.replicas or shards) if fitting else 0
+    replicas = min(section.gpus // width, shards, config.cluster.engines or shards) if fitting else 0
     gpu_hours, basis = _scoring_hours(section, model.name, size, volume, width)
     gpu_hours += replicas * width * size.weight_bytes / (section.store_mib_per_second * 2**20) / 3600
     return TeacherPlan(

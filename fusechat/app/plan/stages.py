@@ -74,7 +74,7 @@ def plan_stages(
         StagePlan("merge", merged / (section.store_mib_per_second * 2**20) / 3600, 0, fused_bytes, disk),
         StagePlan("evaluate", forward / section.gpus, forward, 0, f"FLOPs, {share:.0%} of the dialogues held out"),
     ]  # fmt: skip
-    if config.evaluation.answers:
+    if config.evaluation.questions.sets:
         stages.insert(-1, _answer_stage(config, sizes))
     return stages
 
@@ -82,7 +82,7 @@ def plan_stages(
 def _answer_stage(config: RunConfig, sizes: dict[str, ModelSize]) -> StagePlan:
     """Every measured model gives its longest answer to every turn; each step of a chunk reads all weights once."""
     section, steps, tokens = config.plan, 0, 0
-    for answer_set in config.evaluation.answers:
+    for answer_set in config.evaluation.questions.sets:
         turns = [len(question.turns) for question in read_questions(answer_set.file, answer_set.form)]
         chunks = [turns[start : start + CHUNK_QUESTIONS] for start in range(0, len(turns), CHUNK_QUESTIONS)]
         steps += sum(map(max, chunks)) * answer_set.max_new_tokens
