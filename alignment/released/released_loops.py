@@ -91,15 +91,9 @@ def _starts_with(
 
 @kept
 def choose_rows(
-    pivot: np.ndarray,
-    source: np.ndarray,
-    first: np.ndarray,
-    last: np.ndarray,
-    p_points: np.ndarray,
-    p_offsets: np.ndarray,
-    s_points: np.ndarray,
-    s_offsets: np.ndarray,
-) -> np.ndarray:
+    pivot: np.ndarray, source: np.ndarray, first: np.ndarray, last: np.ndarray, p_points: np.ndarray,
+    p_offsets: np.ndarray, s_points: np.ndarray, s_offsets: np.ndarray,
+) -> np.ndarray:  # fmt: skip
     """The source token whose row each pivot token gets, int32 [pivot tokens]; ONE_HOT or EMPTY where none.
 
     With one source token: it, if either text ends with the other. With several: the first for which that holds of the

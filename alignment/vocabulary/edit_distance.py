@@ -85,13 +85,9 @@ def _distance_plain(a: np.ndarray, b: np.ndarray) -> int:
 
 @kept
 def nearest(
-    query: np.ndarray,
-    points: np.ndarray,
-    offsets: np.ndarray,
-    order: np.ndarray,
-    signatures: np.ndarray,
+    query: np.ndarray, points: np.ndarray, offsets: np.ndarray, order: np.ndarray, signatures: np.ndarray,
     first_of_length: np.ndarray,
-) -> tuple[int, int]:
+) -> tuple[int, int]:  # fmt: skip
     """The candidate with the least distance to the query; of equals the one that comes first in `order`'s lengths.
 
     Lengths are visited by their difference to the query's, which bounds the distance from below, as does the number of

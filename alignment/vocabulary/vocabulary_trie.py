@@ -68,13 +68,9 @@ def build_trie(surfaces: Surfaces, reachable: np.ndarray) -> Trie:
 
 @kept
 def _number_nodes(
-    data: np.ndarray,
-    offsets: np.ndarray,
-    ids: np.ndarray,
-    first_child: np.ndarray,
-    node_bytes: np.ndarray,
+    data: np.ndarray, offsets: np.ndarray, ids: np.ndarray, first_child: np.ndarray, node_bytes: np.ndarray,
     token_ids: np.ndarray,
-) -> int:
+) -> int:  # fmt: skip
     """Breadth first over pieces in byte order: a node is a run of pieces that share their first `depth` bytes.
 
     Args:

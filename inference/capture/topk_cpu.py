@@ -103,15 +103,9 @@ def _ordered(typing_context: Any, bits: Any) -> Any:
 
 @kept(nogil=True)
 def _reduce(
-    bits: np.ndarray,
-    step: int,
-    columns: int,
-    labels: np.ndarray,
-    out_values: np.ndarray,
-    out_columns: np.ndarray,
-    out_label: np.ndarray,
-    out_logsumexp: np.ndarray,
-) -> None:
+    bits: np.ndarray, step: int, columns: int, labels: np.ndarray, out_values: np.ndarray, out_columns: np.ndarray,
+    out_label: np.ndarray, out_logsumexp: np.ndarray,
+) -> None:  # fmt: skip
     """`reduce_rows` of some rows: bits int16 or int32, rows `step` apart; the arrays as they are there."""
     rows, k = out_values.shape
     ordered, best = np.empty(columns, bits.dtype), np.empty(-(-columns // BLOCK), bits.dtype)
@@ -169,13 +163,9 @@ def _sort(numbers: np.ndarray) -> None:
 
 @kept(nogil=True)
 def _best_columns(
-    ordered: np.ndarray,
-    best: np.ndarray,
-    maxima: np.ndarray,
-    blocks: np.ndarray,
-    values: np.ndarray,
+    ordered: np.ndarray, best: np.ndarray, maxima: np.ndarray, blocks: np.ndarray, values: np.ndarray,
     columns: np.ndarray,
-) -> None:
+) -> None:  # fmt: skip
     """The k best of a row of ordered integers, of equals the first; `maxima` and `blocks` hold the best blocks.
 
     A column outside of the k best blocks is beaten by the best column of each of them.

@@ -251,17 +251,9 @@ def _add_agreeing(
 
 @_inner_kernel
 def _elect(
-    values: np.ndarray,
-    size: int,
-    votes: np.ndarray,
-    weights: np.ndarray,
-    floor: np.float32,
-    normalize: bool,
-    scale: np.float32,
-    scratch: np.ndarray,
-    out: np.ndarray,
-    masses: np.ndarray,
-) -> None:
+    values: np.ndarray, size: int, votes: np.ndarray, weights: np.ndarray, floor: np.float32, normalize: bool,
+    scale: np.float32, scratch: np.ndarray, out: np.ndarray, masses: np.ndarray,
+) -> None:  # fmt: skip
     """`elected_sum` of one tile: values float32 [n+1, TILE] are the base and the deltas; scratch float32 [3, TILE]."""
     one = float32(1.0)
     zero = float32(0.0)
@@ -296,15 +288,9 @@ def _elect(
 
 @kernel
 def elected_sum(
-    rows: np.ndarray,
-    votes: np.ndarray,
-    weights: np.ndarray,
-    floor: np.float32,
-    normalize: bool,
-    scale: np.float32,
-    out: np.ndarray,
-    masses: np.ndarray,
-) -> None:
+    rows: np.ndarray, votes: np.ndarray, weights: np.ndarray, floor: np.float32, normalize: bool, scale: np.float32,
+    out: np.ndarray, masses: np.ndarray,
+) -> None:  # fmt: skip
     """Sign election and disjoint weighted sum (TIES, section 3; the erase step of SCE).
 
     s = 1 where sum_j votes_j * delta_j >= 0, else -1; target j agrees where votes_j * delta_j has the sign s.
@@ -328,15 +314,9 @@ def elected_sum(
 
 @kernel
 def elected_sum_of_deltas(
-    values: np.ndarray,
-    votes: np.ndarray,
-    weights: np.ndarray,
-    floor: np.float32,
-    normalize: bool,
-    scale: np.float32,
-    out: np.ndarray,
-    masses: np.ndarray,
-) -> None:
+    values: np.ndarray, votes: np.ndarray, weights: np.ndarray, floor: np.float32, normalize: bool, scale: np.float32,
+    out: np.ndarray, masses: np.ndarray,
+) -> None:  # fmt: skip
     """`elected_sum` where the base and the deltas are there as float32 [n+1, c]."""
     scratch = np.empty((3, TILE), np.float32)
     tile = np.empty((values.shape[0], TILE), np.float32)
