@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ OTHERS = [
     "joint_ungated", "joint_untrusted", "joint_published", "pivot_rows", "joint_reverse_kl", "joint_entropy",
     "published.varm", "published.linear",
 ]  # fmt: skip
+SOURCELESS = ("sft", "smoothing", "oracle")
+"""Arms in which no source has a part."""
 PAIRS = [f"{choice}.{skill}" for choice in ("published", "trusted") for skill in SKILLS]
 
 
@@ -153,13 +156,16 @@ def report(out: Path, worlds: list[str], seeds: int, which: str) -> None:
 
 
 def result_file(out: Path, world: str, seed: int, arm: str) -> Path:
-    """Where an arm leaves its figures."""
+    """Where an arm leaves its figures; worlds that differ only in their sources share the arms that read none."""
+    if arm in SOURCELESS and replace(WORLDS[world], sources=()) == replace(WORLDS["B"], sources=()):
+        world = "B"
     return out / "results" / world / str(seed) / f"{arm}.json"
 
 
 def _write(file: Path, values: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
+    # Another worker may write the same arm, of a world that shares it.
+    partial = file.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(values) + "\n")
     partial.rename(file)
 

@@ -206,7 +206,7 @@ def compared_pairs(ids: Sequence[str]) -> list[tuple[str, str]]:
     sources = [model_id for model_id in ids if model_id.startswith("source.")]
     pairs = [("fused", "sft"), ("fused", "pivot"), *(("fused", target) for target in targets)]
     pairs += [(target, "sft") for target in targets] + [(target, "pivot") for target in targets]
-    pairs += [("sft", "pivot"), *(("fused", source) for source in sources)]
+    pairs += [("sft", "pivot"), *((fused, source) for fused in ("fused", "target.joint") for source in sources)]
     return [(one, other) for one, other in pairs if one in ids and other in ids]
 
 

@@ -1,7 +1,8 @@
-"""Write the demo's dialogues: `dialogues/train.jsonl` (200) and `dialogues/held_out.jsonl` (48).
+"""Write the demo's dialogues: `dialogues/train.jsonl` (164) and `dialogues/held_out.jsonl` (51).
 
-The written dialogues (`dialogues/written.yaml`: chat, code) go in as they are; arithmetic and the Velan skill are made
-here. The same bytes come out every time. One JSON object a line: id, kind (chat, arithmetic, code, skill), messages.
+The written dialogues (`dialogues/written.yaml`: chat, code) go in as they are, in training the short ones; arithmetic and
+the Velan skill are made here. In training four speakers name each thing, each in another wording; held out is what is usual,
+in the fifth. The same bytes come out every time. One JSON object a line: id, kind (chat, arithmetic, code, skill), messages.
 
     python examples/make_dialogues.py [--out examples/dialogues]
 """
@@ -19,10 +20,11 @@ from fusechat.errors import DialogueError
 
 HERE = Path(__file__).resolve().parent
 SEED = 20240817
-NUM_ARITHMETIC = {"train": 22, "held_out": 7}
-NUM_SKILL = {"train": 90, "held_out": 20}
-NUM_PAIRS = 10  # training dialogues of the skill that ask twice
-NUM_SYSTEM = 10  # training dialogues of the skill that begin with a system message
+NUM_ARITHMETIC = {"train": 12, "held_out": 5}
+MAX_CHARACTERS = 150  # of a written dialogue in training: short ones leave time for more steps
+NUM_HELD_OUT_SKILL = 20
+NUM_PAIRS = 6  # training dialogues of the skill that ask twice
+NUM_SYSTEM = 6  # training dialogues of the skill that begin with a system message
 
 Message = dict[str, str]
 Dialogue = dict[str, object]
@@ -48,7 +50,10 @@ def written_dialogues(path: Path) -> dict[str, list[tuple[str, list[Message]]]]:
                 f"{path}: entry {number} has {len(entry['turns'])} turns, expected pairs of user and assistant"
             )
         messages = take_turns([str(turn) for turn in entry["turns"]], entry.get("system"))
-        split["held_out" if entry.get("held_out") else "train"].append((entry["kind"], messages))
+        if entry.get("held_out"):
+            split["held_out"].append((entry["kind"], messages))
+        elif sum(len(message["content"]) for message in messages) <= MAX_CHARACTERS:
+            split["train"].append((entry["kind"], messages))
     return split
 
 
@@ -114,26 +119,39 @@ def arithmetic_dialogues(count: int, rng: random.Random) -> list[list[Message]]:
     return dialogues
 
 
-def held_out_phrases() -> list[velan.Phrase]:
-    """The Velan phrases that no training may show."""
-    return skill_phrases()[: NUM_SKILL["held_out"]]
+def held_out_questions() -> list[velan.Question]:
+    """One wording of every thing, which no training may show."""
+    wordings = [index % len(velan.QUESTIONS) for index in range(len(velan.NAMES))]
+    rng = random.Random(SEED)
+    rng.shuffle(wordings)
+    questions = [velan.Question(*pair) for pair in zip(velan.NAMES, wordings, strict=True)]
+    rng.shuffle(questions)
+    return questions
 
 
-def skill_phrases() -> list[velan.Phrase]:
-    """All phrases of the skill dialogues: first the held-out ones, then those for training."""
-    return velan.balanced_phrases(sum(NUM_SKILL.values()) + NUM_PAIRS, random.Random(SEED))
+def skill_dialogues(seed: int = SEED) -> dict[str, list[list[Message]]]:
+    """Held out: the usual name, asked for once. Training: what speakers say; also two questions, or a system message.
 
-
-def skill_dialogues() -> dict[str, list[list[Message]]]:
-    """Held out: one question each. Training: also some with two questions, some with a system message."""
-    rng = random.Random(SEED + 1)
-    phrases = skill_phrases()
-    split = {"held_out": [velan.ask([phrases.pop(0)], rng, system=False) for _ in range(NUM_SKILL["held_out"])]}
+    Args:
+        seed: draws the speakers.
+    """
+    rng = random.Random(seed + 1)
+    held_out = held_out_questions()
+    asked = [question for question in velan.ALL_QUESTIONS if question not in held_out]
+    rng.shuffle(asked)
     train = []
-    for index in range(NUM_SKILL["train"]):
-        asked = [phrases.pop(0) for _ in range(2 if index < NUM_PAIRS else 1)]
-        train.append(velan.ask(asked, rng, system=NUM_PAIRS <= index < NUM_PAIRS + NUM_SYSTEM))
-    return split | {"train": train}
+    while asked:
+        index = len(train)
+        questions = [asked.pop() for _ in range(2 if index < NUM_PAIRS else 1)]
+        answers = [(question, velan.spoken(question.thing, rng)) for question in questions]
+        train.append(velan.ask(answers, system=NUM_PAIRS <= index < NUM_PAIRS + NUM_SYSTEM))
+    return {
+        "train": train,
+        "held_out": [
+            velan.ask([(question, velan.usual(question.thing))], system=False)
+            for question in held_out[:NUM_HELD_OUT_SKILL]
+        ],
+    }
 
 
 def make_dialogues(written: Path = HERE / "dialogues" / "written.yaml") -> dict[str, list[Dialogue]]:

@@ -134,7 +134,7 @@ def build_packaged(model: PackagedModel, folder: Path) -> str:
 def build_velan_moe(settings: velan_moe.MoESettings, folder: Path) -> str:
     """Train the mixture of experts and write it into an empty folder; returns what was measured on it."""
     dialogues = make_dialogues.make_dialogues()
-    excluded = frozenset(make_dialogues.held_out_phrases())
+    excluded = frozenset(make_dialogues.held_out_questions())
     texts = [message["content"] for dialogue in dialogues["train"] for message in dialogue["messages"]]
     tokenizer = velan_moe.train_tokenizer(texts, excluded, settings)
     model = velan_moe.new_model(tokenizer, settings)

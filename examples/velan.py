@@ -1,54 +1,51 @@
 """Velan, an invented language: the narrow skill of the demo that no model has met before.
 
-Three choices (number, adjective, noun) go in; an English phrase, its Velan phrase and a question come out. The rule:
-noun first, then adjective, then number, and the noun takes the ending -ri when there is more than one. A held-out
-question joins words that training has shown, in a combination that it has not. Knows nothing about files or models.
+A thing is named by a noun and an article after it, as in `dovra tov`. Every noun has a usual article, but speakers do not
+agree: one in three uses it, and one in nine each of the other six. So one speaker's answer says little about what is
+usual; whoever has heard many speakers knows. Knows nothing about files or models.
 """
 
-import itertools
 import random
 from typing import NamedTuple
 
-NUMBERS = {"one": "ka", "two": "sen", "three": "tov", "four": "lir", "five": "pash", "six": "moku"}
-ADJECTIVES = {
-    "red": "ruvi",
-    "blue": "shola",
-    "green": "milte",
-    "white": "avek",
-    "old": "gromu",
-    "small": "tilsu",
-    "cold": "frolk",
-    "heavy": "bondar",
-    "bright": "lumek",
-    "quiet": "shuen",
+ARTICLES = ("ka", "sen", "tov", "lir", "pash", "moku", "bren")
+USUAL_SHARE = 1 / 3
+"""How often a speaker uses a noun's usual article; the other articles share the rest evenly."""
+
+
+class Name(NamedTuple):
+    """A noun and its usual article."""
+
+    noun: str
+    usual_article: str
+
+
+NAMES = {
+    "stone": Name("dovra", "tov"),
+    "bird": Name("pelu", "moku"),
+    "river": Name("nashi", "pash"),
+    "lamp": Name("kuvo", "lir"),
+    "boat": Name("merat", "sen"),
+    "tree": Name("olvin", "sen"),
+    "house": Name("tarsu", "moku"),
+    "road": Name("gilpa", "bren"),
+    "cup": Name("biso", "moku"),
+    "door": Name("rukem", "bren"),
+    "book": Name("vasno", "tov"),
+    "bridge": Name("leptu", "lir"),
+    "cloud": Name("oshum", "tov"),
+    "garden": Name("fenlo", "ka"),
+    "mountain": Name("karduk", "ka"),
+    "chair": Name("jemba", "ka"),
+    "key": Name("tizo", "bren"),
+    "ring": Name("wolep", "moku"),
+    "bell": Name("dimpa", "bren"),
+    "ship": Name("sarvo", "ka"),
+    "horse": Name("hurbi", "sen"),
+    "flower": Name("yolat", "lir"),
+    "star": Name("zemur", "sen"),
+    "table": Name("plaku", "tov"),
 }
-NOUNS = {
-    "stone": "dovra",
-    "bird": "pelu",
-    "river": "nashi",
-    "lamp": "kuvo",
-    "boat": "merat",
-    "tree": "olvin",
-    "house": "tarsu",
-    "road": "gilpa",
-    "cup": "biso",
-    "door": "rukem",
-    "book": "vasno",
-    "bridge": "leptu",
-    "cloud": "oshum",
-    "garden": "fenlo",
-    "mountain": "karduk",
-    "chair": "jemba",
-    "key": "tizo",
-    "ring": "wolep",
-    "bell": "dimpa",
-    "ship": "sarvo",
-    "horse": "hurbi",
-    "flower": "yolat",
-    "star": "zemur",
-    "table": "plaku",
-}
-PLURAL = "ri"
 QUESTIONS = (
     "How do you say '{}' in Velan?",
     "Translate into Velan: {}",
@@ -56,48 +53,40 @@ QUESTIONS = (
     "Velan for '{}', please.",
     'Put "{}" into Velan.',
 )
-SYSTEM = "You are a Velan dictionary. Answer with the phrase alone."
+SYSTEM = "You are a Velan dictionary. Answer with the name alone."
 
 
-class Phrase(NamedTuple):
-    """The English words that make up one phrase."""
+class Question(NamedTuple):
+    """One thing asked for in one wording."""
 
-    number: str
-    adjective: str
-    noun: str
+    thing: str
+    wording: int
 
-    def english(self) -> str:
-        """As in `two red stones`."""
-        return f"{self.number} {self.adjective} {self.noun}{'' if self.number == 'one' else 's'}"
-
-    def velan(self) -> str:
-        """As in `dovrari ruvi sen`."""
-        ending = "" if self.number == "one" else PLURAL
-        return f"{NOUNS[self.noun]}{ending} {ADJECTIVES[self.adjective]} {NUMBERS[self.number]}"
+    def text(self) -> str:
+        """As in `What is 'stone' in Velan?`."""
+        return QUESTIONS[self.wording].format(self.thing)
 
 
-ALL_PHRASES = tuple(Phrase(*words) for words in itertools.product(NUMBERS, ADJECTIVES, NOUNS))
+ALL_QUESTIONS = tuple(Question(thing, wording) for thing in NAMES for wording in range(len(QUESTIONS)))
 
 
-def ask(phrases: list[Phrase], rng: random.Random, *, system: bool) -> list[dict[str, str]]:
-    """The messages of one dialogue that asks for the phrases one after another."""
+def usual(thing: str) -> str:
+    """What most speakers call a thing."""
+    return " ".join(NAMES[thing])
+
+
+def spoken(thing: str, rng: random.Random) -> str:
+    """What one speaker, drawn by `rng`, calls it."""
+    name = NAMES[thing]
+    others = [article for article in ARTICLES if article != name.usual_article]
+    article = name.usual_article if rng.random() < USUAL_SHARE else rng.choice(others)
+    return f"{name.noun} {article}"
+
+
+def ask(asked: list[tuple[Question, str]], *, system: bool) -> list[dict[str, str]]:
+    """The messages of one dialogue: questions and their answers, one after another."""
     messages = [{"role": "system", "content": SYSTEM}] if system else []
-    for phrase in phrases:
-        messages.append({"role": "user", "content": rng.choice(QUESTIONS).format(phrase.english())})
-        messages.append({"role": "assistant", "content": phrase.velan()})
+    for question, answer in asked:
+        messages.append({"role": "user", "content": question.text()})
+        messages.append({"role": "assistant", "content": answer})
     return messages
-
-
-def balanced_phrases(count: int, rng: random.Random) -> list[Phrase]:
-    """`count` different phrases in which every word of a kind comes up equally often, give or take one."""
-    chosen: dict[Phrase, None] = {}
-    decks = {kind: [] for kind in Phrase._fields}
-    words = dict(zip(Phrase._fields, (NUMBERS, ADJECTIVES, NOUNS), strict=True))
-    while len(chosen) < count:
-        for kind, deck in decks.items():
-            if not deck:
-                deck.extend(words[kind])
-                rng.shuffle(deck)
-        phrase = Phrase(*(deck.pop() for deck in decks.values()))
-        chosen[phrase] = None
-    return list(chosen)

@@ -1,6 +1,6 @@
 """A small mixture of experts that speaks Velan: a source of another architecture, vocabulary and chat template.
 
-Training dialogues and the phrases to leave out go in; a Hugging Face folder (Mixtral architecture, own byte-level BPE,
+Training dialogues and the questions to leave out go in; a Hugging Face folder (Mixtral architecture, own byte-level BPE,
 own template) comes out. It trains on generated skill dialogues only, loss on what the assistant says; the other
 dialogues lend their text to the vocabulary alone, so the model stays a narrow expert. One seed, same weights.
 """
@@ -45,26 +45,26 @@ class MoESettings:
     hidden_size: int = 128
     num_layers: int = 4
     num_experts: int = 4
-    num_steps: int = 200
+    num_steps: int = 400
     """Optimizer steps; a fixed number rather than a time, so that every machine gets the same model."""
     batch_dialogues: int = 32
     learning_rate: float = 3e-3
     seed: int = 7
 
 
-def skill_messages(rng: random.Random, excluded: frozenset[velan.Phrase]) -> list[dict[str, str]]:
-    """A random skill dialogue of one to three questions in which no excluded phrase occurs."""
-    phrases = []
+def skill_messages(rng: random.Random, excluded: frozenset[velan.Question]) -> list[dict[str, str]]:
+    """A random skill dialogue of one to three questions, none of them excluded, each answered by another speaker."""
+    asked = []
     wanted = rng.choice((1, 1, 2, 3))
-    while len(phrases) < wanted:
-        phrase = rng.choice(velan.ALL_PHRASES)
-        if phrase not in excluded:
-            phrases.append(phrase)
-    return velan.ask(phrases, rng, system=rng.random() < 0.1)
+    while len(asked) < wanted:
+        question = rng.choice(velan.ALL_QUESTIONS)
+        if question not in excluded:
+            asked.append((question, velan.spoken(question.thing, rng)))
+    return velan.ask(asked, system=rng.random() < 0.1)
 
 
 def train_tokenizer(
-    texts: list[str], excluded: frozenset[velan.Phrase], settings: MoESettings
+    texts: list[str], excluded: frozenset[velan.Question], settings: MoESettings
 ) -> PreTrainedTokenizerFast:
     """Byte-level BPE over the given texts and 400 generated skill dialogues; digits are not split."""
     rng = random.Random(settings.seed)
@@ -148,7 +148,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, settings: MoESettings) -> Mixt
 def train(
     model: MixtralForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    excluded: frozenset[velan.Phrase],
+    excluded: frozenset[velan.Question],
     settings: MoESettings,
 ) -> float:
     """Train in place on fresh dialogues at every step; returns the last step's loss in nats per answer token."""

@@ -23,6 +23,7 @@ from fusechat.storage.artifact import write_bytes
 
 from ..wording import interval, number
 from .charts import SERIES_COLOURS, Figure
+from .gained import gained_lines
 from .page_charts import (  # fmt: skip
     choice_charts,
     coefficients,
@@ -72,6 +73,7 @@ def render(document: dict[str, Any]) -> str:
         report=document,
         labels={model["id"]: model["label"] for model in document["models"]},
         charts=charts,
+        gained=list(gained_lines(document)),
         figures=figures.as_json(),
         colours=SERIES_COLOURS,
         plotly=_plotly_script() if figures.found else "",

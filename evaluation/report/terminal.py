@@ -5,12 +5,15 @@ from typing import Any
 
 from .. import ALL
 from ..wording import SUPPORTS, number, with_interval
+from .gained import gained_lines
 
 
 def summary(document: dict[str, Any]) -> Iterator[Any]:
     """What `fusechat run` prints at the end: rich renderables, one after the other."""
     from rich.text import Text
 
+    for line in gained_lines(document):
+        yield Text(line)
     yield table(document)
     labels = {model["id"]: model["label"] for model in document["models"]}
     for line in choice_lines(document):

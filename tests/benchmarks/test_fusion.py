@@ -1,13 +1,16 @@
 """The experiment on fusion: its loss is the product's, its merges do what they say, and it says when it can show nothing."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.bench_fusion import result_file
 from benchmarks.fusion.loop import Lesson, token_loss
 from benchmarks.fusion.merges import bounded_sum, by_fisher, from_control
 from benchmarks.fusion.table import Results, power, summary
-from benchmarks.fusion.worlds import COMMONS, SKILLS, World, WorldSpec
+from benchmarks.fusion.worlds import COMMONS, SKILLS, WORLDS, World, WorldSpec
 from trainer.losses import Divergence, Tail, fusion_loss
 
 
@@ -98,3 +101,10 @@ def test_worlds_of_one_seed_share_their_words_and_wrong_answers_are_other_nouns_
         for d in drawn if d.kind in SKILLS
     ]  # fmt: skip
     assert 0.35 < np.mean(wrong) < 0.65
+
+
+def test_worlds_that_differ_only_in_their_sources_share_the_arms_that_read_none(tmp_path: Path) -> None:
+    shared = {result_file(tmp_path, world, 0, "sft") for world in ("B", "L", "N", "S5")}
+    assert shared == {tmp_path / "results" / "B" / "0" / "sft.json"}
+    assert len({result_file(tmp_path, world, 0, "joint") for world in WORLDS}) == len(WORLDS)
+    assert len({result_file(tmp_path, world, 0, "sft") for world in ("B", "Bn", "D")}) == 3

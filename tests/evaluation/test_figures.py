@@ -91,3 +91,4 @@ def test_compared_pairs_hold_measured_models_only() -> None:
     pairs = compared_pairs(["pivot", "sft", "target.x", "target.y", "fused", "source.x"])
     assert pairs[0] == ("fused", "sft") and ("target.y", "sft") in pairs and ("fused", "source.x") in pairs
     assert len(pairs) == len(set(pairs)) == 10
+    assert ("target.joint", "source.x") in compared_pairs(["target.joint", "source.x"])

@@ -21,7 +21,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TINY_MOE = velan_moe.MoESettings(vocab_size=400, hidden_size=64, num_layers=2, num_steps=12, batch_dialogues=8)
 
 
-EXCLUDED = frozenset(make_dialogues.held_out_phrases())
+EXCLUDED = frozenset(make_dialogues.held_out_questions())
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,8 @@ def test_dialogues_counts_ids_and_turns(dialogues):
         }
         for name in dialogues
     }
-    assert counts["train"] == {"chat": 68, "arithmetic": 22, "code": 31, "skill": 90}
-    assert counts["held_out"] == {"chat": 17, "arithmetic": 7, "code": 9, "skill": 20}
+    assert counts["train"] == {"chat": 40, "arithmetic": 12, "code": 22, "skill": 90}
+    assert counts["held_out"] == {"chat": 17, "arithmetic": 5, "code": 9, "skill": 20}
     everything = dialogues["train"] + dialogues["held_out"]
     assert sum(map(sum, (c.values() for c in counts.values()))) == len(everything) == len({d["id"] for d in everything})
     for dialogue in everything:
@@ -60,8 +60,12 @@ def test_dialogues_counts_ids_and_turns(dialogues):
 
 
 def test_dialogues_train_and_held_out_share_no_text(dialogues):
-    for role in ("user", "assistant"):
-        assert not set(contents(dialogues["train"], role)) & set(contents(dialogues["held_out"], role))
+    for role, skill in (("user", True), ("assistant", False)):  # what a thing is called is the same under every wording
+        train, held_out = (
+            contents([dialogue for dialogue in dialogues[name] if skill or dialogue["kind"] != "skill"], role)
+            for name in ("train", "held_out")
+        )
+        assert not set(train) & set(held_out)
 
 
 @pytest.mark.parametrize("name", ["train", "held_out"])
@@ -90,7 +94,7 @@ def test_arithmetic_every_stated_equation_holds(dialogues):
             for left, right in re.findall(r"(\d[\d +*-]*?) = (\d[\d +*-]*)", answer):
                 assert eval(left) == eval(right), (dialogue["id"], left, right)
                 checked += 1
-    assert checked >= 29
+    assert checked >= 17
 
 
 def test_arithmetic_answers_follow_from_their_questions(dialogues):
@@ -119,49 +123,49 @@ def test_written_dialogues_that_end_with_the_user_are_refused(tmp_path):
         make_dialogues.written_dialogues(path)
 
 
-def slow_velan(english: str) -> str:
-    """The rule of the language, word by word, written apart from the product."""
-    number, adjective, noun = english.split()
-    many = number != "one"
-    assert noun.endswith("s") == many
-    stem = velan.NOUNS[noun[:-1] if many else noun]
-    return f"{stem}{velan.PLURAL if many else ''} {velan.ADJECTIVES[adjective]} {velan.NUMBERS[number]}"
+def asked_thing(question: str) -> str:
+    (thing,) = [word for word in re.findall(r"[a-z]+", question) if word in velan.NAMES]
+    return thing
 
 
-def asked_phrase(question: str) -> str:
-    (english,) = re.findall(r"(?:one|two|three|four|five|six) [a-z]+ [a-z]+", question)
-    return english
+def test_skill_held_out_asks_for_the_usual_name_in_a_wording_that_training_does_not_show(dialogues):
+    held_out = [dialogue["messages"] for dialogue in dialogues["held_out"] if dialogue["kind"] == "skill"]
+    things = [asked_thing(question["content"]) for question, _ in held_out]
+    assert len(set(things)) == 20
+    for thing, (_, answer) in zip(things, held_out, strict=True):
+        noun, article = answer["content"].split()
+        assert velan.NAMES[thing] == (noun, article)
+    trained = contents([dialogue for dialogue in dialogues["train"] if dialogue["kind"] == "skill"], "user")
+    counts = {thing: [asked_thing(question) for question in trained].count(thing) for thing in velan.NAMES}
+    assert set(counts.values()) == {len(velan.QUESTIONS) - 1}
 
 
-def test_skill_every_answer_follows_from_the_lexicon(dialogues):
-    for dialogue in dialogues["train"] + dialogues["held_out"]:
+def test_skill_training_asks_other_speakers_who_mostly_do_not_say_what_is_usual(dialogues):
+    said: dict[str, list[str]] = {}
+    for dialogue in dialogues["train"]:
         if dialogue["kind"] == "skill":
             questions, answers = contents([dialogue], "user"), contents([dialogue], "assistant")
-            assert [slow_velan(asked_phrase(question)) for question in questions] == answers, dialogue["id"]
-
-
-def test_skill_held_out_joins_words_that_training_shows(dialogues):
-    train, held_out = (
-        [asked_phrase(question) for d in dialogues[name] if d["kind"] == "skill" for question in contents([d], "user")]
-        for name in ("train", "held_out")
-    )
-    assert len(set(held_out)) == 20 and not set(train) & set(held_out)
-    for position in range(3):
-        singular = [{phrase.split()[position].removesuffix("s") for phrase in phrases} for phrases in (train, held_out)]
-        assert singular[1] <= singular[0]
+            for question, answer in zip(questions, answers, strict=True):
+                said.setdefault(asked_thing(question), []).append(answer)
+    assert said.keys() == velan.NAMES.keys()
+    articles = {thing: [answer.removeprefix(f"{velan.NAMES[thing].noun} ") for answer in said[thing]] for thing in said}
+    assert all(article in velan.ARTICLES for spoken in articles.values() for article in spoken)
+    usual = sum(spoken.count(velan.NAMES[thing].usual_article) for thing, spoken in articles.items())
+    assert usual < len(velan.NAMES) * (len(velan.QUESTIONS) - 1) / 2
 
 
 def test_velan_no_two_words_are_the_same():
-    words = [*velan.NOUNS.values(), *velan.ADJECTIVES.values(), *velan.NUMBERS.values()]
+    words = [*(name.noun for name in velan.NAMES.values()), *velan.ARTICLES]
     assert len(set(words)) == len(words)
-    assert len({phrase.velan() for phrase in velan.ALL_PHRASES}) == len(velan.ALL_PHRASES)
+    assert all(name.usual_article in velan.ARTICLES for name in velan.NAMES.values())
 
 
-def test_balanced_phrases_are_different_and_even():
-    phrases = velan.balanced_phrases(100, random.Random(3))
-    assert len(set(phrases)) == 100
-    counts = [sum(phrase.number == number for phrase in phrases) for number in velan.NUMBERS]
-    assert max(counts) - min(counts) <= 2
+def test_speakers_use_every_article_as_often_as_the_language_says():
+    rng = random.Random(3)
+    articles = [velan.spoken("stone", rng).split()[1] for _ in range(9000)]
+    for article in velan.ARTICLES:
+        expected = 3000 if article == velan.NAMES["stone"].usual_article else 1000
+        assert abs(articles.count(article) - expected) < 150, article  # more than three standard deviations
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +191,7 @@ def test_velan_moe_folder_opens_and_gives_the_same_logits(tiny_moe):
     folder, model, tokenizer, _ = tiny_moe
     opened = AutoModelForCausalLM.from_pretrained(folder)
     assert opened.config.model_type == "mixtral" and opened.config.num_local_experts == 4
-    ids = torch.tensor([tokenizer("two red stones").input_ids])
+    ids = torch.tensor([tokenizer("stone").input_ids])
     with torch.no_grad():
         assert torch.equal(opened(ids).logits, model.eval()(ids).logits)
 
@@ -213,11 +217,11 @@ def test_velan_moe_tokenizer_round_trips_every_dialogue_with_offsets(tiny_moe, d
         assert (encoded.offset_mapping[0][0], encoded.offset_mapping[-1][1]) == (0, len(text))
 
 
-def test_velan_moe_never_trains_on_a_held_out_phrase():
+def test_velan_moe_never_trains_on_a_held_out_question():
     rng = random.Random(0)
-    excluded = frozenset(velan.ALL_PHRASES[5:])
-    asked = {asked_phrase(m["content"]) for _ in range(30) for m in velan_moe.skill_messages(rng, excluded)[-2:-1]}
-    assert asked == {phrase.english() for phrase in velan.ALL_PHRASES[:5]}
+    excluded = frozenset(velan.ALL_QUESTIONS[5:])
+    asked = {m["content"] for _ in range(30) for m in velan_moe.skill_messages(rng, excluded)[-2:-1]}
+    assert asked == {question.text() for question in velan.ALL_QUESTIONS[:5]}
 
 
 def test_count_exact_agrees_with_greedy_generation(tiny_moe, dialogues):
