@@ -57,6 +57,12 @@ def test_error_of_a_worker_comes_back_as_it_was_raised(tmp_path: Path) -> None:
         training_job.run(load_config(tmp_path / "run.yaml"), "other")
 
 
+def test_worker_writes_the_target_where_the_run_keeps_it(tmp_path: Path) -> None:
+    trainer_runs.make_run(tmp_path / "run")
+    config = load_config(tmp_path / "run" / "run.yaml").with_places({"targets/other": str(tmp_path / "shared")})
+    assert training_job.run(config, "other").url == str(tmp_path / "shared")
+
+
 def test_workers_that_die_go_on_from_the_last_checkpoint_to_the_loss_curve_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
