@@ -37,7 +37,16 @@ def place_calls(template: TemplateText, draft: Draft, rendered: Rendered) -> tup
     for number, message in enumerate(draft.dialogue.messages):
         if not message.tool_calls:
             continue
-        written = _written(draft, number)
+        written, after = _written(draft, number)
+        position = max([position, *(piece.end for piece in rendered.pieces if piece.message < number)])
+        limit = min([len(rendered.text), *(piece.start for piece in rendered.pieces if piece.message > number)])
+        start = rendered.text.find(written, position, limit)
+        is_last = number + 1 == len(draft.dialogue.messages)
+        if not is_last and not (start >= 0 and after and rendered.text.startswith(after, start + len(written))):
+            longer = _written_before_more(draft, number)  # some write the last turn of a dialogue otherwise
+            place = rendered.text.find(longer, position, limit) if longer else -1
+            if place >= 0 and (start < 0 or (place <= start and place + len(longer) > start + len(written))):
+                written, start = longer, place
         missing = [
             call.name
             for call in message.tool_calls
@@ -49,9 +58,6 @@ def place_calls(template: TemplateText, draft: Draft, rendered: Rendered) -> tup
                 f"{missing[0]!r} of message {number + 1}, expected all calls; set `template` of this model to `pivot` or "
                 "to a Jinja file that shows them"
             )
-        position = max([position, *(piece.end for piece in rendered.pieces if piece.message < number)])
-        limit = min([len(rendered.text), *(piece.start for piece in rendered.pieces if piece.message > number)])
-        start = rendered.text.find(written, position, limit)
         if start < 0:
             raise DialogueError(
                 f"dialogue {draft.dialogue.id!r}: the chat template of {template.name} writes the tool calls of message "
@@ -64,14 +70,26 @@ def place_calls(template: TemplateText, draft: Draft, rendered: Rendered) -> tup
     return places, tuple(literals)
 
 
-def _written(draft: Draft, number: int) -> str:
-    """The template's text for the calls of a message, without what ends the turn."""
+def _written_before_more(draft: Draft, number: int) -> str:
+    """As `_written`, with a question after the calls; "": the template takes none there."""
+    try:
+        return _written(draft, number, (Message("user", "And then?"),))[0]
+    except DialogueError:
+        return ""
+
+
+def _written(draft: Draft, number: int, more: tuple[Message, ...] = ()) -> tuple[str, str]:
+    """The template's text for the calls of a message, without what ends the turn, and what stands after it.
+
+    Args:
+        more: messages that follow the calls.
+    """
     message = draft.dialogue.messages[number]
     until = Draft(draft.template, replace(draft.dialogue, messages=draft.dialogue.messages[: number + 1]))
-    with_calls = until.write(until.marks)
+    with_calls = _with_more(until, more)
     answer = replace(message, tool_calls=(), content=message.content.strip() or f"{draft.template.mark}answer")
     instead = Draft(draft.template, replace(until.dialogue, messages=(*until.dialogue.messages[:-1], answer)))
-    without = instead.write(instead.marks)
+    without = _with_more(instead, more)
     start, end = _difference(with_calls, without)
     # With an answer in their stead a template may hide the thought before the calls: they begin behind it all the same.
     places = [(with_calls.find(mark), len(mark)) for mark in until.marks]
@@ -81,7 +99,13 @@ def _written(draft: Draft, number: int) -> str:
     ending = _LAST_TAG.search(written)
     if own_end.strip() and ending:  # such a turn ends in another way than one of contents
         written = written[: ending.start()]
-    return written if written.strip() else ""
+    return (written if written.strip() else ""), with_calls[start + len(written) :].rstrip()
+
+
+def _with_more(until: Draft, more: tuple[Message, ...]) -> str:
+    """The template's text with placeholders in all slots, and with more messages as they are."""
+    messages = [*until.messages(until.marks), *(until.template.message_of(message) for message in more)]
+    return until.template.write(replace(until.dialogue, messages=(*until.dialogue.messages, *more)), messages)
 
 
 def _difference(one: str, other: str) -> tuple[int, int]:

@@ -261,6 +261,24 @@ def test_calls_are_found_where_the_template_writes_ids_alone_and_hides_the_thoug
     assert whole.hidden == ((1, "reasoning"),) and until.hidden == ()
 
 
+@pytest.mark.parametrize("said", ["", "Let me look."])
+def test_calls_are_found_where_the_template_writes_the_last_turn_otherwise(said: str) -> None:
+    template = each(
+        "{{ '<' + m['role'] + '>' + m['content'] }}{% for c in m.tool_calls or [] %}{{ '<call>' + c.function | tojson }}"
+        "{{ '' if loop_last else ' id=' + c.id }}{% endfor %}{{ '' if loop.last else '<end>' }}"
+    ).replace("{% for c in", "{% set loop_last = loop.last %}{% for c in")
+    call = ToolCall("look", {"city": "Ulm"}, "call1")
+    messages = (
+        Message("user", "Where?"), Message("assistant", said, "", (call,)), Message("tool", "There.", tool_call_id=call.id),
+        Message("assistant", "Here."),
+    )  # fmt: skip
+    for count, ending in ((4, " id=call1"), (2, "")):
+        rendered = render(tokenizer(), template, Dialogue("d", messages[:count]))
+        assert rendered.turns[0].calls is not None
+        calls = rendered.text[slice(*rendered.turns[0].calls)]
+        assert calls == '<call>{"name": "look", "arguments": {"city": "Ulm"}}' + ending
+
+
 def test_system_message_that_moves_to_the_last_question_is_context_without_spans() -> None:
     template = (
         "{% set system = messages[0]['content'] if messages[0]['role'] == 'system' else '' %}"
