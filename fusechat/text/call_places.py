@@ -18,9 +18,9 @@ from .drafts import Draft
 from .rendered import Range, Rendered
 from .template_text import TemplateText
 
-_TAG = re.compile(r"<[^<>\s]{1,60}>|\[/?[A-Z_]{2,40}\]")
+TAG = re.compile(r"<[^<>\s]{1,60}>|\[/?[A-Z_]{2,40}\]")
 """What looks like a control token; a call neither begins nor ends inside one."""
-_LAST_TAG = re.compile(rf"(?:{_TAG.pattern})\s*\Z")
+_LAST_TAG = re.compile(rf"(?:{TAG.pattern})\s*\Z")
 
 
 def place_calls(template: TemplateText, draft: Draft, rendered: Rendered) -> tuple[dict[int, Range], tuple[Range, ...]]:
@@ -37,16 +37,9 @@ def place_calls(template: TemplateText, draft: Draft, rendered: Rendered) -> tup
     for number, message in enumerate(draft.dialogue.messages):
         if not message.tool_calls:
             continue
-        written, after = _written(draft, number)
         position = max([position, *(piece.end for piece in rendered.pieces if piece.message < number)])
         limit = min([len(rendered.text), *(piece.start for piece in rendered.pieces if piece.message > number)])
-        start = rendered.text.find(written, position, limit)
-        is_last = number + 1 == len(draft.dialogue.messages)
-        if not is_last and not (start >= 0 and after and rendered.text.startswith(after, start + len(written))):
-            longer = _written_before_more(draft, number)  # some write the last turn of a dialogue otherwise
-            place = rendered.text.find(longer, position, limit) if longer else -1
-            if place >= 0 and (start < 0 or (place <= start and place + len(longer) > start + len(written))):
-                written, start = longer, place
+        written, start = _find_written(draft, number, rendered.text, (position, limit))
         missing = [
             call.name
             for call in message.tool_calls
@@ -68,6 +61,20 @@ def place_calls(template: TemplateText, draft: Draft, rendered: Rendered) -> tup
         position = start + len(written)
         literals += _literals(message, rendered.text, places[number])
     return places, tuple(literals)
+
+
+def _find_written(draft: Draft, number: int, text: str, within: Range) -> tuple[str, int]:
+    """The template's text for the calls of a message, and where it stands in `within`; -1: nowhere."""
+    written, after = _written(draft, number)
+    start = text.find(written, *within)
+    if number + 1 < len(draft.dialogue.messages) and not (
+        start >= 0 and after and text.startswith(after, start + len(written))
+    ):  # some templates write the last turn of a dialogue otherwise
+        longer = _written_before_more(draft, number)
+        place = text.find(longer, *within) if longer else -1
+        if place >= 0 and (start < 0 or (place <= start and place + len(longer) > start + len(written))):
+            return longer, place
+    return written, start
 
 
 def _written_before_more(draft: Draft, number: int) -> str:
@@ -110,20 +117,20 @@ def _with_more(until: Draft, more: tuple[Message, ...]) -> str:
 
 def _difference(one: str, other: str) -> tuple[int, int]:
     """How many characters both texts share at the front and at the back; no tag is cut in two."""
-    back = _shared(one[::-1], other[::-1])
+    back = shared(one[::-1], other[::-1])
     for text in (one, other):
-        for tag in _TAG.finditer(text):
+        for tag in TAG.finditer(text):
             if tag.start() < len(text) - back < tag.end():
                 back = len(text) - tag.end()
-    front = _shared(one[: len(one) - back], other[: len(other) - back])
+    front = shared(one[: len(one) - back], other[: len(other) - back])
     for text in (one, other):
-        for tag in _TAG.finditer(text):
+        for tag in TAG.finditer(text):
             if tag.start() < front < tag.end():
                 front = tag.start()
     return front, back
 
 
-def _shared(one: str, other: str) -> int:
+def shared(one: str, other: str) -> int:
     """How many characters two texts share at the front."""
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
@@ -132,7 +139,7 @@ def _literals(message: Message, text: str, place: Range) -> Iterator[Range]:
     """Where the words of a call that look like control tokens stand."""
     end = place[0]
     for leaf in _leaves([[call.name, call.arguments] for call in message.tool_calls]):
-        if _TAG.search(leaf):
+        if TAG.search(leaf):
             for form in (leaf, json.dumps(leaf, ensure_ascii=False)[1:-1], json.dumps(leaf)[1:-1]):
                 start = text.find(form, end, place[1])
                 if start >= 0:

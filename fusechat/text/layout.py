@@ -120,7 +120,8 @@ class _Layout:
         first, after = min(first for first, _ in edges), max(after for _, after in edges)
         within = self._field[first:after]
         within[within == _TEMPLATE] = _MARK
-        ending = _end_of_turn(measured, self._span, after)
+        until = None if turn.until is None else self._byte_of[turn.until]
+        ending = _end_of_turn(measured, self._span, after, until)
         self._field[ending] = _END
         if self._dialogue.messages[turn.message].is_trained:
             self._is_scored[first:after] = True
@@ -143,11 +144,16 @@ class _Layout:
         self._digest = zlib.crc32(f"{before} ".encode() + measured.data[start:end], self._digest) or 1
 
 
-def _end_of_turn(measured: Measured, spans: np.ndarray, after: int) -> slice:
+def _end_of_turn(measured: Measured, spans: np.ndarray, after: int, until: int | None) -> slice:
     """The tokens that end a turn: those from `after` to the next control token if only white space lies between, else one.
 
-    Every one of them belongs to the template; where no such token follows, none.
+    Every one of them belongs to the template; where no such token follows, none. Where it is known which byte ends them
+    (`until`), they are those up to there.
     """
+    if until is not None:
+        stop = max(after, int(np.searchsorted(measured.starts, until, side="left")))
+        if (spans[after:stop, 0] < 0).all():
+            return slice(after, stop)
     controls = np.flatnonzero(measured.is_control[after:])
     if len(controls):
         control = after + int(controls[0])

@@ -88,7 +88,7 @@ class Turn:
     """An assistant's message in a text: [start, end) holds all that the model writes but the end of its turn.
 
     `calls`: where its tool calls stand; None: it has none. `is_led`: it begins with a mark that the model writes before
-    its reasoning.
+    its reasoning. `until`: where its end of turn ends, for templates that write several control tokens there; None: one.
     """
 
     message: int
@@ -96,6 +96,12 @@ class Turn:
     end: int
     calls: Range | None = None
     is_led: bool = False
+    until: int | None = None
+
+    @property
+    def edges(self) -> tuple[int, ...]:
+        """All its places."""
+        return (self.start, self.end, *(self.calls or ()), *(() if self.until is None else (self.until,)))
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ class Rendered:
         """The ranges whose text is never a control token, in order; empty ones stand at further edges of turns."""
         pieces = tuple((piece.start, piece.end) for piece in self.pieces)
         known = {edge for piece in pieces for edge in piece}
-        edges = {edge for turn in self.turns for place in ((turn.start, turn.end), turn.calls or ()) for edge in place}
+        edges = {edge for turn in self.turns for edge in turn.edges}
         if self.literals or not edges <= known:
             return tuple(sorted([*pieces, *self.literals, *((edge, edge) for edge in edges - known)]))
         return pieces

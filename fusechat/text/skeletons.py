@@ -17,6 +17,7 @@ from .drafts import SYSTEM, Draft, Slot
 from .rendered import Piece, Range, Rendered, Turn
 from .template_heads import mark_before_reasoning
 from .template_text import TemplateText
+from .turn_ends import end_of_turn, with_end
 
 MAX_SKELETONS = 512
 """Sequences of roles whose rendering is kept per template; a longer list would cost memory and save no time."""
@@ -41,6 +42,11 @@ class Renderer:
     def mark_before_reasoning(self) -> str:
         """As the function of this name."""
         return mark_before_reasoning(self)
+
+    @cached_property
+    def end_of_turn(self) -> str:
+        """As the function of this name."""
+        return end_of_turn(self.template)
 
     def render(self, dialogue: Dialogue, prompt: bool = False) -> Rendered:
         """Render a dialogue, find its fields, and what a model writes in each turn.
@@ -97,6 +103,8 @@ class Renderer:
         for number, message in enumerate(dialogue.messages):
             if message.role == "assistant" and number in edges:
                 turns.append(Turn(number, *edges[number], calls.get(number)))
+        if turns and self.end_of_turn:
+            turns = [with_end(turn, rendered, self.end_of_turn) for turn in turns]
         return replace(rendered, turns=tuple(turns), literals=literals)
 
     def _skeleton(self, draft: Draft) -> Skeleton:

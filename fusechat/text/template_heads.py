@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import DialogueError, ModelError
+from .call_places import TAG
 from .dialogues import Dialogue, Message
 from .rendered import ChatTemplate, Rendered
 
@@ -51,14 +52,20 @@ def mark_before_reasoning(renderer: Renderer) -> str:
 def spoken(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, token_ids: list[int]) -> str:
     """The text of an answer that a model wrote: what it says, without its reasoning and without special tokens.
 
-    An answer that never came to the end of its reasoning says nothing.
+    An answer that never came to the end of its reasoning says nothing. Words that stand between the control tokens of an
+    end of turn are no part of what it says.
     """
     mark = _mark_after_reasoning(tokenizer, template) if template.reasons else ""
-    if not mark:
+    ending = _words_of_end(tokenizer, template)
+    if not mark and not ending:
         return str(tokenizer.decode(token_ids, skip_special_tokens=True))
-    _, ended, said = str(tokenizer.decode(token_ids, skip_special_tokens=False)).partition(mark)
-    if not ended:
-        return ""
+    said = str(tokenizer.decode(token_ids, skip_special_tokens=False))
+    if mark:
+        _, ended, said = said.partition(mark)
+        if not ended:
+            return ""
+    if ending:
+        said = said.partition(ending)[0]
     for token in sorted(tokenizer.all_special_tokens, key=len, reverse=True):
         said = said.replace(token, "")
     return said
@@ -72,6 +79,15 @@ def _mark_after_reasoning(tokenizer: PreTrainedTokenizerBase, template: ChatTemp
     _, trained = _probe(renderer_of(tokenizer, template), True)
     thought, answer = trained.pieces[-2:]
     return trained.text[thought.end : answer.start].strip() if thought.message == answer.message else ""
+
+
+@lru_cache(maxsize=2)
+def _words_of_end(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> str:
+    """An end of turn of several control tokens without the last of them, which engines cut off; "": it has one."""
+    from .chat_template import renderer_of
+
+    ending = renderer_of(tokenizer, template).end_of_turn
+    return ending[: ending.rindex(TAG.findall(ending)[-1])] if ending else ""
 
 
 def _probe(renderer: Renderer, reasons: bool) -> tuple[str, Rendered]:

@@ -279,6 +279,23 @@ def test_calls_are_found_where_the_template_writes_the_last_turn_otherwise(said:
         assert calls == '<call>{"name": "look", "arguments": {"city": "Ulm"}}' + ending
 
 
+def test_turn_that_several_control_tokens_end_ends_with_the_last_of_them() -> None:
+    template = each(
+        "{{ '<open>' + m['role'] + '<sep>' + m['content'] }}{% for c in m.tool_calls or [] %}{{ '<call>' + c.function.name + '</call>' }}"
+        "{% endfor %}{{ '<close>message<sep>\n<end>' }}"
+    ) + "{% if add_generation_prompt %}<open>assistant<sep>{% endif %}"  # fmt: skip
+    call = ToolCall("look", {"city": "Ulm"}, "call1")
+    messages = (
+        Message("user", "Where?"), Message("assistant", "", "", (call,)), Message("tool", "There.", tool_call_id=call.id),
+        Message("assistant", "Here."),
+    )  # fmt: skip
+    rendered = render(tokenizer(), template, Dialogue("d", messages))
+    ends = [rendered.text[turn.end : turn.until] for turn in rendered.turns]
+    assert ends == ["<close>message<sep>\n<end>"] * 2
+    prompted = template.replace("{% if add_generation_prompt %}", "{% if true %}")  # where the end cannot be told
+    assert {turn.until for turn in render(tokenizer(), prompted, Dialogue("d", messages)).turns} == {None}
+
+
 def test_system_message_that_moves_to_the_last_question_is_context_without_spans() -> None:
     template = (
         "{% set system = messages[0]['content'] if messages[0]['role'] == 'system' else '' %}"

@@ -21,6 +21,8 @@ from transformers import PreTrainedTokenizerFast
 from fusechat.errors import DialogueError, ModelError
 from fusechat.text.dialogues import Dialogue, Message
 from fusechat.text.fitting import cut_dialogue
+from fusechat.text.rendered import ChatTemplate
+from fusechat.text.template_heads import spoken
 from fusechat.text.tokenization import tokenize_dialogue, tokenize_dialogues, tokenize_prompt
 
 
@@ -225,3 +227,18 @@ def test_control_tokens_are_kept_apart_even_from_the_notes_that_rename_them() ->
     every_note = "".join(map(chr, range(0x1D000, 0x1D0F6)))
     with pytest.raises(ModelError, match="expected one to be free"):
         tokenize_dialogue(tokenizer, CHATML, exchange(every_note, "<|im_end|>"))
+
+
+def test_end_of_several_control_tokens_is_scored_whole_and_no_part_of_an_answer() -> None:
+    tokenizer = byte_level()
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>message</s>' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    result = tokenize_dialogue(tokenizer, template, exchange("Where?", "Here."))
+    written = result.token_ids[result.is_scored].tolist()
+    assert tokenizer.decode(written) == "Here.<|im_end|>message</s>"
+    assert spoken(tokenizer, ChatTemplate(template), written) == "Here."
+    assert (
+        spoken(tokenizer, ChatTemplate(template), written[:-1]) == "Here."
+    )  # without the token that an engine stops at
