@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DialogueError
-from .row_values import unique_keys
+from .row_values import shown, unique_keys
 
 FORMATS = "JSON lines, one JSON array, Parquet, or a folder written by datasets' save_to_disk"
 
@@ -41,16 +41,18 @@ def read_rows(path: str | Path, is_read: Callable[[str], bool] | None = None) ->
     Raises:
         DialogueError: no such file (with the nearest existing name), unknown format, or a file broken as a whole.
     """
-    file, split = locate(path)
-    if file.is_dir():
+    try:
+        file, split = locate(path)
+        is_folder, head = file.is_dir(), _head(file)
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: no home folder for the user behind a ~
+        raise DialogueError(f"{shown(str(path))}: not readable ({shown(str(error))}); expected {FORMATS}") from None
+    if is_folder:
         yield from _dataset_rows(file, split, is_read)
         return
     if not file.is_file():
         raise DialogueError(f"{file}: no such file or folder{_nearest(file)}; expected {FORMATS}")
     if split:
         raise DialogueError(f"{path}: found a file, expected a dataset folder before '::'; drop '::{split}'")
-    with file.open("rb") as stream:
-        head = stream.read(1 << 16)
     if head.startswith(b"PAR1"):
         yield from _parquet_rows(file, is_read)
         return
@@ -62,6 +64,14 @@ def read_rows(path: str | Path, is_read: Callable[[str], bool] | None = None) ->
     else:
         found = "an empty file" if not text_head else f"a file that begins with {head[:16]!r}"
         raise DialogueError(f"{file}: found {found}, expected {FORMATS}; convert it, and unpack it if it is compressed")
+
+
+def _head(file: Path) -> bytes:
+    """How a file begins; nothing of a folder, a device or a pipe, which may never end."""
+    if not file.is_file():
+        return b""
+    with file.open("rb") as stream:
+        return stream.read(1 << 16)
 
 
 def locate(path: str | Path) -> tuple[Path, str]:
@@ -168,8 +178,22 @@ def _parquet_rows(file: Path, is_read: Callable[[str], bool] | None) -> Iterator
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{file}: row {number}", {**_without_nulls(row), **unread}
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: a text that is not UTF-8
         raise DialogueError(f"{file}: not readable as Parquet ({error}); expected a whole Parquet file") from None
+
+
+def _refuse_outside(folder: Path) -> None:
+    """Raises ValueError for a saved dataset that names splits or files outside its own folder."""
+    splits, state = folder / "dataset_dict.json", folder / "state.json"
+    if splits.is_file():
+        names = json.loads(splits.read_text(encoding="utf-8"))["splits"]
+    else:
+        names = [entry["filename"] for entry in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
+    for name in names:
+        if Path(name).name != name:
+            raise ValueError(f"it names {shown(name)}, which is outside its folder")
+        if splits.is_file():
+            _refuse_outside(folder / name)
 
 
 def _columns(
@@ -198,11 +222,15 @@ def _dataset_rows(folder: Path, split: str, is_read: Callable[[str], bool] | Non
             f"{folder}: a folder without state.json or dataset_dict.json, expected one that save_to_disk of datasets "
             "wrote; to read plain files, give each by its own path"
         )
+    import pyarrow
     from datasets import DatasetDict, load_from_disk  # here, because it takes seconds to load
 
     try:
+        _refuse_outside(folder)
         dataset = load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError) as error:
+    except (
+        OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, pyarrow.ArrowException
+    ) as error:  # fmt: skip
         raise DialogueError(f"{folder}: not readable as a saved dataset ({error}); save it again") from None
     if isinstance(dataset, DatasetDict):
         if not split and len(dataset) == 1:

@@ -20,7 +20,19 @@ from .dialogue_order import HEAD_ROLES, check_dialogue, cut_ends
 from .dialogue_records import Dialogue, Field, Message, ToolCall, dialogues_digest, row_text, split_thought
 from .json_object import JsonObject
 from .message_reading import read_message, read_object
-from .row_values import MEDIA, carries, check_text, media_text, parse_json, shown, text_of, type_name, value_under
+from .row_values import (
+    MAX_COMPARED,
+    MEDIA,
+    carries,
+    check_text,
+    keys_shown,
+    media_text,
+    parse_json,
+    shown,
+    text_of,
+    type_name,
+    value_under,
+)  # fmt: skip
 
 __all__ = [
     "COLUMNS", "Dialogue", "Field", "Message", "ToolCall", "dialogues_digest", "read_dialogues", "row_text", "split_thought",
@@ -160,7 +172,7 @@ def _is_read(column: str, ignore_keys: Collection[str]) -> bool:
 def _near(column: str) -> str:
     """The known column that a name seems to mean, or an empty text."""
     near = difflib.get_close_matches(
-        str(column).casefold(), [name for name in COLUMNS if len(name) > 4], n=1, cutoff=NEAR
+        str(column)[:MAX_COMPARED].casefold(), [name for name in COLUMNS if len(name) > 4], n=1, cutoff=NEAR
     )
     return near[0] if near else ""
 
@@ -176,7 +188,7 @@ def _without(value: Any, keys: Collection[str]) -> Any:
 
 def _where(place: str, row: Any) -> str:
     named = isinstance(row, dict) and isinstance(row.get("id"), (str, int))
-    return f"{place} (dialogue {row['id']!r})" if named else place
+    return f"{place} (dialogue {shown(row['id'])})" if named else place
 
 
 def _to_dialogue(row: Any, default_id: str) -> Dialogue:
@@ -189,7 +201,7 @@ def _to_dialogue(row: Any, default_id: str) -> Dialogue:
     dialogue_id = row.get("id") if row.get("id") is not None else default_id
     if not isinstance(dialogue_id, (str, int)) or isinstance(dialogue_id, bool) or dialogue_id == "":
         raise DialogueError(
-            f"found id {dialogue_id!r}, expected a text or a whole number; give it one, or leave the id out"
+            f"found id {shown(dialogue_id)}, expected a text or a whole number; give it one, or leave the id out"
         )
     check_text(str(dialogue_id), "id")
     messages = _with_system(_messages(row), text_of(value_under(row, SYSTEM_COLUMNS, "the row"), "system"))
@@ -208,8 +220,8 @@ def _refuse_columns(row: Mapping[str, Any]) -> None:
             raise DialogueError(media_text(column))
         if near := _near(column):
             raise DialogueError(
-                f"found the column {column!r}, expected {near!r}; rename it, or name it under dialogues.ignore_keys: "
-                f"[{column!r}]"
+                f"found the column {shown(column)}, expected {near!r}; rename it, or name it under dialogues.ignore_keys: "
+                f"[{shown(column)}]"
             )
 
 
@@ -221,9 +233,8 @@ def _messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
         )
     turns = next((row[name] for name in (*given, *TURNS_COLUMNS) if row.get(name) is not None), None)
     if not isinstance(turns, (list, tuple)):
-        keys = ", ".join(sorted(map(str, row)))
         raise DialogueError(
-            f"found {type_name(turns)} under 'messages' (keys: {keys}), expected a list; correct the row"
+            f"found {type_name(turns)} under 'messages' (keys: {keys_shown(sorted(row))}), expected a list; correct the row"
         )
     return tuple(read_message(turn, f"message {number}") for number, turn in enumerate(turns, 1))
 
@@ -278,5 +289,5 @@ def _check_id(dialogue_id: str, places: Mapping[str, str]) -> None:
     """Raise on an id that was read before; `places`: the ids read so far and where."""
     if dialogue_id in places:
         raise DialogueError(
-            f"the id {dialogue_id!r} stands at {places[dialogue_id]} too, expected each id once; rename one"
+            f"the id {shown(dialogue_id)} stands at {places[dialogue_id]} too, expected each id once; rename one"
         )

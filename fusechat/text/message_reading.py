@@ -11,7 +11,18 @@ from typing import Any
 from ..errors import DialogueError
 from .dialogue_records import Message, ToolCall
 from .json_object import JsonObject
-from .row_values import MEDIA, carries, media_text, parse_json, refuse_unknown, shown, text_of, type_name, value_under
+from .row_values import (
+    MEDIA,
+    carries,
+    keys_shown,
+    media_text,
+    parse_json,
+    refuse_unknown,
+    shown,
+    text_of,
+    type_name,
+    value_under,
+)
 
 CALLS_ROLE = "function_call"
 """ShareGPT's role for an assistant's turn that is nothing but tool calls, spelled as JSON."""
@@ -45,7 +56,7 @@ def read_message(turn: Any, place: str) -> Message:
     refuse_unknown(turn, KEYS, place)
     spoken = value_under(turn, ("role", "from"), place)
     if not isinstance(spoken, str) or spoken not in ROLES:
-        found = f"role {shown(spoken)}" if carries(spoken) else f"no role (keys: {', '.join(map(str, turn))})"
+        found = f"role {shown(spoken)}" if carries(spoken) else f"no role (keys: {keys_shown(turn)})"
         raise DialogueError(f"{place}: found {found}, expected one of {', '.join(ROLES)}; rename it")
     role, content = ROLES[spoken], value_under(turn, ("content", "value"), place)
     calls = read_tool_calls(turn["tool_calls"], f"{place}: tool_calls") if "tool_calls" in turn else ()

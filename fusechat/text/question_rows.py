@@ -6,6 +6,7 @@ with `prompt`, `instruction` or `turns`. `mt_bench`: FastChat's questions, also 
 as its `input` belongs to the question; a system message has no place in one. Knows nothing about answers.
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,13 +46,13 @@ def rows_of(path: Path, form: Form) -> Iterator[tuple[str, Any]]:
     Raises:
         DialogueError: a file that cannot be read; the columns that questions may have are named.
     """
-    if form == "prompts" and path.suffix == ".txt":
+    if form == "prompts" and path.suffix == ".txt" and not _is_device(path):
         yield from _lines(path)
-    elif path.is_dir():
+    elif _is_folder(path):
         raise DialogueError(
             f"{path}: found a folder, expected a file of questions; write a dataset as one (`to_json`), with {_columns(form)}"
         )
-    elif path.is_file() and _head(path) == b"PAR1":
+    elif _head(path) == b"PAR1":
         yield from _parquet_rows(path, form)
     else:
         yield from read_rows(path)
@@ -175,12 +176,26 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
             yield f"{path}:{number}", line
 
 
+def _is_folder(path: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):  # which `read_rows` names
+        return path.is_dir()
+    return False
+
+
+def _is_device(path: Path) -> bool:
+    """Whether a path means a device or a pipe, which may never end; `read_rows` refuses it."""
+    with contextlib.suppress(OSError, ValueError):
+        return path.exists() and not (path.is_file() or path.is_dir())
+    return False
+
+
 def _head(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(4)
-    except OSError as error:
-        raise DialogueError(f"{path}: not readable ({error.strerror})") from None
+    """How a file begins; nothing of what is no file or cannot be read, which `read_rows` names."""
+    with contextlib.suppress(OSError, ValueError):
+        if path.is_file():
+            with path.open("rb") as file:
+                return file.read(4)
+    return b""
 
 
 def _parquet_rows(path: Path, form: Form) -> Iterator[tuple[str, Any]]:
@@ -189,7 +204,7 @@ def _parquet_rows(path: Path, form: Form) -> Iterator[tuple[str, Any]]:
 
     try:
         table = parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: a text that is not UTF-8
         raise DialogueError(f"{path}: not readable as Parquet ({error}); expected a whole Parquet file") from None
     if not set(ASKED[form]) & set(table.column_names):
         found = ", ".join(sorted(table.column_names))

@@ -6,6 +6,7 @@ errors are DialogueErrors; who reads the row adds the place.
 
 import difflib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,6 +14,10 @@ from ..errors import DialogueError
 
 MEDIA = frozenset({"image", "images", "image_url", "input_image", "audio", "audios", "input_audio", "video", "videos"})
 """Keys and types of content parts that hold what is not text."""
+MAX_KEYS = 20
+"""Keys of one object that a message names."""
+MAX_COMPARED = 100
+"""Characters of a key that are compared with the known ones: comparing takes the square of them."""
 
 
 def carries(value: Any) -> bool:
@@ -42,11 +47,11 @@ def refuse_unknown(row: Mapping[str, Any], known: Iterable[str], place: str) -> 
         if key not in names and carries(row[key]):
             if key in MEDIA:
                 raise DialogueError(f"{place}: {media_text(key)}")
-            near = difflib.get_close_matches(str(key).casefold(), names, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(str(key)[:MAX_COMPARED].casefold(), names, n=1, cutoff=0.5)
             raise DialogueError(
-                f"{place}: found the key {key!r} with {shown(row[key])}, expected one of {', '.join(names)}; "
+                f"{place}: found the key {shown(key)} with {shown(row[key])}, expected one of {', '.join(names)}; "
                 + (f"did you mean {near[0]!r}? Else " if near else "")
-                + f"remove it, or name it under dialogues.ignore_keys: [{key!r}]"
+                + f"remove it, or name it under dialogues.ignore_keys: [{shown(key)}]"
             )
 
 
@@ -99,8 +104,8 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """
     made = dict(pairs)
     if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in an object")
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {shown(twice)} stands twice in an object")
     return made
 
 
@@ -111,6 +116,17 @@ def _no_constant(name: str) -> Any:
 def type_name(value: Any) -> str:
     """A value's type, for messages."""
     return "nothing" if value is None else f"a value of type {type(value).__name__}"
+
+
+def keys_shown(row: Iterable[Any]) -> str:
+    """The keys of an object for messages: each cut short, and no more than a line holds."""
+    keys = list(row)
+    names = [
+        key if isinstance(key, str) and key.isascii() and key.isprintable() and len(key) <= 80 else shown(key)
+        for key in keys
+    ]
+    rest = [f"and {len(names) - MAX_KEYS:,} more"] if len(names) > MAX_KEYS else []
+    return ", ".join([*names[:MAX_KEYS], *rest])
 
 
 def shown(value: Any) -> str:

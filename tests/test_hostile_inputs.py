@@ -1,0 +1,338 @@
+"""Input that means harm: whatever a file holds, it ends in a result or in one of our errors, soon, and in few words.
+
+Kinds: dialogue and question files, run files, chat templates, weights and configurations, stores and records, replies of a
+judge. None may hang, raise anything else, write, or repeat a secret.
+"""
+
+import json
+import os
+import random
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_runs import tiny_run
+
+from fusechat.config import load_config
+from fusechat.errors import FuseChatError
+from fusechat.text.dialogues import read_dialogues
+from fusechat.text.questions import read_questions
+
+LONGEST_MESSAGE = 6000
+SECONDS = 5
+MEMORY = 2 * 2**30
+"""Bytes that reading may take beyond what is taken already: without a bound, a device that never ends would end the machine."""
+FORMS = ("prompts", "mt_bench", "alpaca_eval")
+
+
+class Hang(BaseException):
+    """Not an Exception, so that nothing takes it for an error of the input."""
+
+
+def _hang(*_: object) -> None:
+    raise Hang
+
+
+@contextmanager
+def limits() -> Iterator[None]:
+    """Ends what takes too long with Hang, and what takes too much memory with MemoryError."""
+    before = signal.signal(signal.SIGALRM, _hang)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, hard))
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        signal.signal(signal.SIGALRM, before)
+
+
+def survives(read: Callable[[], Any]) -> str:
+    """What our error says, or an empty text where there is a result; any other ending fails the test."""
+    with limits():
+        try:
+            read()
+        except FuseChatError as error:
+            message = str(error)
+            message.encode()
+            assert len(message) < LONGEST_MESSAGE, f"{message[:300]}... has {len(message):,} characters"
+            return message
+    return ""
+
+
+def nested(depth: int, begin: str = "[", end: str = "]") -> str:
+    return begin * depth + end * depth
+
+
+# Dialogue and question files.
+
+QUESTION, ANSWER = {"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Three."}
+ROW = {"id": "a", "messages": [QUESTION, ANSWER]}
+JSON_TEXTS = {
+    "deep messages": '{"id": "a", "messages": ' + nested(900) + "}",
+    "deep objects": nested(2000, '{"a":', "1}"),
+    "deep tools": json.dumps(ROW)[:-1] + ', "tools": ' + nested(950) + "}",
+    "deep template arguments": json.dumps(ROW)[:-1] + ', "template_arguments": {"a": ' + nested(900) + "}}",
+    "deep lists": nested(5000),
+    "open lists": "[" * 5000,
+    "a number too long": '{"id": ' + "9" * 5000 + ', "messages": []}',
+    "a long id": json.dumps({**ROW, "id": 10**4000}),
+    "a long text as id": json.dumps({"id": "x" * 1_000_000, "messages": 3}),
+    "a long key": json.dumps({"x" * 1_000_000: 1, "messages": 3}),
+    "a long role": json.dumps({"id": "a", "messages": [{"role": "r" * 1_000_000, "content": ""}]}),
+    "a long key of a turn": json.dumps({"id": "a", "messages": [{"role": "user", "k" * 1_000_000: "r"}]}),
+    "a long column like a known one": json.dumps({**ROW, "message" * 20_000: 1}),
+    "many keys": json.dumps({"id": "a", **{f"k{number}": 1 for number in range(50_000)}, "messages": 3}),
+    "many keys, one twice": "{" + ",".join(f'"k{number}": 1' for number in range(40_000)) + ', "z": 1, "z": 2}',
+    "infinite": '{"id": 1e999, "messages": []}',
+    "an infinite weight": '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 1e999}]}',
+    "NaN": '{"id": NaN, "messages": []}',
+    "a key twice": '{"id": "a", "id": "b", "messages": []}',
+    "nulls": '{"id": "\\u0000", "messages": [{"role": "user", "content": "\\u0000"}, {"role": "assistant", "content": "\\u0000"}]}',
+    "half a pair as key": '{"\\ud800": 1, "messages": 3}',
+    "half a pair as key twice": '{"\\ud800": 1, "\\ud800": 2}',
+    "half a pair as role": '{"messages": [{"role": "\\udfff", "content": "x"}]}',
+    "half a pair as key of a turn": '{"messages": [{"role": "user", "content": "x", "\\ud800": 3}]}',
+    "half a pair as id": '{"id": "\\ud800x", "messages": 5}',
+    "half a pair in an id that is none": '{"id": ["\\ud800"], "messages": 5}',
+    "half a pair as type": '{"messages": [{"role": "user", "content": [{"type": "\\ud800"}]}]}',
+    "half a pair as a tool": '{"messages": [], "tools": [{"name": "\\ud800"}]}',
+    "half a pair as argument": '{"messages": [], "template_arguments": {"\\ud800": 1}}',
+    "half a pair asked": '{"prompt": ["\\ud800"]}',
+    "half a pair as question's id": '{"prompt": "x", "question_id": ["\\ud800"]}',
+    "half a pair as category": '{"prompt": "x", "category": {"\\ud800": 1}}',
+    "a deep reference": '{"prompt": "x", "reference": [{"a": ' + nested(900) + "}]}",
+    "a long reference": '{"prompt": "x", "reference": ' + "9" * 4000 + "}",
+    "a list of lists asked": '{"turns": [[["x"]]]}',
+    "a role that is a list": '{"turns": [{"role": ["a"], "content": "x"}]}',
+    "line ends": "\r\r\r",
+    "one brace": "{",
+    "a number": "3.5",
+    "null": "null",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", JSON_TEXTS)
+@pytest.mark.parametrize("ending", ["jsonl", "json"])
+def test_json_that_means_harm_is_read_or_refused(tmp_path: Path, name: str, ending: str) -> None:
+    file = tmp_path / f"rows.{ending}"
+    for text in (JSON_TEXTS[name], f"[{JSON_TEXTS[name]}]"):
+        file.write_text(text)
+        survives(lambda: list(read_dialogues(file)))
+        survives(lambda: list(read_dialogues(file, on_bad="skip", ignore_keys=["left"])))
+        for form in FORMS:
+            survives(lambda form=form: read_questions(file, form))
+
+
+texts = st.text(st.characters(), max_size=6)
+keys = st.sampled_from(
+    ["id", "messages", "conversations", "role", "from", "content", "value", "tool_calls", "function", "name", "arguments", "tools",
+     "weight", "train", "type", "text", "reasoning", "system", "prompt", "turns", "instruction", "reference", "question_id", "\ud800"]
+) | texts  # fmt: skip
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | texts
+    | st.sampled_from(["user", "assistant", "system", "tool", "human", "gpt", "function_call", "text", "image"])
+)
+documents = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=5), max_leaves=12
+)
+turns = st.lists(st.dictionaries(keys, documents, max_size=5), max_size=4)
+rows = documents | st.fixed_dictionaries({}, optional={"id": documents, "messages": turns, "conversations": turns, "tools": documents,
+                                                       "prompt": documents, "turns": documents, "instruction": documents})  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(row=rows)
+def test_any_row_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, row: object) -> None:
+    file = tmp_path_factory.getbasetemp() / "any_row.jsonl"
+    file.write_text(json.dumps(row))
+    survives(lambda: list(read_dialogues(file)))
+    survives(lambda: list(read_dialogues(file, on_bad="skip")))
+    survives(lambda: read_questions(file, "prompts"))
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.binary(max_size=60), head=st.sampled_from([b"", b"{", b"[", b"PAR1", b"\xef\xbb\xbf", b"\xff\xfe", b"\x1f\x8b", b'{"id":'])
+       )  # fmt: skip
+def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes, head: bytes) -> None:
+    file = tmp_path_factory.getbasetemp() / "any_bytes.jsonl"
+    file.write_bytes(head + data)
+    survives(lambda: list(read_dialogues(file)))
+    survives(lambda: read_questions(file, "alpaca_eval"))
+
+
+def test_paths_that_are_no_files_are_refused_at_once(tmp_path: Path) -> None:
+    for ending in ("jsonl", "txt", "yaml"):
+        os.mkfifo(tmp_path / f"pipe.{ending}")
+        (tmp_path / f"endless.{ending}").symlink_to("/dev/zero")
+    (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
+    (tmp_path / "nowhere.jsonl").symlink_to(tmp_path / "not" / "there")
+    names = [*tmp_path.iterdir(), tmp_path / "pipe.jsonl" / "x", tmp_path / "loop.jsonl" / "x"]
+    odd = [
+        "/dev/zero",
+        "/dev/null",
+        "/proc/self/mem",
+        "a\0b",
+        "~nosuchuser/x",
+        "~",
+        "",
+        "::",
+        "::train",
+        "x" * 5000,
+        "y" * 300,
+    ]
+    for path in [*map(str, names), *odd]:
+        assert survives(lambda path=path: list(read_dialogues(path))), path
+        assert survives(lambda path=path: load_config(path)), path
+        for form in ("prompts", "alpaca_eval"):
+            assert survives(lambda path=path, form=form: read_questions(path, form)), path
+
+
+def test_changed_bytes_of_a_parquet_file_are_read_or_refused(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist([ROW, {**ROW, "id": "b"}]), tmp_path / "whole.parquet")
+    whole, draw = (tmp_path / "whole.parquet").read_bytes(), random.Random(1)
+    file = tmp_path / "changed.parquet"
+    for _ in range(100):
+        changed = bytearray(whole)
+        for _ in range(draw.randint(1, 6)):
+            changed[draw.randrange(4, len(changed))] = draw.randrange(256)
+        file.write_bytes(changed)
+        survives(lambda: list(read_dialogues(file)))
+        survives(lambda: read_questions(file, "prompts"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("state.json", "{}"), ("state.json", "x"), ("state.json", "[]"), ("state.json", nested(5000)),
+        ("state.json", '{"_data_files": [{"filename": "../secret.arrow"}]}'), ("state.json", '{"_data_files": [{"filename": 5}]}'),
+        ("dataset_dict.json", "{}"), ("dataset_dict.json", '{"splits": 5}'), ("dataset_dict.json", '{"splits": ["../secret"]}'),
+        ("dataset_dict.json", '{"splits": ["gone"]}'),
+    ],
+)  # fmt: skip
+def test_dataset_that_means_harm_is_refused(tmp_path: Path, name: str, text: str) -> None:
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    (folder / name).write_text(text)
+    message = survives(lambda: list(read_dialogues(folder)))
+    assert "not readable as a saved dataset" in message and ("outside its folder" in message or "secret" not in text)
+
+
+# Run files.
+
+
+def tiny_values(tmp_path: Path) -> dict[str, Any]:
+    here = {name: tmp_path / name for name in ("llama", "mixtral", "train", "held_out")}
+    return tiny_run(tmp_path / "out", here, here)
+
+
+def bomb(indent: str, wrap: str) -> str:
+    """Lines of YAML in which each names the one before ten times."""
+    lines = [f"{indent}z0: &z0 {{k: 1}}"]
+    for number in range(1, 10):
+        inner = ", ".join(f"k{each}: *z{number - 1}" for each in range(10))
+        lines.append(
+            f"{indent}z{number}: &z{number} {wrap[0]}{inner if wrap == '{}' else inner.replace('k', '').replace(': *', ': *')}{wrap[1]}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+YAML_TEXTS = [
+    "&r\nrun: *r\n", "&r [*r]", f"run: {nested(3000)}", "run: " + nested(400, "{a: ", "1}"), "? " * 400 + "a",
+    '!!python/object/apply:os.system ["touch harm"]', "run: !!python/name:os.system", 'run: !!python/object/new:os.system ["x"]',
+    'run: !!binary "////"', "run: !!set {a, b}", "run: !!omap [a]", "run: !!pairs [a]", "run: !foo bar", 'run: !!timestamp "x"',
+    'run: !!int "x"', 'run: !!float "x"', 'run: !!bool "x"', "run: 2024-99-99", "run: " + "9" * 5000, "run: 0x" + "f" * 10_000,
+    "run: 1" + ":59" * 2000, "run: .inf", "run: {<<: 5}", "run: {<<: [[1]]}", "&a\n<<: *a\n", "? [a]\n: b", "? {a: b}\n: c", "~: 1",
+    "1: 2", ".nan: 2", "2024-01-01: 3", "a: 1\n---\nb: 2", "%YAML 9.9\n---\na: 1", "x" * 100_000 + ": 1", "run:\n\tx: 1",
+    "run: *nowhere", 'run: "\\ud800"', 'run: "\\0"', 'run: "\\Uffffffff"', 'run: "\\U00110000"', 'run: "\\x"', "\0", "",
+    "\n".join(f"k{number}: 1" for number in range(5000)), "\n".join(f"a{number}: &a{number} 1" for number in range(5000)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(YAML_TEXTS)))
+def test_yaml_that_means_harm_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "run.yaml"
+    file.write_text(YAML_TEXTS[number])
+    assert survives(lambda: load_config(file))
+    assert list(tmp_path.iterdir()) == [file], "a run file wrote"
+
+
+@pytest.mark.parametrize(
+    "lines", [bomb("    ", "{}"), "    z: &z {a: *z}\n", "    z: &z [*z]\n", "    z: " + nested(150) + "\n"]
+)
+def test_aliases_that_explode_are_refused(tmp_path: Path, lines: str) -> None:
+    text = yaml.safe_dump(tiny_values(tmp_path))
+    file = tmp_path / "run.yaml"
+    file.write_text(text.replace("  trl:\n", f"  trl:\n{lines}"))
+    assert "found more than" in survives(lambda: load_config(file))
+
+
+VALUES = [
+    "", "..", "../../etc/passwd", "~", "~nosuch/x", "%s%n%d", "a#b", "a b", "a\nb", "a\0b", "\u202e", "x" * 5000, "file:///etc/passwd",
+    "s3://", "://", "zip://a::b", "${HOME}", "$HOME", "/dev/zero", "::", "a::b", "{0.__class__}", "-rf", float("inf"), float("nan"), -1,
+    10**30, 2**63, True, None, [], {}, [[]], {"a": {}}, {"": ""}, b"\xff",
+]  # fmt: skip
+PLACES = [
+    "run.output", "pivot.name", "pivot.model", "pivot.engine", "sources.0.name", "sources.0.template", "sources.0.revision",
+    "dialogues.train", "dialogues.max_tokens", "extraction.k", "training.trl.learning_rate", "evaluation.judge", "merge.method",
+    "cluster.address", "cluster.env_vars", "evaluation.questions.samples",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_any_value_in_a_run_file_is_taken_or_refused(tmp_path: Path, place: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(tiny_values(tmp_path)))
+    for value in VALUES:
+        survives(
+            lambda value=value: load_config(
+                file, [f"{place}={json.dumps(value) if not isinstance(value, bytes) else value}"]
+            )
+        )
+    assert list(tmp_path.iterdir()) == [file], "reading a run file wrote"
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["a", "=", "..=1", "sources.9.name=1", "sources.-1.name=1", "sources.²=1", f"sources.{'9' * 6000}=1", "run.output.x.y=1",
+     "training.trl.q={a: &x [*x]}", "training.trl=!!python/name:os.system", f"x={'[' * 3000}", f"pivot={'9' * 5000}", "a=2024-99-99",
+     "run.output=\\ud800"],
+)  # fmt: skip
+def test_any_override_is_refused(tmp_path: Path, override: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(tiny_values(tmp_path)))
+    survives(lambda: load_config(file, [override]))
+
+
+SECRET = "hf_SECRETSECRETSECRET"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [f"hub_token: '{SECRET}\n", f"a: [{SECRET}\nb: c: d", f"cluster:\n  env_vars: HF_TOKEN={SECRET}\n",
+     f"evaluation:\n  judge: {{model: m, url: 'https://user:{SECRET}@host/v1'}}\n",
+     f"evaluation:\n  judge: {{model: m, url: 'https://host/v1', key_variable: '{SECRET}-'}}\n",
+     f"training:\n  trl: {{hub_token: {SECRET}}}\n", f"training:\n  trl: {{deep: [{{api_key: {SECRET}}}]}}\n"],
+)  # fmt: skip
+def test_no_secret_of_a_run_file_is_repeated(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    message = survives(lambda: load_config(file))
+    assert message and SECRET not in message, message
