@@ -9,6 +9,7 @@ import os
 import random
 import resource
 import signal
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +23,14 @@ from tiny_runs import tiny_run
 
 from fusechat.config import load_config
 from fusechat.errors import FuseChatError
+from fusechat.models.model_files import INDEX_FILE, check_trainable, digests, read_model_config
+from fusechat.models.model_limits import position_limit, vocabulary_columns
+from fusechat.models.model_sizes import size_of_config
 from fusechat.text.dialogues import read_dialogues
 from fusechat.text.questions import read_questions
+from merge.files.checkpoint import Checkpoint
+from merge.files.lora import adapted_tensors
+from merge.files.vocabulary import read_vocabulary
 
 LONGEST_MESSAGE = 6000
 SECONDS = 5
@@ -336,3 +343,164 @@ def test_no_secret_of_a_run_file_is_repeated(tmp_path: Path, text: str) -> None:
     file.write_text(text)
     message = survives(lambda: load_config(file))
     assert message and SECRET not in message, message
+
+
+# Weights, configurations and adapters.
+
+
+def entry(**changes: object) -> dict[str, object]:
+    return {"dtype": "F32", "shape": [4, 4], "data_offsets": [0, 64], **changes}
+
+
+def write_weights(path: Path, header: object, length: int | None = None) -> None:
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(raw) if length is None else length) + raw + bytes(64))
+
+
+HEADERS: list[object] = [
+    {"a": entry(data_offsets=[0, 2**63])}, {"a": entry(data_offsets=[-64, 0])}, {"a": entry(shape=[-4, -4])},
+    {"a": entry(shape=[-4, 4], data_offsets=[64, 0])}, {"a": entry(shape=[2**63, 0], data_offsets=[0, 0], dtype="Q")},
+    {"a": entry(shape=[4.5, 4])}, {"a": entry(shape=["4", "4"])}, {"a": entry(shape="44")}, {"a": entry(data_offsets=[0, 1, 2])},
+    {"a": entry(data_offsets=[0])}, {"a": entry(dtype=["F32"])}, {"a": entry(dtype={})}, {"a": entry(shape=[True, 16])},
+    {"a": entry(shape=[1] * 100_000 + [16])}, {"x" * 100_000: entry(dtype="Q")}, {"a": entry(shape=[4], data_offsets=[0, 64])},
+    {"a": 5}, {"a": None}, [], 5, None, b"\xff\xfe{}", b"[" * 5000 + b"]" * 5000, b'{"a":' * 5000,
+    b'{"a": {"dtype": "F32", "shape": [1e999], "data_offsets": [0, 64]}}',
+    b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 64]}}',
+    b'{"a": {"dtype": "F32", "shape": [' + b"9" * 5000 + b'], "data_offsets": [0, 64]}}',
+]  # fmt: skip
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    write_weights(folder / "model.safetensors", {"a.weight": entry()})
+    return folder
+
+
+@pytest.mark.parametrize("number", range(len(HEADERS)))
+def test_header_of_weights_that_means_harm_is_refused(model_folder: Path, number: int) -> None:
+    write_weights(model_folder / "model.safetensors", HEADERS[number])
+    assert survives(lambda: Checkpoint(model_folder))
+    survives(lambda: check_trainable(model_folder, "model"))
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 100 * 2**20, 10**9, 2**63, 2**64 - 1])
+def test_header_of_weights_of_another_length_is_refused(model_folder: Path, length: int) -> None:
+    write_weights(model_folder / "model.safetensors", {"a": entry()}, length)
+    assert survives(lambda: Checkpoint(model_folder))
+    survives(lambda: check_trainable(model_folder, "model"))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    changes=st.fixed_dictionaries(
+        {}, optional={"dtype": documents, "shape": st.lists(st.integers() | documents, max_size=4),
+                      "data_offsets": st.lists(st.integers() | documents, max_size=3)}
+    )
+)  # fmt: skip
+def test_any_entry_of_a_header_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, changes: dict[str, object]
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "any_entry"
+    folder.mkdir(exist_ok=True)
+    write_weights(folder / "model.safetensors", {"a": entry(**changes)})
+    survives(lambda: [tensor.raw(0, tensor.num_elements) for tensor in Checkpoint(folder).tensors.values()])
+
+
+INDICES = [
+    "[]", "5", '{"weight_map": 5}', '{"weight_map": [1]}', '{"weight_map": null}', '{"weight_map": {"a": "../x"}}',
+    '{"weight_map": {"a": ".."}}', '{"weight_map": {"a": 5}}', '{"weight_map": {"a": ""}}', '{"weight_map": {"a": {}}}',
+    '{"weight_map": {"a": "a\\u0000"}}', '{"weight_map": {"a": "\\ud800"}}', '{"weight_map": {"a": "/etc/passwd"}}',
+    '{"weight_map": {"a": "' + "x" * 300 + '"}}', '{"weight_map": {"b": "model.safetensors"}}', nested(5000), "9" * 5000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(INDICES)))
+def test_index_that_means_harm_is_refused(model_folder: Path, number: int) -> None:
+    (model_folder / INDEX_FILE).write_text(INDICES[number])
+    assert survives(lambda: Checkpoint(model_folder))
+    survives(lambda: check_trainable(model_folder, "model"))
+    survives(lambda: digests(model_folder))
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", INDEX_FILE, "tokenizer.json", "adapter_config.json"]
+)
+@pytest.mark.parametrize("is_pipe", [True, False])
+def test_pipes_and_devices_in_a_model_folder_are_refused(model_folder: Path, name: str, is_pipe: bool) -> None:
+    (model_folder / name).unlink(missing_ok=True)
+    if is_pipe:
+        os.mkfifo(model_folder / name)
+    else:
+        (model_folder / name).symlink_to("/dev/zero")
+    for read in (
+        lambda: Checkpoint(model_folder), lambda: check_trainable(model_folder, "model"), lambda: digests(model_folder),
+        lambda: read_model_config(model_folder), lambda: read_vocabulary(model_folder),
+    ):  # fmt: skip
+        survives(read)
+
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "vocab_size": 8,
+}
+CONFIGS = [
+    "", "[]", "5", "null", nested(5000), "9" * 5000, '{"vocab_size": NaN, "max_position_embeddings": NaN}',
+    '{"vocab_size": ' + "9" * 5000 + "}", '{"text_config": 5}', '{"text_config": [1]}', '{"quantization_config": [1]}',
+    '{"quantization_config": {"quant_method": {}}}', '{"model_type": ["x"]}', '{"model_type": {}}', '{"model_type": "\\ud800"}',
+    '{"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}', '{"rope_scaling": {"type": ["linear"], "factor": 2}}',
+    '{"rope_scaling": {"type": "linear", "factor": 1e999}, "max_position_embeddings": 8}',
+    *(json.dumps({**LLAMA, key: value}) for key in LLAMA for value in (-5, 0, 10**9, 1e999, "x", None, [1]) if key != "model_type"),
+    *(json.dumps({**LLAMA, "num_key_value_heads": value}) for value in (-5, 0, "x", [1])), '{"model_type": "llama", "dtype": "evil"}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(CONFIGS)))
+def test_configuration_that_means_harm_is_read_or_refused(model_folder: Path, number: int) -> None:
+    (model_folder / "config.json").write_text(CONFIGS[number])
+    survives(lambda: check_trainable(model_folder, "model"))
+    survives(lambda: position_limit(model_folder))
+    survives(lambda: vocabulary_columns(model_folder))
+    survives(lambda: size_of_config(read_model_config(model_folder)))
+
+
+ADAPTERS = [
+    "[]", "5", "null", nested(5000), "9" * 5000, '{"lora_alpha": "x"}', '{"lora_alpha": [1]}', '{"lora_alpha": 1e999}',
+    '{"lora_alpha": NaN}', '{"lora_alpha": ' + "9" * 4000 + "}", '{"alpha_pattern": {"(": 1}}', '{"alpha_pattern": [1]}',
+    '{"alpha_pattern": {"a": "x"}}', '{"init_lora_weights": {}}', '{"init_lora_weights": [1]}', '{"peft_type": [1]}',
+]  # fmt: skip
+FACTORS: list[dict[str, object]] = [
+    {"shape": [16]}, {"dtype": "I32"}, {"dtype": "F8_E4M3", "data_offsets": [0, 16]}, {"shape": [0, 4], "data_offsets": [0, 0]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [*ADAPTERS, *FACTORS])
+def test_adapter_that_means_harm_is_refused(model_folder: Path, tmp_path: Path, text: str | dict[str, object]) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    changes = text if isinstance(text, dict) else {}
+    (folder / "adapter_config.json").write_text(text if isinstance(text, str) else "{}")
+    names = [f"base_model.model.a.lora_{side}.weight" for side in "AB"]
+    write_weights(folder / "adapter_model.safetensors", {name: entry(**changes) for name in names})
+    base = Checkpoint(model_folder).tensors
+    assert survives(lambda: adapted_tensors(Checkpoint(folder), base))
+
+
+TOKENIZERS = [
+    "[]", "5", "null", nested(5000), "9" * 5000, '{"model": 5}', '{"model": {"vocab": 5}}', '{"model": {"vocab": [1]}}',
+    '{"model": {"vocab": {}}, "added_tokens": [1]}', '{"model": {"vocab": {}}, "added_tokens": [{"content": "a", "id": 1e999}]}',
+    '{"model": {"vocab": {"a": "x"}}}', '{"model": {"vocab": {"a": -1}}}', '{"model": {"vocab": {"a": 9223372036854775808}}}',
+    '{"model": {"vocab": {"a": {}}}}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TOKENIZERS)
+def test_tokenizer_of_a_merge_that_means_harm_is_refused(model_folder: Path, text: str) -> None:
+    (model_folder / "tokenizer.json").write_text(text)
+    assert survives(lambda: read_vocabulary(model_folder))

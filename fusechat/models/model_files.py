@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -73,10 +74,11 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / INDEX_FILE
     if index.is_file():
         try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            names = set(read_small_json(index)["weight_map"].values())
             outside = [name for name in names if Path(name).name != name]
+            [(folder / name).is_file() for name in names]  # a name that no file can have raises
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{index}: not a readable index: {error!r}") from None
+            raise ModelError(f"{index}: not a readable index: {str(error)[:200]!r}") from None
         if outside:
             raise ModelError(f"{index}: names files outside its folder")
         return sorted(folder / name for name in names)
@@ -113,7 +115,10 @@ QUANTIZED = ("F8", "F6", "F4")
 
 def _dtypes(file: Path) -> dict[str, str]:
     """Tensor -> dtype, from a safetensors header; nothing where the file is damaged, which those that read it will name."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError), file.open("rb") as stream:
+    if not file.is_file():
+        return {}
+    damage = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+    with contextlib.suppress(*damage), file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(min(size, LARGEST_HEADER)))
         return {tensor: str(entry["dtype"]) for tensor, entry in header.items() if tensor != "__metadata__"}
@@ -121,16 +126,45 @@ def _dtypes(file: Path) -> dict[str, str]:
 
 
 LARGEST_HEADER = 100 * 2**20
-"""Bytes; what the safetensors library allows."""
+"""Bytes; what the safetensors library allows, and no JSON file of a model reaches."""
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
-    """config.json as plain values."""
+    """config.json as plain values.
+
+    Raises:
+        ModelError: it is not there, or holds something else than an object.
+    """
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_small_json(folder / "config.json")
+        for key in ("text_config", "quantization_config", "compression_config"):
+            if not isinstance(config.get(key) or {}, dict):
+                raise ValueError(f"{key} is {type(config[key]).__name__}, expected an object")
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}/config.json: not readable: {error}") from None
     return config
+
+
+def read_small_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model folder, which others may have written.
+
+    Raises:
+        OSError, ValueError: no such file, a device or pipe, a file too large, or no JSON object.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("found a folder, device or pipe, expected a file")
+    if (size := path.stat().st_size) > LARGEST_HEADER:
+        raise ValueError(f"found {size:,} bytes, expected at most {LARGEST_HEADER:,}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text)
+        if re.search(r"\\u[dD][89a-fA-F]", text):
+            json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair, which no message can hold, raises
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"found {type(values).__name__}, expected an object")
+    return values
 
 
 def find_config(model: ModelSection) -> dict[str, Any]:
@@ -168,6 +202,10 @@ def digests(folder: Path, cache: Path | None = None) -> dict[str, str]:
     weights = {path.name for path in weight_files(folder)}
     for path in sorted(folder.iterdir()):
         if path.name in weights or path.name == "config.json" or path.name in TOKENIZER_FILES:
+            if not path.is_file():
+                raise ModelError(
+                    f"{path}: found a folder, device, pipe or dead link, expected a file; fetch the folder again"
+                )
             status = path.stat()
             key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
             digest_of[key] = known.get(key) or _sha256(path)

@@ -4,9 +4,11 @@ A config.json may leave out what is its architecture's default, so transformers 
 transformers does not know says what it says. Imports transformers where it reads a folder.
 """
 
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+from ..errors import ModelError
 from .model_files import read_model_config
 
 POSITION_KEYS = (
@@ -32,18 +34,26 @@ def position_limit(folder: Path) -> int | None:
 def vocabulary_columns(folder: Path) -> int | None:
     """Rows of a model's embedding, columns of its head; None if neither its config nor its architecture says."""
     size = _text(_values(folder)).get("vocab_size")
-    return int(size) if size else None
+    if not size:
+        return None
+    if not isinstance(size, int) or size < 0:
+        raise ModelError(f"{folder}/config.json: vocab_size is {str(size)[:80]!r}, expected a whole number; correct it")
+    return size
 
 
 def positions_of(values: dict[str, Any], model_type: str) -> int | None:
     """Positions by the plain values of a whole configuration."""
     text = _text(values)
-    stated = [int(text[key]) for key in POSITION_KEYS if isinstance(text.get(key), int | float) and text[key] > 0]
+    stated = [int(text[key]) for key in POSITION_KEYS if _is_number(text.get(key)) and text[key] > 0]
     if not stated:
         return None
     # Gemma 3 states the stretched number.
     factor = 1.0 if "gemma3" in model_type else max([1.0, *map(_stretch, _rotary(text))])
     return int(min(stated) * factor)
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _rotary(text: dict[str, Any]) -> list[dict[str, Any]]:
@@ -57,7 +67,7 @@ def _rotary(text: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _stretch(rotary: dict[str, Any]) -> float:
     kind, factor = rotary.get("rope_type", rotary.get("type")), rotary.get("factor")
-    return float(factor) if kind in STRETCHED and isinstance(factor, int | float) else 1.0
+    return float(factor) if isinstance(kind, str) and kind in STRETCHED and _is_number(factor) else 1.0
 
 
 def _text(values: dict[str, Any]) -> dict[str, Any]:
@@ -67,13 +77,14 @@ def _text(values: dict[str, Any]) -> dict[str, Any]:
 
 def _values(folder: Path) -> dict[str, Any]:
     """The folder's configuration with its architecture's defaults, as plain values."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     written = read_model_config(folder)  # an unreadable one is named here
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         text = config.get_text_config()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, StrictDataclassError):
         return written  # of an architecture that transformers does not know, or as it does not know it
     if text is config:
         return {**written, **config.to_dict()}

@@ -12,6 +12,8 @@ from ..errors import ModelError, first_line
 from .model_files import find_config
 
 BYTES_OF_DTYPE = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
+MAX_LAYERS, MAX_LENGTH = 10_000, 2**31
+"""No model has more layers, and no size of it is larger."""
 NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
@@ -116,13 +118,30 @@ def size_of_config(
         dtype: of the loaded weights; `auto`: what the config says.
         extra: further engine arguments; `quantization` counts.
     """
-    text = {**values, **values.get("text_config", {})}
+    text = {**values, **(values.get("text_config") or {})}
+    _check_counts(text, name)
     model_type = str(text.get("model_type", "") or values.get("model_type", ""))
     width = _bytes_per_weight(values, dtype, extra or {})
     family = FAMILIES.get(model_type)
     if family is None or any(key not in text for key in NEEDED) or not text.get("num_key_value_heads"):
         return _counted_by_transformers(values, model_type, name, width)
-    return _counted(text, family, model_type, width)
+    try:
+        return _counted(text, family, model_type, width)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ModelError(
+            f"{name}: config.json of model_type {model_type!r}: its sizes make no model ({first_line(error)[:300]}); correct them"
+        ) from None
+
+
+def _check_counts(text: dict[str, Any], name: str) -> None:
+    """Raises ModelError for sizes that no model has; building one of a billion layers would never end."""
+    for key in NEEDED:
+        value = text.get(key)
+        limit = MAX_LAYERS if key == "num_hidden_layers" else MAX_LENGTH
+        if isinstance(value, int | float) and not 0 <= value <= limit:
+            raise ModelError(
+                f"{name}: config.json: {key} is {str(value)[:80]}, expected a whole number up to {limit:,}; correct it"
+            )
 
 
 def _counted(text: dict[str, Any], family: Family, model_type: str, width: float) -> ModelSize:
@@ -178,6 +197,7 @@ def _bytes_per_weight(values: dict[str, Any], dtype: str, extra: dict[str, Any])
 def _counted_by_transformers(values: dict[str, Any], model_type: str, name: str, width: float) -> ModelSize:
     """Any other architecture that transformers knows: built on the meta device, where nothing takes memory."""
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     rest = {
@@ -187,10 +207,18 @@ def _counted_by_transformers(values: dict[str, Any], model_type: str, name: str,
         config = AutoConfig.for_model(values["model_type"], **rest)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
-    except (KeyError, ValueError, AttributeError, TypeError) as error:
+    except (
+        LookupError,
+        ValueError,
+        AttributeError,
+        TypeError,
+        ArithmeticError,
+        RuntimeError,
+        StrictDataclassError,
+    ) as error:
         raise ModelError(
             f"{name}: config.json of model_type {model_type!r} is of no architecture that the plan can count "
-            f"({first_line(error)}); expected one of {', '.join(sorted(FAMILIES))} or one that transformers knows"
+            f"({first_line(error)[:300]}); expected one of {', '.join(sorted(FAMILIES))} or one that transformers knows"
         ) from None
     text = config.get_text_config()
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -12,11 +12,20 @@ from typing import Any
 import numpy as np
 
 from fusechat.errors import ModelError
-from fusechat.models.model_files import INDEX_FILE, LARGEST_HEADER, TOKENIZER_FILES, read_model_config, weight_files
+from fusechat.models.model_files import (
+    INDEX_FILE,
+    LARGEST_HEADER,
+    TOKENIZER_FILES,
+    read_model_config,
+    read_small_json,
+    weight_files,
+)
 
 from .tensors import ITEM_BYTES, FileTensor, OpenFile
 
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
+MAX_AXES = 32
+"""Axes of a tensor."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -76,13 +85,8 @@ class Checkpoint:
         return found
 
     def _weight_map(self) -> dict[str, str]:
-        path = self.folder / INDEX_FILE
-        try:
-            found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{path}: not a readable index: {error!r}") from None
-        if not all(isinstance(name, str) and Path(name).name == name for name in found.values()):
-            raise ModelError(f"{path}: names files outside its folder")
+        weight_files(self.folder)  # refuses an index that cannot be read, or names files outside its folder
+        found: dict[str, str] = read_small_json(self.folder / INDEX_FILE)["weight_map"]
         return found
 
     def _check_index(self) -> None:
@@ -108,13 +112,13 @@ class Checkpoint:
             header = json.loads(text.tobytes())
             header.pop("__metadata__", None)
             entries = {name: _entry(entry) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ModelError(f"{path}: its safetensors header is broken: {error!r}") from None
         for name, (dtype, shape, first, last) in entries.items():
             item_bytes = ITEM_BYTES.get(dtype)
             if item_bytes is None:
-                raise ModelError(f"{path}: tensor {name!r} has dtype {dtype}, which is not known here")
-            if first < 0 or last - first != math.prod(shape) * item_bytes:
+                raise ModelError(f"{path}: tensor {name[:80]!r} has dtype {dtype[:80]}, which is not known here")
+            if min(first, *shape, 0) < 0 or last - first != math.prod(shape) * item_bytes:
                 raise ModelError(f"{path}: tensor {name!r}: bytes {first}..{last} do not hold {dtype} {list(shape)}")
             if 8 + length + last > size:
                 raise ModelError(
@@ -126,5 +130,9 @@ class Checkpoint:
 
 
 def _entry(entry: dict[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
-    first, last = (int(value) for value in entry["data_offsets"])
-    return str(entry["dtype"]), tuple(int(length) for length in entry["shape"]), first, last
+    offsets, shape = list(entry["data_offsets"]), tuple(entry["shape"])
+    if len(offsets) != 2 or len(shape) > MAX_AXES:
+        raise ValueError(f"found {len(offsets)} offsets and {len(shape)} axes, expected 2 and at most {MAX_AXES}")
+    if any(type(value) is not int for value in (*offsets, *shape)):
+        raise TypeError("offsets or lengths that are no whole numbers")
+    return str(entry["dtype"]), shape, offsets[0], offsets[1]

@@ -3,7 +3,6 @@
 The sum is taken in float32 and not rounded to the checkpoint's dtype before it is merged. Knows nothing about methods.
 """
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -12,11 +11,14 @@ from typing import Any
 import numpy as np
 
 from fusechat.errors import ModelError
+from fusechat.models.model_files import read_small_json
 
 from ..compute import kernels
 from .checkpoint import ADAPTER_CONFIG, Checkpoint
-from .tensors import FileTensor, TensorSource
+from .tensors import MERGEABLE, FileTensor, TensorSource
 
+LARGEST_ALPHA = 1e9
+"""Scales beyond it are damage."""
 _PREFIX = "base_model.model."
 _PAIR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?$")
 _REFUSED = {
@@ -99,7 +101,8 @@ def adapted_tensors(adapter: Checkpoint, base: dict[str, FileTensor]) -> dict[st
 def _settings(adapter: Checkpoint) -> dict[str, Any]:
     path = adapter.folder / ADAPTER_CONFIG
     try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        settings = read_small_json(path)
+        _check_numbers(settings)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not readable: {error}") from None
     if settings.get("peft_type", "LORA") != "LORA":
@@ -117,6 +120,21 @@ def _settings(adapter: Checkpoint) -> dict[str, Any]:
     return settings
 
 
+def _check_numbers(settings: dict[str, Any]) -> None:
+    """Raises ValueError for a scale that is no number, or a pattern that is none."""
+    patterns = settings.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise ValueError(f"alpha_pattern is {type(patterns).__name__}, expected an object")
+    for value in (settings.get("lora_alpha") or 0, *patterns.values()):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST_ALPHA:
+            raise ValueError(f"found the scale {str(value)[:80]!r}, expected a number below {LARGEST_ALPHA:g}")
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"alpha_pattern: {pattern[:80]!r} is no pattern: {error}") from None
+
+
 def _low_rank(
     adapter: Checkpoint, base: FileTensor, module: str, sides: dict[str, FileTensor], settings: dict[str, Any]
 ) -> LowRankTensor:
@@ -125,8 +143,13 @@ def _low_rank(
     down_file, up_file = sides.get(f"{prefix}A"), sides.get(f"{prefix}B")
     if down_file is None or up_file is None or len(sides) != 2:
         raise ModelError(f"{adapter.folder}: module {module!r} has the factors {sorted(sides)}, expected A and B")
+    for file in (down_file, up_file):
+        if file.dtype not in MERGEABLE:
+            raise ModelError(
+                f"{file.file}: tensor {file.name!r} is {file.dtype}, expected one of {', '.join(MERGEABLE)}"
+            )
     down, up = _load(down_file), _load(up_file)
-    if down.ndim != 2 or up.ndim != 2 or up.shape[1] != down.shape[0]:
+    if down.ndim != 2 or up.ndim != 2 or up.shape[1] != down.shape[0] or not down.shape[0]:
         raise ModelError(f"{adapter.folder}: module {module!r}: factors {up.shape} and {down.shape} do not multiply")
     rank = down.shape[0]
     alpha = _by_pattern(settings.get("alpha_pattern"), module, settings.get("lora_alpha") or rank)

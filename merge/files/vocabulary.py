@@ -5,7 +5,6 @@ model has the base's rows. A base token that the target lacks keeps the base's r
 and counted. Knows nothing about methods.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fusechat.errors import ModelError
+from fusechat.models.model_files import read_small_json
 
 from .tensors import TensorSource
 
@@ -63,13 +63,23 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
     if not path.is_file():
         return _read_with_transformers(folder) if any((folder / name).is_file() for name in _TOKENIZER_FILES) else None
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_small_json(path)
         model = document["model"]["vocab"]
         tokens = dict(model) if isinstance(model, dict) else {piece: i for i, (piece, _) in enumerate(model)}
         added = {str(item["content"]): int(item["id"]) for item in document.get("added_tokens") or []}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: not a readable tokenizer: {error!r}") from None
+        _check_token_ids([*tokens.values(), *added.values()])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise ModelError(f"{path}: not a readable tokenizer: {str(error)[:300]}") from None
     return Vocabulary(folder, {**tokens, **added}, frozenset(added))
+
+
+def _check_token_ids(ids: list[Any]) -> None:
+    """Raises ValueError for what is no id of a token: rows are picked by it."""
+    for token_id in ids:
+        if type(token_id) is not int or not 0 <= token_id < 2**31:
+            raise ValueError(
+                f"found the token id {str(token_id)[:80]!r}, expected a whole number from 0 to {2**31 - 1}"
+            )
 
 
 def _read_with_transformers(folder: Path) -> Vocabulary:
