@@ -35,6 +35,9 @@ VERDICT: TIE"""
 ORDINALS = ("first", "second", "third", "fourth", "fifth")
 _AROUND = r"[\s*_`\"'()\[\]#>.!-]*"
 """Markup and white space that may stand around a verdict."""
+_MARKUP = " \t\r\n*_`\"'()[]#>.!-"
+MAX_SEARCHED = 1000
+"""Characters at a reply's end in which a verdict stands."""
 _SCORE = re.compile(
     rf"^{_AROUND}SCORE\**:[\s*_`\"'(\[]*(\d+(?:\.\d+)?)(?:\s*/\s*10)?{_AROUND}\Z", re.MULTILINE | re.IGNORECASE
 )
@@ -80,7 +83,11 @@ def read_verdict(reply: str) -> float | None:
 def _conclusion(reply: str) -> str:
     """What stands behind a judge's thoughts; nothing where they do not end."""
     text = reply.rpartition("</think>")[2]
-    return "" if "<think>" in text else text
+    if "<think>" in text:
+        return ""
+    text = text.rstrip(_MARKUP)
+    # Only the end is searched, from a line's beginning on: a search over white space without end takes the square of it.
+    return text if len(text) <= MAX_SEARCHED else text[-MAX_SEARCHED:].partition("\n")[2]
 
 
 def _which(turns: Sequence[str]) -> str:

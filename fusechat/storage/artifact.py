@@ -108,7 +108,7 @@ def claim(
         "settings": json.loads(json.dumps(settings, default=str)),
         "parents": {role: parent.fingerprint for role, parent in parents.items()},
     }
-    earlier = read_json(f"{url}/{RECORD_FILE}") or read_json(f"{url}/{RECIPE_FILE}")
+    earlier = _read_record(f"{url}/{RECORD_FILE}") or _read_record(f"{url}/{RECIPE_FILE}")
     if earlier is not None:
         different = differences({key: earlier.get(key) for key in recipe}, recipe)
         if not different and earlier.get("kind") == kind:
@@ -157,7 +157,7 @@ def load(url: str | Path, kind: str) -> Artifact:
     Raises:
         ArtifactError: there is none, it is not finished, or it is of another kind.
     """
-    record = read_json(f"{url}/{RECORD_FILE}")
+    record = _read_record(f"{url}/{RECORD_FILE}")
     if record is None:
         raise ArtifactError(
             f"{url}: found no finished {kind} artifact ({RECORD_FILE}); run the stage that makes it first"
@@ -175,16 +175,39 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [f"{path}: {old!r} -> {new!r}"]
 
 
+def _read_record(url: str) -> dict[str, Any] | None:
+    """The record or recipe in a file, or None where there is none.
+
+    Raises:
+        ArtifactError: it is neither.
+    """
+    record: Any = read_json(url)
+    if record is None:
+        return None
+    fields = {"fingerprint": str, "counts": dict, "seconds": int | float, "settings": dict, "parents": dict}
+    known: dict[str, Any] = record if isinstance(record, dict) else {}
+    wrong = [name for name, kind in fields.items() if name in known and not isinstance(known[name], kind)]
+    is_record = url.endswith(RECORD_FILE)
+    if wrong or not known or (is_record and not {"kind", "fingerprint", "counts", "seconds"} <= known.keys()):
+        raise ArtifactError(
+            f"{url}: not a record of an artifact (of another form: {', '.join(wrong) or 'fields are missing'}); delete this file and "
+            "run the stage that makes it again"
+        )
+    return known
+
+
 def read_json(url: str) -> Any | None:
     """The JSON document at a path or URL, or None where there is none."""
     import fsspec
 
     try:
+        if "://" not in url and Path(url).exists() and not Path(url).is_file():
+            raise ValueError("found a folder, device or pipe")
         with storage_errors(url), fsspec.open(url, "r", encoding="utf-8") as file:
             return json.load(file)
     except FileNotFoundError:
         return None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # a number too long, or text that is nested too deeply
         raise ArtifactError(
             f"{url}: not a readable JSON record ({error}); delete this file and run the stage that makes it again"
         ) from None

@@ -31,6 +31,17 @@ from .shard_layout import ShardLayout
 
 LABEL_STEP = 1 / 1024
 """Grid of the label logprobs, nats."""
+DAMAGE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    MemoryError,
+    RuntimeError,
+)
+"""What Zarr and numpy raise where a description is not what it should be: they check little of it beforehand."""
 COMMIT_ARRAY = "label_logprob"
 ATTRIBUTE = "fusechat"
 
@@ -50,8 +61,22 @@ class RowStore:
             self.attributes["num_rows"],
         ):
             raise ValueError("shard_offsets or row_offsets are missing")
+        self._check_shapes()
         self._seen: set[tuple[str, int]] = set()
         """(array, shard) of the objects that are known to be there."""
+
+    def _check_shapes(self) -> None:
+        """Raises ValueError for arrays or offsets of other lengths than the layout says."""
+        for offsets, last in ((self.layout.row_offsets, None), (self.layout.shard_offsets, self.layout.num_dialogues)):
+            if offsets.ndim != 1 or offsets.dtype.kind not in "iu" or offsets[0] != 0 or (np.diff(offsets) < 0).any():
+                raise ValueError("shard_offsets or row_offsets do not rise from 0")
+            if last is not None and offsets[-1] != last:
+                raise ValueError("shard_offsets do not end with the last dialogue")
+        for name, array in self._arrays.items():
+            rows = self.layout.num_shards * self.layout.capacity
+            expected = (rows, self.k) if "k" in self.contract.spec(name).axes else (rows,)
+            if array.shape != expected:
+                raise ValueError(f"{name} has shape {array.shape}, the layout says {expected}")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -97,7 +122,7 @@ class RowStore:
             "settings": settings,
         }
         with storage_errors(url):
-            with contextlib.suppress(FileNotFoundError, KeyError, ValueError):
+            with contextlib.suppress(FileNotFoundError, *DAMAGE):
                 existing = cls(url, zarr.open_group(store=url, mode="r+"), contract)
                 _refuse_other_recipe(existing, attributes, layout)
                 return existing
@@ -125,17 +150,18 @@ class RowStore:
             attributes: Any = group.attrs[ATTRIBUTE]
         except (FileNotFoundError, KeyError):
             raise ArtifactError(f"{url}: found no {artifact} store; run the stage that writes it first") from None
-        except ValueError as error:
+        except DAMAGE as error:
             raise _no_description(url, error) from None
-        if attributes["artifact"] != artifact:
-            raise ArtifactError(f"{url}: found a store of {attributes['artifact']}, expected {artifact}")
-        if attributes["contract_version"] != CONTRACT_VERSION:
-            raise ArtifactError(
-                f"{url}: found contract version {attributes['contract_version']}, expected {CONTRACT_VERSION}; extract afresh"
-            )
+        if not isinstance(attributes, dict):
+            raise _no_description(url, TypeError(f"its attributes are {type(attributes).__name__}"))
+        if attributes.get("artifact") != artifact:
+            raise ArtifactError(f"{url}: found a store of {str(attributes.get('artifact'))[:80]}, expected {artifact}")
+        if attributes.get("contract_version") != CONTRACT_VERSION:
+            version = str(attributes.get("contract_version"))[:80]
+            raise ArtifactError(f"{url}: found contract version {version}, expected {CONTRACT_VERSION}; extract afresh")
         try:
             return cls(url, group, CONTRACTS[artifact])
-        except (KeyError, ValueError) as error:
+        except DAMAGE as error:
             raise _no_description(url, error) from None
 
     def present_shards(self) -> set[int]:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import zarr
 
-from ..errors import ArtifactError
+from ..errors import ArtifactError, ContractError
 from .artifact import storage_errors
 from .contracts import CONTRACT_VERSION, TOKENS, TokenField
-from .row_store import ATTRIBUTE, read_array, whole_array, write_array
+from .row_store import ATTRIBUTE, DAMAGE, read_array, whole_array, write_array
 from .shard_layout import ShardLayout, lay_out_shards
 
 _OF_TOKENS = [spec.name for spec in TOKENS.arrays if spec.axes[0] == "tokens"]
@@ -61,9 +61,9 @@ class Tokens:
         with _reading(url):
             group = zarr.open_group(store=url, mode="r")
             arrays = {name: read_array(group, name) for name in TOKENS.names}
-            attributes: Any = group.attrs[ATTRIBUTE]
+            attributes: dict[str, Any] = dict(group.attrs[ATTRIBUTE])  # type: ignore[arg-type]  # an object
         TOKENS.validate(arrays, axes={"dialogues+1": len(arrays["offsets"])}, place=url)
-        return cls(**arrays, attributes=dict(attributes))
+        return cls(**arrays, attributes=attributes)
 
     def write(self, url: str) -> None:
         """Write a tokens artifact; what was there is replaced."""
@@ -178,9 +178,11 @@ def _reading(url: str) -> Iterator[None]:
     try:
         with storage_errors(url):
             yield
+    except (ArtifactError, ContractError):
+        raise
     except (FileNotFoundError, KeyError):
         raise ArtifactError(f"{url}: found no tokens; run `fusechat tokenize` first") from None
-    except ValueError as error:
+    except DAMAGE as error:
         raise ArtifactError(
             f"{url}: damaged ({error}); delete this folder and run `fusechat tokenize`: it makes the same tokens again"
         ) from None
