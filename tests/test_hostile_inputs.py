@@ -32,6 +32,8 @@ from fusechat.storage import artifact
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.shard_layout import lay_out_shards
 from fusechat.storage.tokens import Tokens, TokensReader
+from fusechat.text import render_limit
+from fusechat.text.chat_template import load_tokenizer
 from fusechat.text.dialogues import read_dialogues
 from fusechat.text.questions import read_questions
 from merge.files.checkpoint import Checkpoint
@@ -669,3 +671,27 @@ def test_endless_reply_is_read_in_time(part: str) -> None:
     for reply in (part * 20_000, f"{part * 20_000}x", f"x\n{part * 20_000}\nSCORE: 5"):
         with limits():
             read_score(reply), read_verdict(reply)
+
+
+# Chat templates: foreign code. Memory beyond what the process may take is a refusal; a bound below that needs a process of its own.
+
+PLAIN = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}"
+TEMPLATES = [
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "{{ lipsum(n=10000000) }}", "{{ 'x' * 10**11 }}",
+    "{% set all = namespace(s='xxxxxxxxxx') %}{% for i in range(60) %}{% set all.s = all.s ~ all.s %}{% endfor %}",
+    "{{ ''.__class__.__mro__ }}", "{{ messages.__class__.__base__.__subclasses__() }}", "{{ cycler.__init__.__globals__.os.getcwd() }}",
+    "{% import 'x' as y %}", "{% include '/etc/passwd' %}", "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "{{ 1 // 0 }}",
+    "{{ '%0999999999d' % 1 }}", "{{ '{:>9999999999}'.format(1) }}", "{{ 'a'|center(10**11) }}", "{{ " + "(" * 500 + "1" + ")" * 500 + " }}",
+    "{% if 1 %}" * 2000, "{{ [1, 'a']|sort }}",
+    "{{ strftime_now(5) }}", "{{ messages|tojson(indent=999999999) }}", "{{ namespace|tojson }}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(TEMPLATES)))
+def test_template_that_means_harm_is_refused_in_time(
+    tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(render_limit, "MAX_SECONDS", 0.5)
+    message = survives(lambda: load_tokenizer(str(tiny_models["llama"]), template=TEMPLATES[number] + PLAIN))
+    assert "root:" not in message
+    assert message or "__" in TEMPLATES[number]  # Jinja's sandbox shows nothing for a name that it hides

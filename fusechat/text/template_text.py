@@ -17,6 +17,7 @@ import jinja2
 
 from ..errors import DialogueError, ModelError
 from .dialogues import Dialogue, Message, ToolCall
+from .render_limit import time_limit
 from .rendered import ChatTemplate
 
 if TYPE_CHECKING:
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 """Where templates look for a message's reasoning."""
-_FAULTS = (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError)
+_FAULTS = (
+    jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, MemoryError,
+    RecursionError, TimeoutError,
+)  # fmt: skip
 """What a template raises that cannot show a dialogue: by its own words, or because it meets what it does not expect."""
 
 
@@ -65,7 +69,7 @@ class TemplateText:
             roles = ", ".join(message["role"] for message in messages)
             raise DialogueError(
                 f"dialogue {dialogue.id!r}: the chat template of {self.name} refuses the roles {roles} "
-                f"({error}); set `template` of this model to `pivot` or to a Jinja file that takes them"
+                f"({str(error)[:300] or type(error).__name__}); set `template` of this model to `pivot` or to a Jinja file that takes them"
             ) from None
         return text
 
@@ -122,9 +126,10 @@ class TemplateText:
     def _apply(self, dialogue: Dialogue, messages: Sequence[dict[str, Any]], prompt: bool) -> str:
         keywords = {**self._keywords, **dialogue.template_keywords} if dialogue.template_arguments else self._keywords
         tools: Any = dialogue.template_tools or None
-        text = self._tokenizer.apply_chat_template(
-            list(messages), tools=tools, chat_template=self.template.text, tokenize=False,
-            add_generation_prompt=prompt, **keywords,
-        )  # fmt: skip
+        with time_limit():
+            text = self._tokenizer.apply_chat_template(
+                list(messages), tools=tools, chat_template=self.template.text, tokenize=False,
+                add_generation_prompt=prompt, **keywords,
+            )  # fmt: skip
         assert isinstance(text, str)  # tokenize=False gives text
         return text
