@@ -106,7 +106,7 @@ JSON_TEXTS = {
     "a long role": json.dumps({"id": "a", "messages": [{"role": "r" * 1_000_000, "content": ""}]}),
     "a long key of a turn": json.dumps({"id": "a", "messages": [{"role": "user", "k" * 1_000_000: "r"}]}),
     "a long column like a known one": json.dumps({**ROW, "message" * 20_000: 1}),
-    "many keys": json.dumps({"id": "a", **{f"k{number}": 1 for number in range(50_000)}, "messages": 3}),
+    "many keys": json.dumps({"id": "a", **{f"k{number}": 1 for number in range(8_000)}, "messages": 3}),
     "many keys, one twice": "{" + ",".join(f'"k{number}": 1' for number in range(40_000)) + ', "z": 1, "z": 2}',
     "infinite": '{"id": 1e999, "messages": []}',
     "an infinite weight": '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 1e999}]}',
@@ -169,7 +169,7 @@ rows = documents | st.fixed_dictionaries({}, optional={"id": documents, "message
                                                        "prompt": documents, "turns": documents, "instruction": documents})  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(row=rows)
 def test_any_row_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, row: object) -> None:
     file = tmp_path_factory.getbasetemp() / "any_row.jsonl"
