@@ -42,6 +42,8 @@ class ModelTokens:
     template: ChatTemplate
     is_pivot: bool
     progress: Progress
+    positions_behind: int = 0
+    """Positions that a dialogue leaves free."""
     _appended: int | None = field(default=None, init=False)
     _is_first: bool = field(default=True, init=False)
 
@@ -80,7 +82,7 @@ class ModelTokens:
 
     def _tokenize(self, dialogues: list[Dialogue], split: str) -> tuple[list[TokenizedDialogue], list[tuple[str, str]]]:
         """The tokens of each dialogue, none for those set aside; and (id, reason) of these."""
-        limit = position_limit(self.folder)
+        limit = (position_limit(self.folder) or 0) - self.positions_behind
         parts: list[TokenizedDialogue] = []
         aside: list[tuple[str, str]] = []
         with self.progress.task(f"tokenize {self.name} {split}", len(dialogues), "dialogues") as task:
@@ -90,7 +92,7 @@ class ModelTokens:
                         raise found
                     aside.append((dialogue.id, str(found)))
                     found = _NOTHING
-                elif limit and len(found) > limit and not self.is_pivot:
+                elif 0 < limit < len(found) and not self.is_pivot:
                     aside.append((dialogue.id, f"it has {len(found):,} tokens, and the model reads {limit:,}"))
                     found = _NOTHING
                 parts.append(found)

@@ -15,6 +15,7 @@ from typing import Any
 from ..config.evaluation import Form
 from ..errors import DialogueError
 from .dialogue_files import read_rows
+from .row_values import check_text
 
 ASKED = {
     "mt_bench": ("turns", "prompt"),
@@ -85,7 +86,7 @@ def question_of(place: str, row: Any, form: Form, number: int) -> Question:
         reference=_references(place, values.get("reference")), dataset=str(values.get("dataset") or ""),
     )  # fmt: skip
     for text in (question.id, question.category, question.dataset, *question.turns, *question.reference):
-        _check_characters(place, text)
+        check_text(text, place)
     return question
 
 
@@ -153,16 +154,6 @@ def _references(place: str, given: Any) -> tuple[str, ...]:
             )
         texts.append("" if _is_nothing(item) else str(item))
     return tuple(texts) if any(text.strip() for text in texts) else ()
-
-
-def _check_characters(place: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DialogueError(
-            f"{place}: lone surrogate {text[error.start]!a} at character {error.start}, expected whole characters; "
-            "write both halves of the pair, or the character itself"
-        ) from None
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:

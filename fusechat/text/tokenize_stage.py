@@ -40,12 +40,14 @@ def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) ->
     """
     progress = progress or Progress(quiet=True)
     section = config.dialogues
+    behind = _positions_behind(config)
     model_files.check_trainable(model_files.resolve_model(config.pivot), config.pivot.name)
     settings = {
         **section.model_dump(mode="json"),
         "pivot": config.pivot.model_dump(mode="json", include={"model", "revision", "template", "template_arguments"}),
         **({} if section.held_out else {"held_out_by": "messages"}),
         "files": {path: _file_digest(path) for path in [*section.train, *section.held_out]},
+        **({"positions_behind": behind} if behind else {}),
     }
     claim = artifact.claim(
         config.dialogues_path, "dialogues", settings=settings, parents={}, if_changed=config.run.if_changed
@@ -67,7 +69,7 @@ def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) ->
     tokenizer, text = load_tokenizer(folder, revision, text)
     date = datetime.date.today().isoformat()
     template = used_template(config.pivot, text, date)
-    limit = min(section.max_tokens, position_limit(Path(folder)) or section.max_tokens)
+    limit = min(section.max_tokens, (position_limit(Path(folder)) or section.max_tokens + behind) - behind)
     fitted = {
         split: fit_dialogues(tokenizer, template, part, limit)
         for split, part in zip(SPLITS, (train, held_out), strict=True)
@@ -118,12 +120,14 @@ def tokenize(config: RunConfig, name: str, *, progress: Progress | None = None) 
     dialogues_artifact = artifact.load(config.dialogues_path, "dialogues")
     model = config.model_named(name)
     folder, revision, text = tokenizer_source(config, model)
+    behind = _positions_behind(config)
     settings = {
         "model": model.model,
         "revision": model.revision,
         "template": model_files.text_digest(text) if text else model.template,
         "template_arguments": model.template_arguments,
         "tokenizer": model_files.digests(Path(folder), config.digests_path)["tokenizer"],
+        **({"positions_behind": behind} if behind else {}),
     }
     claims = {
         split: artifact.claim(
@@ -144,8 +148,9 @@ def tokenize(config: RunConfig, name: str, *, progress: Progress | None = None) 
                 "with what stands there in training"
             )
         maker = ModelTokens(
-            name, Path(folder), tokenizer, template, is_pivot=name == config.pivot.name, progress=progress
-        )
+            name, Path(folder), tokenizer, template, is_pivot=name == config.pivot.name, progress=progress,
+            positions_behind=behind,
+        )  # fmt: skip
         for split, claim in claims.items():  # train first: it decides how turns end
             path = config.dialogues_path / f"{split}.jsonl"
             if claim.artifact is None or split == "train":
@@ -173,6 +178,11 @@ def _write_jsonl(path: Path, dialogues: list[Dialogue]) -> None:
     with storage_errors(path), path.open("w", encoding="utf-8") as file:
         for dialogue in dialogues:
             file.write(row_text(dialogue) + "\n")
+
+
+def _positions_behind(config: RunConfig) -> int:
+    """Positions that a dialogue leaves free: vLLM's prompt logprobs come with one sampled token, which takes one."""
+    return 1 if config.extraction.capture == "prompt_logprobs" else 0
 
 
 def _file_digest(path: str) -> str:

@@ -159,7 +159,7 @@ def full_disk(message: str, error: type[Exception], *, behind: Exception | None 
         raise error(message)
     try:
         raise behind
-    except Exception:
+    except type(behind):
         raise error(message)  # noqa: B904
 
 

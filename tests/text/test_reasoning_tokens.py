@@ -227,6 +227,23 @@ def test_template_argument_that_fusechat_gives_itself_is_refused(config: RunConf
         prepare_dialogues(changed)
 
 
+def test_dialogue_leaves_room_for_the_token_that_prompt_logprobs_samples(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = with_dialogues(config, tmp_path, [exchange(), exchange("How many apples? " * 9)])
+    prepare_dialogues(changed)
+    tokenize(changed, "velan-moe")
+    longest = int(Tokens.read(changed.tokens_url("velan-moe")).lengths[1])
+    monkeypatch.setattr("fusechat.text.model_tokens.position_limit", lambda folder: longest)
+    for capture, kept in (("topk_pooler", longest), ("prompt_logprobs", 0)):
+        values = {**changed.dump(), "run": {"output": str(tmp_path / capture)}}
+        values["extraction"] = {**values["extraction"], "capture": capture}
+        run = RunConfig.model_validate(values)
+        prepare_dialogues(run)
+        tokenize(run, "velan-moe")
+        assert Tokens.read(run.tokens_url("velan-moe")).lengths[1] == kept
+
+
 def test_dialogue_longer_than_a_source_reads_is_set_aside_for_it(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
