@@ -42,8 +42,8 @@ MERGES_AND_GATES = [
     "trusted.selected", "trusted.fisher", "trusted.fisher_matrix", "joint_soft", "joint_gap_decayed", "joint_first_sight",
 ]  # fmt: skip
 OTHERS = [
-    "joint_ungated", "joint_untrusted", "joint_published", "pivot_rows", "joint_reverse_kl", "joint_entropy",
-    "published.varm", "published.linear",
+    "joint_ungated", "joint_untrusted", "joint_published", "pivot_rows", "joint_reverse_kl", "joint_where_unsure",
+    "joint_where_sure", "published.varm", "published.linear",
 ]  # fmt: skip
 PAIRS = [f"{choice}.{skill}" for choice in ("published", "trusted") for skill in SKILLS]
 

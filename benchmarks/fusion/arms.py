@@ -27,8 +27,9 @@ def lesson_of(corpus: Corpus, arm: str, oracle: ModelRows | None = None) -> Less
 
     Names: `sft`, `smoothing`, `pivot_rows`, `oracle`, `published.SOURCE` (MinCE against the pivot at 0.1), `trusted.SOURCE`
     (the rule, one source's winners), `joint_published` (the best source always, at 0.1), `joint_ungated` (the same at 0.9),
-    `joint` (the rule) with `_untrusted`, `_reverse_kl`, `_entropy` (weight by the row's entropy), `_without_bad`,
-    `_soft`, `_first_sight`, `_gap`, `_gap_decayed` (the gates).
+    `joint` (the rule) with `_untrusted`, `_reverse_kl`, `_where_unsure` (rows weigh less where they name one token, and
+    labels more), `_where_sure` (the other way round), `_without_bad`, `_soft`, `_first_sight`, `_gap`, `_gap_decayed` (the
+    gates).
     """
     if arm == "sft":
         return _nothing(corpus)
@@ -57,10 +58,10 @@ def lesson_of(corpus: Corpus, arm: str, oracle: ModelRows | None = None) -> Less
         return replace(rule(corpus), divergence="reverse_kl")
     if option == "untrusted":
         return rule(corpus, trusted=False)
-    if option == "entropy":
+    if option in ("where_sure", "where_unsure"):
         lesson = rule(corpus)
         sureness = np.exp(-row_entropy(lesson.topk_logprobs))  # 1: the row names one token
-        return replace(lesson, weight=lesson.weight * sureness)
+        return replace(lesson, weight=lesson.weight * (sureness if option == "where_sure" else 1 - sureness))
     if option:
         raise ValueError(f"no arm is named {arm!r}; see lesson_of")
     return rule(corpus)

@@ -17,6 +17,9 @@ from .merges import PRODUCT, TRIED, State, fisher_of, product_merge, state_of, w
 from .table import Figures
 from .worlds import PIVOT, SKILLS, WORLDS, Model, World, make_model
 
+CONTROL = "sft"
+"""The arm that some merges start from."""
+
 
 class Seed:
     """Makes what is missing; models are shared by worlds that have the same, and targets of pairs by their merges."""
@@ -54,6 +57,8 @@ class Seed:
         if how and how not in self.corpus.sources:
             return {"figures": self.measure(self._merge(name, how))}
         trained = self._train(self._lesson(arm))
+        if how or arm == CONTROL:  # merges take it from here
+            self._targets[arm] = state_of(trained.model)
         return {"figures": self.measure(trained.model), "open_share": trained.open_share}
 
     def _lesson(self, arm: str) -> Lesson:
@@ -73,7 +78,7 @@ class Seed:
         if how in PRODUCT:
             return product_merge(how, self.pivot, targets)
         base = state_of(AutoModelForCausalLM.from_pretrained(self.pivot, dtype="float32"))
-        rest: dict[str, Any] = {"control": self._target("sft")} if not how.startswith("fisher") else {}
+        rest: dict[str, Any] = {"control": self._target(CONTROL)} if not how.startswith("fisher") else {}
         if how.startswith("fisher"):
             models = [with_state(self.pivot, target) for target in targets]
             rest["fishers"] = [
