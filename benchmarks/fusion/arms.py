@@ -45,7 +45,7 @@ def lesson_of(corpus: Corpus, arm: str, oracle: ModelRows | None = None) -> Less
     if name == "trusted":
         return rule(corpus, teachers=(source,))
     if arm in ("joint_published", "joint_ungated"):
-        best = np.argmin(_losses(corpus, corpus.sources), axis=0)
+        best = np.argmin(source_losses(corpus, corpus.sources), axis=0)
         weight = PUBLISHED_WEIGHT if arm == "joint_published" else ROW_WEIGHT
         return _from_sources(corpus, corpus.sources, best, np.full(corpus.num_dialogues, weight))
     option = arm.removeprefix("joint").removeprefix("_")
@@ -104,11 +104,11 @@ def rule(
 def winners(corpus: Corpus, candidates: tuple[str, ...]) -> np.ndarray:
     """int64 [dialogues]: which candidate teaches it; -1: nobody."""
     pivot = corpus.per_dialogue(-corpus.rows["pivot"].label_logprob)
-    return choose(pivot, _losses(corpus, candidates), frequency_loss(corpus.labels, corpus.dialogue))
+    return choose(pivot, source_losses(corpus, candidates), frequency_loss(corpus.labels, corpus.dialogue))
 
 
-def _losses(corpus: Corpus, names: tuple[str, ...]) -> np.ndarray:
-    """float64 [sources, dialogues], nats."""
+def source_losses(corpus: Corpus, names: tuple[str, ...]) -> np.ndarray:
+    """float64 [sources, dialogues], nats: what each source finds of the dialogues' answers."""
     by_frequency = label_frequency_loss(corpus.labels)
     rows = (corpus.rows[name] for name in names)
     return np.array([corpus.per_dialogue(source_loss(r.label_logprob, r.is_real, by_frequency)) for r in rows])

@@ -106,7 +106,7 @@ def summary(worlds: dict[str, Results], best_merge: str) -> dict[str, Any]:
                 if world != "B"
             ),
         ):
-            _put(values, prefix + key, difference(results, arm, base, wording))
+            put_difference(values, prefix + key, difference(results, arm, base, wording))
         for world, results in worlds.items():
             suffix = "" if world == "B" else f"_{world}"
             joint = difference(results, "joint", "sft", wording)
@@ -120,7 +120,8 @@ def summary(worlds: dict[str, Results], best_merge: str) -> dict[str, Any]:
     return values
 
 
-def _put(values: dict[str, Any], key: str, found: dict[str, Any] | None) -> None:
-    interval = found["interval"] if found else None
-    values[key] = found and round(float(found["difference"]), 4)
+def put_difference(values: dict[str, Any], key: str, found: dict[str, Any] | None, of: str = "") -> None:
+    """A difference and the ends of its interval under `key`, `key_low` and `key_high`; `of`: "" (bits) or "accuracy_"."""
+    interval = found[f"{of}interval"] if found else None
+    values[key] = found and round(float(found[f"{of}difference"]), 4)
     values[f"{key}_low"], values[f"{key}_high"] = (round(end, 4) for end in interval) if interval else (None, None)
