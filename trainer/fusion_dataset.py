@@ -25,6 +25,8 @@ class Teachers:
     stores: list[RowStore]
     number: np.ndarray
     trust: np.ndarray
+    is_own: np.ndarray | None = None
+    """bool [dialogues]: the student's own answers, which teach by rows alone; None: there are none."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,16 @@ class Example:
     """One dialogue, cut to the longest sequence that is trained on.
 
     `token_ids` int32 [tokens]; `positions` int64 [rows], where the target tokens stand; `supervision` holds their rows.
-    A target token at position 0 is predicted from nothing and has been left out.
+    A target token at position 0 is predicted from nothing and has been left out, and so has one of the student's own
+    answer that has no row.
     """
 
     dialogue: int
     token_ids: np.ndarray
     positions: np.ndarray
     supervision: Supervision
+    is_own: bool = False
+    """The student's own answer: its labels teach nothing."""
 
 
 class FusionDataset:
@@ -79,12 +84,22 @@ class FusionDataset:
         lengths: np.ndarray = np.minimum(self.tokens.lengths, self.max_tokens)
         return lengths
 
+    @property
+    def has_own(self) -> bool:
+        """Whether the student's own answers are among the dialogues."""
+        return self._teachers is not None and self._teachers.is_own is not None and bool(self._teachers.is_own.any())
+
     def trainable(self) -> np.ndarray:
-        """int64: the dialogues that keep at least one target token after the cut."""
+        """int64: the dialogues that keep at least one target token after the cut, and of the student's own those that have
+        a teacher.
+        """
         starts = self.tokens.offsets[:-1]
         counts = np.concatenate([[0], np.cumsum(self.tokens.is_scored)])
         predicted = counts[starts + self.lengths] - counts[np.minimum(starts + 1, self.tokens.num_tokens)]
-        return np.flatnonzero((predicted > 0) & (self.lengths > 1))
+        kept = (predicted > 0) & (self.lengths > 1)
+        if self._teachers is not None and self._teachers.is_own is not None:
+            kept &= ~self._teachers.is_own | (self._teachers.number >= 0)
+        return np.flatnonzero(kept)
 
     def read(self, dialogue: int) -> Example:
         """Read one dialogue: its tokens, and the rows that supervise them."""
@@ -94,6 +109,9 @@ class FusionDataset:
         supervision = self._supervision(dialogue, len(positions))
         # Both losses of MinCE are taken over the whole dialogue, so the cut comes after the choice.
         kept = (positions > 0) & (positions < self.max_tokens)
+        is_own = self.has_own and bool(self._teachers.is_own[dialogue])  # type: ignore[union-attr,index]  # it has some
+        if is_own:
+            kept &= np.isfinite(supervision.topk_logprobs).any(axis=1)
         cut = Supervision(
             supervision.topk_ids[kept],
             supervision.topk_logprobs[kept],
@@ -101,7 +119,7 @@ class FusionDataset:
             supervision.without_source,
             supervision.trust,
         )
-        return Example(dialogue, token_ids, positions[kept], cut)
+        return Example(dialogue, token_ids, positions[kept], cut, is_own)
 
     def _supervision(self, dialogue: int, num_rows: int) -> Supervision:
         if self._teachers is not None:
