@@ -3,13 +3,14 @@
 Made once, before any target is trained, from what is on disk; one shard in memory at a time. `choice.py` has the rule.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import zarr
 
-from fusechat.config import RunConfig
+from fusechat.config.layout import RunLayout
 from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, storage_errors
@@ -21,6 +22,7 @@ from fusechat.text.dialogues import read_dialogues
 from . import choice
 from .choice import NOBODY
 from .open_rows import open_rows
+from .recipe import choice_recipe
 
 REAL_KINDS = np.array([kind for kind in RowKind if kind.is_real], dtype=np.uint8)
 
@@ -62,30 +64,27 @@ class Choice:
             }
 
 
-def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
+def run(layout: RunLayout, pivot: str, sources: Sequence[str], *, progress: Progress | None = None) -> Artifact:
     """Decide who teaches which dialogue.
 
+    Args:
+        pivot, sources: names of the models.
     Raises:
         ArtifactError: rows are missing, or were made from other tokens; or another recipe's work is in the folder.
     """
-    pivot, names = config.pivot.name, [source.name for source in config.sources]
-    parents = {
-        "tokens": artifact.load(config.tokens_url(pivot), "tokens"),
-        "pivot_rows": artifact.load(config.logprobs_url(pivot), "logprobs"),
-        **{f"rows.{name}": artifact.load(config.aligned_url(name), "aligned") for name in names},
-    }
+    recipe = choice_recipe(pivot, sources)
+    parents = {role: artifact.load(*layout.place(key)) for role, key in recipe.parents.items()}
     claim = artifact.claim(
-        config.choice_url, "choice", settings={"rule": "trusted", "sources": names}, parents=parents,
-        if_changed=config.run.if_changed,
-    )  # fmt: skip
+        layout.choice_url, "choice", settings=recipe.settings, parents=parents, if_changed=layout.if_changed
+    )
     if claim.artifact is not None:
         return claim.artifact
-    tokens = Tokens.read(config.tokens_url(pivot))
+    tokens = Tokens.read(layout.tokens_url(pivot))
     pivot_rows = open_rows(parents["pivot_rows"], parents["tokens"], tokens)
-    stores = [open_rows(parents[f"rows.{name}"], parents["tokens"], tokens) for name in names]
-    kinds = np.array([dialogue.kind for dialogue in read_dialogues(config.dialogues_path / "train.jsonl")], dtype=str)
-    made = decide(tokens, pivot_rows, dict(zip(names, stores, strict=True)), kinds)
-    made.write(config.choice_url)
+    stores = [open_rows(parents[f"rows.{name}"], parents["tokens"], tokens) for name in sources]
+    kinds = np.array([dialogue.kind for dialogue in read_dialogues(layout.dialogues_path / "train.jsonl")], dtype=str)
+    made = decide(tokens, pivot_rows, dict(zip(sources, stores, strict=True)), kinds)
+    made.write(layout.choice_url)
     table = summary(made, np.diff(tokens.row_offsets), kinds)
     if progress is not None:
         for line in table_lines(table):

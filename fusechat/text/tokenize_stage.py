@@ -65,7 +65,7 @@ def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) ->
     overlap = overlap_of(train, held_out)
     if overlap and section.on_overlap == "refuse":
         raise DialogueError(overlap_text(overlap))
-    folder, revision, text = tokenizer_source(config, config.pivot)
+    folder, revision, text = tokenizer_source(config.pivot, config.pivot)
     tokenizer, text = load_tokenizer(folder, revision, text)
     date = datetime.date.today().isoformat()
     template = used_template(config.pivot, text, date)
@@ -119,7 +119,7 @@ def tokenize(config: RunConfig, name: str, *, progress: Progress | None = None) 
     progress = progress or Progress(quiet=True)
     dialogues_artifact = artifact.load(config.dialogues_path, "dialogues")
     model = config.model_named(name)
-    folder, revision, text = tokenizer_source(config, model)
+    folder, revision, text = tokenizer_source(model, config.pivot)
     behind = _positions_behind(config)
     settings = {
         "model": model.model,
