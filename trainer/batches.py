@@ -12,8 +12,6 @@ from torch.utils.data import Sampler
 
 from fusechat.errors import ConfigError
 
-ORDER_VERSION = 2
-"""Goes up when the same settings give other batches, so that targets of different orders are not taken for the same."""
 EMPTY_UNIT = -1
 """A unit without tokens: fills the last batch, so that every process has one more and none trains on a dialogue twice."""
 GROUPED_BATCHES = 50

@@ -6,13 +6,13 @@ in memory at a time; of each dialogue that a source teaches one number is kept, 
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from fusechat.config import RunConfig
+from fusechat.config.layout import RunLayout
 from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact
@@ -27,33 +27,31 @@ from . import choice
 from .choice import NOBODY
 from .choice_artifact import writing
 from .open_rows import open_rows
+from .recipe import choice_recipe
 
 REAL_KINDS = np.array([kind for kind in RowKind if kind.is_real], dtype=np.uint8)
 
 
-def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
+def run(layout: RunLayout, pivot: str, sources: Sequence[str], *, progress: Progress | None = None) -> Artifact:
     """Decide who teaches which dialogue.
 
+    Args:
+        pivot, sources: names of the models.
     Raises:
         ArtifactError: rows are missing, or were made from other tokens; or another recipe's work is in the folder.
     """
-    pivot, names = config.pivot.name, [source.name for source in config.sources]
-    parents = {
-        "tokens": artifact.load(config.tokens_url(pivot), "tokens"),
-        "pivot_rows": artifact.load(config.logprobs_url(pivot), "logprobs"),
-        **{f"rows.{name}": artifact.load(config.aligned_url(name), "aligned") for name in names},
-    }
+    recipe = choice_recipe(pivot, sources)
+    parents = {role: artifact.load(*layout.place(key)) for role, key in recipe.parents.items()}
     claim = artifact.claim(
-        config.choice_url, "choice", settings={"rule": "trusted", "sources": names}, parents=parents,
-        if_changed=config.run.if_changed,
-    )  # fmt: skip
+        layout.choice_url, "choice", settings=recipe.settings, parents=parents, if_changed=layout.if_changed
+    )
     if claim.artifact is not None:
         return claim.artifact
-    tokens = TokensReader(config.tokens_url(pivot))
+    tokens = TokensReader(layout.tokens_url(pivot))
     pivot_rows = open_rows(parents["pivot_rows"], parents["tokens"], tokens)
-    stores = {name: open_rows(parents[f"rows.{name}"], parents["tokens"], tokens) for name in names}
-    kinds = read_kinds(config.dialogues_path / "train.jsonl")
-    table = decide(config.choice_url, tokens, pivot_rows, stores, kinds)
+    stores = {name: open_rows(parents[f"rows.{name}"], parents["tokens"], tokens) for name in sources}
+    kinds = read_kinds(layout.dialogues_path / "train.jsonl")
+    table = decide(layout.choice_url, tokens, pivot_rows, stores, kinds)
     if progress is not None:
         for line in table_lines(table):
             progress.say(line)

@@ -28,6 +28,8 @@ class Teachers:
     stores: list[RowStore]
     number: np.ndarray
     trust: np.ndarray
+    is_own: np.ndarray | None = None
+    """bool [dialogues]: the student's own answers, which teach by rows alone; None: there are none."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,16 @@ class Example:
     """One dialogue, cut to the longest sequence that is trained on.
 
     `token_ids` int32 [tokens]; `positions` int64 [rows], where the target tokens stand; `supervision` holds their rows.
-    A target token at position 0 is predicted from nothing and has been left out.
+    A target token at position 0 is predicted from nothing and has been left out, and so has one of the student's own
+    answer that has no row.
     """
 
     dialogue: int
     token_ids: np.ndarray
     positions: np.ndarray
     supervision: Supervision
+    is_own: bool = False
+    """The student's own answer: its labels teach nothing."""
 
 
 class FusionDataset:
@@ -85,16 +90,27 @@ class FusionDataset:
         lengths: np.ndarray = np.minimum(np.diff(self._offsets), self.max_tokens).astype(np.int32)
         return lengths
 
+    @cached_property
+    def has_own(self) -> bool:
+        """Whether the student's own answers are among the dialogues."""
+        return self._teachers is not None and self._teachers.is_own is not None and bool(self._teachers.is_own.any())
+
     def trainable(self) -> np.ndarray:
-        """int64: the dialogues that keep at least one target token after the cut."""
+        """int64: the dialogues that keep at least one target token after the cut, and of the student's own those that have
+        a teacher.
+        """
         kept = [np.empty(0, np.int64)]
         for part in self.tokens.parts():
+            block = slice(part.start, part.stop)
             bounds = self._offsets[part.start : part.stop + 1]
             scored = self.tokens.read_arrays(("is_scored",), slice(int(bounds[0]), int(bounds[-1])))["is_scored"]
-            starts, lengths = bounds[:-1] - bounds[0], self.lengths[part.start : part.stop]
+            starts, lengths = bounds[:-1] - bounds[0], self.lengths[block]
             counts = np.concatenate([[0], np.cumsum(scored)])
             predicted = counts[starts + lengths] - counts[np.minimum(starts + 1, len(scored))]
-            kept.append(part.start + np.flatnonzero((predicted > 0) & (lengths > 1)))
+            is_kept = (predicted > 0) & (lengths > 1)
+            if self._teachers is not None and self._teachers.is_own is not None:
+                is_kept &= ~self._teachers.is_own[block] | (self._teachers.number[block] >= 0)
+            kept.append(part.start + np.flatnonzero(is_kept))
         return np.concatenate(kept)
 
     def read(self, dialogue: int) -> Example:
@@ -106,6 +122,9 @@ class FusionDataset:
         supervision = self._supervision(dialogue, len(positions))
         # Both losses of MinCE are taken over the whole dialogue, so the cut comes after the choice.
         kept = (positions > 0) & (positions < self.max_tokens)
+        is_own = self.has_own and bool(self._teachers.is_own[dialogue])  # type: ignore[union-attr,index]  # it has some
+        if is_own:
+            kept &= np.isfinite(supervision.topk_logprobs).any(axis=1)
         cut = Supervision(
             supervision.topk_ids[kept],
             supervision.topk_logprobs[kept],
@@ -113,7 +132,7 @@ class FusionDataset:
             supervision.without_source,
             supervision.trust,
         )
-        return Example(dialogue, token_ids, positions[kept], cut)
+        return Example(dialogue, token_ids, positions[kept], cut, is_own)
 
     def _supervision(self, dialogue: int, num_rows: int) -> Supervision:
         if self._teachers is not None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from fusechat.config import JOINT, RunConfig
+from .inputs import TrainingInputs
 
 CARD = """---
 {front}---
@@ -27,12 +27,12 @@ Settings that decided it are in `artifact.json`, the course of training in `metr
 
 
 def write_model_card(
-    folder: Path, config: RunConfig, name: str, recipe: dict[str, Any], counts: dict[str, Any]
+    folder: Path, inputs: TrainingInputs, name: str, recipe: dict[str, Any], counts: dict[str, Any]
 ) -> None:
     """Write README.md with the target's lineage: pivot, source, dialogues, digests, settings."""
-    settings, training, pivot = recipe["settings"], config.training, config.pivot
+    settings, training, pivot = recipe["settings"], inputs.section, inputs.pivot
     fused = settings["row_choice"] != "none"
-    sources = [config.model_named(each) for each in _teachers(config, name)] if fused else []
+    sources = inputs.teachers(name) if fused else []
     weight = training.sft_weight if fused else 1.0
     front = {
         "library_name": "transformers",
@@ -47,11 +47,11 @@ def write_model_card(
         "sources" if len(sources) > 1 else "source": ", ".join(_named(each.model, each.revision) for each in sources)
         or "none: the SFT-only control",
         "rows": f"{settings['row_choice']}, {training.divergence}, temperature {training.temperature}, tail {training.tail}",
-        "dialogues": ", ".join(f"`{path}`" for path in config.dialogues.train),
+        "dialogues": ", ".join(f"`{path}`" for path in inputs.dialogue_files),
         "made from": ", ".join(f"{role} `{fingerprint}`" for role, fingerprint in recipe["parents"].items()),
         "trained on": f"{counts['dialogues']:,} dialogues, {counts['tokens']:,} tokens, {counts['steps']:,} steps",
         "tokens whose row is a source's": f"{100 * counts['source_share']:.1f} %",
-        "seed": config.run.seed,
+        "seed": inputs.seed,
     }
     names = " and ".join(f"`{each.name}`" for each in sources)
     sentence = (
@@ -69,10 +69,6 @@ def write_model_card(
         rows="\n".join(f"| {key} | {value} |" for key, value in facts.items()),
     )  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")
-
-
-def _teachers(config: RunConfig, target_name: str) -> list[str]:
-    return [source.name for source in config.sources] if target_name == JOINT else [target_name]
 
 
 def _named(model: str, revision: str | None) -> str:

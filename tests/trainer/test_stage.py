@@ -224,7 +224,7 @@ def test_wrong_fields_are_refused_before_the_model_loads(
 
 def test_unknown_target_is_refused(reference: RunConfig) -> None:
     with pytest.raises(ConfigError, match=r"nobody.*other.*sft"):
-        stage.read_inputs(reference, "nobody")
+        stage.run(reference, "nobody")
 
 
 def test_rows_of_other_tokens_are_refused(tmp_path: Path) -> None:
