@@ -22,7 +22,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .losses import IGNORED_LABEL, Divergence, Tail, check_options, row_log_probabilities, weights_of_rows
+from .losses import (
+    IGNORED_LABEL,
+    PUBLISHED_DIVERGENCE,
+    PUBLISHED_SFT_WEIGHT,
+    PUBLISHED_TAIL,
+    PUBLISHED_TEMPERATURE,
+    Divergence,
+    Tail,
+    check_options,
+    row_log_probabilities,
+    weights_of_rows,
+)
 from .precision import cpu_has_bfloat16_products
 
 CHUNK_BYTES = {"cpu": 24 << 20, "cuda": 256 << 20}
@@ -38,10 +49,10 @@ VOCABULARY_TILE = 4096
 class LossOptions:
     """Options of the loss; `fusion_loss` explains them."""
 
-    sft_weight: float = 0.9
-    divergence: Divergence = "ce"
-    temperature: float = 1.0
-    tail: Tail = "renormalise"
+    sft_weight: float = PUBLISHED_SFT_WEIGHT
+    divergence: Divergence = PUBLISHED_DIVERGENCE
+    temperature: float = PUBLISHED_TEMPERATURE
+    tail: Tail = PUBLISHED_TAIL
 
     def __post_init__(self) -> None:
         check_options(self.sft_weight, self.divergence, self.temperature, self.tail)
@@ -79,11 +90,11 @@ def fused_linear_fusion_loss(
     labels: Tensor,
     topk_ids: Tensor,
     topk_logprobs: Tensor,
-    sft_weight: float = 0.9,
-    divergence: Divergence = "ce",
+    sft_weight: float = PUBLISHED_SFT_WEIGHT,
+    divergence: Divergence = PUBLISHED_DIVERGENCE,
     *,
-    temperature: float = 1.0,
-    tail: Tail = "renormalise",
+    temperature: float = PUBLISHED_TEMPERATURE,
+    tail: Tail = PUBLISHED_TAIL,
     row_weights: Tensor | None = None,
     bias: Tensor | None = None,
     head: HeadTransform | None = None,
