@@ -162,7 +162,7 @@ def report(stores: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "model": arguments.model.name,
         "batch": arguments.batch,
         "tokens": arguments.tokens,
-        "target_share": round(float(data.tokens.is_scored.mean()), 3),
+        "target_share": round(data.tokens.num_rows / data.tokens.num_tokens, 3),
     }
     if "steps" in arguments.only:
         seconds = measure_steps(stores, arguments)
@@ -180,7 +180,9 @@ def report(stores: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     if "reader" in arguments.only:
         result["reader_rows_per_s"] = round(measure_reader(stores, arguments))
     if {"reader", "steps"} <= set(arguments.only):
-        rows_per_second = float(data.tokens.is_scored.mean()) * arguments.batch * arguments.tokens / seconds["fusion"]
+        rows_per_second = (
+            data.tokens.num_rows / data.tokens.num_tokens * arguments.batch * arguments.tokens / seconds["fusion"]
+        )
         result["reader_over_step"] = round(result["reader_rows_per_s"] / rows_per_second, 1)
     if "loss" in arguments.only:
         width = transformers.AutoConfig.from_pretrained(arguments.model).get_text_config().hidden_size

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens import Tokens, TokensReader
 from fusechat.text.chat_template import load_tokenizer
 from fusechat.text.dialogues import read_dialogues
 from fusechat.text.tokenization import tokenize_dialogues
@@ -106,7 +106,7 @@ def _add_noise(model: PreTrainedModel) -> None:
 def open_dataset(stores: Path, max_tokens: int, choice: Any = "min_ce") -> FusionDataset:
     """The stores as training reads them."""
     return FusionDataset(
-        Tokens.read(str(stores / "tokens")), choice=choice, max_tokens=max_tokens,
+        TokensReader(str(stores / "tokens")), choice=choice, max_tokens=max_tokens,
         pivot_rows=RowStore.open(str(stores / "pivot"), "logprobs"),
         source_rows=RowStore.open(str(stores / "source"), "aligned"),
     )  # fmt: skip

@@ -45,10 +45,11 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Settings:
-    """How long and how fast."""
+    """How long and how fast; `steps`: so many, whatever `epochs` says, to compare sets of different sizes."""
 
     epochs: int
     seed: int
+    steps: int | None = None
     learning_rate: float = 1e-3
     batch: int = 32
     micro_batch: int = 32
@@ -138,7 +139,8 @@ def train(corpus: Corpus, pivot: Path, lesson: Lesson, settings: Settings) -> Tr
     order = np.random.default_rng([settings.seed, 77])
     model = AutoModelForCausalLM.from_pretrained(pivot, dtype="float32").train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0)
-    total = -(-corpus.num_dialogues // settings.batch) * settings.epochs
+    of_epoch = -(-corpus.num_dialogues // settings.batch)
+    total = of_epoch * settings.epochs if settings.steps is None else settings.steps
     warm = max(1, int(np.ceil(0.03 * total)))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -147,9 +149,9 @@ def train(corpus: Corpus, pivot: Path, lesson: Lesson, settings: Settings) -> Tr
     gates = Gates(corpus, lesson)
     tensors = (lesson.topk_ids, lesson.topk_logprobs, lesson.weight.astype(np.float32))
     lessons, open_share = [torch.from_numpy(array) for array in tensors], []
-    for epoch in range(settings.epochs):
+    for epoch in range(-(-total // of_epoch)):
         numbers, opened, taught = order.permutation(corpus.num_dialogues), 0.0, 0
-        for start in range(0, len(numbers), settings.batch):
+        for start in range(0, len(numbers), settings.batch)[: total - epoch * of_epoch]:
             batch = numbers[start : start + settings.batch]
             num_rows = int((corpus.row_offsets[batch + 1] - corpus.row_offsets[batch]).sum())
             for at in range(0, len(batch), settings.micro_batch):

@@ -200,6 +200,20 @@ def test_shipped_ablation_is_one_whose_every_run_is_valid(path: Path) -> None:
     assert len(tables) >= 3 and configs and all(isinstance(config, RunConfig) for config in configs.values())
 
 
+def test_the_shipped_table_of_fusion_rules_shows_the_papers_way_beside_the_others() -> None:
+    shipped = load_ablation(ROOT / "examples" / "ablation.yaml")
+    table = next(table for table in shipped.tables if table.title == "Fusion rules")
+    training = [shipped.run_config(overrides).training for overrides in table.rows().values()]
+    assert len({shipped.run_config(overrides).model_dump_json() for overrides in table.rows().values()}) == len(
+        training
+    )
+    published = {"fusion": "pairwise", "row_choice": "min_ce", "sft_weight": 0.9, "tail": "renormalise"}
+    assert any({name: getattr(section, name) for name in published} == published for section in training)
+    assert {section.fusion for section in training if section.row_choice == "trusted"} == {"pairwise", "joint"}
+    merged = {shipped.run_config(overrides).merge.method for overrides in table.rows().values()}
+    assert merged >= {"sce", "varm", "linear"}
+
+
 def report(bits: float, exact: float = 0.5) -> dict[str, Any]:
     model = {
         "id": "fused", "loss": {"all": {"bits_per_byte": bits}}, "accuracy": {"all": {}, "skill": {"accuracy": exact}},
@@ -233,6 +247,29 @@ def test_table_of_few_seeds_invents_no_interval_and_one_of_unfinished_runs_says_
     assert heads == ["", "seeds"] and [line[-1] for line in lines] == ["0", "0"]
     document = {"ablation": {"base": "b", "seeds": [0, 1]}, "runs": 4, "finished_runs": 3, "tables": [table]}
     assert "| a | 1.0500 |" in to_markdown(document) and "3 of 4 runs finished" in to_markdown(document)
+
+
+def test_the_shipped_table_of_fusion_rules_runs_on_tiny_models(
+    run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evaluation_runs import finish_rows_of
+
+    def extract(config: RunConfig, names: list[str], *, progress: Progress) -> None:
+        for name in names:
+            if not (Path(config.logprobs_url(name)) / "artifact.json").exists():
+                finish_rows_of(config, name)
+
+    monkeypatch.setattr("cluster.extraction.run", extract)
+    shipped = load_ablation(ROOT / "examples" / "ablation.yaml")
+    table = next(table for table in shipped.tables if table.title == "Fusion rules")
+    settings = {name: value for name, value in shipped.set.items() if not name.startswith("training.trl")}
+    made = make(
+        run_file, tmp_path,
+        set={**settings, "training.trl.max_steps": 2, "evaluation.held_out.divergence_dialogues": 0}, tables=[table.model_dump()],
+    )  # fmt: skip
+    rows = ablation.run(made, progress=Progress(quiet=True))[0]["rows"]
+    assert [row["name"] for row in rows] == list(table.variants)
+    assert all(row["figures"]["bits per byte, all"]["mean"] > 0 for row in rows)
 
 
 def test_small_grid_shares_its_artifacts_resumes_and_ends_in_tables(

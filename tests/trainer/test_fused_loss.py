@@ -90,6 +90,29 @@ def test_fused_loss_weighs_every_row_as_the_dense_reference_does(options: dict) 
         assert torch.allclose(left, right, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
+def test_fused_loss_weighs_every_label_as_the_dense_reference_does(options: dict) -> None:
+    p = problem()
+    leaves = [p[name].requires_grad_() for name in ("hidden", "weight", "bias")]
+    rows, labels = torch.linspace(0, 1, 17), torch.tensor([0.0, 1.0, 0.4] * 6)[:17]
+    reference = dense(p, HeadTransform(), row_weights=rows, label_weights=labels, **options)
+    mine = fused(p, HeadTransform(), row_weights=rows, label_weights=labels, **options)
+    assert torch.allclose(mine, reference, rtol=0, atol=1e-5)
+    for left, right in zip(torch.autograd.grad(mine, leaves), torch.autograd.grad(reference, leaves), strict=True):
+        assert torch.allclose(left, right, rtol=0, atol=1e-5)
+
+
+def test_label_of_weight_0_teaches_nothing_and_a_token_without_row_then_neither() -> None:
+    p, zero, one = problem(), torch.zeros(17), torch.ones(17)
+    p["hidden"].requires_grad_()
+    loss = fused(p, HeadTransform(), row_weights=one, label_weights=zero, tail="bucket")
+    (gradient,) = torch.autograd.grad(loss, p["hidden"])
+    assert gradient[3].abs().max() == 0  # has no row
+    p["labels"] = torch.where(p["labels"] >= 0, (p["labels"] + 7) % 61, p["labels"])
+    other = fused(p, HeadTransform(), row_weights=one, label_weights=zero, tail="bucket")
+    assert torch.equal(torch.autograd.grad(other, p["hidden"])[0], gradient)
+
+
 def test_fused_loss_of_equal_row_weights_is_the_loss_of_that_sft_weight() -> None:
     p = problem()
     p["weight"].requires_grad_()

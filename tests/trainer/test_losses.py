@@ -121,5 +121,6 @@ def test_fusion_loss_refuses_weights_that_are_not_one_per_label(function: Callab
     """The fused loss is given hidden states of width 3 and the unit matrix as its head."""
     head = (torch.eye(3),) if function is fused_linear_fusion_loss else ()
     arguments = (torch.zeros(2, 3), *head, torch.zeros(2).long(), torch.zeros(2, 1).long(), torch.zeros(2, 1))
-    with pytest.raises(ValueError, match="row_weights"):
-        function(*arguments, row_weights=torch.ones(3))
+    for name in ("row_weights", "label_weights"):
+        with pytest.raises(ValueError, match=name):
+            function(*arguments, **{name: torch.ones(3)})

@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fusechat.config import RunConfig, load_config
 from fusechat.errors import ArtifactError, ConfigError, FuseChatError, ModelError
 from fusechat.storage import artifact
-from fusechat.storage.row_store import ATTRIBUTE
 from fusechat.storage.tokens import Tokens
+from fusechat.storage.zarr_arrays import ATTRIBUTE
 from trainer import stage
 from trainer.collator import FusionCollator
 from trainer.fusion_trainer import FusionTrainer
