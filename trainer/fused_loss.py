@@ -26,6 +26,10 @@ from torch import Tensor
 
 from .losses import (
     IGNORED_LABEL,
+    PUBLISHED_DIVERGENCE,
+    PUBLISHED_SFT_WEIGHT,
+    PUBLISHED_TAIL,
+    PUBLISHED_TEMPERATURE,
     Divergence,
     Tail,
     check_options,
@@ -48,10 +52,10 @@ VOCABULARY_TILE = 4096
 class LossOptions:
     """Options of the loss; `fusion_loss` explains them."""
 
-    sft_weight: float = 0.9
-    divergence: Divergence = "ce"
-    temperature: float = 1.0
-    tail: Tail = "renormalise"
+    sft_weight: float = PUBLISHED_SFT_WEIGHT
+    divergence: Divergence = PUBLISHED_DIVERGENCE
+    temperature: float = PUBLISHED_TEMPERATURE
+    tail: Tail = PUBLISHED_TAIL
 
     def __post_init__(self) -> None:
         check_options(self.sft_weight, self.divergence, self.temperature, self.tail)
@@ -89,11 +93,11 @@ def fused_linear_fusion_loss(
     labels: Tensor,
     topk_ids: Tensor,
     topk_logprobs: Tensor,
-    sft_weight: float = 0.9,
-    divergence: Divergence = "ce",
+    sft_weight: float = PUBLISHED_SFT_WEIGHT,
+    divergence: Divergence = PUBLISHED_DIVERGENCE,
     *,
-    temperature: float = 1.0,
-    tail: Tail = "renormalise",
+    temperature: float = PUBLISHED_TEMPERATURE,
+    tail: Tail = PUBLISHED_TAIL,
     row_weights: Tensor | None = None,
     label_weights: Tensor | None = None,
     bias: Tensor | None = None,
