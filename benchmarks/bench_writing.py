@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once, one thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/bench_fusion"))
+    parser.add_argument("--report", action="store_true", help="run nothing: tables of what is finished")
     parser.add_argument("--only", help="WORLD:SEED: run this one alone, and summarise nothing")
     arguments = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
@@ -57,12 +58,8 @@ def main() -> None:
         if world not in WORLDS:
             parser.error(f"found world {world!r}, expected some of {', '.join(WORLDS)}")
     options = ["--out", str(out), *(["--quick"] if arguments.quick else [])]
-    run_all(
-        "benchmarks.bench_writing",
-        [f"{world}:{seed}" for world in worlds for seed in range(seeds)],
-        options,
-        arguments.jobs,
-    )
+    units = [f"{world}:{seed}" for world in worlds for seed in range(seeds)]
+    run_all("benchmarks.bench_writing", [] if arguments.report else units, options, arguments.jobs)
     results: dict[str, Results] = {}
     for world in worlds:
         results[world] = read_results(out, world, seeds, [*GIVEN_ARMS, *written])
