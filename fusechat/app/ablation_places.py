@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..config import CONTROL, FUSION_FIELDS, JOINT, RunConfig
+from ..config import CONTROL, FUSION_FIELDS, JOINT, ModelSection, RunConfig
 
 
 def shared_places(config: RunConfig, root: Path) -> dict[str, str]:
@@ -33,8 +33,12 @@ def _base(config: RunConfig, root: Path, key: str) -> str:
 def _keys(config: RunConfig) -> dict[str, str]:
     """Artifact -> digest of all that decides it."""
     pivot, identity = config.pivot, {"model", "revision", "template"}
-    dialogues = _digest(config.dialogues.model_dump(mode="json"), pivot.model_dump(mode="json", include=identity))
-    keys = {"dialogues": dialogues}
+    written = _writing_keys(config, identity)
+    dialogues = _digest(
+        config.dialogues.model_dump(mode="json"), pivot.model_dump(mode="json", include=identity),
+        *(key for name, key in written.items() if name == "writing/dialogues"),
+    )  # fmt: skip
+    keys = {**written, "dialogues": dialogues}
     for model in config.models:
         tokens = _digest(dialogues, model.model_dump(mode="json", include=identity))
         keys[f"tokens/{model.name}"] = keys[f"tokens/{model.name}.held_out"] = tokens
@@ -60,6 +64,27 @@ def _keys(config: RunConfig) -> dict[str, str]:
     merge = config.merge.model_dump(mode="json", exclude={"threads"})
     keys["fused"] = _digest(targets, merge, config.run.seed)
     return {**keys, **_answer_keys(config, keys)}
+
+
+def _writing_keys(config: RunConfig, identity: set[str]) -> dict[str, str]:
+    """Prompts, answers by writer, and what is kept of them; nothing where there are no prompts."""
+    if not config.dialogues.prompts:
+        return {}
+    section, seed = config.writing, config.run.seed
+
+    def asked(models: list[ModelSection]) -> list[Any]:
+        return [model.model_dump(mode="json", include={*identity, "template_arguments", "engine"}) for model in models]
+
+    prompts = _digest(config.dialogues.prompts, config.dialogues.on_bad)
+    sampling = section.model_dump(
+        mode="json", include={"samples", "temperature", "max_new_tokens", "chunk_prompts", "seed"}
+    )
+    keys = {"writing/prompts": prompts}
+    for writer in config.writers:
+        keys[f"writing/answers/{writer.name}"] = _digest(prompts, asked([writer]), sampling, seed)
+    rule = section.model_dump(mode="json", exclude={"writers", "scorers"})
+    keys["writing/dialogues"] = _digest(keys, asked(config.scorers), rule, seed)
+    return keys
 
 
 def _answer_keys(config: RunConfig, keys: dict[str, str]) -> dict[str, str]:

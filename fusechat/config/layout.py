@@ -54,6 +54,20 @@ class Places:
         return Path(self._place(f"answers/{answer_set}/{model_id}", self.run_folder))
 
     @property
+    def prompts_path(self) -> Path:
+        """Folder of the checked prompts, prompts.jsonl."""
+        return Path(self._place("writing/prompts", self.run_folder))
+
+    def written_answers_path(self, writer: str) -> Path:
+        """Folder of all answers of a writer to the prompts."""
+        return Path(self._place(f"writing/answers/{writer}", self.run_folder))
+
+    @property
+    def written_path(self) -> Path:
+        """Folder of the dialogues that were kept of all answers, and of the verdicts on all of them."""
+        return Path(self._place("writing/dialogues", self.run_folder))
+
+    @property
     def verdicts_path(self) -> Path:
         """File of the judge's replies."""
         return Path(self._place("verdicts.jsonl", self.run_folder))
