@@ -8,7 +8,9 @@ maps the vocabularies; the second lays every row on the pivot's tokens, shard by
 from functools import partial
 from typing import Any
 
-from fusechat.config import RunConfig
+from fusechat.config import AlignmentSection, ExtractionSection, RunConfig
+from fusechat.config.layout import RunLayout
+from fusechat.config.recipe import Recipe
 from fusechat.errors import AlignmentError
 from fusechat.models.process_memory import give_memory_back
 from fusechat.progress import Progress, ShardLog
@@ -21,6 +23,7 @@ from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import Listener, Needs, UnitLog, Work, nothing_left, run_here
 
 from .quality import read_figures, summarise
+from .recipe import recipe
 from .rows.shard_alignment import AlignmentInputs, ShardAligner, ShardCounter
 from .tokens.cooccurrence import Cooccurrence, merge_counts
 from .vocabulary.vocabulary_file import (
@@ -36,33 +39,40 @@ ONE_CPU = Needs(cpus=1, units_in_flight=2)
 
 
 def run(config: RunConfig, source_name: str, *, progress: Progress | None = None) -> Artifact:
-    """Align every missing shard of one source, here, one after the other.
+    """Align every missing shard of one source of a run, here, one after the other.
 
     Raises:
         BusyError: another driver is writing the store.
         The errors of `prepare`.
     """
-    progress = progress or Progress(quiet=True)
-    with hold_store(config.aligned_url(source_name), config.run.if_changed):
-        return run_here(prepare(config, source_name, progress=progress), progress)[0]
+    progress, layout = progress or Progress(quiet=True), config.layout
+    with hold_store(layout.aligned_url(source_name), layout.if_changed):
+        works = prepare(layout, config.pivot.name, source_name, config.alignment, config.extraction, progress=progress)
+        return run_here(works, progress)[0]
 
 
-def prepare(config: RunConfig, source_name: str, *, progress: Progress | None = None) -> list[Work]:
+def prepare(
+    layout: RunLayout, pivot: str, source: str, section: AlignmentSection, rows: ExtractionSection, *,
+    progress: Progress | None = None,
+) -> list[Work]:  # fmt: skip
     """Claim the aligned folder; give what is left of it: counting, if the vocabularies are not mapped yet, then aligning.
 
     Args:
+        pivot, source: names of the models; their folders are not needed, for tokens say what made them.
+        rows: k, grid and shards of the rows, which the aligned ones share.
         progress: told when the vocabularies are mapped.
     Raises:
         ArtifactError: tokens or rows are missing, or another recipe's work stands in the folder.
         AlignmentError: the two tokenizations are not of the same dialogues.
     """
-    claim, store = claim_store(config, source_name)
+    inputs = alignment_inputs(layout, pivot, source, section)
+    claim, store = claim_store(layout, inputs, recipe(pivot, source, section, rows))
     if claim.artifact is not None:
         artifacts = [claim.artifact]
-        return [nothing_left(f"align {source_name}", lambda: artifacts)]
-    inputs, missing = alignment_inputs(config, source_name), store.missing_shards()
+        return [nothing_left(f"align {source}", lambda: artifacts)]
+    missing = store.missing_shards()
     align = Work(
-        name=f"align {source_name}",
+        name=f"align {source}",
         missing=missing,
         num_units=store.layout.num_shards,
         total=store.layout.num_rows,
@@ -71,21 +81,21 @@ def prepare(config: RunConfig, source_name: str, *, progress: Progress | None = 
         make_worker=partial(ShardAligner, inputs),
         finish=lambda: [finish(claim, store)],
         needs=ONE_CPU,
-        listener=UnitLog(ShardLog(config.log_path(f"align.{source_name}"), source_name)),
+        listener=UnitLog(ShardLog(layout.log_path(f"align.{source}"), source)),
     )
     if has_vocabularies(store.url):
         return [align]
-    return [_count(inputs, source_name, store, progress or Progress(quiet=True)), align]
+    return [_count(inputs, source, store, progress or Progress(quiet=True)), align]
 
 
-def alignment_inputs(config: RunConfig, source_name: str) -> AlignmentInputs:
+def alignment_inputs(layout: RunLayout, pivot: str, source: str, section: AlignmentSection) -> AlignmentInputs:
     """What the workers of one source are told."""
     return AlignmentInputs(
-        pivot_tokens=config.tokens_url(config.pivot.name),
-        source_tokens=config.tokens_url(source_name),
-        rows=config.logprobs_url(source_name),
-        aligned=config.aligned_url(source_name),
-        rules=config.alignment,
+        pivot_tokens=layout.tokens_url(pivot),
+        source_tokens=layout.tokens_url(source),
+        rows=layout.logprobs_url(source),
+        aligned=layout.aligned_url(source),
+        rules=section,
     )
 
 
@@ -135,32 +145,22 @@ def _count(inputs: AlignmentInputs, source_name: str, store: RowStore, progress:
     )
 
 
-def claim_store(config: RunConfig, source_name: str) -> tuple[Claim, RowStore]:
+def claim_store(layout: RunLayout, inputs: AlignmentInputs, made_by: Recipe) -> tuple[Claim, RowStore]:
     """Claim the aligned folder and open its store. One process does this before any shard is counted or aligned.
 
+    Args:
+        made_by: from `recipe`.
     Raises:
         ArtifactError, AlignmentError: as `prepare`.
     """
-    pivot_name, url = config.pivot.name, config.aligned_url(source_name)
-    parents = {
-        "pivot_tokens": artifact.load(config.tokens_url(pivot_name), "tokens"),
-        "source_tokens": artifact.load(config.tokens_url(source_name), "tokens"),
-        "logprobs": artifact.load(config.logprobs_url(source_name), "logprobs"),
-    }
-    settings = {
-        **config.alignment.model_dump(mode="json"),
-        "pivot_name": pivot_name,
-        "source_name": source_name,
-        "k": config.extraction.k,
-        "logprob_step": config.extraction.logprob_step,
-        "shard_tokens": config.extraction.shard_tokens,
-    }
-    claim = artifact.claim(url, "aligned", settings=settings, parents=parents, if_changed=config.run.if_changed)
-    pivot, source = alignment_inputs(config, source_name).open_both_tokens()
-    _check_dialogues(pivot, source, source_name)
+    settings = made_by.settings
+    parents = {role: artifact.load(*layout.place(key)) for role, key in made_by.parents.items()}
+    claim = artifact.claim(inputs.aligned, "aligned", settings=settings, parents=parents, if_changed=layout.if_changed)
+    pivot, source = inputs.open_both_tokens()
+    _check_dialogues(pivot, source, settings["source_name"])
     store = RowStore.create(
-        url, "aligned", pivot.layout(config.extraction.shard_tokens), k=config.extraction.k,
-        vocab_size=int(pivot.attributes["vocab_size"]), logprob_step=config.extraction.logprob_step,
+        inputs.aligned, "aligned", pivot.layout(settings["shard_tokens"]), k=settings["k"],
+        vocab_size=int(pivot.attributes["vocab_size"]), logprob_step=settings["logprob_step"],
         settings={**settings, "parents": {role: parent.fingerprint for role, parent in parents.items()}},
     )  # fmt: skip
     return claim, store

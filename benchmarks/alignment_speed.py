@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from alignment import align_released, stage
-from alignment.rows.shard_alignment import ShardAligner, ShardCounter
+from alignment.recipe import recipe
+from alignment.rows.shard_alignment import AlignmentInputs, ShardAligner, ShardCounter
 from alignment.tokens.cooccurrence import merge_counts
 from alignment.tokens.token_alignment import align_spans, both_target_rows
 from fusechat.config import RunConfig
@@ -129,11 +130,18 @@ def make_stores(folder: Path, pivot: Tokens, source: Tokens, rows: dict[str, np.
     claim.finish({})
 
 
+def claimed(config: RunConfig) -> tuple[AlignmentInputs, artifact.Claim, RowStore]:
+    """What the workers are told, and the aligned store that they fill."""
+    inputs = stage.alignment_inputs(config.layout, "pivot", "source", config.alignment)
+    return inputs, *stage.claim_store(
+        config.layout, inputs, recipe("pivot", "source", config.alignment, config.extraction)
+    )
+
+
 def count_and_map(config: RunConfig) -> dict[str, float]:
     """Counting, and the map of the vocabularies with the loading of both tokenizers."""
     begun = time.process_time()
-    _, store = stage.claim_store(config, "source")
-    inputs = stage.alignment_inputs(config, "source")
+    inputs, _, store = claimed(config)
     tokenizers = inputs.open_tokenizers()
     opened = time.process_time()
     counter = ShardCounter(inputs)
@@ -150,8 +158,8 @@ def count_and_map(config: RunConfig) -> dict[str, float]:
 def align(config: RunConfig) -> dict[str, float]:
     """Reading, projection and writing."""
     begun = time.process_time()
-    claim, store = stage.claim_store(config, "source")
-    aligner = ShardAligner(stage.alignment_inputs(config, "source"))
+    inputs, claim, store = claimed(config)
+    aligner = ShardAligner(inputs)
     aligner.start()
     tokens = sum(aligner.run_unit(shard)["tokens"] for shard in store.missing_shards())
     stage.finish(claim, store)

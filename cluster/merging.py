@@ -5,6 +5,7 @@ crosses Ray is the recipe of the merge, shard numbers and counts. The bytes writ
 """
 
 from fusechat.config import RunConfig
+from fusechat.models.resolved_model import resolve
 from fusechat.progress import Progress
 from fusechat.storage.artifact import Artifact
 from fusechat.storage.work import run_here
@@ -25,7 +26,10 @@ def run(config: RunConfig, *, progress: Progress) -> Artifact:
         ClusterSetupError: no Ray at cluster.address.
         The errors of `merge.stage.run`.
     """
-    works = stage.prepare(config, progress=progress)
+    pivot = resolve(config.pivot, config.layout.digests_path)
+    works = stage.prepare(
+        config.layout, pivot, config.merge, config.merged_names, seed=config.run.seed, progress=progress
+    )
     if sum(len(work.missing) for work in works) < 2:
         return run_here(works, progress)[0]
     with ray_session(config.cluster):

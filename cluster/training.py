@@ -10,10 +10,12 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 
-from fusechat.config import RunConfig
+from fusechat.config import ClusterSection, RunConfig
+from fusechat.models.resolved_model import resolve
 from fusechat.progress import Progress
 from fusechat.storage.artifact import Artifact
 from trainer import stage
+from trainer.inputs import TrainingInputs
 
 from . import training_job
 from .pool.session import ray_session
@@ -29,45 +31,49 @@ def run(config: RunConfig, names: list[str], *, progress: Progress) -> dict[str,
         FuseChatError: whatever the trainer's stage raises. The targets that were being trained beside it are finished
             first; those not begun are left.
     """
-    found = {name: stage.claim_target(config, name).artifact for name in names}
-    left = [name for name, artifact in found.items() if artifact is None]
+    inputs = TrainingInputs.of(config)
+    pivot = resolve(inputs.pivot, inputs.layout.digests_path)
+    finished = {name: stage.claim_target(inputs, pivot, name).artifact for name in names}
+    left = [name for name, artifact in finished.items() if artifact is None]
     if not left:
-        return {name: artifact for name, artifact in found.items() if artifact is not None}
+        return {name: artifact for name, artifact in finished.items() if artifact is not None}
     for name in (name for name in names if name not in left):
         progress.say(f"train {name}: done before, skipped")
-    if _in_this_process(config):
+    if _in_this_process(config.cluster):
         progress.say(f"train: {', '.join(left)} in turn, in this process")
-        made = {name: stage.run(config, name, progress=progress) for name in left}
+        made = {name: stage.train(inputs, name, progress=progress) for name in left}
     else:
-        made = _on_ray(config, left, progress)
-    return {name: found[name] or made[name] for name in names}
+        made = _on_ray(inputs, config.cluster, left, progress)
+    return {name: finished[name] or made[name] for name in names}
 
 
-def _in_this_process(config: RunConfig) -> bool:
+def _in_this_process(section: ClusterSection) -> bool:
     """Whether there is nothing to share out: one worker a target, no cluster, and no second accelerator on this machine.
 
     One accelerator of which a worker asks for a part is shared out.
     """
-    section, found = config.cluster, torch.accelerator.device_count()
+    devices = torch.accelerator.device_count()
     alone = section.training_workers == 1 and not section.ray_address
-    return alone and (found == 0 or (found == 1 and (section.training_gpus is None or section.training_gpus >= 1)))
+    return alone and (devices == 0 or (devices == 1 and (section.training_gpus is None or section.training_gpus >= 1)))
 
 
-def _on_ray(config: RunConfig, names: list[str], progress: Progress) -> dict[str, Artifact]:
+def _on_ray(
+    inputs: TrainingInputs, section: ClusterSection, names: list[str], progress: Progress
+) -> dict[str, Artifact]:
     stop = threading.Event()
 
     def train(name: str) -> Artifact | None:
         if stop.is_set():
             return None
         try:
-            return training_job.run(config, name, progress=progress)
+            return training_job.run(inputs, section, name, progress=progress)
         except BaseException as error:
             stop.set()
             progress.say(f"train {name}: failed: {error}")
             raise
 
-    with ray_session(config.cluster):
-        needs = training_job.needs_of(config)
+    with ray_session(section):
+        needs = training_job.needs_of(section)
         at_once = min(needs.targets_at_once(), len(names))
         how = f"up to {at_once} side by side" if at_once > 1 else "in turn"
         progress.say(f"train: {', '.join(names)} on Ray, {how}: {needs}")

@@ -1,6 +1,6 @@
 """Training on Ray: one target by several workers (Ray Train), each of which runs the trainer's own stage.
 
-A run and a target's name go in, the finished target comes out. Ray Train places the workers and joins them into one
+The trainer's inputs and a target's name go in, the finished target comes out. Ray Train places the workers and joins them into one
 torch.distributed group; what they do there, how it resumes and what it leaves is `trainer.stage.run`'s. Run folder and
 stores must be reachable under the same paths on all nodes.
 """
@@ -12,19 +12,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
-from ray.train import RunConfig as RayRunConfig
-from ray.train import ScalingConfig, TrainingFailedError, WorkerGroupError
+from ray.train import RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
-from fusechat.config import RunConfig
+from fusechat.config import ClusterSection
 from fusechat.errors import ClusterError, FuseChatError
 from fusechat.models.process_memory import without_garbage_collection
 from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact
+from trainer.inputs import TrainingInputs
 
 from .pool.session import ray_session
 
@@ -32,7 +33,9 @@ NEWS_SECONDS = 15.0
 """Between two looks at what the workers have logged."""
 
 
-def run(config: RunConfig, target_name: str, *, progress: Progress | None = None) -> Artifact:
+def run(
+    inputs: TrainingInputs, section: ClusterSection, target_name: str, *, progress: Progress | None = None
+) -> Artifact:
     """Train one target on `cluster.training_workers` workers.
 
     Raises:
@@ -40,12 +43,12 @@ def run(config: RunConfig, target_name: str, *, progress: Progress | None = None
         FuseChatError: whatever the stage raises, as it raised it; it is not tried again.
     """
     progress = progress or Progress(quiet=True)
-    with ray_session(config.cluster):
-        needs = needs_of(config)
+    with ray_session(section):
+        needs = needs_of(section)
         progress.say(f"train {target_name}: {needs.workers} workers on Ray")
-        with _news(config, target_name, progress):
-            _fit(config, target_name, needs.scaling(), progress)
-    return artifact.load(config.target_path(target_name), "target")
+        with _news(inputs.layout.target_path(target_name), target_name, progress):
+            _fit(inputs, target_name, needs.scaling(), section.training_attempts, progress)
+    return artifact.load(inputs.layout.target_path(target_name), "target")
 
 
 def _work(job: dict[str, Any]) -> None:
@@ -57,7 +60,7 @@ def _work(job: dict[str, Any]) -> None:
     os.chdir(job["folder"])
     if not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    stage.run(RunConfig.model_validate(job["config"]).with_places(job["places"]), job["target"])
+    stage.train(job["inputs"], job["target"])
 
 
 @dataclass(frozen=True)
@@ -89,21 +92,21 @@ class Needs:
         return f"{self.workers} worker{'s' * (self.workers > 1)} a target with {each} each, room for {room}"
 
 
-def needs_of(config: RunConfig) -> Needs:
+def needs_of(section: ClusterSection) -> Needs:
     """What one target's workers reserve on the connected Ray.
 
     Raises:
         ClusterError: the cluster as it stands could never hold them.
     """
-    section, there = config.cluster, ray.cluster_resources()
-    room = {"CPU": there.get("CPU", 0.0), "GPU": max(there.get("GPU", 0.0), section.max_gpus or 0)}
+    present = ray.cluster_resources()
+    room = {"CPU": present.get("CPU", 0.0), "GPU": max(present.get("GPU", 0.0), section.max_gpus or 0)}
     gpus = section.training_gpus if section.training_gpus is not None else float(room["GPU"] > 0)
     each = {"CPU": section.training_cpus, **({"GPU": gpus} if gpus else {})}
     if gpus and section.max_gpus:
         room["CPU"] = math.inf  # GPU nodes yet to come bring their CPUs along; Ray Train waits for them
     for kind, amount in each.items():
         if amount * section.training_workers > room[kind]:
-            growth = " or may grow to" if room[kind] > there.get(kind, 0) else ""
+            growth = " or may grow to" if room[kind] > present.get(kind, 0) else ""
             raise ClusterError(
                 f"training asks for {section.training_workers} workers with {amount:g} {kind}s each, the cluster has{growth} "
                 f"{room[kind]:g}; lower cluster.training_workers or cluster.training_{kind.lower()}s"
@@ -112,12 +115,12 @@ def needs_of(config: RunConfig) -> Needs:
     return Needs(section.training_workers, each, room, one_node)
 
 
-def _fit(config: RunConfig, name: str, scaling: ScalingConfig, progress: Progress) -> None:
+def _fit(inputs: TrainingInputs, name: str, scaling: ScalingConfig, attempts: int, progress: Progress) -> None:
     """Run to the end; workers that died are replaced together, and go on from the last whole checkpoint."""
-    job = {"config": config.dump(), "places": config.places, "target": name, "folder": os.getcwd()}
-    logs = str((config.run.output / "logs" / "ray").absolute())
-    for attempt in range(1, config.cluster.training_attempts + 1):
-        ray_run = RayRunConfig(name=f"train-{name}-{time.time_ns()}", storage_path=logs)
+    job = {"inputs": inputs, "target": name, "folder": os.getcwd()}
+    logs = str((inputs.layout.run_folder / "logs" / "ray").absolute())
+    for attempt in range(1, attempts + 1):
+        ray_run = RunConfig(name=f"train-{name}-{time.time_ns()}", storage_path=logs)
         try:
             TorchTrainer(_work, train_loop_config=job, scaling_config=scaling, run_config=ray_run).fit()
             return
@@ -126,9 +129,9 @@ def _fit(config: RunConfig, name: str, scaling: ScalingConfig, progress: Progres
             if isinstance(cause, FuseChatError):
                 raise cause from error
             why = (str(cause).strip() or type(cause).__name__).splitlines()[-1]
-            progress.say(f"train {name}: attempt {attempt} of {config.cluster.training_attempts} failed: {why}")
+            progress.say(f"train {name}: attempt {attempt} of {attempts} failed: {why}")
     raise ClusterError(
-        f"train {name}: the workers failed {config.cluster.training_attempts} times, the last time with: {why}; what "
+        f"train {name}: the workers failed {attempts} times, the last time with: {why}; what "
         "was trained is kept, and a further run goes on from it"
     )
 
@@ -142,7 +145,7 @@ def _cause(error: TrainingFailedError) -> BaseException:
 
 
 @contextmanager
-def _news(config: RunConfig, name: str, progress: Progress) -> Iterator[None]:
+def _news(target: Path, name: str, progress: Progress) -> Iterator[None]:
     """Says now and then where the workers are, from the metrics that they leave in the target's folder."""
     from trainer.run_log import read_metrics
 
@@ -151,7 +154,7 @@ def _news(config: RunConfig, name: str, progress: Progress) -> Iterator[None]:
     def watch() -> None:
         said = 0
         while not over.wait(NEWS_SECONDS):
-            last = (read_metrics(config.target_path(name)) or [{"step": 0}])[-1]
+            last = (read_metrics(target) or [{"step": 0}])[-1]
             if last["step"] > said:
                 said = last["step"]
                 progress.say(f"train {name}: step {said:,}, loss {last['loss']:.4f}")

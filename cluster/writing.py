@@ -12,7 +12,6 @@ from pathlib import Path
 from evaluation.judge.judge_client import Request, ask_all, judge_key
 from evaluation.judge.judge_prompts import read_score, single_prompt
 from fusechat.config import JudgeSection, ModelSection, RunConfig
-from fusechat.config.evaluation import JUDGE_MEANS
 from fusechat.config.layout import RunLayout
 from fusechat.config.writing import WritingSection
 from fusechat.errors import ConfigError, DialogueError
@@ -114,10 +113,9 @@ def _decide(
     rule, _ = selection.find_rule(section)
     scorers = [_writer(config, model, date) for model in config.scorers] if rule.needs == "scores" else []
     judge = _judge_of(config, section) if rule.needs == "judge" else None
-    decides = scoring.describe(scorers) if scorers else {}
-    if judge is not None:
-        decides = {"judge": judge.model_dump(mode="json", exclude={*JUDGE_MEANS, "modes", "baseline"})}
-    claim = selection.claim(layout, section, answers, seed=seed, decides=decides)
+    asked = [one.model.section for one in scorers]
+    decided = selection.recipe(section, names, asked, judge, seed)
+    claim = selection.claim(layout, decided, answers, {one.model.name: one.model.digests for one in scorers})
     if claim.artifact is not None:
         return claim.artifact
     known = Known.nothing()
@@ -135,7 +133,7 @@ def _decide(
 
 
 def _writer(config: RunConfig, model: ModelSection, date: str) -> Writer:
-    return Writer(resolve(model, config.digests_path), asked_template(config, model, date))
+    return Writer(resolve(model, config.digests_path), asked_template(model, config.pivot, date))
 
 
 def _do(

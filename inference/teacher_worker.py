@@ -72,7 +72,7 @@ class TeacherWorker(EngineWorker):
             str(folder),
             k=inputs.k,
             capture=inputs.capture,
-            max_tokens=int(self.tokens.lengths.max()),
+            max_tokens=self.tokens.longest(),
             engine=self._engine_section,
         )
         self._on_cpu = self._teacher.info["device"] == "cpu"
@@ -115,7 +115,12 @@ class TeacherWorker(EngineWorker):
 
     def _checked(self, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """The first dialogues that were not set aside for this model."""
-        numbers = np.flatnonzero(self.tokens.lengths > 0)[:count].tolist()
+        numbers: list[int] = []
+        for part in self.tokens.parts():
+            lengths = np.diff(self.tokens.offsets_of(part))
+            numbers += (part.start + np.flatnonzero(lengths > 0)[: count - len(numbers)]).tolist()
+            if len(numbers) == count:
+                break
         parts = [self._dialogues(range(number, number + 1)) for number in numbers]
         return [ids[0] for ids, _ in parts], [targets[0] for _, targets in parts]
 

@@ -5,35 +5,22 @@ import os
 import shutil
 from pathlib import Path
 
-from fusechat.config import JOINT, RunConfig
-from fusechat.progress import Progress
-from fusechat.storage import artifact
-from fusechat.storage.artifact import RECIPE_FILE, RECORD_FILE, Artifact, storage_errors
+from fusechat.storage.artifact import RECIPE_FILE, RECORD_FILE, Artifact, Claim, storage_errors
 
 _TARGETS_OWN = (RECORD_FILE, RECIPE_FILE, "metrics.jsonl")
 """Files that say how the target was made; the fused model has records of its own."""
 
 
-def pass_through(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
-    """Make the joint target the fused model.
+def pass_through(target: Path, claim: Claim) -> Artifact:
+    """Make a target the fused model whose folder is claimed.
 
     Raises:
-        ArtifactError: it is not trained yet, or another recipe's work is in the output folder.
         StorageError: no space.
     """
-    target = artifact.load(config.target_path(JOINT), "target")
-    claim = artifact.claim(
-        config.fused_path, "fused", settings={"method": "pass_through"}, parents={JOINT: target},
-        if_changed=config.run.if_changed,
-    )  # fmt: skip
-    if claim.artifact is not None:
-        return claim.artifact
-    if progress is not None:
-        progress.say("merge: one target, nothing to merge: the joint target is the fused model, byte for byte")
-    files = [path for path in sorted(Path(target.url).iterdir()) if path.is_file() and path.name not in _TARGETS_OWN]
-    with storage_errors(config.fused_path):
+    files = [path for path in sorted(target.iterdir()) if path.is_file() and path.name not in _TARGETS_OWN]
+    with storage_errors(claim.url):
         for path in files:
-            _copy(path, config.fused_path / path.name)
+            _copy(path, Path(claim.url) / path.name)
     return claim.finish({"files": len(files), "bytes": sum(path.stat().st_size for path in files)})
 
 

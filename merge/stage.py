@@ -4,11 +4,14 @@ All targets are merged but the SFT-only control and the joint target, which stan
 the only one there is nothing to merge: its files become the fused model. Killed and started again, it goes on after the last whole shard.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fusechat.config import JOINT, RunConfig
-from fusechat.models import model_files
+from fusechat.config import JOINT, MergeSection, RunConfig
+from fusechat.config.layout import RunLayout
+from fusechat.config.recipe import Recipe
+from fusechat.models.resolved_model import ResolvedModel, resolve
 from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
@@ -23,48 +26,51 @@ from .shard_worker import shard_work
 def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
     """Merge the targets of a run in this process; raises as `prepare`."""
     progress = progress or Progress(quiet=True)
-    return run_here(prepare(config, progress=progress), progress)[0]
+    pivot = resolve(config.pivot, config.layout.digests_path)
+    works = prepare(config.layout, pivot, config.merge, config.merged_names, seed=config.run.seed, progress=progress)
+    return run_here(works, progress)[0]
 
 
-def prepare(config: RunConfig, *, progress: Progress) -> list[Work]:
+def prepare(
+    layout: RunLayout, pivot: ResolvedModel, section: MergeSection, names: Sequence[str], *, seed: int,
+    progress: Progress,
+) -> list[Work]:  # fmt: skip
     """Claim the fused model's folder and check all inputs; give the shards that are left.
 
+    Args:
+        names: of the targets that are merged, or of the joint one.
+        seed: for methods that draw at random.
     Raises:
         ArtifactError: a target is not trained yet, or another recipe's work is in the output folder.
         ConfigError: an unknown method or parameter, a value out of range.
         ModelError: weights that are damaged or do not fit each other; file and tensor are named.
         StorageError: no space.
     """
-    if config.merged_names == [JOINT]:
-        return [nothing_left("merge", lambda: [pass_through(config, progress=progress)])]
-    section, pivot = config.merge, model_files.resolve_model(config.pivot)
-    parents = {name: artifact.load(config.target_path(name), "target") for name in config.merged_names}
-    parameters = _checked_parameters(config)
-    settings = {
-        "method": section.method,
-        "parameters": parameters,
-        "dtype": section.dtype,
-        "pivot": model_files.digests(pivot, config.digests_path),
-    }
-    claim = artifact.claim(
-        config.fused_path, "fused", settings=settings, parents=parents, if_changed=config.run.if_changed
-    )
+    made_by = recipe(section, names, seed=seed)
+    parents = {role: artifact.load(*layout.place(key)) for role, key in made_by.parents.items()}
+    passes = list(names) == [JOINT]
+    settings = made_by.settings if passes else {**made_by.settings, "pivot": pivot.digests}
+    claim = artifact.claim(layout.fused_path, "fused", settings=settings, parents=parents, if_changed=layout.if_changed)
     if claim.artifact is not None:
         artifacts = [claim.artifact]
         return [nothing_left("merge", lambda: artifacts)]
-    targets = {name: config.target_path(name) for name in parents}
-    recipe, report = begin_merge(
-        method=section.method, base=pivot, targets=targets, out=config.fused_path, parameters=parameters,
-        dtype=section.dtype, max_shard_bytes=section.max_shard_bytes, threads=section.threads, progress=progress,
+    if passes:
+        progress.say("merge: one target, nothing to merge: the joint target is the fused model, byte for byte")
+        return [nothing_left("merge", lambda: [pass_through(layout.target_path(JOINT), claim)])]
+    targets = {name: layout.target_path(name) for name in parents}
+    merging, report = begin_merge(
+        method=section.method, base=pivot.folder, targets=targets, out=layout.fused_path,
+        parameters=settings["parameters"], dtype=section.dtype, max_shard_bytes=section.max_shard_bytes,
+        threads=section.threads, progress=progress,
     )  # fmt: skip
     if report is not None:
         return [nothing_left("merge", lambda: [_finish(claim, targets, report)])]
     companions = next(iter(targets.values()))  # it has the pivot's files, and the template it was trained under
     return [
         shard_work(
-            recipe,
+            merging,
             threads=section.threads,
-            finish=lambda: [_finish(claim, targets, finish(recipe, companions=companions))],
+            finish=lambda: [_finish(claim, targets, finish(merging, companions=companions))],
         )
     ]
 
@@ -75,20 +81,19 @@ def _finish(claim: Claim, targets: dict[str, Path], report: dict[str, Any]) -> A
     return claim.finish({"tensors": len(report["tensors"]), "weights": total["elements"], **per_target})
 
 
-def check(config: RunConfig) -> None:
-    """Refuse, before any target is trained, a method or parameters that merging would refuse; ConfigError."""
-    _checked_parameters(config)
+def recipe(section: MergeSection, names: Sequence[str], *, seed: int) -> Recipe:
+    """What decides the fused model, but for the pivot's files: the method's parameters have their defaults filled in.
 
-
-def _checked_parameters(config: RunConfig) -> dict[str, Any]:
-    """The method's parameters, defaults filled in, with the run's seed for methods that draw at random.
-
+    Args:
+        names, seed: as for `prepare`.
     Raises:
-        ConfigError: parameters that the method does not have or that do not fit the targets.
+        ConfigError: an unknown method, or parameters that it does not have or that do not fit the targets.
     """
-    method = find_method(config.merge.method)
-    seed = {"seed": config.run.seed} if "seed" in parameter_names(method) else {}
-    checked = check_parameters(method, {**seed, **config.merge.parameters})
-    if config.merged_names != [JOINT]:
-        try_method(method, checked, config.merged_names)
-    return checked
+    method = find_method(section.method)
+    drawn = {"seed": seed} if "seed" in parameter_names(method) else {}
+    parameters = check_parameters(method, {**drawn, **section.parameters})
+    parents = {name: f"targets/{name}" for name in names}
+    if list(names) == [JOINT]:
+        return Recipe({"method": "pass_through"}, parents)
+    try_method(method, parameters, list(names))
+    return Recipe({"method": section.method, "parameters": parameters, "dtype": section.dtype}, parents)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from fusechat.config import RunConfig
 from fusechat.errors import ConfigError
 
 from .precision import bfloat16_is_fast
@@ -39,20 +38,24 @@ OURS = {
 """Fields of SFTConfig that cannot be set, and what decides them."""
 
 
-def training_arguments(config: RunConfig, *, num_processes: int) -> dict[str, Any]:
+def training_arguments(trl: dict[str, Any], *, seed: int, max_tokens: int, num_processes: int) -> dict[str, Any]:
     """All arguments, but for the output folder.
 
+    Args:
+        trl: `training.trl` of the run file.
+        seed, max_tokens: of the run, where `trl` does not say otherwise.
+        num_processes: that share a batch.
     Raises:
         ConfigError: a field that something else decides.
     """
-    given = dict(config.training.trl)
+    given = dict(trl)
     for name in given.keys() & OURS.keys():
         raise ConfigError(f"training.trl.{name}: cannot be set: {OURS[name]}")
     on_accelerator = torch.accelerator.is_available()
     arguments: dict[str, Any] = {
         **PUBLISHED,
-        "seed": config.run.seed,
-        "max_length": config.dialogues.max_tokens,
+        "seed": seed,
+        "max_length": max_tokens,
         "bf16": not given.get("fp16") and bfloat16_is_fast(),
         "use_cpu": not on_accelerator,
         "dataloader_pin_memory": on_accelerator,

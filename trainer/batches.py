@@ -12,8 +12,6 @@ from torch.utils.data import Sampler
 
 from fusechat.errors import ConfigError
 
-ORDER_VERSION = 2
-"""Goes up when the same settings give other batches, so that targets of different orders are not taken for the same."""
 EMPTY_UNIT = -1
 """A unit without tokens: fills the last batch, so that every process has one more and none trains on a dialogue twice."""
 GROUPED_BATCHES = 50
@@ -57,7 +55,8 @@ class BatchOrder(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         order = self.epoch_order(self._epoch())[: self._num_units]
-        yield from order.tolist()
+        for start in range(0, len(order), 4096):  # as Python's numbers a million units take 40 MB
+            yield from order[start : start + 4096].tolist()
         yield from [EMPTY_UNIT] * (self._num_units - len(order))
 
     def epoch_order(self, epoch: int) -> np.ndarray:

@@ -10,6 +10,8 @@ every divergence, the model's distribution q scaled by one number per token, but
     dL/dz_j = (1 - w) q_j + w F_j      j in the row  (w: the row's weight, F: `_row_gradient`)
     dL/dz_label -= 1 - w
 
+With label weights l the SFT term's factor is l in place of 1 - w, and a = l + w.
+
 So the logits are made in chunks of tokens, turned into their gradient in place, and multiplied at once into the
 gradients of hidden states and weight: three matrix products, nothing is made twice. A chunk is what passes over it
 should find in the cache; on CPUs several make a block that is multiplied together, because every product into the
@@ -22,7 +24,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .losses import IGNORED_LABEL, Divergence, Tail, check_options, row_log_probabilities, weights_of_rows
+from .losses import (
+    IGNORED_LABEL,
+    PUBLISHED_DIVERGENCE,
+    PUBLISHED_SFT_WEIGHT,
+    PUBLISHED_TAIL,
+    PUBLISHED_TEMPERATURE,
+    Divergence,
+    Tail,
+    check_options,
+    checked_weights,
+    row_log_probabilities,
+    weights_of_rows,
+)
 from .precision import cpu_has_bfloat16_products
 
 CHUNK_BYTES = {"cpu": 24 << 20, "cuda": 256 << 20}
@@ -38,10 +52,10 @@ VOCABULARY_TILE = 4096
 class LossOptions:
     """Options of the loss; `fusion_loss` explains them."""
 
-    sft_weight: float = 0.9
-    divergence: Divergence = "ce"
-    temperature: float = 1.0
-    tail: Tail = "renormalise"
+    sft_weight: float = PUBLISHED_SFT_WEIGHT
+    divergence: Divergence = PUBLISHED_DIVERGENCE
+    temperature: float = PUBLISHED_TEMPERATURE
+    tail: Tail = PUBLISHED_TAIL
 
     def __post_init__(self) -> None:
         check_options(self.sft_weight, self.divergence, self.temperature, self.tail)
@@ -79,12 +93,13 @@ def fused_linear_fusion_loss(
     labels: Tensor,
     topk_ids: Tensor,
     topk_logprobs: Tensor,
-    sft_weight: float = 0.9,
-    divergence: Divergence = "ce",
+    sft_weight: float = PUBLISHED_SFT_WEIGHT,
+    divergence: Divergence = PUBLISHED_DIVERGENCE,
     *,
-    temperature: float = 1.0,
-    tail: Tail = "renormalise",
+    temperature: float = PUBLISHED_TEMPERATURE,
+    tail: Tail = PUBLISHED_TAIL,
     row_weights: Tensor | None = None,
+    label_weights: Tensor | None = None,
     bias: Tensor | None = None,
     head: HeadTransform | None = None,
 ) -> Tensor:
@@ -96,14 +111,19 @@ def fused_linear_fusion_loss(
         labels: int [tokens]; tokens labelled -100 are never multiplied.
         topk_ids, topk_logprobs: [tokens, k] ids and nats, -inf pads.
         row_weights: float [tokens], weight of each token's row in place of `1 - sft_weight`.
+        label_weights: float [tokens], weight of each token's SFT loss in place of what its row leaves.
         bias: float [V] of the lm_head.
         head: what the model does to its logits.
     """
     options = LossOptions(sft_weight, divergence, temperature, tail)
     kept = (labels != IGNORED_LABEL).nonzero().squeeze(1)
+    of_labels = (
+        None if label_weights is None else checked_weights("label_weights", label_weights, labels, torch.float32)
+    )
     sums = fused_linear_fusion_sums(
         hidden[kept], lm_head_weight, labels[kept], topk_ids[kept], topk_logprobs[kept], options,
-        row_weights=weights_of_rows(row_weights, labels, sft_weight, torch.float32)[kept], bias=bias, head=head,
+        row_weights=weights_of_rows(row_weights, labels, sft_weight, torch.float32)[kept],
+        label_weights=None if of_labels is None else of_labels[kept], bias=bias, head=head,
     )  # fmt: skip
     return sums.loss / max(len(kept), 1)
 
@@ -117,6 +137,7 @@ def fused_linear_fusion_sums(
     options: LossOptions,
     *,
     row_weights: Tensor | None = None,
+    label_weights: Tensor | None = None,
     scale: float | Tensor = 1.0,
     bias: Tensor | None = None,
     head: HeadTransform | None = None,
@@ -135,9 +156,11 @@ def fused_linear_fusion_sums(
     # A padded entry stands on its row's first id, with nothing to add there.
     ids = torch.where(listed, topk_ids.long(), torch.where(listed[:, :1], topk_ids[:, :1].long(), 0))
     weights = weights_of_rows(row_weights, labels, options.sft_weight, accumulate)
+    of_labels = None if label_weights is None else checked_weights("label_weights", label_weights, labels, accumulate)
     loss, sft, fusion, correct = _FusedLoss.apply(  # type: ignore[no-untyped-call]  # torch gives `apply` no types
-        hidden, lm_head_weight, bias, labels.long(), ids, log_p, weights, options, head or HeadTransform(), scale
-    )
+        hidden, lm_head_weight, bias, labels.long(), ids, log_p, weights, of_labels, options,
+        head or HeadTransform(), scale,
+    )  # fmt: skip
     return FusionSums(loss, sft, fusion, correct, listed.any(dim=1).sum(), row_entropy)
 
 
@@ -147,7 +170,7 @@ class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, ids: Tensor, log_p: Tensor,
-        row_weights: Tensor, options: LossOptions, head: HeadTransform, scale: float | Tensor,
+        row_weights: Tensor, label_weights: Tensor | None, options: LossOptions, head: HeadTransform, scale: float | Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         dtype = _product_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
@@ -165,7 +188,8 @@ class _FusedLoss(torch.autograd.Function):
                     tokens = slice(first + part.start, first + part.stop)
                     logits, slope = product.logits(rows[part], logits_buffer[part])
                     q = q_buffer[: len(logits)]
-                    rest = (labels[tokens], ids[tokens], log_p[tokens], row_weights[tokens])
+                    of_labels = None if label_weights is None else label_weights[tokens]
+                    rest = (labels[tokens], ids[tokens], log_p[tokens], row_weights[tokens], of_labels)
                     sums += _score(logits, q, *rest, options)
                     if gradients.wanted:
                         gradients.add_bias(q if slope is None else q.mul_(slope))
@@ -181,7 +205,7 @@ class _FusedLoss(torch.autograd.Function):
         # A pass over [V, H] only where somebody scaled the loss.
         unscaled = bool(factor == 1)
         grads = [grad if grad is None or unscaled else grad * factor.to(grad.dtype) for grad in ctx.saved_tensors]
-        return *grads, *([None] * 7)
+        return *grads, *([None] * 8)
 
 
 @dataclass(frozen=True)
@@ -208,8 +232,9 @@ class _HeadProduct:
 
 
 def _score(
-    logits: Tensor, q: Tensor, labels: Tensor, ids: Tensor, log_p: Tensor, row_weights: Tensor, options: LossOptions
-) -> Tensor:
+    logits: Tensor, q: Tensor, labels: Tensor, ids: Tensor, log_p: Tensor, row_weights: Tensor,
+    label_weights: Tensor | None, options: LossOptions,
+) -> Tensor:  # fmt: skip
     """Sums (loss, SFT, fusion, correct) of a chunk; leaves the loss's gradient by the logits in `q`."""
     torch.softmax(logits, dim=-1, dtype=q.dtype, out=q)
     label_logits = logits.gather(1, labels[:, None])
@@ -232,16 +257,19 @@ def _score(
         log_q_tail = q.sum(dim=1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny).log()
         log_q = torch.cat([log_q, log_q_tail], dim=1)
     fusion, row_gradient, outside = _row_gradient(log_q, log_p, options)
-    weight = 1 - (row_weights * has_row)[:, None]  # of SFT
+    of_row = (row_weights * has_row)[:, None]
+    weight = 1 - of_row if label_weights is None else label_weights[:, None]  # of SFT
     if outside is not None:
-        q.mul_(weight + (1 - weight) * outside)
-    back = weight * q_row + (1 - weight) * row_gradient[:, : ids.shape[1]]
+        q.mul_(weight + of_row * outside)
+    elif label_weights is not None:
+        q.mul_(weight + of_row)
+    back = weight * q_row + of_row * row_gradient[:, : ids.shape[1]]
     # Every id once: the row's listed entries, or the first where there is no row.
     once = listed.clone()
     once[:, 0] |= ~has_row
     q.scatter_add_(1, ids, torch.where(once, back, 0.0))
     q.scatter_add_(1, labels[:, None], -weight)
-    loss = weight.squeeze(1) * sft + (1 - weight.squeeze(1)) * fusion
+    loss = weight.squeeze(1) * sft + of_row.squeeze(1) * fusion
     return torch.stack([loss.sum(), sft.sum(), fusion.sum(), correct.to(q.dtype)])
 
 

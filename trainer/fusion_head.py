@@ -55,6 +55,7 @@ def install(model: PreTrainedModel, options: LossOptions) -> None:
             fusion["topk_logprobs"],
             options,
             row_weights=fusion.get("row_weights"),
+            label_weights=fusion.get("label_weights"),
             scale=fusion["scale"],
             bias=_whole(getattr(head, "bias", None)),
             head=transform,

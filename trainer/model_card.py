@@ -3,14 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
+from fusechat.models.model_card import card_text
 
-from fusechat.config import JOINT, RunConfig
+from .inputs import TrainingInputs
 
-CARD = """---
-{front}---
-
-# {title}
+CARD = """# {title}
 
 {sentence}
 
@@ -27,31 +24,24 @@ Settings that decided it are in `artifact.json`, the course of training in `metr
 
 
 def write_model_card(
-    folder: Path, config: RunConfig, name: str, recipe: dict[str, Any], counts: dict[str, Any]
+    folder: Path, inputs: TrainingInputs, name: str, recipe: dict[str, Any], counts: dict[str, Any]
 ) -> None:
     """Write README.md with the target's lineage: pivot, source, dialogues, digests, settings."""
-    settings, training, pivot = recipe["settings"], config.training, config.pivot
+    settings, training, pivot = recipe["settings"], inputs.section, inputs.pivot
     fused = settings["row_choice"] != "none"
-    sources = [config.model_named(each) for each in _teachers(config, name)] if fused else []
+    sources = inputs.teachers(name) if fused else []
     weight = training.sft_weight if fused else 1.0
-    front = {
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["fusechat", "knowledge-fusion"],
-    }
-    if not Path(pivot.model).exists():
-        front["base_model"] = pivot.model
     facts = {
         "pivot": _named(pivot.model, pivot.revision),
         "pivot weights, config, tokenizer (SHA-256)": ", ".join(f"`{value}`" for value in settings["pivot"].values()),
         "sources" if len(sources) > 1 else "source": ", ".join(_named(each.model, each.revision) for each in sources)
         or "none: the SFT-only control",
         "rows": f"{settings['row_choice']}, {training.divergence}, temperature {training.temperature}, tail {training.tail}",
-        "dialogues": ", ".join(f"`{path}`" for path in config.dialogues.train),
+        "dialogues": ", ".join(f"`{path}`" for path in inputs.dialogue_files),
         "made from": ", ".join(f"{role} `{fingerprint}`" for role, fingerprint in recipe["parents"].items()),
         "trained on": f"{counts['dialogues']:,} dialogues, {counts['tokens']:,} tokens, {counts['steps']:,} steps",
         "tokens whose row is a source's": f"{100 * counts['source_share']:.1f} %",
-        "seed": config.run.seed,
+        "seed": inputs.seed,
     }
     names = " and ".join(f"`{each.name}`" for each in sources)
     sentence = (
@@ -64,15 +54,12 @@ def write_model_card(
             "each by the source that explains it best, by as much as it is calibrated; else plain SFT"
         )
     text = CARD.format(
-        front=yaml.safe_dump(front, sort_keys=False), title=f"{pivot.name} with {name}", sentence=sentence,
+        title=f"{pivot.name} with {name}", sentence=sentence,
         sft_weight=weight, fusion_weight=round(1 - weight, 6),
         rows="\n".join(f"| {key} | {value} |" for key, value in facts.items()),
     )  # fmt: skip
-    (folder / "README.md").write_text(text, encoding="utf-8")
-
-
-def _teachers(config: RunConfig, target_name: str) -> list[str]:
-    return [source.name for source in config.sources] if target_name == JOINT else [target_name]
+    card = card_text(text, tag="knowledge-fusion", models=[pivot.model])
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _named(model: str, revision: str | None) -> str:

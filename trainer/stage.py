@@ -14,30 +14,32 @@ import torch
 import transformers
 from accelerate import PartialState
 
-from fusechat.config import CONTROL, FUSION_FIELDS, JOINT, RunConfig
+from fusechat.config import CONTROL, RunConfig
 from fusechat.errors import ConfigError, ModelError
 from fusechat.models import model_files
+from fusechat.models.resolved_model import ResolvedModel, resolve
 from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens import TokensReader
 from fusechat.text.dialogues import read_dialogues
 from fusechat.text.model_templates import template_of
 
 from . import choice_stage, target_model
 from .arguments import model_arguments, packing_arguments, training_arguments
-from .batches import ORDER_VERSION
 from .checkpoints import CheckpointPace, last_checkpoint, remove_partial
 from .choice import NOBODY
-from .choice_stage import Choice
+from .choice_artifact import Choice
 from .collator import FusionCollator
 from .fused_loss import LossOptions
-from .fusion_dataset import FusionDataset, Teachers, pack
+from .fusion_dataset import FusionDataset, Teachers, Units, pack, single
 from .fusion_targets import RowChoice
+from .inputs import TrainingInputs
 from .model_card import write_model_card
 from .open_rows import open_rows
 from .packing_check import check_packing
+from .recipe import row_choice
 from .run_log import RunLog, read_metrics
 from .target_prompt import write_target_prompt
 
@@ -46,18 +48,22 @@ CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
-class Inputs:
+class TrainingData:
     """What one target is trained from."""
 
     choice: RowChoice
-    tokens: Tokens
-    parents: dict[str, Artifact]
+    tokens: TokensReader
     pivot_folder: Path
     stores: dict[str, RowStore]
     teachers: Teachers | None
 
 
 def run(config: RunConfig, target_name: str, *, progress: Progress | None = None) -> Artifact:
+    """Train one target of a run; arguments and errors as of `train`."""
+    return train(TrainingInputs.of(config), target_name, progress=progress)
+
+
+def train(inputs: TrainingInputs, target_name: str, *, progress: Progress | None = None) -> Artifact:
     """Train one target.
 
     Args:
@@ -70,62 +76,41 @@ def run(config: RunConfig, target_name: str, *, progress: Progress | None = None
     progress = progress or Progress(quiet=True)
     processes = PartialState(cpu=not torch.accelerator.is_available())
     with processes.main_process_first():
-        inputs = read_inputs(config, target_name)
-    arguments = training_arguments(config, num_processes=processes.num_processes)
+        pivot = resolve(inputs.pivot, inputs.layout.digests_path)
+        data = read_data(inputs, pivot, target_name)
+    arguments = training_arguments(
+        inputs.section.trl, seed=inputs.seed, max_tokens=inputs.max_tokens, num_processes=processes.num_processes
+    )
     with processes.main_process_first():
-        claim = claim_target(config, target_name)
+        claim = claim_target(inputs, pivot, target_name)
     if claim.artifact is None:
-        _train(config, target_name, inputs, arguments, claim, progress)
+        _train(inputs, target_name, data, arguments, claim, progress)
         processes.wait_for_everyone()
-    return claim.artifact or artifact.load(config.target_path(target_name), "target")
+    return claim.artifact or artifact.load(inputs.layout.target_path(target_name), "target")
 
 
-def claim_target(config: RunConfig, target_name: str) -> Claim:
+def claim_target(inputs: TrainingInputs, pivot: ResolvedModel, target_name: str) -> Claim:
     """Take a target's folder; neither rows nor a model are read.
 
     Raises:
         ArtifactError: the artifacts that it is trained from are missing, or the folder holds another recipe's work.
     """
-    choice = row_choice(config, target_name)
-    # Without rows the loss is plain SFT, whatever the fusion's settings: one control serves runs that differ in them.
-    unused = {"train_control", "fusion", *(FUSION_FIELDS if choice == "none" else ())}
-    settings = {
-        "training": config.training.model_dump(mode="json", exclude=unused),
-        "seed": config.run.seed,
-        "max_tokens": config.dialogues.max_tokens,
-        "row_choice": choice,
-        "batch_order": ORDER_VERSION,
-        "pivot": model_files.digests(model_files.resolve_model(config.pivot), config.digests_path),
-    }
+    recipe = inputs.recipe(target_name)
     return artifact.claim(
-        config.target_path(target_name), "target", settings=settings, parents=_parents(config, target_name, choice),
-        if_changed=config.run.if_changed,
+        inputs.layout.target_path(target_name), "target", settings={**recipe.settings, "pivot": pivot.digests},
+        parents=_parents(inputs, target_name), if_changed=inputs.layout.if_changed,
     )  # fmt: skip
 
 
-def row_choice(config: RunConfig, target_name: str) -> RowChoice:
-    """Whose rows supervise a target: the control has none."""
-    return config.training.row_choice if target_name != CONTROL else "none"
-
-
-def _parents(config: RunConfig, target_name: str, choice: RowChoice) -> dict[str, Artifact]:
+def _parents(inputs: TrainingInputs, target_name: str) -> dict[str, Artifact]:
     """What a target is trained from, by role."""
-    pivot = config.pivot.name
-    parents = {"tokens": artifact.load(config.tokens_url(pivot), "tokens")}
-    if choice == "trusted":
-        parents["choice"] = choice_stage.run(config)  # made before, unless this target is trained alone
-        names = [source.name for source in config.sources] if target_name == JOINT else [target_name]
-        return parents | {f"rows.{name}": artifact.load(config.aligned_url(name), "aligned") for name in names}
-    if choice not in ("none", "source"):
-        parents["pivot_rows"] = artifact.load(config.logprobs_url(pivot), "logprobs")
-    if choice not in ("none", "pivot"):
-        parents["source_rows"] = artifact.load(config.aligned_url(target_name), "aligned")
-    if choice == "min_ce_released":
-        parents["source_own_rows"] = artifact.load(config.logprobs_url(target_name), "logprobs")
-    return parents
+    recipe = inputs.recipe(target_name)
+    if "choice" in recipe.parents:  # made before, unless this target is trained alone
+        choice_stage.run(inputs.layout, inputs.pivot.name, inputs.source_names)
+    return {role: artifact.load(*inputs.layout.place(key)) for role, key in recipe.parents.items()}
 
 
-def read_inputs(config: RunConfig, target_name: str) -> Inputs:
+def read_data(inputs: TrainingInputs, pivot: ResolvedModel, target_name: str) -> TrainingData:
     """Open what a target is trained from, and refuse what does not belong together; no model is loaded.
 
     Raises:
@@ -133,22 +118,19 @@ def read_inputs(config: RunConfig, target_name: str) -> Inputs:
         ArtifactError: an artifact is missing, or was made from other tokens than the pivot's of this run.
         ModelError: the pivot's tokenizer is not the one the dialogues were tokenized with.
     """
-    if target_name not in (known := [*config.target_names, CONTROL]):
+    if target_name not in (known := list(dict.fromkeys([*inputs.names, CONTROL]))):
         raise ConfigError(f"no target {target_name!r}; the run has {known}")
-    pivot, choice = config.pivot.name, row_choice(config, target_name)
-    parents = _parents(config, target_name, choice)
-    tokens = Tokens.read(config.tokens_url(pivot))
-    folder = model_files.resolve_model(config.pivot)
-    model_files.check_trainable(folder, pivot)
-    digests = model_files.digests(folder, config.digests_path)
-    if tokens.attributes["tokenizer"] != digests["tokenizer"]:
+    parents, tokens_url = _parents(inputs, target_name), inputs.layout.tokens_url(pivot.name)
+    tokens = TokensReader(tokens_url)
+    model_files.check_trainable(pivot.folder, pivot.name)
+    if tokens.attributes["tokenizer"] != pivot.digests["tokenizer"]:
         raise ModelError(
-            f"{folder}: its tokenizer files have digest {digests['tokenizer']}, the dialogues were tokenized with "
+            f"{pivot.folder}: its tokenizer files have digest {pivot.digests['tokenizer']}, the dialogues were tokenized with "
             f"{tokens.attributes['tokenizer']}; run `fusechat tokenize` again"
         )
-    if tokens.attributes["template"] != template_of(config, pivot):
+    if tokens.attributes["template"] != template_of(pivot.section, inputs.pivot):
         raise ConfigError(
-            f"pivot.template: {config.pivot.template!r} is not the template that {config.tokens_url(pivot)} was made under; "
+            f"pivot.template: {pivot.section.template!r} is not the template that {tokens_url} was made under; "
             "set it back, or run all stages from tokenize on again"
         )
     stores: dict[str, RowStore] = {
@@ -158,15 +140,15 @@ def read_inputs(config: RunConfig, target_name: str) -> Inputs:
     }
     if "source_own_rows" in parents:
         stores["source_own_rows"] = RowStore.open(parents["source_own_rows"].url, "logprobs")
-    teachers = _teachers(parents, tokens) if choice == "trusted" else None
-    return Inputs(choice, tokens, parents, folder, stores, teachers)
+    teachers = _teachers(parents, tokens) if "choice" in parents else None
+    return TrainingData(row_choice(inputs.section, target_name), tokens, pivot.folder, stores, teachers)
 
 
-def _teachers(parents: dict[str, Artifact], tokens: Tokens) -> Teachers:
+def _teachers(parents: dict[str, Artifact], tokens: TokensReader) -> Teachers:
     """Who teaches a target's dialogues: of those that its sources did not win, nobody."""
     chosen = Choice.read(parents["choice"].url)
     names = [role.removeprefix("rows.") for role in parents if role.startswith("rows.")]
-    number = np.full(tokens.num_dialogues, NOBODY)
+    number = np.full(tokens.num_dialogues, NOBODY, np.int16)
     for place, name in enumerate(names):
         number[chosen.source == chosen.sources.index(name)] = place
     return Teachers(
@@ -175,25 +157,25 @@ def _teachers(parents: dict[str, Artifact], tokens: Tokens) -> Teachers:
 
 
 def _train(
-    config: RunConfig, name: str, inputs: Inputs, arguments: dict[str, Any], claim: Claim, progress: Progress
+    inputs: TrainingInputs, name: str, data: TrainingData, arguments: dict[str, Any], claim: Claim, progress: Progress
 ) -> None:
     from .fusion_trainer import FusionTrainer, sft_config
 
-    target, training = config.target_path(name), config.training
+    target, training = inputs.layout.target_path(name), inputs.section
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     load_arguments = model_arguments(arguments)
     packed, flat = packing_arguments(arguments, str(load_arguments.get("attn_implementation", "sdpa")))
     checkpoints = target / CHECKPOINTS
     settings: Any = sft_config({**arguments, "output_dir": str(checkpoints)})
-    max_tokens = settings.max_length or config.dialogues.max_tokens
+    max_tokens = settings.max_length or inputs.max_tokens
     dataset = FusionDataset(
-        inputs.tokens, choice=inputs.choice, max_tokens=max_tokens, teachers=inputs.teachers, **inputs.stores
+        data.tokens, choice=data.choice, max_tokens=max_tokens, teachers=data.teachers, **data.stores
     )
     units, lengths = _units(dataset, packed)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(inputs.pivot_folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(data.pivot_folder)
     log = RunLog(progress, f"train {name}", target)
-    pivot = target_model.load_pivot(inputs.pivot_folder, load_arguments)
+    pivot = target_model.load_pivot(data.pivot_folder, load_arguments)
     if packed:
         check_packing(pivot)
     pad = target_model.padding_id(pivot, tokenizer)
@@ -205,7 +187,7 @@ def _train(
         ),
         unit_lengths=lengths, tokenizer=tokenizer, callbacks=[log], peft_config=target_model.lora_config(training.lora),
         options=LossOptions(training.sft_weight, training.divergence, training.temperature, training.tail),
-        name_dialogues=lambda numbers: _dialogue_ids(config, numbers),
+        name_dialogues=lambda numbers: _dialogue_ids(inputs, numbers),
         pace=None if {"save_strategy", "save_steps"} & training.trl.keys() else CheckpointPace(),
     )  # fmt: skip
     resumed = last_checkpoint(checkpoints)
@@ -216,44 +198,46 @@ def _train(
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     trained, state = trainer.gather()
     if trainer.is_world_process_zero():
-        model = target_model.whole_model(trained, state, inputs.pivot_folder, training.lora)
-        template = inputs.tokens.attributes["template"]
-        target_model.save_target(model, inputs.pivot_folder, target, template, training.save_dtype)
-        write_target_prompt(target, inputs.tokens)
-        counts = _counts(dataset, units, trainer.state.global_step, read_metrics(target))
-        write_model_card(target, config, name, claim.recipe, counts)
+        model = target_model.whole_model(trained, state, data.pivot_folder, training.lora)
+        template = data.tokens.attributes["template"]
+        target_model.save_target(model, data.pivot_folder, target, template, training.save_dtype)
+        write_target_prompt(target, data.tokens)
+        counts = _counts(dataset, units, lengths, trainer.state.global_step, read_metrics(target))
+        write_model_card(target, inputs, name, claim.recipe, counts)
         claim.finish(counts)
         shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def _units(dataset: FusionDataset, packed: bool) -> tuple[list[np.ndarray], np.ndarray]:
+def _units(dataset: FusionDataset, packed: bool) -> tuple[Units, np.ndarray]:
     """The units of batches and their lengths, tokens."""
     dialogues = dataset.trainable()
     if not len(dialogues):
         raise ConfigError(
             f"training.trl.max_length: no dialogue keeps a target token within {dataset.max_tokens} tokens; raise it"
         )
-    units = pack(dialogues, dataset.lengths, dataset.max_tokens) if packed else list(dialogues[:, None])
-    return units, np.array([dataset.lengths[unit].sum() for unit in units])
+    units = pack(dialogues, dataset.lengths, dataset.max_tokens) if packed else single(dialogues)
+    return units, units.lengths(dataset.lengths)
 
 
 def _counts(
-    dataset: FusionDataset, units: list[np.ndarray], steps: int, metrics: list[dict[str, float]]
+    dataset: FusionDataset, units: Units, lengths: np.ndarray, steps: int, metrics: list[dict[str, float]]
 ) -> dict[str, Any]:
     last = metrics[-1] if metrics else {}
     kept = ("loss", "sft_loss", "fusion_loss", "row_entropy", "source_share", "token_accuracy")
-    trained = int(sum(len(unit) for unit in units))
+    trained = units.num_dialogues
     return {
         "steps": steps,
         "dialogues": trained,
         "dialogues_without_target": len(dataset) - trained,
-        "tokens": int(sum(dataset.lengths[unit].sum() for unit in units)),
+        "tokens": int(lengths.sum()),
         "last_step": {name: round(float(last[name]), 6) for name in kept if name in last},
         "dialogues_without_source": int(sum(record.get("dialogues_without_source", 0) for record in metrics)),
         "source_share": round(float(np.mean([record["source_share"] for record in metrics])), 6) if metrics else 0.0,
     }
 
 
-def _dialogue_ids(config: RunConfig, numbers: list[int]) -> list[str]:
-    ids = [dialogue.id for dialogue in read_dialogues(config.dialogues_path / "train.jsonl")]
+def _dialogue_ids(inputs: TrainingInputs, numbers: list[int]) -> list[str]:
+    wanted = set(numbers)
+    dialogues = enumerate(read_dialogues(inputs.layout.dialogues_path / "train.jsonl"))
+    ids = {number: dialogue.id for number, dialogue in dialogues if number in wanted}
     return [ids[number] for number in numbers]

@@ -19,11 +19,11 @@ NAMED_FOLDERS = 4
 
 def excludes_of(config: RunConfig, folder: Path) -> list[str]:
     """Patterns of what stays at home: the usual, the run's own folders, and the run file's."""
-    found = [*EXCLUDES, *config.cluster.working_dir_excludes]
+    patterns = [*EXCLUDES, *config.cluster.working_dir_excludes]
     for place in (config.run.output, Path(config.store_url)):
         if place.is_absolute() and place.is_relative_to(folder):
-            found.append(f"/{place.relative_to(folder)}")
-    return found
+            patterns.append(f"/{place.relative_to(folder)}")
+    return patterns
 
 
 def sent_files(folder: Path, excludes: list[str]) -> dict[str, int]:

@@ -10,7 +10,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fusechat.config import ModelSection, RunConfig
 from fusechat.errors import ClusterSetupError, first_line
-from fusechat.models.engine_memory import GIB, gpu_bytes
+from fusechat.models.engine_memory import GIB, EngineMemory
 from fusechat.models.model_sizes import model_size
 from fusechat.storage.artifact import read_json, write_json
 
@@ -56,13 +56,14 @@ def check_gpus(config: RunConfig, model: ModelSection) -> None:
     # An engine that is meant for one node waits for ever where no node is so large.
     if wanted <= total and (wanted <= largest or wanted > config.cluster.gpus_per_node):
         return
-    there = int(min(total, largest) if wanted <= total else total)
-    width = 2 ** (max(1, there).bit_length() - 1)
-    card = gpu_bytes(config, model, model_size(model), width) / model.engine.gpu_memory_utilization / GIB
+    present = int(min(total, largest) if wanted <= total else total)
+    width = 2 ** (max(1, present).bit_length() - 1)
+    memory = EngineMemory(model, model_size(model), config.extraction.capture, config.dialogues.max_tokens)
+    card = memory.gpu_bytes(width) / model.engine.gpu_memory_utilization / GIB
     place = f"{largest:g} on its largest node, {total:g} in all"
     raise ClusterSetupError(
         f"{model.name}: one engine needs {wanted} GPUs (engine.tensor_parallel_size), the cluster has {place}; what would "
-        f"fit: {wanted - there} more, or tensor_parallel_size {width} on cards of at least {card:,.0f} GiB, or quantized weights"
+        f"fit: {wanted - present} more, or tensor_parallel_size {width} on cards of at least {card:,.0f} GiB, or quantized weights"
     )
 
 

@@ -20,6 +20,8 @@ class Rows:
 
     `topk_ids` int32 [rows, k]; `topk_logprobs` float32 [rows, k], nats over the whole vocabulary, descending, -inf pads;
     `label_logprob` float32 [rows], of the token that stands there; `kind` uint8 [rows], RowKind, of aligned rows only.
+    Where ids were chosen: `chosen_logprobs` float32 [rows, m], -inf where the id is padding, and `rest_logprob` float32
+    [rows], of all other ids together.
     `token_ids` int32 [tokens] and `is_scored` bool [tokens] are of the vocabulary that the rows are over.
     """
 
@@ -29,6 +31,8 @@ class Rows:
     topk_logprobs: np.ndarray
     label_logprob: np.ndarray
     kind: np.ndarray | None = None
+    chosen_logprobs: np.ndarray | None = None
+    rest_logprob: np.ndarray | None = None
 
 
 class OpenRows:

@@ -172,7 +172,8 @@ def _align(source: str, config: RunConfig, progress: Progress) -> Artifact:
 def _choose(config: RunConfig, progress: Progress) -> Artifact:
     from trainer import choice_stage
 
-    return choice_stage.run(config, progress=progress)
+    names = [source.name for source in config.sources]
+    return choice_stage.run(config.layout, config.pivot.name, names, progress=progress)
 
 
 def _train(targets: list[str], config: RunConfig, progress: Progress) -> dict[str, Artifact]:
@@ -184,7 +185,7 @@ def _train(targets: list[str], config: RunConfig, progress: Progress) -> dict[st
 def _check_merge(config: RunConfig) -> None:
     from merge import stage
 
-    stage.check(config)
+    stage.recipe(config.merge, config.merged_names, seed=config.run.seed)
 
 
 def _merge(config: RunConfig, progress: Progress) -> Artifact:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..config import AlignmentSection, EngineSection, RunConfig, load_config
-from ..errors import AlignmentError, DialogueError
+from ..errors import AlignmentError, ContractError, DialogueError
 from ..progress import Progress
 from ..storage.tokens import Tokens
 from ..text.dialogues import Dialogue, read_row
@@ -86,6 +86,7 @@ def score(
     rows: Iterable[Mapping[str, Any]],
     *,
     k: int = 10,
+    chosen_ids: Sequence[np.ndarray] | None = None,
     template: str | None = None,
     template_arguments: Mapping[str, Any] | None = None,
     engine: EngineSection | Mapping[str, Any] | None = None,
@@ -95,26 +96,36 @@ def score(
     Args:
         model, rows, template, template_arguments: as for `tokenize`.
         k: entries kept per row.
+        chosen_ids: int [rows, m] per training example, ids whose logprobs are wanted beside the k best; -1 pads.
         engine: the engine section of a run file, or its fields.
     Returns:
         one record per training example, as `tokenize` orders them.
     Raises:
         DialogueError, ModelError: as `tokenize`; k exceeds the vocabulary.
+        ContractError: chosen ids that do not fit the examples' scored tokens, or the vocabulary.
         TeacherError: the engine did not start, or died.
     """
     from inference.engine.teacher import Teacher
 
     examples = tokenize(model, rows, template=template, template_arguments=template_arguments)
+    if chosen_ids is not None and len(chosen_ids) != len(examples):
+        raise ContractError(
+            f"chosen_ids are given for {len(chosen_ids)} examples, expected {len(examples)}: one array for each that "
+            "`tokenize` gives"
+        )
     if not examples:
         return []
     longest = max(len(example.token_ids) for example in examples)
     section = EngineSection.model_validate(engine or {})
     with Teacher(str(model), k=k, max_tokens=longest, engine=section) as teacher:
-        scored = teacher.score([one.token_ids for one in examples], [one.is_scored for one in examples])
+        scored = teacher.score([one.token_ids for one in examples], [one.is_scored for one in examples], chosen_ids)
     return [
-        Rows(example.token_ids, example.is_scored, part.topk_ids, part.topk_logprobs, part.label_logprob)
+        Rows(
+            example.token_ids, example.is_scored, part.topk_ids, part.topk_logprobs, part.label_logprob,
+            chosen_logprobs=part.chosen_logprobs, rest_logprob=part.rest_logprob,
+        )
         for example, part in zip(examples, scored, strict=True)
-    ]
+    ]  # fmt: skip
 
 
 def align(

@@ -1,6 +1,6 @@
 """The one list of a run's artifacts: a run in; for each artifact its stage, step, name and place out.
 
-Pipeline, status and report go by it.
+Pipeline, status, summary and report go by it.
 """
 
 from collections.abc import Iterator

@@ -75,7 +75,7 @@ def refuse_key_as_variable(name: str) -> None:
 def _paths(values: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     """Paths of all keys."""
     if isinstance(values, list):
-        return [found for value in values for found in _paths(value, path)]
+        return [place for value in values for place in _paths(value, path)]
     if not isinstance(values, dict):
         return []
-    return [found for key, value in values.items() for found in ((*path, str(key)), *_paths(value, (*path, str(key))))]
+    return [place for key, value in values.items() for place in ((*path, str(key)), *_paths(value, (*path, str(key))))]

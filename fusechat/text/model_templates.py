@@ -1,8 +1,8 @@
-"""Which tokenizer and template a model of a run reads with: a run file in, texts and folders out."""
+"""Which tokenizer and template a model of a run reads with: its section and the pivot's in, texts and folders out."""
 
 from pathlib import Path
 
-from ..config import ModelSection, RunConfig
+from ..config import ModelSection
 from ..errors import ConfigError
 from ..models import model_files
 from .chat_template import load_tokenizer
@@ -13,13 +13,13 @@ from .rendered import ChatTemplate
 TEMPLATE_NAMES = ("native", "pivot")
 
 
-def template_of(config: RunConfig, name: str) -> str:
+def template_of(model: ModelSection, pivot: ModelSection) -> str:
     """Text of the template that the run gives a model.
 
     Raises:
         ConfigError, ModelError: as `tokenize`.
     """
-    folder, revision, text = tokenizer_source(config, config.model_named(name))
+    folder, revision, text = tokenizer_source(model, pivot)
     return text or load_tokenizer(folder, revision=revision)[1]
 
 
@@ -39,7 +39,7 @@ def used_template(model: ModelSection, text: str, date: str) -> ChatTemplate:
     return ChatTemplate(text, model.template_arguments, date)
 
 
-def asked_template(config: RunConfig, model: ModelSection, date: str) -> ChatTemplate:
+def asked_template(model: ModelSection, pivot: ModelSection, date: str) -> ChatTemplate:
     """How a model is asked for answers: as its folder says where FuseChat trained it, else as its template asks.
 
     Args:
@@ -48,18 +48,18 @@ def asked_template(config: RunConfig, model: ModelSection, date: str) -> ChatTem
     Raises:
         ConfigError, ModelError: a template that cannot be read.
     """
-    folder, revision, text = tokenizer_source(config, model)
+    folder, revision, text = tokenizer_source(model, pivot)
     text = load_tokenizer(folder, revision, text)[1]
     if (Path(folder) / PROMPT_FILE).is_file():
         return read_prompt_file(Path(folder), text)
     return used_template(model, text, date)
 
 
-def tokenizer_source(config: RunConfig, model: ModelSection) -> tuple[str, str | None, str | None]:
+def tokenizer_source(model: ModelSection, pivot: ModelSection) -> tuple[str, str | None, str | None]:
     """Folder, revision and template text (None: the model's own) of a model."""
     folder = str(model_files.resolve_model(model))
-    if model.template == "pivot" and model is not config.pivot and model.name != config.pivot.name:
-        pivot_folder, revision, text = tokenizer_source(config, config.pivot)
+    if model.template == "pivot" and model is not pivot and model.name != pivot.name:
+        pivot_folder, revision, text = tokenizer_source(pivot, pivot)
         return folder, None, text or load_tokenizer(pivot_folder, revision=revision)[1]
     if model.template in TEMPLATE_NAMES:
         return folder, None, None

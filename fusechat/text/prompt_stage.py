@@ -12,6 +12,7 @@ from ..storage import artifact
 from ..storage.artifact import Artifact
 from .dialogue_files import file_digest
 from .prompts import Prompt, read_prompts, write_prompts
+from .recipes import prompts_recipe
 
 PROMPTS_FILE = "prompts.jsonl"
 
@@ -22,7 +23,8 @@ def prepare_prompts(layout: RunLayout, section: DialoguesSection, *, progress: P
     Raises:
         DialogueError: a file that cannot be read or holds no prompt, or a row that is none (unless `on_bad: skip`).
     """
-    settings = {"on_bad": section.on_bad, "files": {path: file_digest(path) for path in section.prompts}}
+    files = {path: file_digest(path) for path in section.prompts}
+    settings = {**prompts_recipe(section).settings, "files": files}
     claim = artifact.claim(layout.prompts_path, "prompts", settings=settings, parents={}, if_changed=layout.if_changed)
     if claim.artifact is not None:
         return claim.artifact

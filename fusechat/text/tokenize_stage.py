@@ -21,6 +21,7 @@ from .dialogues import Dialogue, dialogues_digest, read_dialogues, row_text, spl
 from .fitting import fit_dialogues, refusal
 from .model_templates import tokenizer_source, used_template
 from .model_tokens import ModelTokens
+from .recipes import dialogues_recipe, positions_behind, tokens_recipe
 from .splits import near_duplicates, overlap_of, overlap_text, split_dialogues
 from .template_heads import prompt_of
 from .writing_files import DIALOGUES_FILE
@@ -40,14 +41,12 @@ def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) ->
     """
     progress = progress or Progress(quiet=True)
     section = config.dialogues
-    behind = _positions_behind(config)
+    behind = positions_behind(config.extraction.capture)
     model_files.check_trainable(model_files.resolve_model(config.pivot), config.pivot.name)
+    recipe = dialogues_recipe(section, config.pivot, config.extraction.capture)
     settings = {
-        **section.model_dump(mode="json", exclude={"prompts"}),
-        "pivot": config.pivot.model_dump(mode="json", include={"model", "revision", "template", "template_arguments"}),
-        **({} if section.held_out else {"held_out_by": "messages"}),
+        **recipe.settings,
         "files": {path: file_digest(path) for path in [*section.train, *section.held_out]},
-        **({"positions_behind": behind} if behind else {}),
     }
     parents = {"written": artifact.load(config.written_path, "written")} if section.prompts else {}
     claim = artifact.claim(
@@ -72,7 +71,7 @@ def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) ->
     overlap = overlap_of(train, held_out)
     if overlap and section.on_overlap == "refuse":
         raise DialogueError(overlap_text(overlap))
-    folder, revision, text = tokenizer_source(config, config.pivot)
+    folder, revision, text = tokenizer_source(config.pivot, config.pivot)
     tokenizer, text = load_tokenizer(folder, revision, text)
     date = datetime.date.today().isoformat()
     template = used_template(config.pivot, text, date)
@@ -133,15 +132,11 @@ def tokenize(config: RunConfig, name: str, *, progress: Progress | None = None) 
     progress = progress or Progress(quiet=True)
     dialogues_artifact = artifact.load(config.dialogues_path, "dialogues")
     model = config.model_named(name)
-    folder, revision, text = tokenizer_source(config, model)
-    behind = _positions_behind(config)
+    folder, revision, text = tokenizer_source(model, config.pivot)
     settings = {
-        "model": model.model,
-        "revision": model.revision,
+        **tokens_recipe(model, config.extraction.capture).settings,
         "template": model_files.text_digest(text) if text else model.template,
-        "template_arguments": model.template_arguments,
         "tokenizer": model_files.digests(Path(folder), config.digests_path)["tokenizer"],
-        **({"positions_behind": behind} if behind else {}),
     }
     claims = {
         split: artifact.claim(
@@ -163,7 +158,7 @@ def tokenize(config: RunConfig, name: str, *, progress: Progress | None = None) 
             )
         maker = ModelTokens(
             name, Path(folder), tokenizer, template, is_pivot=name == config.pivot.name, progress=progress,
-            positions_behind=behind,
+            positions_behind=positions_behind(config.extraction.capture),
         )  # fmt: skip
         for split, claim in claims.items():  # train first: it decides how turns end
             path = config.dialogues_path / f"{split}.jsonl"
@@ -192,8 +187,3 @@ def _write_jsonl(path: Path, dialogues: list[Dialogue]) -> None:
     with storage_errors(path), path.open("w", encoding="utf-8") as file:
         for dialogue in dialogues:
             file.write(row_text(dialogue) + "\n")
-
-
-def _positions_behind(config: RunConfig) -> int:
-    """Positions that a dialogue leaves free: vLLM's prompt logprobs come with one sampled token, which takes one."""
-    return 1 if config.extraction.capture == "prompt_logprobs" else 0

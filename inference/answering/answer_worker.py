@@ -17,7 +17,7 @@ from fusechat.models import model_files
 from fusechat.models.model_limits import position_limit
 from fusechat.models.stop_ids import own_stop_ids
 from fusechat.storage import artifact
-from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import HERE, Place
 from fusechat.text.chat_template import load_tokenizer
 from fusechat.text.dialogues import Message
@@ -79,7 +79,7 @@ class AnswerWorker(EngineWorker):
         from ..engine.teacher import Teacher
 
         started, inputs = time.monotonic(), self.inputs
-        tokens = Tokens.read(inputs.tokens_url)
+        tokens = TokensReader(inputs.tokens_url)
         self._template = ChatTemplate.from_attributes(tokens.attributes)
         self._tokenizer, _ = load_tokenizer(str(model_files.resolve_model(inputs.reader)), template=self._template.text)
         self._stops = sorted({*tokens.turn_end_ids(), *own_stop_ids(Path(inputs.model_folder))})

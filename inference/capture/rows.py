@@ -19,13 +19,16 @@ class TopKRows:
 
     `topk_ids` int32 [rows, k] and `topk_logprobs` float32 [rows, k], descending, equal values by ascending id;
     `label_logprob` float32 [rows] of the token that stands there; `logsumexp` float32 [rows] of the logits, NaN where
-    the capture does not give it.
+    the capture does not give it. Where ids were chosen: `chosen_logprobs` float32 [rows, m] of them, -inf where the id is
+    padding, and `rest_logprob` float32 [rows] of all other ids together.
     """
 
     topk_ids: np.ndarray
     topk_logprobs: np.ndarray
     label_logprob: np.ndarray
     logsumexp: np.ndarray
+    chosen_logprobs: np.ndarray | None = None
+    rest_logprob: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.label_logprob)
@@ -36,9 +39,9 @@ class TopKRows:
         return k
 
     @classmethod
-    def empty(cls, k: int) -> "TopKRows":
+    def empty(cls, k: int, num_chosen: int | None = None) -> "TopKRows":
         """No rows."""
-        return unpack_rows(np.zeros((0, 2 * k + 2), dtype=np.int32))
+        return unpack_rows(np.zeros((0, packed_width(k, num_chosen)), dtype=np.int32), num_chosen)
 
 
 def concatenate_rows(parts: list[TopKRows], k: int) -> TopKRows:
@@ -48,14 +51,25 @@ def concatenate_rows(parts: list[TopKRows], k: int) -> TopKRows:
     return TopKRows(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
-def unpack_rows(packed: np.ndarray) -> TopKRows:
-    """int32 [rows, 2k+2], columns ids | logprob bits | label logprob bits | log-sum-exp bits -> rows.
+def packed_width(k: int, num_chosen: int | None) -> int:
+    """Columns of packed rows; with chosen ids there is one for each, and one for the rest."""
+    return 2 * k + 2 + (0 if num_chosen is None else num_chosen + 1)
+
+
+def unpack_rows(packed: np.ndarray, num_chosen: int | None = None) -> TopKRows:
+    """Packed rows, int32 [rows, 2k+2], columns ids | logprob bits | label logprob bits | log-sum-exp bits -> rows.
 
     Integers carry the bits of the floats, because float32 cannot carry ids above 2^24 exactly.
+
+    Args:
+        num_chosen: ids that were chosen per row; then [rows, 2k+2+1+m], behind them the rest's logprob | the chosen ids'.
     """
-    k = packed.shape[1] // 2 - 1
+    width = packed.shape[1] - (0 if num_chosen is None else num_chosen + 1)
+    k = width // 2 - 1
     floats = packed.view(np.float32)
-    columns = (packed[:, :k], floats[:, k : 2 * k], floats[:, 2 * k], floats[:, 2 * k + 1])
+    columns = [packed[:, :k], floats[:, k : 2 * k], floats[:, 2 * k], floats[:, 2 * k + 1]]
+    if num_chosen is not None:
+        columns += [floats[:, width + 1 :], floats[:, width]]
     return TopKRows(*(np.ascontiguousarray(column) for column in columns))
 
 
@@ -69,6 +83,35 @@ def decode_targets(targets: bytes) -> tuple[np.ndarray, np.ndarray]:
     """`encode_targets` -> int32 rows, ascending, and int32 labels, both [targets]."""
     rows, labels = np.frombuffer(targets, dtype=np.int32).reshape(2, -1)
     return rows, labels
+
+
+def encode_chosen(chosen_ids: np.ndarray) -> bytes:
+    """int [targets, m] ids, -1 pads -> what a request carries of them."""
+    return chosen_ids.astype(np.int32).tobytes()
+
+
+def decode_chosen(chosen: bytes, num_targets: int) -> np.ndarray:
+    """`encode_chosen` -> int32 [targets, m]."""
+    return np.frombuffer(chosen, dtype=np.int32).reshape(num_targets, -1)
+
+
+def check_chosen(chosen_ids: np.ndarray, is_scored: np.ndarray, *, vocab_size: int, place: str) -> None:
+    """Refuse chosen ids that do not fit a dialogue's rows or the vocabulary.
+
+    Raises:
+        ContractError: what was found and expected.
+    """
+    rows = int(is_scored.sum())
+    if chosen_ids.ndim != 2 or chosen_ids.dtype.kind not in "iu" or len(chosen_ids) != rows:
+        raise ContractError(
+            f"{place}: chosen_ids are {chosen_ids.dtype} {chosen_ids.shape}, expected whole numbers [{rows}, m]: a line for "
+            "each scored token, -1 pads a shorter one"
+        )
+    if chosen_ids.size and not -1 <= chosen_ids.min() <= chosen_ids.max() < vocab_size:
+        raise ContractError(
+            f"{place}: chosen_ids hold {chosen_ids.min()}..{chosen_ids.max()}, the model's vocabulary ends at "
+            f"{vocab_size - 1}; choose ids of this model's own vocabulary, -1 pads"
+        )
 
 
 def check_dialogue(

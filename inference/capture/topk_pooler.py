@@ -1,8 +1,9 @@
 """The capture: turns hidden states into packed top-k rows inside the engine, for target tokens only.
 
-Goes in: the hidden states of one engine step and, per request, its target tokens. Comes out: per finished request one
-int32 [rows, 2k+2] tensor in the host's memory (see `rows.py`). The head is multiplied with the rows that predict target
-tokens and with no other, in blocks, so that logits never take more than `BLOCK_BYTES`. Knows nothing about files or text.
+Goes in: the hidden states of one engine step and, per request, its target tokens and perhaps ids chosen for each. Comes
+out: per finished request one int32 [rows, 2k+2] tensor, 1+m columns wider with m chosen ids, in the host's memory (see
+`rows.py`). The head is multiplied with the rows that predict target tokens and with no other, in blocks, so that logits never
+take more than `BLOCK_BYTES`. Knows nothing about files or text.
 
 Nothing here waits for the device, so that an engine may queue its next step behind this one: what the pooler needs of a
 request it reads from the request, a step's row numbers go to the device in one transfer, and the rows of all requests that
@@ -26,17 +27,21 @@ from vllm.v1.pool.metadata import PoolingMetadata, PoolingStates
 from fusechat.errors import TeacherError
 
 from ..engine.vllm_internals import chunks_of
-from .rows import decode_targets
-from .topk import merge_ranks, reduce_block
+from .rows import decode_chosen, decode_targets, packed_width
+from .topk import merge_chosen, merge_ranks, reduce_block, reduce_chosen
 
 TASK: PoolingTask = "token_classify"
 """The pooling task under which vLLM's runners call a pooler for every token."""
 TARGETS = "targets"
 """Key of a request's target tokens (`rows.encode_targets`) in PoolingParams.extra_kwargs."""
+CHOSEN = "chosen"
+"""Key of the ids chosen for each of them (`rows.encode_chosen`), where there are any."""
 BLOCK_BYTES = 2**29
 """GPUs: float32 logits of one block of rows."""
 CPU_BLOCK_ROWS = 128
 """CPUs: rows of one block; measured best of 32 to 2048."""
+CHOSEN_BLOCKS = 4
+"""A block of rows with chosen ids is so many times smaller: its logits are copied, to sum up those that are not chosen."""
 
 
 class TopKPooler(Pooler):
@@ -73,21 +78,32 @@ class TopKPooler(Pooler):
             targets_of_chunk(params.extra_kwargs, int(start), int(stop))
             for params, start, stop in zip(pooling_metadata.pooling_params, starts, stops, strict=True)
         ]
-        places = [rows - 1 - start + offset for (rows, _), start, offset in zip(targets, starts, first, strict=True)]
-        packed = self._score(hidden_states, np.concatenate(places), np.concatenate([labels for _, labels in targets]))
-        chunks = packed.split([len(rows) for rows, _ in targets])
+        places = [rows - 1 - start + offset for (rows, *_), start, offset in zip(targets, starts, first, strict=True)]
+        labels = np.concatenate([of_one for _, of_one, _ in targets])
+        chosen = [of_one for _, _, of_one in targets]
+        packed = self._score(hidden_states, np.concatenate(places), labels, join_chosen(chosen, list(map(len, places))))
+        widths = [packed_width(self.k, None if of_one is None else of_one.shape[1]) for of_one in chosen]
+        parts = packed.split(list(map(len, places)))
+        chunks = [part[:, :width] for part, width in zip(parts, widths, strict=True)]
         states, finished = pooling_metadata.pooling_states, cursor.get_finished_mask()
         return hand_over([keep_chunk(*one) for one in zip(states, starts.tolist(), chunks, finished, strict=True)])
 
-    def _score(self, hidden_states: Tensor, places: np.ndarray, labels: np.ndarray) -> Tensor:
+    def _score(
+        self, hidden_states: Tensor, places: np.ndarray, labels: np.ndarray, chosen_ids: np.ndarray | None
+    ) -> Tensor:
         device = hidden_states.device
         if not len(places):
-            return torch.empty((0, 2 * self.k + 2), dtype=torch.int32, device=device)
+            width = packed_width(self.k, None if chosen_ids is None else chosen_ids.shape[1])
+            return torch.empty((0, width), dtype=torch.int32, device=device)
         block = CPU_BLOCK_ROWS if device.type == "cpu" else max(1, BLOCK_BYTES // (4 * self.columns))
-        where = to_device(np.stack([places, labels]), device)
-        return torch.cat([self._score_block(hidden_states[at], of) for at, of in where.split(block, dim=1)])
+        if chosen_ids is None:
+            where = to_device(np.stack([places, labels]), device)
+            return torch.cat([self._score_block(hidden_states[at], of) for at, of in where.split(block, dim=1)])
+        where = to_device(np.stack([places, labels, *chosen_ids.T]), device)
+        blocks = where.split(max(1, block // CHOSEN_BLOCKS), dim=1)
+        return torch.cat([self._score_block(hidden_states[part[0]], part[1], part[2:].T) for part in blocks])
 
-    def _score_block(self, hidden_states: Tensor, labels: Tensor) -> Tensor:
+    def _score_block(self, hidden_states: Tensor, labels: Tensor, chosen_ids: Tensor | None = None) -> Tensor:
         compute_logits, heads = self._held
         for head in heads:
             head.shard = None
@@ -100,25 +116,58 @@ class TopKPooler(Pooler):
             )
         shard, num_ranks = used
         own = logits[:, : shard.num_org_elements]  # behind the vocabulary stand padding and adapters' columns
-        reduced = reduce_block(own, labels, self.k, first_id=shard.org_vocab_start_index)
+        first_id = shard.org_vocab_start_index
+        reduced = reduce_block(own, labels, self.k, first_id=first_id)
+        if chosen_ids is not None:
+            reduced = torch.cat([reduced, reduce_chosen(own, chosen_ids, first_id=first_id).view(torch.int32)], dim=1)
         if num_ranks == 1:
-            return merge_ranks(reduced[:, None])
-        # Bits travel as float32, because the CPU backend's all-gather moves no integers.
-        bits = tensor_model_parallel_all_gather(reduced.view(torch.float32)[:, None], dim=1)
-        return merge_ranks(bits.contiguous().view(torch.int32))
+            gathered = reduced[:, None]
+        else:
+            # Bits travel as float32, because the CPU backend's all-gather moves no integers.
+            bits = tensor_model_parallel_all_gather(reduced.view(torch.float32)[:, None], dim=1)
+            gathered = bits.contiguous().view(torch.int32)
+        if chosen_ids is None:
+            return merge_ranks(gathered)
+        width = packed_width(self.k, None)
+        packed = merge_ranks(gathered[..., :width].contiguous())
+        logsumexp = packed[:, -1:].view(torch.float32)
+        chosen = merge_chosen(gathered[..., width:].contiguous().view(torch.float32), logsumexp)
+        return torch.cat([packed, chosen.view(torch.int32)], dim=1)
 
 
-def targets_of_chunk(options: dict[str, Any] | None, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-    """int64 rows that the hidden states of positions start..stop-1 predict, and the ids that stand there.
+def targets_of_chunk(
+    options: dict[str, Any] | None, start: int, stop: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """int64 rows that the hidden states of positions start..stop-1 predict, the ids that stand there, and those chosen.
 
-    Row t comes from position t - 1. `options[TARGETS]` holds the request's target tokens; without options (vLLM's memory
-    profile) every position gives a row, of any label.
+    Row t comes from position t - 1. `options[TARGETS]` holds the request's target tokens, `options[CHOSEN]` int64 [rows, m]
+    ids where the caller chose any; without options (vLLM's memory profile) every position gives a row, of any label.
     """
     if options is None:
-        return np.arange(start + 1, stop + 1), np.zeros(stop - start, dtype=np.int64)
+        return np.arange(start + 1, stop + 1), np.zeros(stop - start, dtype=np.int64), None
     rows, labels = decode_targets(options[TARGETS])
     low, high = np.searchsorted(rows, (start + 1, stop + 1))
-    return rows[low:high].astype(np.int64), labels[low:high].astype(np.int64)
+    chosen = decode_chosen(options[CHOSEN], len(rows))[low:high].astype(np.int64) if CHOSEN in options else None
+    return rows[low:high].astype(np.int64), labels[low:high].astype(np.int64), chosen
+
+
+def join_chosen(parts: Sequence[np.ndarray | None], counts: Sequence[int]) -> np.ndarray | None:
+    """int64 [rows of all requests, widest m], padded with -1; None where no request of the step chose ids.
+
+    Args:
+        parts: int64 [rows, m] per request, or None.
+        counts: rows of each request.
+    """
+    widest = max((part.shape[1] for part in parts if part is not None), default=None)
+    if widest is None:
+        return None
+    joined = np.full((sum(counts), widest), -1, dtype=np.int64)
+    start = 0
+    for part, count in zip(parts, counts, strict=True):
+        if part is not None:
+            joined[start : start + count, : part.shape[1]] = part
+        start += count
+    return joined
 
 
 def keep_chunk(state: PoolingStates, start: int, chunk: Tensor, finished: bool) -> list[Tensor] | None:
@@ -141,9 +190,10 @@ def hand_over(parts: list[list[Tensor] | None]) -> list[Tensor | None]:
     finished = [of_one for of_one in parts if of_one is not None]
     if not finished:
         return [None] * len(parts)
-    rows = to_host(torch.cat([rows for of_one in finished for rows in of_one]))
-    pieces = iter(rows.split([sum(map(len, of_one)) for of_one in finished]))
-    return [None if of_one is None else next(pieces) for of_one in parts]
+    # Flat, because requests with chosen ids have more columns than others.
+    flat = to_host(torch.cat([rows.flatten() for of_one in finished for rows in of_one]))
+    pieces = iter(flat.split([sum(rows.numel() for rows in of_one) for of_one in finished]))
+    return [None if of_one is None else next(pieces).view(-1, of_one[0].shape[1]) for of_one in parts]
 
 
 def to_device(values: np.ndarray, device: torch.device) -> Tensor:

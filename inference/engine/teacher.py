@@ -13,7 +13,7 @@ from fusechat.config import EngineSection
 from fusechat.errors import ConfigError, FuseChatError, ModelError, TeacherError
 from fusechat.models.process_memory import without_garbage_collection
 
-from ..capture.rows import TopKRows, check_dialogue, encode_targets, unpack_rows
+from ..capture.rows import TopKRows, check_chosen, check_dialogue, encode_chosen, encode_targets, unpack_rows
 from .environment import prepare_environment, ranks_of_their_own
 from .vllm_internals import guarded_kernel_scan
 
@@ -91,26 +91,46 @@ class Teacher:
         """False once the engine died or was closed."""
         return self._thread.alive
 
-    def score(self, token_ids: Sequence[np.ndarray], is_scored: Sequence[np.ndarray]) -> list[TopKRows]:
+    def score(
+        self,
+        token_ids: Sequence[np.ndarray],
+        is_scored: Sequence[np.ndarray],
+        chosen_ids: Sequence[np.ndarray] | None = None,
+    ) -> list[TopKRows]:
         """Rows of the target tokens of each dialogue.
 
         Args:
             token_ids: int32 [tokens] per dialogue.
             is_scored: bool [tokens] per dialogue; targets need not stand together. Token 0 cannot be one.
+            chosen_ids: int [targets, m] per dialogue, whose logprobs are wanted too, -1 pads; None costs nothing.
         Raises:
-            ContractError: a dialogue that cannot be scored; none of them was.
+            ContractError: a dialogue or ids that cannot be scored; none of them was.
+            ConfigError: chosen ids, and the capture is not the pooler's.
             TeacherError: the engine died; this teacher is of no further use.
         """
         self._expect("score")
-        for i, (ids, marks) in enumerate(zip(token_ids, is_scored, strict=True)):
+        chosen: list[np.ndarray | None] = [None] * len(is_scored) if chosen_ids is None else list(chosen_ids)
+        self._check(token_ids, is_scored, chosen)
+        wanted = [i for i, marks in enumerate(is_scored) if marks.any()]
+        requests = [(token_ids[i].tolist(), self._params(token_ids[i], is_scored[i], chosen[i])) for i in wanted]
+        rows = [TopKRows.empty(self.k, _width(ids)) for ids in chosen]
+        for i, output in zip(wanted, self._thread.submit(requests).result(), strict=True):
+            rows[i] = self._read(output, is_scored[i], _width(chosen[i]))
+        return rows
+
+    def _check(
+        self, token_ids: Sequence[np.ndarray], is_scored: Sequence[np.ndarray], chosen: Sequence[np.ndarray | None]
+    ) -> None:
+        for i, (ids, marks, of_one) in enumerate(zip(token_ids, is_scored, chosen, strict=True)):
             place = f"{self.model}, dialogue {i}"
             check_dialogue(ids, marks, max_tokens=self.max_tokens, vocab_size=self.vocab_size, place=place)
-        wanted = [i for i, marks in enumerate(is_scored) if marks.any()]
-        requests = [(token_ids[i].tolist(), self._params(token_ids[i], is_scored[i])) for i in wanted]
-        rows = [TopKRows.empty(self.k)] * len(is_scored)
-        for i, output in zip(wanted, self._thread.submit(requests).result(), strict=True):
-            rows[i] = self._read(output, is_scored[i])
-        return rows
+            if of_one is not None:
+                check_chosen(of_one, marks, vocab_size=self.vocab_size, place=place)
+                if self.capture != "topk_pooler":
+                    raise ConfigError(
+                        f"{self.model}: chosen ids are given by the top-k pooler, this engine was opened with capture "
+                        f"{self.capture!r}; set extraction.capture: topk_pooler"
+                    )
 
     def prefill(self, token_ids: Sequence[np.ndarray]) -> None:
         """Push the dialogues through the engine and take no rows: what scoring costs at least.
@@ -173,7 +193,7 @@ class Teacher:
                 f"{self.model}: this teacher was opened with mode={self.mode!r}; open one with mode={mode!r}"
             )
 
-    def _params(self, token_ids: np.ndarray, is_scored: np.ndarray) -> Any:
+    def _params(self, token_ids: np.ndarray, is_scored: np.ndarray, chosen_ids: np.ndarray | None = None) -> Any:
         if self.capture == "prompt_logprobs":
             from vllm import SamplingParams
 
@@ -183,21 +203,28 @@ class Teacher:
             return sampling_params(self.k) if is_scored.any() else plain
         from vllm import PoolingParams
 
-        from ..capture.topk_pooler import TARGETS, TASK
+        from ..capture.topk_pooler import CHOSEN, TARGETS, TASK
 
-        return PoolingParams(task=TASK, extra_kwargs={TARGETS: encode_targets(token_ids, is_scored)})
+        options = {TARGETS: encode_targets(token_ids, is_scored)}
+        if chosen_ids is not None:
+            options[CHOSEN] = encode_chosen(chosen_ids)
+        return PoolingParams(task=TASK, extra_kwargs=options)
 
-    def _read(self, output: Any, is_scored: np.ndarray) -> TopKRows:
+    def _read(self, output: Any, is_scored: np.ndarray, num_chosen: int | None) -> TopKRows:
         if self.capture == "prompt_logprobs":
             from ..capture.prompt_logprobs import read_rows
 
             return read_rows(output, is_scored, self.k)
-        rows = unpack_rows(output.outputs.data.numpy())
+        rows = unpack_rows(output.outputs.data.numpy(), num_chosen)
         if len(rows) != is_scored.sum():
             raise TeacherError(
                 f"{self.model}: the engine gave {len(rows)} rows for {is_scored.sum()} target tokens of a dialogue"
             )
         return rows
+
+
+def _width(chosen_ids: np.ndarray | None) -> int | None:
+    return None if chosen_ids is None else chosen_ids.shape[1]
 
 
 def _describe(config: Any, capture: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ labels' logprobs are read). So scoring resumes, is placed and is tried again lik
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -71,7 +70,8 @@ def prepare(
         "template": scorer.template.to_attributes(),
     }  # fmt: skip
     url = layout.tokens_url(model.name)
-    claim = artifact.claim(url, "tokens", settings=settings, parents=dict(answers), if_changed=layout.if_changed)
+    parents = {f"answers.{name}": one for name, one in answers.items()}
+    claim = artifact.claim(url, "tokens", settings=settings, parents=parents, if_changed=layout.if_changed)
     if claim.artifact is None:
         tokenizer, _ = load_tokenizer(str(model.folder), template=scorer.template.text)
         maker = ModelTokens(
@@ -88,12 +88,16 @@ def prepare(
 def logprobs_of(layout: RunLayout, writers: Sequence[str], scorer: str) -> dict[Key, float]:
     """Answer -> mean logprob, nats per byte of what its author wrote; answers that the scorer could not read are left out."""
     store = RowStore.open(layout.logprobs_url(scorer), "logprobs")
-    labels, offsets = store.label_logprobs().astype(np.float64), store.layout.row_offsets
+    asked = candidates(layout, writers, scorer)
     scored: dict[Key, float] = {}
-    for number, (key, dialogue) in enumerate(candidates(layout, writers, scorer)):
-        own = labels[offsets[number] : offsets[number + 1]]
-        if len(own) and np.isfinite(own).all():
-            scored[key] = float(own.sum()) / max(1, _written_bytes(dialogue))
+    for shard in range(store.layout.num_shards):
+        dialogues = store.layout.dialogues(shard)
+        labels, offsets = store.label_logprobs(shard).astype(np.float64), store.row_offsets_of(dialogues)
+        for number, start, stop in zip(dialogues, offsets - offsets[0], offsets[1:] - offsets[0], strict=False):
+            key, dialogue = asked[number]
+            own = labels[start:stop]
+            if len(own) and np.isfinite(own).all():
+                scored[key] = float(own.sum()) / max(1, _written_bytes(dialogue))
     return scored
 
 
@@ -124,12 +128,3 @@ def _written_bytes(dialogue: Dialogue) -> int:
     """Bytes of all that the author wrote."""
     own: list[Message] = [one for one in dialogue.messages if one.role == "assistant" and one.is_trained]
     return sum(len((one.reasoning + one.content).encode()) + sum(map(call_bytes, one.tool_calls)) for one in own)
-
-
-def describe(scorers: Sequence[Writer]) -> dict[str, Any]:
-    """What of the scorers decides their scores, in plain values."""
-    return {
-        "scorers": {
-            one.model.name: {"digests": one.model.digests, "template": one.template.to_attributes()} for one in scorers
-        }
-    }

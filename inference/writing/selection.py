@@ -14,8 +14,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from fusechat.config import JudgeSection, ModelSection
+from fusechat.config.evaluation import JUDGE_MEANS
 from fusechat.config.keywords import check_keywords, nearest
 from fusechat.config.layout import RunLayout
+from fusechat.config.recipe import Recipe
 from fusechat.config.writing import WritingSection
 from fusechat.errors import ConfigError, DialogueError
 from fusechat.storage import artifact
@@ -77,26 +80,49 @@ def _check_pattern(parameters: Mapping[str, Any]) -> None:
         ) from None
 
 
-def claim(
-    layout: RunLayout, section: WritingSection, answers: Mapping[str, Artifact], *, seed: int, decides: dict[str, Any]
-) -> Claim:
-    """Claim the folder of the dialogues.
+def recipe(
+    section: WritingSection,
+    writers: Sequence[str],
+    scorers: Sequence[ModelSection],
+    judge: JudgeSection | None,
+    seed: int,
+) -> Recipe:
+    """All that decides which answers are kept, beside the answers and the scorers' files.
 
     Args:
-        answers: writer -> artifact of its answers.
-        decides: what the rule goes by beside them, in plain values.
-    Raises:
-        ArtifactError: another recipe's dialogues stand there.
+        scorers, judge: of the run; what the rule does not ask for is left out.
+        seed: of the lots.
     """
     rule, _ = find_rule(section)
-    settings = {
+    settings: dict[str, Any] = {
         "keep": section.keep,
         "parameters": check_keywords(rule.decide, section.parameters, "writing.parameters"),
         "per_prompt": section.per_prompt,
         "seed": seed,
-        **decides,
     }
-    parents = {"prompts": artifact.load(layout.prompts_path, "prompts"), **answers}
+    if rule.needs == "scores":
+        settings["scorers"] = [one.model_dump(mode="json") for one in scorers]
+    if rule.needs == "judge" and judge is not None:
+        settings["judge"] = judge.model_dump(mode="json", exclude={*JUDGE_MEANS, "modes", "baseline"})
+    answers = {f"answers.{name}": f"writing/answers/{name}" for name in writers}
+    return Recipe(settings, {"prompts": "writing/prompts", **answers})
+
+
+def claim(
+    layout: RunLayout, decided: Recipe, answers: Mapping[str, Artifact], digests: Mapping[str, Any] | None = None
+) -> Claim:
+    """Claim the folder of the dialogues.
+
+    Args:
+        decided: as `recipe` says it.
+        answers: writer -> artifact of its answers.
+        digests: scorer -> digests of its files, where there are some.
+    Raises:
+        ArtifactError: another recipe's dialogues stand there.
+    """
+    settings = {**decided.settings, **({"digests": dict(digests)} if digests else {})}
+    prompts = artifact.load(layout.prompts_path, "prompts")
+    parents = {"prompts": prompts, **{f"answers.{name}": one for name, one in answers.items()}}
     return artifact.claim(
         layout.written_path, "written", settings=settings, parents=parents, if_changed=layout.if_changed
     )

@@ -17,8 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fusechat.config import ClusterSection
+from fusechat.config import ClusterSection, ModelSection
 from fusechat.config.layout import RunLayout
+from fusechat.config.recipe import Recipe
 from fusechat.config.writing import WritingSection
 from fusechat.models.resolved_model import ResolvedModel
 from fusechat.progress import append_json_line
@@ -77,9 +78,11 @@ def _work(
         folder=str(layout.written_answers_path(name)), chunk_prompts=section.chunk_prompts, samples=section.samples,
         temperature=section.temperature, max_new_tokens=section.max_new_tokens, seed=seed,
     )  # fmt: skip
-    claim = artifact.claim(
-        inputs.folder, "answers", settings=_recipe(writer, inputs), parents={"prompts": prompts}, if_changed=layout.if_changed
-    )  # fmt: skip
+    settings = {
+        **recipe(model, section, seed).settings, "digests": writer.model.digests, "template": inputs.template
+    }  # fmt: skip
+    parents = {"prompts": prompts}
+    claim = artifact.claim(inputs.folder, "answers", settings=settings, parents=parents, if_changed=layout.if_changed)
     if claim.artifact is not None:
         artifacts = [claim.artifact]
         return nothing_left(name, lambda: artifacts)
@@ -102,20 +105,22 @@ def _work(
     )
 
 
-def _recipe(writer: Writer, inputs: WriterInputs) -> dict[str, Any]:
-    """All that decides the answers beside the prompts."""
-    return {
-        "model": inputs.model.model,
-        "revision": inputs.model.revision,
-        "digests": writer.model.digests,
-        "template": inputs.template,
-        **engine_settings(inputs.model.engine),
-        "samples": inputs.samples,
-        "temperature": inputs.temperature,
-        "max_new_tokens": inputs.max_new_tokens,
-        "chunk_prompts": inputs.chunk_prompts,
-        "seed": inputs.seed,
+def recipe(model: ModelSection, section: WritingSection, seed: int) -> Recipe:
+    """All that decides a writer's answers beside its files and what the prompts hold.
+
+    Args:
+        seed: of the sampling.
+    """
+    settings = {
+        "model": model.model,
+        "revision": model.revision,
+        "template": model.template,
+        "template_arguments": model.template_arguments,
+        **engine_settings(model.engine),
+        **section.model_dump(mode="json", include={"samples", "temperature", "max_new_tokens", "chunk_prompts"}),
+        "seed": seed,
     }
+    return Recipe(settings, {"prompts": "writing/prompts"})
 
 
 def _finish(inputs: WriterInputs, num_units: int, claim: Claim) -> Artifact:

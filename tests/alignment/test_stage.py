@@ -8,6 +8,7 @@ import pytest
 from alignment_runs import beside, name_other_dialogues, objects_of, prepared
 
 from alignment import stage
+from alignment.recipe import recipe
 from alignment.rows.shard_alignment import ShardAligner, ShardCounter
 from alignment.tokens.cooccurrence import merge_counts
 from alignment.vocabulary.vocabulary_file import load_vocabularies
@@ -67,8 +68,10 @@ def test_stage_shards_in_any_order_equal_the_run(config, tmp_path):
     name = config.sources[0].name
     whole = Path(stage.run(config, name).url)
     other = beside(config, tmp_path)
-    claim, store = stage.claim_store(other, name)
-    inputs = stage.alignment_inputs(other, name)
+    inputs = stage.alignment_inputs(other.layout, other.pivot.name, name, other.alignment)
+    claim, store = stage.claim_store(
+        other.layout, inputs, recipe(other.pivot.name, name, other.alignment, other.extraction)
+    )
     counter, aligner = ShardCounter(inputs), ShardAligner(inputs)
     counter.start()
     parts = [counter.run_unit(shard)["counts"] for shard in reversed(range(store.layout.num_shards))]
@@ -123,9 +126,9 @@ def test_stage_tokens_of_other_dialogues_are_refused(config):
 
 def test_stage_vocabularies_survive_the_file(config):
     made = stage.run(config, config.sources[0].name)
-    found = load_vocabularies(made.url)
-    assert found.origin_counts() == made.counts["vocabulary_map"]
-    assert found.counts.matrix().sum() == found.counts.counts.sum() > 0
+    vocabularies = load_vocabularies(made.url)
+    assert vocabularies.origin_counts() == made.counts["vocabulary_map"]
+    assert vocabularies.counts.matrix().sum() == vocabularies.counts.counts.sum() > 0
 
 
 def test_inspect_shows_the_figures_by_kind_of_text(config, capsys):
@@ -155,7 +158,7 @@ def test_inspect_finds_the_tokens_under_the_names_that_an_ablation_gives(config,
 
 def test_stage_takes_the_store_for_itself_and_leaves_nothing_of_killed_writers(config):
     source = config.sources[0].name
-    stage.claim_store(config, source)
+    stage.prepare(config.layout, config.pivot.name, source, config.alignment, config.extraction)
     partial = Path(config.aligned_url(source)) / "topk_ids" / "c" / "0.0123abcd.partial"
     partial.parent.mkdir()
     partial.write_bytes(b"half")

@@ -15,6 +15,7 @@ from fusechat.config import ClusterSection, RunConfig, load_config
 from fusechat.errors import ConfigError
 from fusechat.progress import Progress
 from trainer import stage
+from trainer.inputs import TrainingInputs
 
 NAMES = ["other", "sft"]
 
@@ -40,7 +41,7 @@ def test_one_machine_trains_in_this_process_in_turn(
     made = step.make(config, Progress())
     assert list(made) == NAMES and made["other"].counts["steps"] == 6
     assert "train: other, sft in turn, in this process" in capsys.readouterr().err
-    monkeypatch.setattr(stage, "run", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(stage, "train", lambda *_, **__: pytest.fail("trained again"))
     assert step.make(config, Progress()) == made
 
 
@@ -62,7 +63,7 @@ def test_ray_is_asked_where_there_is_something_to_share_out(
     trainer_runs.make_run(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(training.torch.accelerator, "device_count", lambda: found)
-    assert training._in_this_process(load_config(tmp_path / "run.yaml", changes)) is alone
+    assert training._in_this_process(load_config(tmp_path / "run.yaml", changes).cluster) is alone
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -78,7 +79,7 @@ def test_targets_are_trained_side_by_side_where_both_fit(
     def waits_for_the_other(job: dict[str, Any]) -> None:
         import time
 
-        here = Path(job["config"]["run"]["output"])
+        here = job["inputs"].layout.run_folder
         (here / f"began.{job['target']}").touch()
         while len(list(here.glob("began.*"))) < 2:
             time.sleep(0.05)
@@ -104,7 +105,7 @@ def test_a_failure_lets_the_others_end_and_begins_no_more(tmp_path: Path, monkey
             if text == "train bad: failed: no such thing":
                 failed.set()
 
-    def train(config: RunConfig, name: str, *, progress: Progress) -> Any:
+    def train(inputs: TrainingInputs, section: ClusterSection, name: str, *, progress: Progress) -> Any:
         if name == "bad":
             begun.wait()
             raise ConfigError("no such thing")
@@ -114,14 +115,15 @@ def test_a_failure_lets_the_others_end_and_begins_no_more(tmp_path: Path, monkey
 
     monkeypatch.setattr(training_job, "run", train)
     with pytest.raises(ConfigError, match="no such thing"):
-        training._on_ray(on_ray(tmp_path), ["bad", "good", "later"], Said())
+        config = on_ray(tmp_path)
+        training._on_ray(TrainingInputs.of(config), config.cluster, ["bad", "good", "later"], Said())
     assert finished == ["good"]
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_targets_that_do_not_fit_together_go_in_turn(tmp_path: Path) -> None:
     trainer_runs.make_run(tmp_path)
-    assert training_job.needs_of(on_ray(tmp_path, "cluster.training_workers=2")).targets_at_once() == 1
-    assert training_job.needs_of(on_ray(tmp_path, "cluster.training_cpus=0.5")).targets_at_once() == 4
+    assert training_job.needs_of(on_ray(tmp_path, "cluster.training_workers=2").cluster).targets_at_once() == 1
+    assert training_job.needs_of(on_ray(tmp_path, "cluster.training_cpus=0.5").cluster).targets_at_once() == 4
     growing = ["cluster.max_gpus=32", "cluster.training_workers=8", "cluster.training_cpus=4"]
-    assert training_job.needs_of(on_ray(tmp_path, *growing)).targets_at_once() == 4
+    assert training_job.needs_of(on_ray(tmp_path, *growing).cluster).targets_at_once() == 4

@@ -86,7 +86,9 @@ def test_one_node_trains_a_target_with_all_its_gpus_in_the_published_batches(job
     workers = shipped.cluster.training_workers
     assert workers == shipped.cluster.gpus_per_node == max(map(gpus, job.spec.rayClusterSpec.workerGroupSpecs))
     assert shipped.training.trl["fsdp"] is True and not shipped.evaluation.sources
-    arguments = training_arguments(shipped, num_processes=workers)
+    arguments = training_arguments(
+        shipped.training.trl, seed=shipped.run.seed, max_tokens=shipped.dialogues.max_tokens, num_processes=workers
+    )
     sizes = [arguments[name] for name in ("per_device_train_batch_size", "gradient_accumulation_steps")]
     assert workers * sizes[0] * sizes[1] == PUBLISHED_BATCH
 

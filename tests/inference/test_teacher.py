@@ -7,7 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_architectures
-from teacher_cases import TOLERANCE, make_dialogues, open_teacher
+from teacher_cases import (
+    TOLERANCE,
+    assert_chosen_match,
+    assert_rows_match,
+    forward,
+    make_chosen,
+    make_dialogues,
+    open_teacher,
+)
 
 from fusechat.errors import ConfigError, ContractError, TeacherError
 from inference.engine.teacher import Teacher
@@ -43,6 +51,28 @@ def test_score_bad_dialogue_is_refused_and_the_engine_lives(llama: Teacher) -> N
         llama.score([np.zeros(301, np.int32)], [np.arange(301) > 0])
     assert llama.alive
     assert len(llama.score([ids[0]], [marks[0]])[0]) == marks[0].sum()
+
+
+def test_score_chosen_ids_equal_a_plain_forward_and_change_no_row(llama: Teacher, folder: Path) -> None:
+    ids, marks = make_dialogues(llama.vocab_size)
+    chosen = make_chosen(llama.vocab_size, marks)
+    chosen[1] = chosen[1][:, :1]  # as many as each dialogue likes
+    rows, expected = llama.score(ids, marks, chosen), forward(folder, ids, marks)
+    assert_rows_match(rows, expected, ids, marks)
+    assert_chosen_match(rows, expected, chosen)
+    labels = llama.score(ids, marks, [of_one[targets][:, None] for of_one, targets in zip(ids, marks, strict=True)])
+    for found, plain in zip(labels, llama.score(ids, marks), strict=True):
+        assert plain.chosen_logprobs is None and plain.rest_logprob is None
+        np.testing.assert_allclose(found.chosen_logprobs[:, 0], found.label_logprob, atol=1e-6)
+
+
+def test_score_chosen_ids_that_do_not_fit_are_refused_and_the_engine_lives(llama: Teacher) -> None:
+    ids, marks = make_dialogues(llama.vocab_size)
+    chosen = make_chosen(llama.vocab_size, marks)
+    chosen[1] = chosen[1][1:]
+    with pytest.raises(ContractError, match=r"dialogue 1: chosen_ids are .*, expected whole numbers \[\d+, m\]"):
+        llama.score(ids, marks, chosen)
+    assert llama.alive
 
 
 def test_score_from_two_threads_gives_each_its_own_rows(llama: Teacher) -> None:

@@ -14,7 +14,16 @@ import pytest
 import tiny_architectures
 import torch
 from real_tokenizers import real_dialogues
-from teacher_cases import ENGINE, K, assert_rows_match, forward, make_dialogues, open_teacher
+from teacher_cases import (
+    ENGINE,
+    K,
+    assert_chosen_match,
+    assert_rows_match,
+    forward,
+    make_chosen,
+    make_dialogues,
+    open_teacher,
+)
 from transformers import AutoModelForCausalLM
 
 from fusechat.errors import ConfigError, ModelError, TeacherError
@@ -90,6 +99,8 @@ def test_prompt_logprobs_capture_equals_a_plain_forward(name: str, folders: dict
         ids, marks = make_dialogues(teacher.vocab_size)
         rows = teacher.score(ids, marks)
         teacher.prefill(ids)
+        with pytest.raises(ConfigError, match=r"set extraction\.capture: topk_pooler"):
+            teacher.score(ids, marks, make_chosen(teacher.vocab_size, marks))
     assert_rows_match(rows, forward(folders[name], ids, marks), ids, marks)
     assert all(np.isnan(found.logsumexp).all() for found in rows)
     for found in rows:
@@ -110,7 +121,12 @@ def test_teacher_on_two_ranks_equals_a_plain_forward_and_reports_the_death_of_on
         ids, marks = make_dialogues(teacher.vocab_size)
         rows = teacher.score(ids, marks)
         teacher.prefill(ids)
-        assert_rows_match(rows, forward(folders["mistral"], ids, marks), ids, marks)
+        expected = forward(folders["mistral"], ids, marks)
+        assert_rows_match(rows, expected, ids, marks)
+        chosen = make_chosen(teacher.vocab_size, marks)  # of both ranks' parts of the vocabulary
+        both = teacher.score(ids, marks, chosen)
+        assert_rows_match(both, expected, ids, marks)
+        assert_chosen_match(both, expected, chosen)
         children = psutil.Process().children(recursive=True)
         ranks = [child for child in children if "Worker" in " ".join(child.cmdline())]
         assert len(ranks) == 2, [child.cmdline() for child in children]

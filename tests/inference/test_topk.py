@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from inference.capture.rows import TopKRows, unpack_rows
-from inference.capture.topk import merge_ranks, reduce_block
+from inference.capture.topk import merge_chosen, merge_ranks, reduce_block, reduce_chosen
 
 
 def reference_rows(logits: torch.Tensor, labels: torch.Tensor, k: int) -> TopKRows:
@@ -95,6 +95,34 @@ def test_merge_ranks_ids_above_2_to_24_stay_exact() -> None:
         merge_ranks(reduce_block(logits, torch.tensor([2**24 + 1]), 1, first_id=2**24 + 1)[:, None]).numpy()
     )
     assert found.topk_ids.tolist() == [[2**24 + 4]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cuts", [(), (500,), (3, 6)])
+def test_chosen_ids_and_the_rest_of_a_split_vocabulary_equal_the_whole(
+    cuts: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    torch.manual_seed(2)
+    logits = (torch.randn(11, 1_000) * 4).to(dtype)
+    ids = torch.randint(0, 1_000, (11, 6))
+    ids[:, 1] = ids[:, 0]  # an id twice counts once
+    ids[3:, 4:] = -1
+    before = logits.clone()
+    edges = [0, *cuts, 1_000]
+    ranks = [reduce_chosen(logits[:, low:high], ids, first_id=low) for low, high in itertools.pairwise(edges)]
+    found = merge_chosen(torch.stack(ranks, dim=1), logits.float().logsumexp(1, keepdim=True)).double().numpy()
+    assert torch.equal(logits, before)
+    logprobs = logits.double().log_softmax(1).numpy()
+    for row, of_one in enumerate(ids.tolist()):
+        expected = [logprobs[row, token] if token >= 0 else -np.inf for token in of_one]
+        np.testing.assert_allclose(found[row, 1:], expected, atol=3e-6, rtol=3e-6)
+        others = np.delete(logprobs[row], [token for token in of_one if token >= 0])
+        np.testing.assert_allclose(found[row, 0], np.log(np.exp(others).sum()), atol=3e-6, rtol=3e-6)
+
+
+def test_chosen_ids_that_are_the_whole_vocabulary_leave_no_rest() -> None:
+    found = reduce_chosen(torch.randn(2, 5), torch.arange(5).expand(2, 5))
+    assert torch.isneginf(found[:, 0]).all() and torch.isfinite(found[:, 1:]).all()
 
 
 def test_reduce_block_certain_token_gives_no_logprob_above_zero() -> None:

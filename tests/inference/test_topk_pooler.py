@@ -14,8 +14,8 @@ from vllm.v1.pool.metadata import PoolingMetadata, PoolingStates
 
 from fusechat.errors import TeacherError
 from inference.capture import topk_pooler
-from inference.capture.rows import TopKRows, encode_targets, unpack_rows
-from inference.capture.topk_pooler import TARGETS, TASK, TopKPooler
+from inference.capture.rows import TopKRows, encode_chosen, encode_targets, unpack_rows
+from inference.capture.topk_pooler import CHOSEN, TARGETS, TASK, TopKPooler
 
 VOCABULARY, PADDED, HIDDEN, K = 50, 64, 16, 4
 torch.manual_seed(0)
@@ -120,9 +120,46 @@ def test_pooler_step_moves_its_inputs_and_its_rows_in_one_transfer_each(monkeypa
     for output, request in zip(outputs[:2], requests, strict=False):
         assert_rows(output, request)
     counts = [int(request.is_scored.sum()) for request in requests]
-    assert back == [counts[0] + counts[1]]
+    assert back == [(counts[0] + counts[1]) * (2 * K + 2)]
     early, last = int(requests[0].is_scored[:26].sum()), int(requests[2].is_scored[:11].sum())
     assert there == [(2, early), (2, counts[0] - early + counts[1] + last)]
+
+
+@pytest.mark.parametrize("size", [1, 7, 40])
+def test_pooler_gives_chosen_ids_to_those_who_asked_and_to_no_other(size: int) -> None:
+    """Requests with none, three and one chosen ids share steps, in chunks."""
+    requests = [Request(30, 1), Request(40, 2), Request(25, 3)]
+    chosen: dict[int, np.ndarray] = {}
+    for place, width in ((1, 3), (2, 1)):
+        rows = int(requests[place].is_scored.sum())
+        chosen[place] = np.random.default_rng(place).integers(0, VOCABULARY, (rows, width))
+        chosen[place][::4, -1] = -1
+        options = {**(requests[place].params.extra_kwargs or {}), CHOSEN: encode_chosen(chosen[place])}
+        requests[place].params = PoolingParams(task=TASK, extra_kwargs=options)
+    pooler, outputs = make_pooler(), {}
+    for start in range(0, 40, size):
+        chunks = [(r, start, min(start + size, len(r.ids))) for r in requests if start < len(r.ids)]
+        for (request, _, _), output in zip(chunks, step(pooler, chunks), strict=True):
+            outputs[requests.index(request)] = output
+    assert_rows(outputs[0], requests[0])
+    for place, ids in chosen.items():
+        rows = unpack_rows(outputs[place].numpy(), ids.shape[1])
+        expected = requests[place].expected()
+        np.testing.assert_array_equal(rows.topk_ids, expected.topk_ids)
+        np.testing.assert_allclose(rows.label_logprob, expected.label_logprob, atol=1e-5)
+        before = np.flatnonzero(requests[place].is_scored) - 1
+        logprobs = (TABLE[requests[place].ids[before]] @ HEAD[:VOCABULARY].T).log_softmax(-1).numpy()
+        wanted = np.where(ids >= 0, np.take_along_axis(logprobs, ids.clip(0), axis=1), -np.inf)
+        np.testing.assert_allclose(rows.chosen_logprobs, wanted, atol=1e-5)
+        others = [np.delete(line, of_row[of_row >= 0]) for line, of_row in zip(logprobs, ids, strict=True)]
+        np.testing.assert_allclose(rows.rest_logprob, [np.log(np.exp(line).sum()) for line in others], atol=1e-5)
+
+
+def test_pooler_copies_no_logits_where_nothing_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topk_pooler, "reduce_chosen", lambda *_, **__: pytest.fail("the logits were copied"))
+    request = Request(90, 4)
+    (output,) = step(make_pooler(), [(request, 0, 90)])
+    assert_rows(output, request)
 
 
 def test_pooler_reads_what_it_needs_from_the_request() -> None:

@@ -155,7 +155,7 @@ def written(tmp_path: Path, section: WritingSection, texts: dict[str, list[list[
 
 def keep(layout: RunLayout, section: WritingSection, writers: list[str], known: Known) -> artifact.Artifact:
     answers = {name: artifact.load(layout.written_answers_path(name), "answers") for name in writers}
-    claim = selection.claim(layout, section, answers, seed=0, decides={})
+    claim = selection.claim(layout, selection.recipe(section, writers, [], None, 0), answers)
     return selection.keep(claim, layout, writers, section, known, seed=0)
 
 

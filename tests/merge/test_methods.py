@@ -77,8 +77,8 @@ def test_sce_released_equals_the_released_figures(name: str, select_topk: float)
         assert merged.dtype == torch.float32
         np.testing.assert_allclose(merged.numpy(), expected, atol=1e-6, rtol=0)
     group = TensorGroup("t", MemorySource(base), [MemorySource(t) for t in targets], list("abcde"))
-    found = METHODS["sce"](group, select_topk=select_topk).coefficients
-    np.testing.assert_allclose(found, coefficients, atol=1e-6, rtol=0)
+    given = METHODS["sce"](group, select_topk=select_topk).coefficients
+    np.testing.assert_allclose(given, coefficients, atol=1e-6, rtol=0)
 
 
 class MemorySource:
@@ -98,15 +98,15 @@ class MemorySource:
 @pytest.mark.parametrize("shape", [(40, 13), (7,)])
 def test_sce_equals_the_reference(variant: str, select_topk: float, shape: tuple[int, ...]) -> None:
     base, targets = models(shape)
-    found = merge_tensors("sce", base, targets, select_topk=select_topk, variant=variant)
-    torch.testing.assert_close(found.double(), reference_sce(base, targets, select_topk, variant), atol=1e-7, rtol=0)
+    merged = merge_tensors("sce", base, targets, select_topk=select_topk, variant=variant)
+    torch.testing.assert_close(merged.double(), reference_sce(base, targets, select_topk, variant), atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("variant", ["released", "mergekit"])
 def test_sce_over_several_blocks_equals_the_reference(variant: str) -> None:
     base, targets = models(SEVERAL_BLOCKS, unchanged=0.5)
-    found = merge_tensors("sce", base, targets, select_topk=0.1, variant=variant)
-    torch.testing.assert_close(found.double(), reference_sce(base, targets, 0.1, variant), atol=1e-7, rtol=0)
+    merged = merge_tensors("sce", base, targets, select_topk=0.1, variant=variant)
+    torch.testing.assert_close(merged.double(), reference_sce(base, targets, 0.1, variant), atol=1e-7, rtol=0)
 
 
 def test_sce_mergekit_gives_equal_shares_to_small_updates_and_released_does_not() -> None:
@@ -125,8 +125,8 @@ def test_varm_weighs_by_mean_squared_update() -> None:
     squares = deltas_of(base, targets).square().flatten(1).mean(1)
     expected = base.double() + torch.einsum("j,jab->ab", squares / squares.sum(), deltas_of(base, targets))
     for granularity in ("matrix", "layer", "model"):  # a single tensor is its own layer and model
-        found = merge_tensors("varm", base, targets, granularity=granularity)
-        torch.testing.assert_close(found.double(), expected, atol=1e-7, rtol=0)
+        merged = merge_tensors("varm", base, targets, granularity=granularity)
+        torch.testing.assert_close(merged.double(), expected, atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize(("normalize", "divisor"), [(True, 1.3), (False, 1.0)])
@@ -134,8 +134,8 @@ def test_linear_is_the_weighted_mean(normalize: bool, divisor: float) -> None:
     base, targets = models((9, 11))
     weights = [0.2, 0.5, 0.6]
     expected = sum(w * t.double() for w, t in zip(weights, targets, strict=True)) / divisor
-    found = merge_tensors("linear", base, targets, weights=weights, normalize=normalize)
-    torch.testing.assert_close(found.double(), expected, atol=1e-7, rtol=0)
+    merged = merge_tensors("linear", base, targets, weights=weights, normalize=normalize)
+    torch.testing.assert_close(merged.double(), expected, atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize(("normalize", "factor"), [(True, 0.5 / 0.9), (False, 0.5)])
@@ -143,8 +143,8 @@ def test_task_arithmetic_adds_scaled_updates(normalize: bool, factor: float) -> 
     base, targets = models((9, 11))
     weights = torch.tensor([0.1, -0.2, 1.0]).double()
     expected = base.double() + factor * torch.einsum("j,jab->ab", weights, deltas_of(base, targets))
-    found = merge_tensors("task_arithmetic", base, targets, weights=weights.tolist(), normalize=normalize, scale=0.5)
-    torch.testing.assert_close(found.double(), expected, atol=1e-7, rtol=0)
+    merged = merge_tensors("task_arithmetic", base, targets, weights=weights.tolist(), normalize=normalize, scale=0.5)
+    torch.testing.assert_close(merged.double(), expected, atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("density", [1.0, 0.5, 0.05])
@@ -157,8 +157,8 @@ def test_ties_trims_elects_and_merges(density: float, normalize: bool) -> None:
         smallest_kept = delta.abs().flatten().topk(k).values[-1]
         delta[delta.abs() < smallest_kept] = 0
     expected = reference_elected(base, deltas, weights, weights, normalize)
-    found = merge_tensors("ties", base, targets, density=density, weights=weights.tolist(), normalize=normalize)
-    torch.testing.assert_close(found.double(), expected, atol=1e-7, rtol=0)
+    merged = merge_tensors("ties", base, targets, density=density, weights=weights.tolist(), normalize=normalize)
+    torch.testing.assert_close(merged.double(), expected, atol=1e-7, rtol=0)
 
 
 def test_ties_over_several_blocks_keeps_the_largest_of_the_whole_tensor() -> None:

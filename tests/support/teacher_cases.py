@@ -63,5 +63,27 @@ def assert_rows_match(
         )
 
 
+def make_chosen(vocab_size: int, marks: list[np.ndarray], num_chosen: int = 4) -> list[np.ndarray]:
+    """Random ids for every target, -1 for a few."""
+    rng = np.random.default_rng(1)
+    chosen = [rng.integers(0, vocab_size, (int(of_one.sum()), num_chosen)) for of_one in marks]
+    for ids in chosen:
+        ids[::5, -2:] = -1
+    return chosen
+
+
+def assert_chosen_match(
+    rows: list[TopKRows], expected: list[np.ndarray], chosen: list[np.ndarray], *, tolerance: float = TOLERANCE
+) -> None:
+    for found, logprobs, ids in zip(rows, expected, chosen, strict=True):
+        wanted = np.where(ids >= 0, np.take_along_axis(logprobs, ids.clip(0), axis=1), -np.inf)
+        np.testing.assert_allclose(found.chosen_logprobs, wanted, atol=tolerance)
+        others = [
+            np.delete(line, of_row[of_row >= 0]) for line, of_row in zip(logprobs.astype(np.float64), ids, strict=True)
+        ]
+        rest = [np.log(np.exp(line).sum()) for line in others]
+        np.testing.assert_allclose(found.rest_logprob, rest, atol=tolerance)
+
+
 def open_teacher(folder: Path, capture: str = "topk_pooler", **engine: object) -> Teacher:
     return Teacher(str(folder), k=K, capture=capture, max_tokens=MAX_TOKENS, engine={**ENGINE, **engine})

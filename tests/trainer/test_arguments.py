@@ -1,29 +1,26 @@
 """What becomes of `training.trl`: the published defaults, every field of SFTConfig, and the dtype of the products."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from trl import SFTConfig
 
-from fusechat.config import RunConfig
 from fusechat.config.secrets import HUB_KEY
-from trainer import fused_loss, precision
+from trainer import fused_linear_fusion_loss, precision
 from trainer.arguments import OURS, training_arguments
 from trainer.fusion_trainer import sft_config
 
 
-def run_config(**trl: object) -> RunConfig:
-    model = {"model": "somewhere"}
-    return RunConfig.model_validate(
-        {"pivot": {"name": "pivot", **model}, "sources": [{"name": "other", **model}], "dialogues": {"train": ["x"]},
-         "training": {"trl": trl}}
-    )  # fmt: skip
+def arguments(*, num_processes: int = 1, **trl: Any) -> dict[str, Any]:
+    return training_arguments(trl, seed=0, max_tokens=2048, num_processes=num_processes)
 
 
 def test_arguments_are_the_published_ones_where_none_are_given() -> None:
     for processes, accumulation in ((1, 32), (8, 4)):
-        settings = sft_config({"output_dir": "x", **training_arguments(run_config(), num_processes=processes)})
+        settings = sft_config({"output_dir": "x", **arguments(num_processes=processes)})
         assert (settings.learning_rate, settings.num_train_epochs) == (5e-6, 3)
         assert str(settings.lr_scheduler_type.value) == "cosine"
         assert settings.get_warmup_steps(1000) == 30
@@ -38,8 +35,7 @@ def test_every_field_of_sft_config_is_reachable_but_those_that_something_else_de
     assert len(fields) > 100
     for field in fields:
         value = getattr(defaults, field.name)
-        found = training_arguments(run_config(**{field.name: value}), num_processes=1)
-        assert found[field.name] == value, field.name
+        assert arguments(**{field.name: value})[field.name] == value, field.name
 
 
 @pytest.mark.parametrize(
@@ -54,10 +50,31 @@ def test_bfloat16_is_the_default_where_the_cpu_multiplies_it(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_tile": amx, "avx512_bf16": avx512})
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
     assert precision.cpu_has_bfloat16_products() is fast
-    assert training_arguments(run_config(), num_processes=1)["bf16"] is fast
-    assert training_arguments(run_config(fp16=False), num_processes=1)["bf16"] is fast
-    assert training_arguments(run_config(fp16=True), num_processes=1)["bf16"] is False
-    hidden = torch.zeros(1, 2, dtype=torch.bfloat16)
-    assert fused_loss._product_dtype(hidden) == (torch.bfloat16 if fast else torch.float32)
-    assert fused_loss._product_dtype(hidden.half()) == torch.float32
-    assert fused_loss._product_dtype(hidden.double()) == torch.float64
+    assert arguments()["bf16"] is fast
+    assert arguments(fp16=False)["bf16"] is fast
+    assert arguments(fp16=True)["bf16"] is False
+    assert dtypes_of_products(torch.bfloat16) == {torch.bfloat16 if fast else torch.float32}
+    assert dtypes_of_products(torch.float16) == {torch.float32}
+    assert dtypes_of_products(torch.float64) == {torch.float64}
+
+
+class Products(TorchDispatchMode):
+    """Notes the dtypes that matrices are multiplied in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "mm" in func.name():
+            self.dtypes |= {value.dtype for value in args if isinstance(value, torch.Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+def dtypes_of_products(dtype: torch.dtype) -> set[torch.dtype]:
+    """Of the fused loss, for a model of that dtype."""
+    hidden, head = torch.ones(3, 2, dtype=dtype), torch.ones(5, 2, dtype=dtype)
+    rows = torch.zeros(3, 1, dtype=torch.int64), torch.full((3, 1), -0.5)
+    with Products() as products:
+        fused_linear_fusion_loss(hidden, head, torch.tensor([1, 2, 3]), *rows)
+    return products.dtypes

@@ -9,18 +9,21 @@ import numpy as np
 import pytest
 import trainer_runs
 import yaml
+import zarr
 
 import merge.stage
 from fusechat.app.inspection import show_artifact
 from fusechat.config import CONTROL, JOINT, RunConfig, load_config
 from fusechat.errors import ArtifactError
+from fusechat.models.resolved_model import resolve
 from fusechat.storage import artifact
 from fusechat.storage.contracts import RowKind
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import Tokens
 from trainer import choice, choice_stage, stage
-from trainer.choice_stage import Choice
+from trainer.choice_artifact import Choice
 from trainer.fusion_trainer import FusionTrainer
+from trainer.inputs import TrainingInputs
 from trainer.run_log import read_metrics
 
 NAMES = ("other", "third")
@@ -112,10 +115,11 @@ def test_joint_target_learns_from_all_winners_and_counts_the_dialogues_without_r
 def test_pairs_teach_what_their_own_source_won(tmp_path: Path) -> None:
     config = make_run(tmp_path)
     for number, name in enumerate(NAMES):
-        inputs = stage.read_inputs(config, name)
+        inputs = TrainingInputs.of(config)
+        data = stage.read_data(inputs, resolve(config.pivot, inputs.layout.digests_path), name)
         made = Choice.read(config.choice_url)
-        assert inputs.teachers is not None
-        assert np.array_equal(inputs.teachers.number >= 0, made.source == number)
+        assert data.teachers is not None
+        assert np.array_equal(data.teachers.number >= 0, made.source == number)
 
 
 def test_row_weights_are_trust_times_what_sft_leaves(joint: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,12 +196,13 @@ def test_control_needs_no_choice(tmp_path: Path) -> None:
 def test_inspect_shows_who_teaches_a_dialogue_and_all_losses(
     joint: RunConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pivot_loss = zarr.open_group(joint.choice_url, mode="r")["pivot_loss"][:]  # type: ignore[index]
     made = Choice.read(joint.choice_url)
     taught, left = int(np.argmax(made.source >= 0)), int(np.argmax(made.source < 0))
     show_artifact(joint.choice_url, dialogue=taught, num_rows=5, verify=False)
     out = capsys.readouterr().out
     assert f"dialogue {taught}: taught by {made.sources[made.source[taught]]}, trust" in out
-    assert f"pivot {made.pivot_loss[taught]:,.2f}" in out
+    assert f"pivot {pivot_loss[taught]:,.2f}" in out
     show_artifact(joint.choice_url, dialogue=left, num_rows=5, verify=False)
     assert f"dialogue {left}: taught by nobody (plain SFT)" in capsys.readouterr().out
 
@@ -211,4 +216,4 @@ def test_choice_of_rows_made_anew_is_refused(joint: RunConfig, tmp_path: Path) -
     shutil.rmtree(config.aligned_url("third"))
     trainer_runs.write_rows(config.aligned_url("third"), "aligned", tokens, {"tokens": made}, 99)
     with pytest.raises(ArtifactError, match=r"rows\.third"):
-        choice_stage.run(config)
+        choice_stage.run(config.layout, "pivot", NAMES)

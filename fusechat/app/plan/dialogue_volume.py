@@ -56,11 +56,11 @@ def estimated_volume(config: RunConfig) -> Volume:
     for path in config.dialogues.train:
         dialogues_of_file = read_dialogues(path, on_bad="skip", ignore_keys=config.dialogues.ignore_keys)
         sample = itertools.islice(dialogues_of_file, _limit(path))
-        found = [_tokens_of(dialogue, config) for dialogue in sample]
-        scale = _scale(path, len(found))
-        tokens += scale * sum(of_one for of_one, _ in found)
-        rows += scale * sum(said for _, said in found)
-        dialogues += scale * len(found)
+        counts = [_tokens_of(dialogue, config) for dialogue in sample]
+        scale = _scale(path, len(counts))
+        tokens += scale * sum(of_one for of_one, _ in counts)
+        rows += scale * sum(said for _, said in counts)
+        dialogues += scale * len(counts)
     kept = 1.0 if config.dialogues.held_out else 1 - config.dialogues.held_out_share
     return Volume(round(tokens * kept), round(rows * kept), max(1, round(dialogues * kept)), "estimated from bytes")
 
