@@ -32,10 +32,14 @@ class Seed:
         self.pivot = self._make(models, PIVOT)
         self.sources = {model.name: self._make(models, model) for model in self.spec.sources}
         self.world = World(number, self.spec)
-        training = self.world.training()
+        self.given = self.world.training()
         self._held_out, self.weights, self.is_first = self.world.held_out()
-        self.corpus: Corpus = self.corpus_of(training, self.folder)
         self._targets: dict[str, State] = {}
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """Of the given dialogues."""
+        return self.corpus_of(self.given, self.folder)
 
     def corpus_of(self, training: list[Dialogue], folder: Path) -> Corpus:
         """Training dialogues and this seed's held-out ones, taken through the stages in a folder."""

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer import fused_linear_fusion_loss, fused_loss, fusion_loss
-from trainer.fused_loss import HeadTransform, LossOptions, fused_linear_fusion_sums
+from trainer import fused_linear_fusion_loss, fusion_loss, head_product
+from trainer.fused_loss import LossOptions, fused_linear_fusion_sums
+from trainer.head_product import HeadTransform
 
 OPTIONS = [
     {"divergence": divergence, "tail": tail, "temperature": temperature}
@@ -20,9 +21,9 @@ OPTIONS = [
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(fused_loss.CHUNK_BYTES, "cpu", 4 * 61 * 5)  # five tokens
-    monkeypatch.setattr(fused_loss, "BLOCK_BYTES", 4 * 61 * 10)
-    monkeypatch.setattr(fused_loss, "VOCABULARY_TILE", 16)
+    monkeypatch.setitem(head_product.CHUNK_BYTES, "cpu", 4 * 61 * 5)  # five tokens
+    monkeypatch.setattr(head_product, "BLOCK_BYTES", 4 * 61 * 10)
+    monkeypatch.setattr(head_product, "VOCABULARY_TILE", 16)
 
 
 def problem(dtype: torch.dtype = torch.float32, tokens: int = 17) -> dict[str, Tensor]:
@@ -125,7 +126,7 @@ def test_fused_loss_of_equal_row_weights_is_the_loss_of_that_sft_weight() -> Non
 def test_fused_loss_of_bfloat16_model_accumulates_in_float32(
     in_hardware: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fused_loss, "cpu_has_bfloat16_products", lambda: in_hardware)
+    monkeypatch.setattr(head_product, "cpu_has_bfloat16_products", lambda: in_hardware)
     p = problem()
     half = {name: value.bfloat16() if name in ("hidden", "weight", "bias") else value for name, value in p.items()}
     exact = {name: value.float() if name in ("hidden", "weight", "bias") else value for name, value in half.items()}
@@ -142,11 +143,11 @@ def test_fused_loss_of_bfloat16_model_accumulates_in_float32(
 
 def test_fused_loss_adds_the_blocks_of_a_bfloat16_gradient_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each block's product is rounded once: 200 blocks lose no more than one. Sums in bfloat16 would be over 1 % off."""
-    monkeypatch.setattr(fused_loss, "cpu_has_bfloat16_products", lambda: True)
+    monkeypatch.setattr(head_product, "cpu_has_bfloat16_products", lambda: True)
     p = problem(tokens=4000)
     gradients = []
     for block_tokens in (20, 4000):
-        monkeypatch.setattr(fused_loss, "BLOCK_BYTES", 2 * 61 * block_tokens)
+        monkeypatch.setattr(head_product, "BLOCK_BYTES", 2 * 61 * block_tokens)
         weight = p["weight"].clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16):
             gradients.append(torch.autograd.grad(fused({**p, "weight": weight}, HeadTransform()), weight)[0])
