@@ -52,7 +52,8 @@ def steps(config: RunConfig) -> list[Step]:
         made_here = tuple(entry for entry in entries if (entry.stage, entry.step) == (stage, name))
         return Step(stage, name, made_here, make, check)
 
-    street = [step("tokenize", "dialogues", _prepare_dialogues)]
+    street = [step("write", "", _write, _check_writing)] if config.dialogues.prompts else []
+    street.append(step("tokenize", "dialogues", _prepare_dialogues))
     street += [step("tokenize", name, partial(_tokenize, name)) for name in names]
     street.append(step("extract", "", partial(_extract, names)))
     street += [step("align", source.name, partial(_align, source.name)) for source in config.sources]
@@ -66,7 +67,7 @@ def steps(config: RunConfig) -> list[Step]:
     return street
 
 
-STAGES = ("tokenize", "extract", "align", "train", "merge", "answer", "evaluate")
+STAGES = ("write", "tokenize", "extract", "align", "train", "merge", "answer", "evaluate")
 
 
 def check(config: RunConfig, only: str | None = None) -> None:
@@ -95,7 +96,9 @@ def run(config: RunConfig, *, progress: Progress, only: str | None = None) -> di
         UserError: as `check`, before any stage begins.
     """
     if only is not None and only not in [step.stage for step in steps(config)]:
-        raise ConfigError(f"this run has nothing to {only}: name sets of questions in evaluation.questions.sets")
+        names = {"write": "files of prompts in dialogues.prompts"}
+        named = names.get(only, "sets of questions in evaluation.questions.sets")
+        raise ConfigError(f"this run has nothing to {only}: name {named}")
     check(config, only)
     from evaluation.report import live
 
@@ -128,6 +131,18 @@ def _say_done(step: Step, progress: Progress, seconds: float, config: RunConfig)
 
 # Stages are imported where they are called: a stage that is skipped costs nothing, and one whose optional package is
 # missing stops only itself.
+
+
+def _check_writing(config: RunConfig) -> None:
+    with without_garbage_collection():
+        from cluster import writing
+    writing.check(config)
+
+
+def _write(config: RunConfig, progress: Progress) -> Artifact:
+    with without_garbage_collection():
+        from cluster import writing
+    return writing.run(config, progress=progress)
 
 
 def _prepare_dialogues(config: RunConfig, progress: Progress) -> Artifact:

@@ -20,6 +20,7 @@ from .models import ModelSection
 from .paths import FolderPath, PathText
 from .section import Section
 from .training import CONTROL, JOINT, TrainingSection
+from .writing import WritingSection
 
 
 class RunSection(Section):
@@ -38,8 +39,12 @@ class RunSection(Section):
 class DialoguesSection(Section):
     """What the models read."""
 
-    train: list[PathText] = Field(min_length=1)
-    """Files or dataset folders: JSONL, ShareGPT JSON, Parquet, a saved Hugging Face dataset."""
+    train: list[PathText] = []
+    """Files or dataset folders: JSONL, ShareGPT JSON, Parquet, a saved Hugging Face dataset. May be left out where there are
+    prompts."""
+    prompts: list[PathText] = []
+    """Files of prompts, in any form of questions (`.txt`, `prompt`, `instruction`, ...) or of dialogues, whose last answer is
+    then a reference; the writers answer them (`writing`), and the answers that are kept are read beside `train`."""
     held_out: list[PathText] = []
     """Files of held-out dialogues; if empty, `held_out_share` of the training dialogues is held out by the hash of the messages."""
     held_out_share: float = Field(0.02, ge=0, lt=1)
@@ -103,6 +108,7 @@ class RunConfig(Section, Places):
     pivot: ModelSection
     sources: list[ModelSection] = Field(min_length=1)
     dialogues: DialoguesSection
+    writing: WritingSection = WritingSection()
     extraction: ExtractionSection = ExtractionSection()
     alignment: AlignmentSection = AlignmentSection()
     training: TrainingSection = TrainingSection()
@@ -118,6 +124,15 @@ class RunConfig(Section, Places):
         reserved = {CONTROL, JOINT, "fused"} & set(names)
         if len(set(names)) < len(names) or reserved:
             raise ValueError(f"model names {names} must differ from each other and from 'sft', 'joint' and 'fused'")
+        return self
+
+    @model_validator(mode="after")
+    def _has_something_to_read(self) -> "RunConfig":
+        if not self.dialogues.train and not self.dialogues.prompts:
+            raise ValueError("dialogues: found neither train nor prompts, expected files of one of them, or of both")
+        self.writing.check_models([model.name for model in self.models])
+        if self.writing != WritingSection() and not self.dialogues.prompts:
+            raise ValueError("writing: there are no prompts to answer; name files of them in dialogues.prompts")
         return self
 
     @model_validator(mode="after")
@@ -146,6 +161,18 @@ class RunConfig(Section, Places):
             if model.name == name:
                 return model
         raise ConfigError(f"no model is named {name!r}; the run has {[model.name for model in self.models]}")
+
+    @property
+    def writers(self) -> list[ModelSection]:
+        """The models that answer the prompts."""
+        names = self.writing.writers or [source.name for source in self.sources]
+        return [self.model_named(name) for name in names]
+
+    @property
+    def scorers(self) -> list[ModelSection]:
+        """The models that score answers of others, for a rule that asks for it."""
+        names = self.writing.scorers or [source.name for source in self.sources]
+        return [self.model_named(name) for name in names]
 
     @property
     def model_ids(self) -> list[str]:
