@@ -134,14 +134,14 @@ def _say_done(step: Step, progress: Progress, seconds: float, config: RunConfig)
 
 
 def _check_writing(config: RunConfig) -> None:
-    with without_garbage_collection():
-        from cluster import writing
+    from cluster import writing
+
     writing.check(config)
 
 
 def _write(config: RunConfig, progress: Progress) -> Artifact:
-    with without_garbage_collection():
-        from cluster import writing
+    from cluster import writing
+
     return writing.run(config, progress=progress)
 
 
