@@ -119,7 +119,10 @@ def collect(folder: Path, *, quick: bool, at_once: int, only: list[str], again: 
         with file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(judgement.record(), ensure_ascii=False) + "\n")
         state = "well" if judgement.is_good else "NOT WELL"
-        print(f"{number:>6} {family}: {judgement.what}: {state}, {judgement.seconds} s {' '.join(judgement.remedies)}", flush=True)
+        print(
+            f"{number:>6} {family}: {judgement.what}: {state}, {judgement.seconds} s {' '.join(judgement.remedies)}",
+            flush=True,
+        )
         disk.unmount(place / "disk")
         if judgement.is_good:
             shutil.rmtree(place, ignore_errors=True)

@@ -85,7 +85,7 @@ def claim_store(layout: RunLayout, model: ResolvedModel, section: ExtractionSect
     vocab_size = int(tokens.attributes["vocab_size"])
     if section.k > vocab_size:
         raise ConfigError(f"extraction.k is {section.k}, the vocabulary of {name} has {vocab_size}; lower k")
-    longest = int(tokens.lengths.max())
+    longest = tokens.longest()
     limit = position_limit(model.folder)
     # vLLM's prompt logprobs come with one sampled token, which takes a position behind the dialogue.
     behind = 1 if section.capture == "prompt_logprobs" else 0
@@ -112,15 +112,18 @@ def finish(claim: Claim, store: RowStore) -> Artifact:
         ArtifactError: a commit mark is damaged.
     """
     sweep(store)
-    labels = store.label_logprobs()
-    scored = np.isfinite(labels)
+    total, num_scored = 0.0, 0
+    for shard in range(store.layout.num_shards):
+        labels = store.label_logprobs(shard)
+        scored = labels[np.isfinite(labels)]
+        total, num_scored = total + float(scored.sum(dtype=np.float64)), num_scored + len(scored)
     return claim.finish(
         {
             "shards": store.layout.num_shards,
             "dialogues": store.layout.num_dialogues,
             "rows": store.layout.num_rows,
-            "rows_without_score": int((~scored).sum()),
-            "mean_label_logprob": round(float(labels[scored].mean()), 6) if scored.any() else None,
+            "rows_without_score": store.layout.num_rows - num_scored,
+            "mean_label_logprob": round(total / num_scored, 6) if num_scored else None,
             "bytes": store.num_bytes(),
         }
     )

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ..errors import ArtifactError
 from .artifact import RECORD_FILE, delete, storage_errors
-from .row_store import COMMIT_ARRAY, RowStore
+from .row_arrays import COMMIT_ARRAY
+from .row_store import RowStore
 
 
 @dataclass(frozen=True)
