@@ -15,7 +15,7 @@ import numpy as np
 
 from fusechat.config import ModelSection
 from fusechat.models import model_files
-from fusechat.models.process_memory import give_memory_back, without_garbage_collection
+from fusechat.models.process_memory import give_memory_back
 from fusechat.storage.contracts import id_dtype
 from fusechat.storage.retry import patiently
 from fusechat.storage.row_store import RowStore
@@ -76,9 +76,8 @@ class TeacherWorker(EngineWorker):
 
     def _start_engine(self) -> dict[str, Any]:
         """Start an engine here; gives the report of its self-check."""
-        with without_garbage_collection():
-            from .engine.teacher import Teacher
-            from .self_check import check_teacher
+        from .engine.teacher import Teacher
+        from .self_check import check_teacher
 
         inputs = self.inputs
         folder = model_files.resolve_model(inputs.model)

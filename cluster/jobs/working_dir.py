@@ -95,7 +95,8 @@ def _refuse_relative(config: RunConfig) -> None:
 
 def _inputs(config: RunConfig, folder: Path) -> list[str]:
     """Relative paths that the run reads; on the cluster they begin at the folder that is sent."""
-    paths = [path.split("::")[0] for path in [*config.dialogues.train, *config.dialogues.held_out]]
+    section = config.dialogues
+    paths = [path.split("::")[0] for path in [*section.train, *section.prompts, *section.held_out]]
     paths += [model.template for model in config.models if model.template not in ("native", "pivot")]
     paths += [model.model for model in config.models if (folder / model.model).is_dir()]
     paths += [answer_set.file for answer_set in config.evaluation.questions.sets]

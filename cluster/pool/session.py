@@ -53,14 +53,14 @@ def start_local(num_cpus: int | None, object_store_bytes: int) -> None:
 
 
 def _connect(address: str, origin: str) -> None:
-    _knock(address, origin)
+    _check_listener(address, origin)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises plain RuntimeErrors, ConnectionErrors and errors of its own
         raise ClusterSetupError(f"{origin} {address!r}: {_explain(error)}") from error
 
 
-def _knock(address: str, origin: str) -> None:
+def _check_listener(address: str, origin: str) -> None:
     """Fail at once where nobody listens."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():

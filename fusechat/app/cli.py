@@ -70,6 +70,7 @@ def _stage_command(stage: str, text: str) -> None:
 
 
 for _stage, _text in {
+    "write": "Let models answer the prompts, and keep answers as dialogues.",
     "tokenize": "Read, check and tokenize the dialogues for every model.",
     "extract": "Score the dialogues with every teacher and store the top-k rows.",
     "align": "Lay every source's rows on the pivot's tokens and vocabulary.",
@@ -181,7 +182,7 @@ def serve(
 @app.command()
 def inspect(
     artifact: Annotated[str, typer.Argument(help="Folder or URL of an artifact.")],
-    dialogue: Annotated[int, typer.Option(help="Dialogue to show, counted from 0.")] = 0,
+    dialogue: Annotated[int, typer.Option(help="Dialogue (or prompt, with its answers) to show, counted from 0.")] = 0,
     rows: Annotated[int, typer.Option(help="Rows of it to show.")] = 24,
     verify: Annotated[bool, typer.Option("--verify", help="Read every object and check its checksum.")] = False,
     repair: Annotated[

@@ -234,13 +234,3 @@ def _sha256(path: Path) -> str:
 
 def _combined(items: Iterable[tuple[str, str]]) -> str:
     return text_digest("\n".join(f"{name} {digest}" for name, digest in sorted(items)))
-
-
-def own_stops(folder: Path) -> list[int]:
-    """End-of-sequence ids that a model's own files name."""
-    for name in ("generation_config.json", "config.json"):
-        path = folder / name
-        found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-        if found is not None:
-            return found if isinstance(found, list) else [found]
-    return []

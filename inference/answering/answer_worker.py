@@ -14,8 +14,8 @@ import numpy as np
 from fusechat.config import ModelSection
 from fusechat.config.evaluation import AnswerSetSection
 from fusechat.models import model_files
-from fusechat.models.model_files import own_stops
 from fusechat.models.model_limits import position_limit
+from fusechat.models.stop_ids import own_stop_ids
 from fusechat.storage import artifact
 from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import HERE, Place
@@ -82,7 +82,7 @@ class AnswerWorker(EngineWorker):
         tokens = TokensReader(inputs.tokens_url)
         self._template = ChatTemplate.from_attributes(tokens.attributes)
         self._tokenizer, _ = load_tokenizer(str(model_files.resolve_model(inputs.reader)), template=self._template.text)
-        self._stops = sorted({*tokens.turn_end_ids(), *own_stops(Path(inputs.model_folder))})
+        self._stops = sorted({*tokens.turn_end_ids(), *own_stop_ids(Path(inputs.model_folder))})
         self._questions = {name: read_questions(section.file, section.form) for name, section in inputs.sets.items()}
         self._positions = self._needed_positions()
         self._teacher = Teacher(

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from fusechat.config import EngineSection
-from fusechat.models import model_files
 from fusechat.models.process_memory import without_garbage_collection
+from fusechat.models.stop_ids import own_stop_ids
 
 
 def generate_texts(
@@ -44,7 +44,7 @@ def generate_texts(
     tokenizer, text = load_tokenizer(model, template=template)
     chat_template = ChatTemplate(text, template_arguments)
     prompts = [np.array(tokenize_prompt(tokenizer, chat_template, messages), np.int32) for messages in asked]
-    own = model_files.own_stops(Path(model)) if Path(model).is_dir() else []
+    own = own_stop_ids(Path(model)) if Path(model).is_dir() else []
     stops = sorted({*own, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})
     longest = max(map(len, prompts)) + max_new_tokens
     with Teacher(model, max_tokens=longest, engine=engine, mode="generate") as teacher:
