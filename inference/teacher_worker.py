@@ -67,7 +67,7 @@ class TeacherWorker(EngineWorker):
         self.tokens = TokensReader(inputs.tokens_url)
         self.store = RowStore.open(inputs.store_url, "logprobs", mode="r+")
         if inputs.served is not None:
-            self._teacher = RemoteTeacher(inputs.served)
+            self._teacher = RemoteTeacher(inputs.served, k=inputs.k)
             self._engine_turn = contextlib.nullcontext()  # the service gives the turns
             report: dict[str, Any] = {}
         else:
