@@ -145,7 +145,8 @@ def main() -> None:
         trainer.add_callback(timer)
         trainer.train()
         sharded = torch.distributed.is_torchelastic_launched() and DEVICE.type == "cuda"
-        if sharded and not isinstance(next(trainer.model.parameters()), DTensor):
+        trained: Any = trainer.model
+        if sharded and not isinstance(next(trained.parameters()), DTensor):
             raise SystemExit("FSDP2 has sharded nothing; see FSDP2 in benchmarks/trainer_contenders.py")
         print(json.dumps({"seconds": timer.seconds[-1], "peak": _peak_bytes()}))
         return

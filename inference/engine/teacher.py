@@ -50,7 +50,7 @@ class Teacher:
         """
         section = EngineSection.model_validate(engine or {})
         prepare_environment(section.tensor_parallel_size)
-        with without_garbage_collection():
+        with without_garbage_collection():  # vLLM: 1.4 s of 8.8
             from vllm.exceptions import VLLMClientError
             from vllm.v1.engine.llm_engine import LLMEngine
 
