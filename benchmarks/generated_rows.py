@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.writing_speed import PROMPTS, _prompts, _template
+from benchmarks.writing_speed import PROMPTS, prompts_of, template_of
 
 K, TOKENS, TEMPERATURE = 10, 64, 0.8
 
@@ -39,9 +39,9 @@ def generate(order: dict[str, Any], out: Path) -> None:
     from fusechat.text.tokenization import tokenize_prompt
     from inference.engine.environment import prepare_environment
 
-    template = _template(order)
+    template = template_of(order)
     tokenizer, _ = load_tokenizer(order["model"], template=template.text)
-    asked = [tokenize_prompt(tokenizer, template, prompt.dialogue) for prompt in _prompts(order)]
+    asked = [tokenize_prompt(tokenizer, template, prompt.dialogue) for prompt in prompts_of(order)]
     prepare_environment(1)
     from vllm import LLM, SamplingParams
 
@@ -107,10 +107,10 @@ def read_back(order: dict[str, Any], answers: list[dict[str, Any]]) -> float:
     from fusechat.text.chat_template import load_tokenizer
     from fusechat.text.tokenization import tokenize_dialogue
 
-    template = _template(order)
+    template = template_of(order)
     tokenizer, _ = load_tokenizer(order["model"], template=template.text)
     reader, same, whole = AnswerReader(tokenizer, template), 0, 0
-    by_prompt = {tuple(_asked(tokenizer, template, one)): one for one in _prompts(order)}
+    by_prompt = {tuple(_asked(tokenizer, template, one)): one for one in prompts_of(order)}
     for one in answers:
         if one["answer"][-1] not in reader.stop_ids:
             continue  # cut off: it becomes no dialogue
