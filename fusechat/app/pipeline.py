@@ -132,14 +132,14 @@ def _say_done(step: Step, progress: Progress, seconds: float, config: RunConfig)
 
 def _prepare_dialogues(config: RunConfig, progress: Progress) -> Artifact:
     with without_garbage_collection():
-        from ..text import tokenize_stage
-    return tokenize_stage.prepare_dialogues(config, progress=progress)
+        from cluster import tokenizing
+    return tokenizing.read_dialogues(config, progress=progress)
 
 
 def _tokenize(name: str, config: RunConfig, progress: Progress) -> list[Artifact]:
     with without_garbage_collection():
-        from ..text import tokenize_stage
-    return tokenize_stage.tokenize(config, name, progress=progress)
+        from cluster import tokenizing
+    return tokenizing.tokenize(config, name, progress=progress)
 
 
 def _extract(names: list[str], config: RunConfig, progress: Progress) -> dict[str, Artifact]:

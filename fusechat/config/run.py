@@ -84,7 +84,8 @@ class DialoguesSection(Section):
     """What the models read."""
 
     train: list[PathText] = Field(min_length=1)
-    """Files or dataset folders: JSONL, ShareGPT JSON, Parquet, a saved Hugging Face dataset."""
+    """Files or dataset folders: JSONL, ShareGPT JSON, Parquet, a saved Hugging Face dataset (`folder::split`), or one of the hub
+    (`hub:OWNER/NAME::split`, `hub:OWNER/NAME/CONFIG@REVISION::split`)."""
     held_out: list[PathText] = []
     """Files of held-out dialogues; if empty, `held_out_share` of the training dialogues is held out by the hash of the messages."""
     held_out_share: float = Field(0.02, ge=0, lt=1)
