@@ -196,16 +196,16 @@ def _text_kinds(
 ) -> np.ndarray:
     kinds = np.zeros(len(token_ids), np.uint8)
     for row in range(len(token_ids)):
-        found = _END if is_end_of_turn[row] else _PROSE
+        kind = _END if is_end_of_turn[row] else _PROSE
         for place in range(offsets[token_ids[row]], offsets[token_ids[row] + 1]):
             byte = data[place]
             if byte >= 0x80:
-                found = max(found, _OTHER)
+                kind = max(kind, _OTHER)
             elif 0x30 <= byte <= 0x39:
-                found = max(found, _DIGITS)
+                kind = max(kind, _DIGITS)
             elif code_bytes[byte]:
-                found = max(found, _CODE)
-        kinds[row] = found
+                kind = max(kind, _CODE)
+        kinds[row] = kind
     return kinds
 
 

@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once, one thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/bench_fusion"))
     parser.add_argument("--arms", choices=("main", "merges", "all"), default="all")
+    parser.add_argument("--report", action="store_true", help="run nothing: tables of what is finished")
     parser.add_argument("--only", help="WORLD:SEED: run this one alone, and summarise nothing")
     parser.add_argument("--real-text", nargs=2, type=Path, metavar=("TRAIN", "HELD_OUT"))
     parser.add_argument("--pivot", help="model folder, with --real-text")
@@ -94,7 +95,8 @@ def main() -> None:
         if world not in WORLDS:
             parser.error(f"found world {world!r}, expected some of {', '.join(WORLDS)}")
     units = [f"{world}:{seed}" for world in worlds for seed in range(seeds)]
-    run_all("benchmarks.bench_fusion", units, ["--out", str(arguments.out), "--arms", arguments.arms], arguments.jobs)
+    options = ["--out", str(arguments.out), "--arms", arguments.arms]
+    run_all("benchmarks.bench_fusion", [] if arguments.report else units, options, arguments.jobs)
     report(arguments.out, worlds, seeds, arguments.arms)
 
 

@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once, one thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/bench_fusion"))
+    parser.add_argument("--report", action="store_true", help="run nothing: tables of what is finished")
     parser.add_argument("--only", help="WORLD:SEED: run this one alone, and summarise nothing")
     arguments = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
@@ -57,12 +58,8 @@ def main() -> None:
         if world not in WORLDS:
             parser.error(f"found world {world!r}, expected some of {', '.join(WORLDS)}")
     options = ["--out", str(out), *(["--quick"] if arguments.quick else [])]
-    run_all(
-        "benchmarks.bench_writing",
-        [f"{world}:{seed}" for world in worlds for seed in range(seeds)],
-        options,
-        arguments.jobs,
-    )
+    units = [f"{world}:{seed}" for world in worlds for seed in range(seeds)]
+    run_all("benchmarks.bench_writing", [] if arguments.report else units, options, arguments.jobs)
     results: dict[str, Results] = {}
     for world in worlds:
         results[world] = read_results(out, world, seeds, [*GIVEN_ARMS, *written])
@@ -91,7 +88,8 @@ def summary(worlds: dict[str, Results]) -> dict[str, Any]:
     """The JSON object: greedy answers, world B and known wordings, unless a key says otherwise (`_sampled`, `_L`, `new_`).
 
     `X_minus_sft_bits` (`_low`, `_high`), `X_accuracy` and `X_minus_sft_accuracy` of every X in `DATA_ARMS`, and of
-    `given_rows`; `given_written_rows_minus_given_rows_bits`: what written answers add to rows.
+    `given_rows`; `given_written_rows_minus_given_rows_bits` and `..._minus_given_written_sft_bits`: what written answers add to
+    rows, and rows to written answers.
     """
     values: dict[str, Any] = {"seeds": {world: len(results) for world, results in worlds.items()}}
     for world, results in worlds.items():
@@ -99,18 +97,25 @@ def summary(worlds: dict[str, Results]) -> dict[str, Any]:
             suffix = "" if world == "B" else f"_{world}"
             sft = difference(results, "sft", "sft", wording)
             values[f"{prefix}sft_accuracy{suffix}"] = sft and round(sft["accuracy"], 4)
-            arms = {"given_rows": "joint"}
-            for how in HOWS:
-                ending = "" if how == "greedy" else f"_{how}"
-                arms |= {f"{name}{ending}": f"{arm}.{how}" for name, arm in DATA_ARMS.items()}
-            for name, arm in arms.items():
+            for name, arm in _named_arms().items():
                 found = difference(results, arm, "sft", wording)
+                if found is None and (suffix or name.endswith("_sampled")):
+                    continue  # of what was not run, only the main figures are named
                 put_difference(values, f"{prefix}{name}_minus_sft_bits{suffix}", found)
                 values[f"{prefix}{name}_accuracy{suffix}"] = found and round(found["accuracy"], 4)
                 put_difference(values, f"{prefix}{name}_minus_sft_accuracy{suffix}", found, "accuracy_")
-            both = difference(results, "given_written_rows.greedy", "joint", wording)
-            put_difference(values, f"{prefix}given_written_rows_minus_given_rows_bits{suffix}", both)
+            for base, arm in (("given_rows", "joint"), ("given_written_sft", "given_written.greedy")):
+                both = difference(results, "given_written_rows.greedy", arm, wording)
+                if both is not None:
+                    put_difference(values, f"{prefix}given_written_rows_minus_{base}_bits{suffix}", both)
     return values
+
+
+def _named_arms() -> dict[str, str]:
+    """Name in the JSON object -> arm."""
+    endings = {"greedy": "", "sampled": "_sampled"}
+    arms = {f"{name}{endings[how]}": f"{arm}.{how}" for how in HOWS for name, arm in DATA_ARMS.items()}
+    return {"given_rows": "joint", **arms}
 
 
 if __name__ == "__main__":

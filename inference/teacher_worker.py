@@ -15,7 +15,7 @@ import numpy as np
 
 from fusechat.config import ModelSection
 from fusechat.models import model_files
-from fusechat.models.process_memory import give_memory_back, without_garbage_collection
+from fusechat.models.process_memory import give_memory_back
 from fusechat.storage.contracts import id_dtype
 from fusechat.storage.retry import patiently
 from fusechat.storage.row_store import RowStore
@@ -60,9 +60,8 @@ class TeacherWorker(EngineWorker):
         Raises:
             TeacherError: the engine does not start or fails its self-check.
         """
-        with without_garbage_collection():
-            from .engine.teacher import Teacher
-            from .self_check import check_teacher
+        from .engine.teacher import Teacher
+        from .self_check import check_teacher
 
         started, inputs = time.monotonic(), self.inputs
         folder = model_files.resolve_model(inputs.model)

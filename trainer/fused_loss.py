@@ -24,8 +24,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .head_product import Gradients, HeadProduct, HeadTransform, block_and_chunk, product_dtype
 from .losses import (
     IGNORED_LABEL,
+    PUBLISHED_DIVERGENCE,
+    PUBLISHED_SFT_WEIGHT,
+    PUBLISHED_TAIL,
+    PUBLISHED_TEMPERATURE,
     Divergence,
     Tail,
     check_options,
@@ -33,38 +38,19 @@ from .losses import (
     row_log_probabilities,
     weights_of_rows,
 )
-from .precision import cpu_has_bfloat16_products
-
-CHUNK_BYTES = {"cpu": 24 << 20, "cuda": 256 << 20}
-"""float32 bytes of one chunk of logits. CPU: measured best where a chunk fits the cache; GPU: keeps the products large."""
-BLOCK_BYTES = 96 << 20
-"""CPU: bytes of one block of logits, in the dtype of the products; a block is several chunks."""
-MAX_CHUNK_TOKENS = 4096
-VOCABULARY_TILE = 4096
-"""Entries of the vocabulary whose gradient is rounded and added while it is in the cache."""
 
 
 @dataclass(frozen=True)
 class LossOptions:
     """Options of the loss; `fusion_loss` explains them."""
 
-    sft_weight: float = 0.9
-    divergence: Divergence = "ce"
-    temperature: float = 1.0
-    tail: Tail = "renormalise"
+    sft_weight: float = PUBLISHED_SFT_WEIGHT
+    divergence: Divergence = PUBLISHED_DIVERGENCE
+    temperature: float = PUBLISHED_TEMPERATURE
+    tail: Tail = PUBLISHED_TAIL
 
     def __post_init__(self) -> None:
         check_options(self.sft_weight, self.divergence, self.temperature, self.tail)
-
-
-@dataclass(frozen=True)
-class HeadTransform:
-    """What a model does to `hidden @ weight.T` before the softmax."""
-
-    scale: float = 1.0
-    """Multiplies the logits."""
-    softcap: float | None = None
-    """Logits become softcap * tanh(logits / softcap)."""
 
 
 class FusionSums(NamedTuple):
@@ -89,11 +75,11 @@ def fused_linear_fusion_loss(
     labels: Tensor,
     topk_ids: Tensor,
     topk_logprobs: Tensor,
-    sft_weight: float = 0.9,
-    divergence: Divergence = "ce",
+    sft_weight: float = PUBLISHED_SFT_WEIGHT,
+    divergence: Divergence = PUBLISHED_DIVERGENCE,
     *,
-    temperature: float = 1.0,
-    tail: Tail = "renormalise",
+    temperature: float = PUBLISHED_TEMPERATURE,
+    tail: Tail = PUBLISHED_TAIL,
     row_weights: Tensor | None = None,
     label_weights: Tensor | None = None,
     bias: Tensor | None = None,
@@ -168,11 +154,11 @@ class _FusedLoss(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, ids: Tensor, log_p: Tensor,
         row_weights: Tensor, label_weights: Tensor | None, options: LossOptions, head: HeadTransform, scale: float | Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-        dtype = _product_dtype(hidden)
+        dtype = product_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
-            product = _HeadProduct(weight.to(dtype), None if bias is None else bias.to(dtype), head)
-            gradients = _Gradients.like(hidden, weight, bias, ctx.needs_input_grad, log_p.dtype)
-            block_tokens, chunk_tokens = _block_and_chunk(hidden, weight, dtype)
+            product = HeadProduct(weight.to(dtype), None if bias is None else bias.to(dtype), head)
+            gradients = Gradients.like(hidden, weight, bias, ctx.needs_input_grad, log_p.dtype)
+            block_tokens, chunk_tokens = block_and_chunk(hidden, weight, dtype)
             logits_buffer = torch.empty(block_tokens, len(weight), dtype=dtype, device=hidden.device)
             q_buffer = torch.empty(chunk_tokens, len(weight), dtype=log_p.dtype, device=hidden.device)
             sums = torch.zeros(4, dtype=log_p.dtype, device=hidden.device)
@@ -202,29 +188,6 @@ class _FusedLoss(torch.autograd.Function):
         unscaled = bool(factor == 1)
         grads = [grad if grad is None or unscaled else grad * factor.to(grad.dtype) for grad in ctx.saved_tensors]
         return *grads, *([None] * 8)
-
-
-@dataclass(frozen=True)
-class _HeadProduct:
-    """hidden -> logits."""
-
-    weight: Tensor
-    bias: Tensor | None
-    transform: HeadTransform
-
-    def logits(self, rows: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor | float | None]:
-        """Logits of some tokens, in the buffer, and their slope by the plain product (None: 1)."""
-        logits = torch.mm(rows, self.weight.t(), out=buffer)
-        if self.bias is not None:
-            logits.add_(self.bias)
-        scale, softcap = self.transform.scale, self.transform.softcap
-        if scale != 1:
-            logits.mul_(scale)
-        if softcap is None:
-            return logits, None if scale == 1 else scale
-        capped = torch.tanh(logits.float() / softcap) if logits.dtype != torch.float64 else torch.tanh(logits / softcap)
-        logits.copy_(capped * softcap)
-        return logits, scale * (1 - capped.square())
 
 
 def _score(
@@ -288,83 +251,3 @@ def _row_gradient(log_q: Tensor, log_p: Tensor, options: LossOptions) -> tuple[T
         return value.squeeze(1), q * (log_q - log_p - value), outside
     value = (p * (log_p - log_q if options.divergence == "kl" else -log_q)).sum(dim=1)
     return value, q - p, 1 - torch.exp(log_p - log_q)[:, -1:] if bucket else None
-
-
-class _Gradients:
-    """Gradients of hidden states, weight and bias, gathered chunk by chunk; weight and bias in float32 or wider."""
-
-    def __init__(self, hidden: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> None:
-        self.hidden, self.weight, self.bias = hidden, weight, bias
-
-    @classmethod
-    def like(
-        cls, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, ...], accumulate: torch.dtype
-    ) -> "_Gradients":
-        """Room for those that are needed."""
-        return cls(
-            torch.empty_like(hidden, memory_format=torch.contiguous_format) if needed[0] else None,
-            torch.zeros(weight.shape, dtype=accumulate, device=weight.device) if needed[1] else None,
-            torch.zeros(bias.shape, dtype=accumulate, device=bias.device) if bias is not None and needed[2] else None,
-        )
-
-    @property
-    def wanted(self) -> bool:
-        return not (self.hidden is None and self.weight is None and self.bias is None)
-
-    def add(self, block: slice, gradient: Tensor, rows: Tensor, weight: Tensor) -> None:
-        """Add one block's share of hidden states and weight.
-
-        Args:
-            gradient: [tokens, V] by the plain product, in the dtype of the products.
-            rows, weight: the factors of the product.
-        """
-        if self.hidden is not None:
-            self.hidden[block] = gradient @ weight
-        if self.weight is None:
-            return
-        if gradient.dtype == self.weight.dtype:
-            self.weight.addmm_(gradient.t(), rows)
-        elif gradient.is_cuda:
-            torch.addmm(self.weight, gradient.t(), rows, out_dtype=self.weight.dtype, out=self.weight)
-        else:
-            for start in range(0, len(self.weight), VOCABULARY_TILE):
-                tile = slice(start, start + VOCABULARY_TILE)
-                self.weight[tile] += gradient[:, tile].t() @ rows
-
-    def add_bias(self, gradient: Tensor) -> None:
-        """Add one chunk's share of the bias; `gradient` is [tokens, V] in the accumulation dtype."""
-        if self.bias is not None:
-            self.bias += gradient.sum(dim=0)
-
-    def finish(
-        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float | Tensor
-    ) -> tuple[Tensor | None, ...]:
-        """The gradients times `scale`, in the dtypes of their tensors."""
-        for gradient in (self.hidden, self.weight, self.bias):
-            if gradient is not None:
-                gradient.mul_(scale)
-        return (
-            self.hidden,
-            None if self.weight is None else self.weight.to(weight.dtype),
-            None if self.bias is None or bias is None else self.bias.to(bias.dtype),
-        )
-
-
-def _product_dtype(hidden: Tensor) -> torch.dtype:
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    if device != "cpu" or dtype not in (torch.bfloat16, torch.float16):
-        return dtype
-    # float16 needs instructions of its own, which hardly any CPU has.
-    return dtype if dtype == torch.bfloat16 and cpu_has_bfloat16_products() else torch.float32
-
-
-def _block_and_chunk(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> tuple[int, int]:
-    """Tokens of a block and of a chunk; the block's logits take no more than half the weight's gradient, or BLOCK_BYTES."""
-    device, vocab_size, width = hidden.device.type, *weight.shape
-    limit = min(MAX_CHUNK_TOKENS, max(1, len(hidden)))
-    chunk = max(1, min(limit, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * vocab_size)))
-    if device != "cpu":
-        return chunk, chunk
-    block = max(chunk, BLOCK_BYTES // (dtype.itemsize * vocab_size), 2 * width // dtype.itemsize)
-    return min(limit, block // chunk * chunk), chunk

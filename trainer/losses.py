@@ -26,6 +26,11 @@ from torch import Tensor
 Divergence = Literal["ce", "kl", "reverse_kl"]
 Tail = Literal["renormalise", "bucket"]
 
+PUBLISHED_SFT_WEIGHT = 0.9
+PUBLISHED_DIVERGENCE: Divergence = "ce"
+PUBLISHED_TEMPERATURE = 1.0
+PUBLISHED_TAIL: Tail = "renormalise"
+"""What the functions take where nothing is given: FuseChat's own loss. A run's defaults stand in the run file's section."""
 IGNORED_LABEL = -100
 MIN_TAIL_MASS = 1e-6
 """Floor of a row's tail mass: stored rows are rounded, so less is not known, and reverse_kl needs a finite logarithm."""
@@ -36,11 +41,11 @@ def fusion_loss(
     labels: Tensor,
     topk_ids: Tensor,
     topk_logprobs: Tensor,
-    sft_weight: float = 0.9,
-    divergence: Divergence = "ce",
+    sft_weight: float = PUBLISHED_SFT_WEIGHT,
+    divergence: Divergence = PUBLISHED_DIVERGENCE,
     *,
-    temperature: float = 1.0,
-    tail: Tail = "renormalise",
+    temperature: float = PUBLISHED_TEMPERATURE,
+    tail: Tail = PUBLISHED_TAIL,
     row_weights: Tensor | None = None,
     label_weights: Tensor | None = None,
 ) -> Tensor:

@@ -11,7 +11,14 @@ from .kills import OPERATIONS
 from .trial import Disturbed, Tools
 from .world import STAGES, VARIANTS
 
-BYTES = {"tokenize": 30_000, "extract": 30_000, "align": 40_000, "train": 4_000_000, "merge": 400_000, "evaluate": 300_000}
+BYTES = {
+    "tokenize": 30_000,
+    "extract": 30_000,
+    "align": 40_000,
+    "train": 4_000_000,
+    "merge": 400_000,
+    "evaluate": 300_000,
+}
 """Stage -> about how many bytes it writes; only says how places are drawn."""
 ERRORS = {errno.ENOSPC: "no space", errno.EDQUOT: "over quota", errno.EROFS: "read-only", errno.EACCES: "no permission"}
 
@@ -43,7 +50,9 @@ def small_disk(tools: Tools) -> Disturbed:
     disk.mkdir()
     mount(disk, "size=1g")
     run = tools.world.begin(variant, stage, disk / "run")
-    used = int(subprocess.run(["du", "-s", "-B4096", str(disk)], check=True, capture_output=True, text=True).stdout.split()[0])
+    used = int(
+        subprocess.run(["du", "-s", "-B4096", str(disk)], check=True, capture_output=True, text=True).stdout.split()[0]
+    )
     more = draw.randrange(1, max(2, BYTES[stage] // 4096 + 30))
     mount(disk, f"remount,nr_blocks={used + more}")
     ending = start(run.arguments).wait()

@@ -37,7 +37,9 @@ class Difference:
 def contents(folder: Path) -> dict[str, bytes]:
     """File -> what is compared of it."""
     files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: normal(name, path.read_bytes(), str(folder)) for name, path in files.items() if not LEFT_OUT.search(name)}
+    return {
+        name: normal(name, path.read_bytes(), str(folder)) for name, path in files.items() if not LEFT_OUT.search(name)
+    }
 
 
 def normal(name: str, data: bytes, place: str) -> bytes:
@@ -65,7 +67,9 @@ def compare(expected: dict[str, bytes], got: dict[str, bytes]) -> Difference:
     doubled = sorted(got.keys() - expected.keys())
     doubled += [name for name, data in got.items() if name.endswith(".jsonl") and _has_twice(data) and name in expected]
     differing = [name for name in sorted(expected.keys() & got.keys()) if expected[name] != got[name]]
-    return Difference(sorted(expected.keys() - got.keys()), doubled, [name for name in differing if name not in doubled])
+    return Difference(
+        sorted(expected.keys() - got.keys()), doubled, [name for name in differing if name not in doubled]
+    )
 
 
 def _has_twice(data: bytes) -> bool:

@@ -20,7 +20,13 @@ def kill_at_operation(tools: Tools) -> Disturbed:
     after = draw.randrange(OPERATIONS[stage])
     trap = Trap(folder=str(run.folder), kind=KILL, after=after)
     ending = start(run.arguments, trap=trap).wait()
-    return Disturbed(run, f"SIGKILL of the driver at change {after} of a file from {stage} on ({variant})", [ending], variant, killed=True)
+    return Disturbed(
+        run,
+        f"SIGKILL of the driver at change {after} of a file from {stage} on ({variant})",
+        [ending],
+        variant,
+        killed=True,
+    )
 
 
 def kill_at_moment(tools: Tools) -> Disturbed:
@@ -35,7 +41,9 @@ def kill_at_moment(tools: Tools) -> Disturbed:
         running.send(signal.SIGKILL)
         ended.append(running.wait())
     shown = " and ".join(f"{seconds:.2f} s" for seconds in waits)
-    return Disturbed(run, f"SIGKILL of the driver after {shown}, from {stage} on ({variant})", ended, variant, killed=True)
+    return Disturbed(
+        run, f"SIGKILL of the driver after {shown}, from {stage} on ({variant})", ended, variant, killed=True
+    )
 
 
 def stop(tools: Tools) -> Disturbed:

@@ -14,7 +14,10 @@ def clock_back(tools: Tools) -> Disturbed:
     """The clock jumps back, by seconds or years, after a number of readings."""
     draw, variant, stage = tools.draw, tools.draw.choice(list(VARIANTS)), tools.draw.choice(STAGES)
     run = tools.world.begin(variant, stage, tools.folder / "run")
-    after, seconds = draw.choice([0, draw.randrange(3000)]), draw.choice([1, 60, 3600, 86_400, 30 * 86_400, 5 * 365 * 86_400])
+    after, seconds = (
+        draw.choice([0, draw.randrange(3000)]),
+        draw.choice([1, 60, 3600, 86_400, 30 * 86_400, 5 * 365 * 86_400]),
+    )
     ending = start(run.arguments, trap=Trap(clock_after=after, clock_shift=-seconds)).wait()
     what = f"the clock set back by {seconds} s after {after} readings, from {stage} on ({variant})"
     return Disturbed(run, what, [ending], variant)
@@ -22,7 +25,11 @@ def clock_back(tools: Tools) -> Disturbed:
 
 def little_memory(tools: Tools) -> Disturbed:
     """The driver may take only so many bytes more (RLIMIT_AS)."""
-    draw, variant, stage = tools.draw, tools.draw.choice(list(VARIANTS)), tools.draw.choice([s for s in STAGES if s != "extract"])
+    draw, variant, stage = (
+        tools.draw,
+        tools.draw.choice(list(VARIANTS)),
+        tools.draw.choice([s for s in STAGES if s != "extract"]),
+    )
     run = tools.world.begin(variant, stage, tools.folder / "run")
     mib = draw.choice([1, 2, 4, 8, 16, 32, 64, 128, 256])
     ending = start(run.arguments, trap=Trap(memory=mib * 2**20)).wait()

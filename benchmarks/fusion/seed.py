@@ -32,16 +32,20 @@ class Seed:
         self.pivot = self._make(models, PIVOT)
         self.sources = {model.name: self._make(models, model) for model in self.spec.sources}
         self.world = World(number, self.spec)
-        training = self.world.training()
+        self.given = self.world.training()
         self._held_out, self.weights, self.is_first = self.world.held_out()
-        self.corpus: Corpus = self.corpus_of(training, self.folder)
         self._targets: dict[str, State] = {}
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """Of the given dialogues."""
+        return self.corpus_of(self.given, self.folder)
 
     def corpus_of(self, training: list[Dialogue], folder: Path) -> Corpus:
         """Training dialogues and this seed's held-out ones, taken through the stages in a folder."""
         write_dialogues(folder / "train.jsonl", training)
         write_dialogues(folder / "held_out.jsonl", self._held_out)
-        config = _config(folder, self.pivot, self.sources, self.number)
+        config = world_config(folder, self.pivot, self.sources, self.number)
         run_stages(config)
         return read_corpus(config)
 
@@ -56,12 +60,13 @@ class Seed:
         name, _, how = arm.partition(".")
         if how and how not in self.corpus.sources:
             return {"figures": self.measure(self._merge(name, how))}
-        trained = self._train(self._lesson(arm))
+        trained = self._train(self.lesson(arm))
         if how or arm == CONTROL:  # merges take it from here
             self._targets[arm] = state_of(trained.model)
         return {"figures": self.measure(trained.model), "open_share": trained.open_share}
 
-    def _lesson(self, arm: str) -> Lesson:
+    def lesson(self, arm: str) -> Lesson:
+        """What an arm teaches."""
         return lesson_of(self.corpus, arm, self.oracle if arm == "oracle" else None)
 
     def _train(self, lesson: Lesson) -> Any:
@@ -69,7 +74,7 @@ class Seed:
 
     def _target(self, arm: str) -> State:
         if arm not in self._targets:
-            self._targets[arm] = state_of(self._train(self._lesson(arm)).model)
+            self._targets[arm] = state_of(self._train(self.lesson(arm)).model)
         return self._targets[arm]
 
     def _merge(self, name: str, how: str) -> Any:
@@ -82,7 +87,7 @@ class Seed:
         if how.startswith("fisher"):
             models = [with_state(self.pivot, target) for target in targets]
             rest["fishers"] = [
-                fisher_of(model, self.corpus, self._lesson(arm)) for model, arm in zip(models, arms, strict=True)
+                fisher_of(model, self.corpus, self.lesson(arm)) for model, arm in zip(models, arms, strict=True)
             ]
         return with_state(self.pivot, TRIED[how](base, targets, **rest))
 
@@ -130,7 +135,8 @@ class Seed:
         return ModelRows(ids, logprobs, label, np.asarray(np.isfinite(logprobs).any(axis=1)))
 
 
-def _config(folder: Path, pivot: Path, sources: dict[str, Path], seed: int) -> RunConfig:
+def world_config(folder: Path, pivot: Path, sources: dict[str, Path], seed: int, k: int = 10) -> RunConfig:
+    """A run in a folder that holds its dialogues, train.jsonl and held_out.jsonl."""
     return RunConfig.model_validate({
         "run": {"output": str(folder / "out"), "store": str(folder / "store"), "seed": seed},
         "pivot": {"name": "pivot", "model": str(pivot)},
@@ -139,6 +145,7 @@ def _config(folder: Path, pivot: Path, sources: dict[str, Path], seed: int) -> R
             "train": [str(folder / "train.jsonl")], "held_out": [str(folder / "held_out.jsonl")],
             "max_tokens": 128, "on_overlap": "keep",
         },
+        "extraction": {"k": k},
     })  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -21,18 +22,23 @@ PROBE_SECONDS = 120.0
 
 
 def check_cluster(config: RunConfig, names: list[str], places: dict[str, str]) -> None:
+    """As `check_engines`, for models of the run by their names."""
+    check_engines(config, [config.model_named(name) for name in names], places)
+
+
+def check_engines(config: RunConfig, models: Sequence[ModelSection], places: dict[str, str]) -> None:
     """Refuse what could only fail later, after the weights were loaded.
 
     Args:
-        names: models whose engines will start.
+        models: whose engines will start.
         places: setting -> the URL or folder below it that the engines read and write.
     Raises:
         ClusterSetupError: results in a relative path on a given cluster, an engine for which there are too few GPUs (what
             is missing, what would fit), or a place that a node cannot reach.
     """
     require_absolute(config)
-    for name in names:
-        check_gpus(config, config.model_named(name))
+    for model in models:
+        check_gpus(config, model)
     if config.cluster.ray_address:
         for setting, url in places.items():
             check_reach(setting, url)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..config import CONTROL, RunConfig
 from ..config.recipe import Recipe
-from ..text.recipes import dialogues_recipe, tokens_recipe
+from ..text.recipes import dialogues_recipe, prompts_recipe, tokens_recipe
 
 
 def shared_places(config: RunConfig, root: Path) -> dict[str, str]:
@@ -55,7 +55,7 @@ def _recipes(config: RunConfig) -> dict[str, Recipe]:
 
     pivot, capture, seed = config.pivot.name, config.extraction.capture, config.run.seed
     sources = [source.name for source in config.sources]
-    recipes = {"dialogues": dialogues_recipe(config.dialogues, config.pivot, capture)}
+    recipes = {**_writing_recipes(config), "dialogues": dialogues_recipe(config.dialogues, config.pivot, capture)}
     for model in config.models:
         tokens = tokens_recipe(model, capture)
         recipes |= {f"tokens/{model.name}": tokens, f"tokens/{model.name}.held_out": tokens}
@@ -69,6 +69,23 @@ def _recipes(config: RunConfig) -> dict[str, Recipe]:
         )
     recipes["fused"] = fused_recipe(config.merge, config.merged_names, seed=seed)
     return {**recipes, **_answer_recipes(config)}
+
+
+def _writing_recipes(config: RunConfig) -> dict[str, Recipe]:
+    """Of prompts, answers by writer, and what is kept of them; nothing where there are no prompts."""
+    from inference.writing.selection import recipe as written_recipe
+    from inference.writing.stage import recipe as answers_recipe
+
+    if not config.dialogues.prompts:
+        return {}
+    section = config.writing
+    seed = config.run.seed if section.seed is None else section.seed
+    recipes = {"writing/prompts": prompts_recipe(config.dialogues)}
+    for writer in config.writers:
+        recipes[f"writing/answers/{writer.name}"] = answers_recipe(writer, section, seed)
+    judge, names = section.judge or config.evaluation.judge, [writer.name for writer in config.writers]
+    recipes["writing/dialogues"] = written_recipe(section, names, config.scorers, judge, seed)
+    return recipes
 
 
 def _answer_recipes(config: RunConfig) -> dict[str, Recipe]:

@@ -18,6 +18,7 @@ from ..storage.contracts import CHOICE, RowKind, TokenField
 from ..storage.row_store import RowStore
 from ..storage.tokens import Tokens, TokensReader
 from ..storage.zarr_arrays import ATTRIBUTE, whole_array
+from . import written_answers
 
 
 def show_artifact(url: str, *, dialogue: int, num_rows: int, verify: bool, repair: bool = False) -> None:
@@ -53,6 +54,9 @@ def show_artifact(url: str, *, dialogue: int, num_rows: int, verify: bool, repai
             print(line)
     elif record["kind"] == "choice":
         for line in choice_lines(url, dialogue):
+            print(line)
+    elif record["kind"] in written_answers.KINDS and "prompts" in {record["kind"], *record.get("parents", {})}:
+        for line in written_answers.prompt_lines(url, record["kind"], dialogue):
             print(line)
     elif record["kind"] == "tokens":
         for line in token_lines(url, dialogue, num_rows):

@@ -136,7 +136,7 @@ def lay_out_pieces(url: str, pieces: str, sums: TokenSums, num_pieces: int, appe
                 counts = read_counts(pieces, piece)
                 lengths, rows = np.array(counts.lengths, np.int64), np.array(counts.rows, np.int64)
                 if appended_end is not None:
-                    ended = _end_dialogues(_read_arrays(pieces, piece), lengths, appended_end)
+                    ended = end_dialogues(_read_arrays(pieces, piece), lengths, appended_end)
                     lengths = lengths + (lengths > 0)
                     rows = _rows_of(ended["is_scored"], lengths)
                 ends = starts[-1] + np.cumsum(lengths)
@@ -191,7 +191,7 @@ class TokenJoiner:
             arrays = _read_arrays(self._inputs.pieces, piece)
             if self._index.appended_end is not None:
                 lengths = np.array(read_counts(self._inputs.pieces, piece).lengths, np.int64)
-                arrays = _end_dialogues(arrays, lengths, self._index.appended_end)
+                arrays = end_dialogues(arrays, lengths, self._index.appended_end)
             begin = max(first - starts[piece], 0)
             yield {name: array[begin : stop - starts[piece]] for name, array in arrays.items()}
             piece += 1
@@ -206,7 +206,7 @@ def _read_arrays(url: str, piece: int) -> dict[str, np.ndarray]:
         return {name: arrays[name] for name in OF_TOKENS}
 
 
-def _end_dialogues(arrays: dict[str, np.ndarray], lengths: np.ndarray, token_id: int) -> dict[str, np.ndarray]:
+def end_dialogues(arrays: dict[str, np.ndarray], lengths: np.ndarray, token_id: int) -> dict[str, np.ndarray]:
     """The arrays of a piece with one token more behind each dialogue that has tokens: it ends the last turn."""
     ends = np.cumsum(lengths)[lengths > 0]
     values = {

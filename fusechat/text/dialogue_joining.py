@@ -1,7 +1,7 @@
 """Joins the pieces of the dialogues: checks what needs all of them, and writes one file per split with its index.
 
 In memory are the digests of a bucket, the numbers of the dialogues that are left out, and the first `MAX_LISTED` lines of
-whatever is listed.
+whatever is listed; where dialogues were written, the held-out ones too.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import numpy as np
 from ..errors import ArtifactError, DialogueError
 from ..storage.artifact import read_json, storage_errors, write_json
 from .dialogue_files import RANGE_BYTES
-from .dialogue_reading import MADE, SPLITS, ReadingInputs, read_records
+from .dialogue_reading import MADE, SPLITS, WRITTEN, ReadingInputs, read_records
 from .dialogue_set import INDEX_FILE
 from .dialogues import CheckedRow, refusal_of, repeated_id
 from .equal_digests import EqualDigests
 from .fitting import refusal
 from .row_values import shown
-from .splits import overlap_text
+from .splits import NearDuplicates, overlap_text
 
 MAX_LISTED = 1000
 """Lines of one list in the record; all are counted."""
@@ -56,6 +56,9 @@ class DialogueJoin:
         self._units = range(len(inputs.parts))
         self._repeated: dict[int, int] = {}
         """Number of a dialogue whose id stands before it -> the number of that one."""
+        self._near: dict[int, tuple[str, str]] = {}
+        """Number of a written dialogue that nearly is a held-out one -> its id and that one's."""
+        self._has_written = any(part.role == WRITTEN for part in inputs.parts)
 
     def join(self) -> dict[str, Any]:
         """Check and write; the counts of the artifact.
@@ -66,6 +69,7 @@ class DialogueJoin:
         """
         overlap = self._check_digests()
         skipped = self._problems()
+        overlap = [pair for pair in overlap if not self._near.keys() & set(pair)]
         pairs = [
             (rows[one].id, rows[other].id) for rows in [self._dialogues(sum(overlap, ()))] for one, other in overlap
         ]
@@ -74,7 +78,7 @@ class DialogueJoin:
         notes, left_out = self._refused_and_notes(skipped)
         counts: dict[str, Any] = {
             "skipped": skipped.lines, "num_skipped": skipped.count, "columns_left_out": left_out,
-            "held_out_in_train": list(dict(pairs)),
+            "held_out_in_train": list(dict(pairs)), **self._written_counts(),
         }  # fmt: skip
         index, thoughts = {}, 0
         for side, split in enumerate(SPLITS):
@@ -102,7 +106,8 @@ class DialogueJoin:
         return document
 
     def _is_kept(self, unit: int, row: int) -> bool:
-        return unit << _ROW_BITS | row not in self._repeated
+        number = unit << _ROW_BITS | row
+        return number not in self._repeated and number not in self._near
 
     def _check_digests(self) -> list[tuple[int, int]]:
         """Note whose ids stand twice; the (held-out, training) numbers of equal dialogues, held-out ones ascending."""
@@ -112,19 +117,41 @@ class DialogueJoin:
                 records = read_records(self._inputs.path(unit, "records"))
                 numbers = (unit << _ROW_BITS) + records["row"]
                 ids.add(records["id"], records["id_rest"], numbers)
-                if self._inputs.held_out_share is None:
+                if self._inputs.held_out_share is None or self._has_written:
                     own = records["side"] != MADE
-                    said.add(records["said"][own], records["said_rest"][own], numbers[own])
+                    with_side = 2 * numbers + records["side"]
+                    said.add(records["said"][own], records["said_rest"][own], with_side[own])
             for group in ids.groups():
                 self._repeated.update({int(number): int(group[0]) for number in group[1:] if number != group[0]})
+            self._find_near()
             overlap = []
             for group in said.groups():
                 sides: tuple[list[int], list[int]] = ([], [])
                 for number in group.tolist():
-                    if number not in self._repeated:
-                        sides[self._inputs.parts[number >> _ROW_BITS].role].append(number)
+                    if number // 2 not in self._repeated and number // 2 not in self._near:
+                        sides[number % 2].append(number // 2)
                 overlap += [(number, sides[0][-1]) for number in sides[1] if sides[0]]
         return sorted(overlap)
+
+    def _find_near(self) -> None:
+        """Note the written training dialogues that nearly are held-out ones; the held-out ones stand in memory for it."""
+        if not self._has_written:
+            return
+        held_out = {unit << _ROW_BITS | int(row) for unit in self._units for row in self._own_records(unit, 1)["row"]}
+        near = NearDuplicates([row for _, row in sorted(self._dialogues(held_out).items())])
+        for unit in self._written_units():
+            rows = {unit << _ROW_BITS | int(row) for row in self._own_records(unit, 0)["row"]}
+            for number, dialogue in sorted(self._dialogues(rows).items()):
+                other = near.of(dialogue)
+                if other is not None:
+                    self._near[number] = dialogue.id, other
+
+    def _written_units(self) -> list[int]:
+        return [unit for unit in self._units if self._inputs.parts[unit].role == WRITTEN]
+
+    def _written_counts(self) -> dict[str, Any]:
+        kept = sum(len(self._own_records(unit, 0)) for unit in self._written_units())
+        return {"written": kept + len(self._near), "written_near_held_out": dict(self._near.values())}
 
     def _problems(self) -> Listed:
         """All that is wrong with rows, in order.
@@ -133,12 +160,12 @@ class DialogueJoin:
             DialogueError: under `on_bad: refuse`, if anything is.
         """
         everything = Listed()
-        for role in (0, 1):
+        for role in (0, 1, WRITTEN):
             listed = Listed()
             for place, reason in self._problems_of(role):
                 listed.add((place, reason))
                 everything.add(f"{place}: {reason}")
-            if listed.count and self._inputs.on_bad == "refuse":
+            if listed.count and (self._inputs.on_bad == "refuse" or role == WRITTEN):
                 raise DialogueError(refusal_of(listed.lines, listed.count))
         return everything
 
@@ -168,6 +195,7 @@ class DialogueJoin:
             DialogueError: under `on_bad: refuse`, if the template does not show a dialogue.
         """
         notes, refused = [Listed(), Listed()], [Listed(), Listed()]
+        given = Listed()
         left_out: dict[str, Counter[str]] = defaultdict(Counter)
         for unit in self._units:
             document = self._document(unit)
@@ -178,9 +206,11 @@ class DialogueJoin:
             for row, side, dialogue_id, reason in document["refused"]:
                 if self._is_kept(unit, row):
                     refused[side].add((dialogue_id, reason))
+                    if self._inputs.parts[unit].role != WRITTEN:
+                        given.add(reason)
         lines, count = [*refused[0].lines, *refused[1].lines], refused[0].count + refused[1].count
-        if count and self._inputs.on_bad == "refuse":
-            raise DialogueError(refusal([reason for _, reason in lines], count))
+        if given.count and self._inputs.on_bad == "refuse":
+            raise DialogueError(refusal(given.lines, given.count))
         for dialogue_id, reason in lines:
             skipped.add(f"dialogue {dialogue_id!r}: set aside: {reason}")
         skipped.count += count - len(lines)
@@ -199,17 +229,17 @@ class DialogueJoin:
 
     def _own_records(self, unit: int, side: int) -> np.ndarray:
         records = read_records(self._inputs.path(unit, "records"))
-        records = records[records["side"] == side]
-        if self._repeated:
+        records = np.asarray(records[records["side"] == side])
+        if self._repeated or self._near:
             records = records[[self._is_kept(unit, int(row)) for row in records["row"]]]
         return records
 
     def _lines(self, side: int) -> Iterator[bytes]:
-        """The examples of a split, without those of dialogues whose ids stand before them."""
-        units_with_repeated = {number >> _ROW_BITS for number in self._repeated}
+        """The examples of a split, without those of dialogues that are left out."""
+        filtered = {number >> _ROW_BITS for number in (*self._repeated, *self._near)}
         for unit in self._units:
             with self._inputs.path(unit, f"{SPLITS[side]}.jsonl").open("rb") as lines:
-                if unit not in units_with_repeated:
+                if unit not in filtered:
                     yield from lines
                     continue
                 records = read_records(self._inputs.path(unit, "records"))

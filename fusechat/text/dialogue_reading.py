@@ -41,6 +41,8 @@ RECORD = np.dtype([
 """Of a dialogue that keeps the rules: digests of its id and of its messages, its row in the range, its split, how many
 examples stand in its place and how many of these end with reasoning."""
 BATCH_ROWS = 256
+WRITTEN = 2
+"""`role` of dialogues that the run's models wrote."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class ReadingPart:
     name: str
     """What rows without an id are called after."""
     role: int
-    """0: of the training files, 1: of the held-out files."""
+    """0: of the training files, 1: of the held-out files, 2: of the dialogues that the run's models wrote (WRITTEN)."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,16 @@ class ReadingInputs:
         part = self.parts[unit]
         rows = read_range(part.range, partial(_is_read, self.ignore_keys))
         return checked_rows(
-            rows, part.name, on_bad=self.on_bad, ignore_keys=self.ignore_keys, rows_before=part.range.rows_before
+            rows,
+            part.name,
+            on_bad=self.on_bad_of(unit),
+            ignore_keys=self.ignore_keys,
+            rows_before=part.range.rows_before,
         )
+
+    def on_bad_of(self, unit: int) -> str:
+        """What becomes of rows that break the rules; those that the run itself wrote break none."""
+        return "refuse" if self.parts[unit].role == WRITTEN else self.on_bad
 
     def path(self, unit: int, kind: str) -> Path:
         """A file of a piece: `train.jsonl`, `held_out.jsonl`, `records` or `json`, which is written last."""
@@ -163,15 +173,14 @@ class DialogueReader:
                 piece.left_out.update(one.columns)
                 checked.append((row, one.dialogue))
         # One problem ends the whole run, so nothing that is made here would be used.
-        is_over = inputs.on_bad == "refuse" and bool(piece.problems)
+        is_over = inputs.on_bad_of(unit) == "refuse" and bool(piece.problems)
         dialogues = [dialogue for _, dialogue in checked]
         fitted: Iterable[FittedDialogue] = (FittedDialogue(()) for _ in dialogues)
         if not is_over:
             fitted = fit_each(self._tokenizer, inputs.template, dialogues, inputs.max_tokens, set())
         for (row, dialogue), fit in zip(checked, fitted, strict=True):
             said = said_digest(dialogue)
-            share = inputs.held_out_share
-            side = part.role if share is None else int(is_held_out(said, share))
+            side = self._side(part.role, dialogue, said)
             if fit.refused:
                 piece.refused.append((row, side, dialogue.id, fit.refused))
             if fit.note:
@@ -183,6 +192,13 @@ class DialogueReader:
                 if example.id != dialogue.id:
                     records.append((*_id_digest(part.role, example.id), 0, 0, row, MADE, 0, 0))
             yield records, fit.examples
+
+    def _side(self, role: int, dialogue: Dialogue, said: str) -> int:
+        """The split that a dialogue belongs to; all answers to one prompt that were written are on one side."""
+        share = self._inputs.held_out_share
+        if share is None:
+            return 1 if role == 1 else 0
+        return int(is_held_out(said_digest(dialogue, by_prompt=True) if role == WRITTEN else said, share))
 
 
 def one_core_only(place: Place) -> None:

@@ -24,6 +24,7 @@ from .dialogue_reading import SPLITS, DialogueReader, ReadingInputs, ReadingPart
 from .dialogues import file_names
 from .model_templates import tokenizer_source, used_template
 from .recipes import dialogues_recipe, positions_behind
+from .writing_files import DIALOGUES_FILE
 
 ONE_CPU = Needs(cpus=1, units_in_flight=2)
 """Two units per worker: one at work and one that waits, so that none waits for the driver."""
@@ -53,12 +54,14 @@ def prepare_reading(config: RunConfig, *, progress: Progress) -> list[Work]:
     section = config.dialogues
     behind = positions_behind(config.extraction.capture)
     model_files.check_trainable(model_files.resolve_model(config.pivot), config.pivot.name)
+    recipe = dialogues_recipe(section, config.pivot, config.extraction.capture)
+    parents = {"written": artifact.load(config.written_path, "written")} if section.prompts else {}
     settings = {
-        **dialogues_recipe(section, config.pivot, config.extraction.capture).settings,
+        **recipe.settings,
         "files": {path: file_digest(path) for path in [*section.train, *section.held_out]},
     }
     claim = artifact.claim(
-        config.dialogues_path, "dialogues", settings=settings, parents={}, if_changed=config.run.if_changed
+        config.dialogues_path, "dialogues", settings=settings, parents=parents, if_changed=config.run.if_changed
     )
     if claim.artifact is not None:
         artifacts = [claim.artifact]
@@ -83,7 +86,8 @@ def prepare_reading(config: RunConfig, *, progress: Progress) -> list[Work]:
     finished = finished_pieces(pieces)
     missing = [unit for unit in range(len(parts)) if unit not in finished]
     total = sum(part.range.num_rows for part in parts)
-    end = _End(claim, inputs, section.on_overlap == "refuse", date, tuple(section.train), progress)
+    files = (*section.train, *section.prompts)
+    end = _End(claim, inputs, section.on_overlap == "refuse", date, files, progress)
     return [
         Work(
             name="dialogues",
@@ -101,10 +105,11 @@ def prepare_reading(config: RunConfig, *, progress: Progress) -> list[Work]:
 
 
 def _parts(config: RunConfig) -> tuple[ReadingPart, ...]:
-    section = config.dialogues
+    section, written = config.dialogues, config.written_path / DIALOGUES_FILE
+    kept = [str(written)] if section.prompts and written.stat().st_size else []
     return tuple(
         ReadingPart(part, name, role)
-        for role, files in enumerate((section.train, section.held_out))
+        for role, files in enumerate((section.train, section.held_out, kept))
         for path, name in zip(files, file_names(files), strict=True)
         for part in file_ranges(path)
     )
@@ -154,6 +159,10 @@ class _End:
         for file, columns in counts["columns_left_out"].items():
             named = ", ".join(f"{name} ({count:,} rows)" for name, count in columns.items())
             self.progress.say(f"dialogues: {file}: columns that are no part of a dialogue, and were not read: {named}")
+        if near := counts["written_near_held_out"]:
+            self.progress.say(
+                f"dialogues: {len(near):,} written ones are left out, because they are held-out ones but for a few words"
+            )
         self._say_lines(counts["skipped"], counts["num_skipped"])
 
     def _say_lines(self, lines: list[str], count: int) -> None:

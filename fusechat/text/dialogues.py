@@ -181,6 +181,11 @@ def file_names(paths: Sequence[str | Path]) -> list[str]:
     return names
 
 
+def open_row(row: Any, default_id: str) -> Dialogue:
+    """As `read_row`, of messages that need not be a whole dialogue: the order of the messages is not looked at."""
+    return _to_dialogue(row, default_id)
+
+
 def read_row(row: Any, default_id: str) -> Dialogue:
     """One dialogue from a row as files hold it.
 

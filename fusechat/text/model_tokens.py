@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import DialogueError, ModelError
 from ..models.model_limits import position_limit, vocabulary_columns
 from ..models.process_memory import give_memory_back
-from ..storage.token_pieces import PieceCounts, write_piece
+from ..storage.token_pieces import PieceCounts, end_dialogues, write_piece
 from ..storage.tokens import OF_TOKENS, Tokens
 from ..storage.work import HERE, Place
 from .chat_template import load_tokenizer
@@ -64,53 +64,122 @@ class TokenMaker:
         """Load the tokenizer."""
         one_core_only(self._place)
         inputs = self._inputs
-        self._tokenizer, _ = load_tokenizer(inputs.folder, inputs.revision, inputs.template.text)
-        self._limit = (position_limit(Path(inputs.folder)) or 0) - inputs.positions_behind
-        self._columns = vocabulary_columns(Path(inputs.folder))
+        tokenizer, _ = load_tokenizer(inputs.folder, inputs.revision, inputs.template.text)
+        self._tokens = ModelTokens(
+            inputs.name, Path(inputs.folder), tokenizer, inputs.template, is_pivot=inputs.is_pivot,
+            positions_behind=inputs.positions_behind,
+        )  # fmt: skip
         return {}
 
     def run_unit(self, unit: int) -> dict[str, Any]:
         """Tokenize one piece and write it.
 
         Raises:
-            DialogueError, ModelError: the pivot cannot read a dialogue.
-            ModelError: an id beyond the model's embedding.
+            DialogueError, ModelError: as `ModelTokens.make`.
         """
         dialogues = read_piece(Path(self._inputs.dialogues), self._inputs.index, unit)
-        parts, aside = self._tokenize(dialogues)
-        tokens = _joined(parts)
-        _check_ids(tokens, self._columns, dialogues, self._inputs.name)
-        counts = PieceCounts(
-            tokens.lengths.tolist(), np.diff(tokens.row_offsets).tolist(), tokens.call_digest.tolist(),
-            sum(part.turns for part in parts), sum(part.open_turns for part in parts), _hidden_turns(parts, dialogues),
-            aside, tokens.turn_end_ids(),
-        )  # fmt: skip
+        tokens, counts = self._tokens.make(dialogues)
         write_piece(self._inputs.pieces, unit, {name: getattr(tokens, name) for name in OF_TOKENS}, counts)
         return {"dialogues": len(dialogues), "tokens": tokens.num_tokens}
 
     def close(self) -> None:
         """Let the tokenizer go."""
-        del self._tokenizer
+        del self._tokens
         give_memory_back()
+
+
+class ModelTokens:
+    """Makes the tokens of one model from dialogues in memory."""
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        template: ChatTemplate,
+        *,
+        is_pivot: bool,
+        positions_behind: int = 0,
+    ) -> None:
+        """
+        Args:
+            positions_behind: that a dialogue leaves free.
+        """
+        self._name, self._folder, self._tokenizer, self._template = name, folder, tokenizer, template
+        self._is_pivot = is_pivot
+        self._limit = (position_limit(folder) or 0) - positions_behind
+        self._columns = vocabulary_columns(folder)
+
+    def make(self, dialogues: list[Dialogue]) -> tuple[Tokens, PieceCounts]:
+        """Tokens, without attributes and as the template ends turns, and their counts.
+
+        Raises:
+            DialogueError, ModelError: the pivot cannot read a dialogue.
+            ModelError: an id beyond the model's embedding.
+        """
+        parts, aside = self._tokenize(dialogues)
+        tokens = _joined(parts)
+        _check_ids(tokens, self._columns, dialogues, self._name)
+        counts = PieceCounts(
+            tokens.lengths.tolist(), np.diff(tokens.row_offsets).tolist(), tokens.call_digest.tolist(),
+            sum(part.turns for part in parts), sum(part.open_turns for part in parts), _hidden_turns(parts, dialogues),
+            aside, tokens.turn_end_ids(),
+        )  # fmt: skip
+        return tokens, counts
+
+    def make_whole(self, dialogues: list[Dialogue], attributes: dict[str, Any]) -> tuple[Tokens, PieceCounts]:
+        """As `make`, with attributes; where the template ends no turn at all, the model's own end is put behind each dialogue.
+
+        Raises:
+            ModelError: nothing ends a turn, or no dialogue can be read.
+        """
+        tokens, counts = self.make(dialogues)
+        if counts.set_aside and len(counts.set_aside) == len(dialogues):
+            raise none_readable(self._name, len(dialogues), "the dialogues", counts.set_aside[0][1])
+        appended = None
+        if counts.turns and counts.open_turns == counts.turns:
+            appended = own_end(self._name, self._folder)
+            arrays = {name: getattr(tokens, name) for name in OF_TOKENS}
+            lengths = tokens.lengths + (tokens.lengths > 0)
+            offsets = np.concatenate([[0], np.cumsum(lengths)])
+            tokens = Tokens(
+                **end_dialogues(arrays, tokens.lengths, appended),
+                call_digest=tokens.call_digest,
+                offsets=offsets,
+                attributes={},
+            )
+        attributes = {
+            **attributes, **self._template.to_attributes(), "appended_end": appended,
+            "vocab_size": vocab_size(self._folder, self._tokenizer),
+        }  # fmt: skip
+        return replace(tokens, attributes=attributes), counts
 
     def _tokenize(self, dialogues: list[Dialogue]) -> tuple[list[TokenizedDialogue], list[tuple[str, str]]]:
         """The tokens of each dialogue, none for those set aside; and (id, reason) of these."""
-        inputs, limit = self._inputs, self._limit
+        limit = self._limit
         parts: list[TokenizedDialogue] = []
         aside: list[tuple[str, str]] = []
-        made = tokenize_each(self._tokenizer, inputs.template, dialogues)
+        made = tokenize_each(self._tokenizer, self._template, dialogues)
         for dialogue, tokenized in zip(dialogues, made, strict=True):
             if isinstance(tokenized, (DialogueError, ModelError)):
-                if inputs.is_pivot:
+                if self._is_pivot:
                     raise tokenized
                 aside.append((dialogue.id, str(tokenized)))
                 parts.append(_NOTHING)
-            elif 0 < limit < len(tokenized) and not inputs.is_pivot:
+            elif 0 < limit < len(tokenized) and not self._is_pivot:
                 aside.append((dialogue.id, f"it has {len(tokenized):,} tokens, and the model reads {limit:,}"))
                 parts.append(_NOTHING)
             else:
                 parts.append(tokenized)
         return parts, aside
+
+
+def none_readable(name: str, count: int, what: str, reason: str) -> ModelError:
+    """The error of a model that can read none of some dialogues."""
+    return ModelError(
+        f"{name}: none of the {count:,} dialogues of {what} can be read by it; the first: {reason}; set another `template`, or "
+        "leave this source out"
+    )
 
 
 def vocab_size(folder: Path, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -1,4 +1,4 @@
-"""What decides the dialogues and the tokens of a run: sections of the run file in, recipes out."""
+"""What decides the prompts, the dialogues and the tokens of a run: sections of the run file in, recipes out."""
 
 from ..config import DialoguesSection, ModelSection
 from ..config.recipe import Recipe
@@ -13,12 +13,17 @@ def dialogues_recipe(section: DialoguesSection, pivot: ModelSection, capture: st
     """Of the checked dialogues, but for what their files hold."""
     behind = positions_behind(capture)
     settings = {
-        **section.model_dump(mode="json"),
+        **section.model_dump(mode="json", exclude={"prompts"}),
         "pivot": pivot.model_dump(mode="json", include={"model", "revision", "template", "template_arguments"}),
         **({} if section.held_out else {"held_out_by": "messages"}),
         **({"positions_behind": behind} if behind else {}),
     }
-    return Recipe(settings, {})
+    return Recipe(settings, {"written": "writing/dialogues"} if section.prompts else {})
+
+
+def prompts_recipe(section: DialoguesSection) -> Recipe:
+    """Of the checked prompts, but for what their files hold."""
+    return Recipe({"on_bad": section.on_bad, "prompts": section.prompts}, {})
 
 
 def tokens_recipe(model: ModelSection, capture: str) -> Recipe:

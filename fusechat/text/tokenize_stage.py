@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from ..config import RunConfig
-from ..errors import ModelError
 from ..models import model_files
 from ..progress import Progress
 from ..storage import artifact
@@ -26,7 +25,7 @@ from .dialogue_reading import SPLITS
 from .dialogue_set import read_index
 from .dialogue_stage import ONE_CPU, prepare_dialogues, prepare_reading
 from .model_templates import tokenizer_source, used_template
-from .model_tokens import TokenInputs, TokenMaker, own_end, vocab_size
+from .model_tokens import TokenInputs, TokenMaker, none_readable, own_end, vocab_size
 from .recipes import positions_behind, tokens_recipe
 from .template_heads import prompt_of
 
@@ -172,10 +171,7 @@ class _End:
         """
         sums = self._sums()
         if sums.num_set_aside and sums.num_set_aside == sums.dialogues:
-            raise ModelError(
-                f"{self.inputs.name}: none of the {sums.dialogues:,} dialogues of {self.split} can be read by it; the first: "
-                f"{sums.set_aside[0][1]}; set another `template`, or leave this source out"
-            )
+            raise none_readable(self.inputs.name, sums.dialogues, self.split, sums.set_aside[0][1])
         if self.split == "train":
             is_open = bool(sums.turns) and sums.open_turns == sums.turns
             appended = own_end(self.inputs.name, Path(self.inputs.folder)) if is_open else None

@@ -70,8 +70,8 @@ def test_variant_shares_all_that_its_change_does_not_decide(
 
 
 def test_change_of_the_dialogues_shares_nothing_but_measured_models(run_file: Path, tmp_path: Path) -> None:
-    found = changed(run_file, tmp_path, {"dialogues.max_tokens": 64})
-    assert {key.split("/")[0] for key in found} == {*STAGES, "choice"}
+    kinds = changed(run_file, tmp_path, {"dialogues.max_tokens": 64})
+    assert {key.split("/")[0] for key in kinds} == {*STAGES, "choice"}
 
 
 ASKED = {"evaluation.questions.sets": [{"name": "own", "file": "asked.txt"}]}
@@ -123,11 +123,11 @@ def test_runs_are_planned_once_each_first_seed_first(run_file: Path, tmp_path: P
         {"title": "methods", "variants": {"as in the base": {}}, "grid": {"merge.method": ["linear", "ties"]}},
     ]
     made = make(run_file, tmp_path, tables=tables, seeds=[0, 1], set={"evaluation.questions.samples": []})
-    found, configs = ablation.list_runs(made)
+    tables_of_rows, configs = ablation.list_runs(made)
     assert len(configs) == 6 and [config.run.seed for config in configs.values()] == [0, 0, 0, 1, 1, 1]
-    assert [row.name for row in found["models"]] == ["pivot", "sft", "target.mixtral", "fused"]
-    assert [row.name for row in found["methods"]] == ["as in the base", "method linear", "method ties"]
-    assert found["models"][0].runs == found["methods"][0].runs
+    assert [row.name for row in tables_of_rows["models"]] == ["pivot", "sft", "target.mixtral", "fused"]
+    assert [row.name for row in tables_of_rows["methods"]] == ["as in the base", "method linear", "method ties"]
+    assert tables_of_rows["models"][0].runs == tables_of_rows["methods"][0].runs
     assert all(config.evaluation.questions.samples == [] for config in configs.values())
     targets = {config.target_path("mixtral") for config in configs.values()}
     assert len(targets) == 2, "merges of the same targets train nothing"

@@ -70,8 +70,8 @@ def test_fusion_loss_temperature_sharpens_the_row() -> None:
     log_q = torch.log_softmax(logits[0], 0)
     sharp = 0.64 / 0.68
     expected = -sharp * log_q[0] - (1 - sharp) * log_q[1]
-    found = fusion_loss(logits, label, ids, rows, sft_weight=0.0, temperature=0.5)
-    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+    loss = fusion_loss(logits, label, ids, rows, sft_weight=0.0, temperature=0.5)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_fusion_loss_without_row_is_sft_and_ignored_labels_do_not_count() -> None:

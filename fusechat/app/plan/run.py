@@ -27,7 +27,7 @@ class TeacherPlan:
     logits_bytes: float
     """Of one GPU: a block of logits, log-sum-exp, and the head in float32."""
     bytes_per_gpu: float
-    replicas: int
+    engines: int
     """Engines that the fleet holds, at most one per shard; 0: none fits."""
     shards: int
     gpu_hours: float
@@ -72,7 +72,7 @@ def make_plan(config: RunConfig) -> RunPlan:
     if len(volumes) < len(known):
         volumes = dict.fromkeys(known, estimated_volume(config)) | volumes
     teachers = [plan_teacher(config, model, sizes[model.name], volumes[model.name]) for model in config.models]
-    problems = [teacher.note for teacher in teachers if not teacher.replicas]
+    problems = [teacher.note for teacher in teachers if not teacher.engines]
     stages = plan_stages(
         config, sizes, volumes, scoring_gpu_hours=sum(teacher.gpu_hours for teacher in teachers),
         store_bytes=sum(teacher.store_bytes for teacher in teachers),
@@ -87,11 +87,11 @@ def plan_teacher(config: RunConfig, model: ModelSection, size: ModelSize, volume
     fitting = smallest_parallel_size(memory, section)
     width = max(wanted, fitting) if fitting else _widest(size, section.gpus)
     shards = max(1, round(volume.tokens / config.extraction.shard_tokens))
-    replicas = min(section.gpus // width, shards, config.cluster.engines or shards) if fitting else 0
+    engines = min(section.gpus // width, shards, config.cluster.engines or shards) if fitting else 0
     gpu_hours, basis = _scoring_hours(section, model.name, size, volume, width)
-    gpu_hours += replicas * width * size.weight_bytes / (section.store_mib_per_second * 2**20) / 3600
+    gpu_hours += engines * width * size.weight_bytes / (section.store_mib_per_second * 2**20) / 3600
     return TeacherPlan(
-        model.name, size, volume, width, memory.kv_bytes(), memory.logits_bytes(width), memory.gpu_bytes(width), replicas,
+        model.name, size, volume, width, memory.kv_bytes(), memory.logits_bytes(width), memory.gpu_bytes(width), engines,
         shards, gpu_hours, basis,
         volume.rows * row_bytes(config.extraction.k, size.vocab_size), _note(memory, section, fitting),
     )  # fmt: skip
