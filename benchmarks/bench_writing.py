@@ -6,7 +6,8 @@ The worlds, models, given dialogues and arms without written answers are those o
 it has finished is not trained again. In every seed the sources answer the training prompts, greedily and sampled
 (fusion/written.py); students learn from given dialogues, from written ones and from both, with the rule's rows and without, in
 equal numbers of steps. Every arm leaves one JSON file, so that a run goes on where it was stopped. Wordings that training
-showed and new ones are reported apart; intervals are 95 % over seeds, paired. The last line is one JSON object.
+showed and new ones are reported apart; intervals are 95 % over seeds, paired. The last line is one JSON object; with
+`--writer MODEL` also `write_over_vllm`, how fast the stage `write` is (writing_speed.py).
 """
 
 import argparse
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 import transformers
 
+from benchmarks import writing_speed
 from benchmarks.fusion.seed import Seed
 from benchmarks.fusion.table import Results, difference, print_table, put_difference
 from benchmarks.fusion.units import read_results, result_file, run_all, run_arms
@@ -41,6 +43,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once, one thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/bench_fusion"))
     parser.add_argument("--report", action="store_true", help="run nothing: tables of what is finished")
+    parser.add_argument("--writer", help="folder of a model whose writing is timed against vLLM's own")
     parser.add_argument("--only", help="WORLD:SEED: run this one alone, and summarise nothing")
     arguments = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
@@ -65,7 +68,8 @@ def main() -> None:
         results[world] = read_results(out, world, seeds, [*GIVEN_ARMS, *written])
         print_table(world, results[world], [*GIVEN_ARMS, *written])
         print(right_answers(out, world, seeds))
-    print(json.dumps(summary(results)))
+    speed = writing_speed.measure(arguments.writer) if arguments.writer else {}
+    print(json.dumps({**summary(results), **speed}))
 
 
 def right_answers(out: Path, world: str, seeds: int) -> str:
