@@ -24,8 +24,8 @@ MAY_SAY = {
     ),
     "job": ("cluster/",),
     "jobs": ("cluster/",),
-    "replica": ("cluster/",),
-    "replicas": ("cluster/",),
+    "replica": ("cluster/", "fusechat/config/serve.py"),
+    "replicas": ("cluster/", "fusechat/config/serve.py"),
 }
 """Stranger -> where it is the right word."""
 

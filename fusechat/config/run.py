@@ -19,6 +19,7 @@ from .layout import Places, RunLayout
 from .models import ModelSection
 from .paths import FolderPath, PathText
 from .section import Section
+from .serve import ServeSection
 from .training import CONTROL, JOINT, TrainingSection
 from .writing import WritingSection
 
@@ -115,6 +116,7 @@ class RunConfig(Section, Places):
     merge: MergeSection = MergeSection()
     evaluation: EvaluationSection = EvaluationSection()
     cluster: ClusterSection = ClusterSection()
+    serve: ServeSection = ServeSection()
     plan: PlanSection = PlanSection()
     _places: dict[str, str] = PrivateAttr(default_factory=dict)
 
@@ -143,6 +145,11 @@ class RunConfig(Section, Places):
                 f"training.fusion: {training.fusion} needs training.row_choice: trusted, found {training.row_choice!r}; "
                 "the other choices are between the pivot and one source"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _serves_what_it_has(self) -> "RunConfig":
+        self.serve.check_models([model.name for model in self.models])
         return self
 
     @model_validator(mode="after")

@@ -63,11 +63,11 @@ def refuse_url_secrets(url: str) -> None:
         )
 
 
-def refuse_key_as_variable(name: str) -> None:
+def refuse_key_as_variable(name: str, field: str = "key_variable", example: str = "JUDGE_KEY") -> None:
     """Raises ValueError for what cannot be the name of an environment variable, and may be the key itself."""
     if not VARIABLE_NAME.fullmatch(name):
         raise ValueError(
-            "key_variable: found no name of an environment variable, expected one such as JUDGE_KEY; if it is the key "
+            f"{field}: found no name of an environment variable, expected one such as {example}; if it is the key "
             "itself, put it into such a variable"
         )
 
