@@ -159,7 +159,7 @@ def _drive(
     os.environ.pop("LD_PRELOAD", None)  # what the driver starts is not disturbed
     os.environ.update(environment)
     sys.argv = ["fusechat", *arguments]
-    from cluster import extraction
+    from cluster.pool import score_on_ray as extraction
     from fusechat.app.cli import main
     from fusechat.storage.work import run_here
 
