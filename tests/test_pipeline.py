@@ -1,20 +1,29 @@
 """The whole chain through real Ray and real vLLM on tiny models: what a run leaves, that it skips, and that it resumes."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 import zarr
-from killed_runs import fusechat, kill_when
 from reasoning_runs import reasoning_run
 from tiny_runs import tiny_run
 
 pytestmark = pytest.mark.pipeline
+
+
+def fusechat(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fusechat", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=580)
+    assert not check or result.returncode == 0, result.stderr
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +135,29 @@ def test_run_with_reasoning_and_tools_aligns_as_well_as_plain_text(
     assert ends and asked["reasons"] is True
     inspected = fusechat("inspect", out / "tokens" / "smollm2", "--dialogue", "0")
     assert "reasoning" in inspected.stdout and "scored" in inspected.stdout
+
+
+def kill_when(path: Path, reached: object) -> None:
+    """Start the run and kill it, and all it started, as soon as something is there."""
+    command = [sys.executable, "-m", "fusechat", "run", "-c", str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        while not reached() and process.poll() is None:  # type: ignore[operator]
+            time.sleep(0.05)
+        assert process.poll() is None, "the run ended before it could be killed"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_run_that_asks_for_the_joint_target_too_keeps_rows_and_pairs(
+    finished_run: tuple[Path, subprocess.CompletedProcess[str]], output: Path
+) -> None:
+    """As the last lines of a pairwise run say; it comes last, because it changes the run."""
+    asked = re.search(r"--set (training\.fusion=both) --set (run\.if_changed=restart)", finished_run[1].stdout)
+    assert asked is not None, finished_run[1].stdout
+    again = fusechat("run", "-c", finished_run[0], "--set", asked[1], "--set", asked[2])
+    for step in ("extract", "align mixtral", "train choice", "train mixtral", "merge"):
+        assert f"{step}: done before, skipped" in again.stderr, again.stderr
+    assert (output / "targets" / "joint" / "artifact.json").exists()
+    assert "target joint" in again.stdout and "taught by" in again.stdout
