@@ -49,7 +49,7 @@ def status_table(config: RunConfig) -> Any:
     for step in steps(config):
         for artifact in step.artifacts:
             state, shown = artifact_state(artifact)
-            if state == "part":
+            if state == "part" and step.stage in KINDS:  # a round's logs lie in its own folder
                 shown = "\n".join([shown, *shard_news(config, artifact)])
             if state == "begun" and step.stage == "write":
                 shown = writing_news(artifact)
@@ -118,9 +118,9 @@ def artifact_state(artifact: ArtifactEntry) -> tuple[str, str]:
         counts = {key: value for key, value in record["counts"].items() if isinstance(value, int | float) and value}
         shown = "  ".join(f"{key} {value:,}" for key, value in list(counts.items())[:5])
         return "done", f"{shown}  {record['seconds']:.0f} s"
-    if artifact.stage in KINDS:
+    if artifact.made_by in KINDS:
         try:
-            store = RowStore.open(artifact.url, KINDS[artifact.stage])
+            store = RowStore.open(artifact.url, KINDS[artifact.made_by])
         except ArtifactError:
             return "-", ""
         present = store.present_shards()
