@@ -206,6 +206,12 @@ def compared_pairs(ids: Sequence[str]) -> list[tuple[str, str]]:
     sources = [model_id for model_id in ids if model_id.startswith("source.")]
     pairs = [("fused", "sft"), ("fused", "pivot"), *(("fused", target) for target in targets)]
     pairs += [(target, "sft") for target in targets] + [(target, "pivot") for target in targets]
+    rounds = [model_id for model_id in ids if model_id.startswith("round.")]
+    pairs += [
+        (one, other)
+        for one, before in zip(rounds, ["fused", *rounds], strict=False)
+        for other in dict.fromkeys((before, "fused", "sft"))
+    ]
     pairs += [("sft", "pivot"), *((fused, source) for fused in ("fused", "target.joint") for source in sources)]
     return [(one, other) for one, other in pairs if one in ids and other in ids]
 

@@ -13,7 +13,8 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from fusechat.config import CONTROL, RunConfig
+from fusechat.config import CONTROL, JOINT, RunConfig
+from fusechat.config.round_run import round_runs
 from fusechat.errors import ModelError
 from fusechat.models import model_files
 from fusechat.storage import artifact
@@ -22,7 +23,9 @@ from fusechat.storage.artifact import Artifact
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """One model of a run: `role` is pivot, sft, target, fused or source; `name` the short name that the run file gives."""
+    """One model of a run: `role` is pivot, sft, target, fused, round or source; `name` the short name that the run file gives,
+    or the round's number.
+    """
 
     role: str
     name: str
@@ -37,7 +40,7 @@ class MeasuredModel:
     @property
     def id(self) -> str:
         """As in `evaluation.models`; also a file name."""
-        return f"{self.role}.{self.name}" if self.role in ("target", "source") else self.role
+        return f"{self.role}.{self.name}" if self.role in ("target", "round", "source") else self.role
 
     @property
     def label(self) -> str:
@@ -46,7 +49,7 @@ class MeasuredModel:
 
 
 def measured_models(config: RunConfig) -> list[MeasuredModel]:
-    """The models to measure: pivot, control, targets, fused model, sources, in this order.
+    """The models to measure: pivot, control, targets, fused model, the rounds' students, sources, in this order.
 
     Raises:
         ArtifactError: a target or the fused model is not finished.
@@ -63,7 +66,10 @@ def _measured_model(config: RunConfig, model_id: str) -> MeasuredModel:
         folder = model_files.resolve_model(section)
         digest = model_files.text_digest(str(model_files.digests(folder, config.digests_path)))
         return MeasuredModel(role, section.name, folder, digest, section.name)
-    folder = config.fused_path if role == "fused" else config.target_path(name or CONTROL)
+    if role == "round":
+        folder = round_runs(config)[int(name) - 1].target_path(JOINT)
+    else:
+        folder = config.fused_path if role == "fused" else config.target_path(name or CONTROL)
     made = artifact.load(folder, "fused" if role == "fused" else "target")
     return MeasuredModel(role, name or role, folder, made.fingerprint, pivot, made)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 BEGIN, END = "<!-- evaluation: begin -->", "<!-- evaluation: end -->"
-MADE_ROLES = ("target", "sft", "fused")
+MADE_ROLES = ("target", "sft", "fused", "round")
 
 
 def write_cards(document: dict[str, Any]) -> list[Path]:

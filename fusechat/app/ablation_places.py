@@ -99,11 +99,14 @@ def _answer_recipes(config: RunConfig) -> dict[str, Recipe]:
         trained = (
             {}
             if role in ("pivot", "source")
-            else {"model": "fused" if role == "fused" else f"targets/{name or CONTROL}"}
+            else {"model": "fused" if role in ("fused", "round") else f"targets/{name or CONTROL}"}
         )
+        # What a round leaves stands in the variant's own folder; its answers are shared by what decides it.
+        rounds = {"round": name, "rounds": config.rounds.model_dump(mode="json")} if role == "round" else {}
+        trained |= {"choice": "choice"} if rounds else {}
         for section in config.evaluation.questions.sets:
             asked = answers_recipe(section, reader, config.run.seed)
-            settings = {**asked.settings, "file": section.file}
+            settings = {**asked.settings, "file": section.file, **rounds}
             recipes[f"answers/{section.name}/{model_id}"] = Recipe(settings, {**asked.parents, **trained})
     return recipes
 

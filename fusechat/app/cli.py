@@ -76,6 +76,7 @@ for _stage, _text in {
     "align": "Lay every source's rows on the pivot's tokens and vocabulary.",
     "train": "Train one target per source, and the SFT-only control.",
     "merge": "Merge the targets into the fused model.",
+    "rounds": "Let the student answer, and train it on what the sources say of its answers.",
     "answer": "Let the models answer the questions of `evaluation.questions.sets`.",
     "evaluate": "Measure all models on the held-out dialogues.",
 }.items():

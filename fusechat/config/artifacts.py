@@ -6,6 +6,7 @@ Pipeline, status, summary and report go by it.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .round_run import ROUND_STAGES, round_runs
 from .run import RunConfig
 
 
@@ -21,6 +22,11 @@ class ArtifactEntry:
     """What people read beside the stage."""
     url: str
     """Folder or URL."""
+
+    @property
+    def made_by(self) -> str:
+        """The stage that works: of what a round leaves, the one within the round."""
+        return self.step.split(" ")[1] if self.stage == "rounds" else self.stage
 
 
 def artifact_entries(config: RunConfig) -> list[ArtifactEntry]:
@@ -48,6 +54,12 @@ def _entries(config: RunConfig) -> Iterator[ArtifactEntry]:
     for name in config.trained_names:
         yield ArtifactEntry("train", "", name, str(config.target_path(name)))
     yield ArtifactEntry("merge", "", "", str(config.fused_path))
+    for number, one in enumerate(round_runs(config), 1):
+        yield ArtifactEntry("rounds", f"{number} ask", f"{number} asked", str(one.asked_path))
+        for entry in _entries(one):
+            if entry.stage in ROUND_STAGES:
+                step = f"{number} {entry.stage} {entry.step}".rstrip()
+                yield ArtifactEntry("rounds", step, f"{number} {entry.stage} {entry.name}", entry.url)
     for answer_set in config.evaluation.questions.sets:
         for model_id in config.measured_ids:
             place = str(config.answers_path(answer_set.name, model_id))

@@ -124,7 +124,7 @@ class EvaluationSection(Section):
     """How good the models are."""
 
     models: list[str] | None = None
-    """Models to measure, out of `pivot`, `sft`, `target.NAME`, `fused`, `source.NAME`; default: all of them."""
+    """Models to measure, out of `pivot`, `sft`, `target.NAME`, `fused`, `round.NUMBER`, `source.NAME`; default: all of them."""
     sources: bool = True
     """Also measure the sources, each under its own tokenizer and template (only where `models` names none)."""
     held_out: HeldOutSection = HeldOutSection()

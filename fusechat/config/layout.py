@@ -10,7 +10,7 @@ IfChanged = Literal["refuse", "restart"]
 KINDS = {
     "dialogues": "dialogues", "tokens": "tokens", "logprobs": "logprobs", "aligned": "aligned", "choice": "choice",
     "targets": "target", "fused": "fused", "answers": "answers", "writing/prompts": "prompts", "writing/answers": "answers",
-    "writing/dialogues": "written",
+    "writing/dialogues": "written", "asked": "asked",
 }  # fmt: skip
 """First part of an artifact's key, or the first two -> the kind that its record names."""
 ON_STORE = ("tokens", "logprobs", "aligned", "choice")
@@ -60,6 +60,11 @@ class Places:
     def choice_url(self) -> str:
         """Artifact that says which source teaches which dialogue."""
         return self.url("choice")
+
+    @property
+    def asked_path(self) -> Path:
+        """Folder of what a round asks its student, and of the given dialogues that it learns beside its answers."""
+        return Path(self.url("asked"))
 
     def target_path(self, name: str) -> Path:
         """Model folder of a target (a source's name, `joint`, or `sft` for the control)."""

@@ -183,6 +183,10 @@ CHOICE = Contract(
             "frequency_loss", ("float64",), ("dialogues",), "nats", 0.0, "train", "train",
             "of a model that knows how often each label occurs and nothing else",
         ),
+        ArraySpec(
+            "is_own", ("bool",), ("dialogues",), "", False, "train", "train",
+            "in a round: the student itself wrote the answer; its rows teach, its labels do not",
+        ),
     ),
 )  # fmt: skip
 

@@ -74,6 +74,8 @@ def engine_arguments(
             arguments |= _on_accelerators(section)
     else:
         arguments |= {"runner": "generate", "max_logprobs": k}
+        if runner == "generate" and current_platform.is_cpu():
+            arguments |= _whole_prompts(section, max_tokens)
     arguments |= {
         **section.extra,
         "hf_overrides": overrides,
@@ -88,6 +90,18 @@ def engine_arguments(
         return EngineArgs(**arguments)
     except TypeError as error:
         raise ConfigError(f"engine.extra: {error}; expected names of vLLM's engine arguments") from None
+
+
+def _whole_prompts(section: EngineSection, max_tokens: int) -> dict[str, Any]:
+    """A prompt is read in one step, or in the next one.
+
+    Of one that is cut between two steps vLLM samples a token and throws it away; to take back what this drew from the request's
+    own generator it moves the generator's offset, which those of CPUs do not have: the engine would die.
+    """
+    return {
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(section.max_num_batched_tokens, max_tokens),
+    }
 
 
 def _on_accelerators(section: EngineSection) -> dict[str, Any]:

@@ -137,6 +137,18 @@ def test_stages_add_up_and_the_price_follows_the_gpu_hours(tmp_path: Path) -> No
     assert f"{plan.gpu_hours * 2.5:,.2f}" in stage_rows(plan)[-1][-1]
 
 
+def test_rounds_take_what_their_dialogues_take_of_extraction_alignment_and_one_training(tmp_path: Path) -> None:
+    values = paper_run(tmp_path)
+    values["rounds"] = {"count": 2, "samples": 1, "given_share": 0.5, "max_new_tokens": 1}
+    stages = {stage.stage: stage for stage in make_plan(RunConfig.model_validate(values)).stages}
+    assert list(stages)[-2:] == ["rounds", "evaluate"]
+    # As many answers as dialogues, and as many given ones beside them; five sources and the control are six trainings.
+    of_round = 2 * (stages["extract"].gpu_hours + stages["train"].gpu_hours / 6)
+    assert stages["rounds"].gpu_hours == pytest.approx(2 * of_round, rel=0.05)
+    assert stages["rounds"].gpu_hours > 2 * of_round  # the student writes, too
+    assert "2 rounds of 95,000 answers to 95,000 prompts" in stages["rounds"].basis
+
+
 @pytest.mark.parametrize(("gpus", "workers", "rounds"), [(8, 8, 6), (8, 2, 2), (32, 8, 2), (48, 8, 1), (4, 8, 12)])
 def test_targets_train_side_by_side_as_far_as_the_fleet_has_room(
     tmp_path: Path, gpus: int, workers: int, rounds: int

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ...config import JOINT, PlanSection, RunConfig
 from ...models.engine_memory import GIB
 from ...models.model_sizes import BYTES_OF_DTYPE, ModelSize
+from ...text.prompts import read_prompts
 from ...text.questions import CHUNK_QUESTIONS, read_questions
 from .dialogue_volume import Volume, asked_prompts
 
@@ -74,11 +75,37 @@ def plan_stages(
         StagePlan("merge", merged / (section.store_mib_per_second * 2**20) / 3600, 0, fused_bytes, disk),
         StagePlan("evaluate", forward / section.gpus, forward, 0, f"FLOPs, {share:.0%} of the dialogues held out"),
     ]  # fmt: skip
+    if config.rounds.count:
+        stages.insert(-1, _rounds_stage(config, stages, pivot, of_pivot, targets))
     if config.dialogues.prompts:
         stages.insert(0, _write_stage(config, sizes))
     if config.evaluation.questions.sets:
         stages.insert(-1, _answer_stage(config, sizes))
     return stages
+
+
+def _rounds_stage(
+    config: RunConfig, stages: list[StagePlan], pivot: ModelSize, volume: Volume, targets: int
+) -> StagePlan:
+    """Each round extracts, aligns and trains one target on the student's answers and the given dialogues beside them.
+
+    Answers are taken to be as long as the given ones, each prompt to be taught; writing them reads the weights at each step.
+    """
+    section, rounds, by_name = config.plan, config.rounds, {stage.stage: stage for stage in stages}
+    files = rounds.prompts or config.dialogues.prompts
+    prompts = len(read_prompts(files, on_bad="skip")) if files else volume.dialogues
+    answers = prompts * rounds.samples
+    share = answers / (1 - rounds.given_share) / max(1, volume.dialogues)
+    longest = min(rounds.max_new_tokens, math.ceil(volume.rows / max(1, volume.dialogues)))
+    steps = math.ceil(answers / CHUNK_QUESTIONS) * longest
+    gpu_hours = steps * pivot.weight_bytes / (section.decode_gib_per_second * GIB) / 3600
+    hours, written = gpu_hours / section.gpus, 0.0
+    for name, part in (("extract", 1.0), ("align", 1.0), ("train", 1 / targets)):
+        stage, times = by_name[name], part * share
+        hours, gpu_hours = hours + times * stage.hours, gpu_hours + times * stage.gpu_hours
+        written += part * stage.bytes * (1.0 if name == "train" else share)
+    basis = f"{rounds.count} rounds of {answers:,} answers to {prompts:,} prompts"
+    return StagePlan("rounds", rounds.count * hours, rounds.count * gpu_hours, rounds.count * written, basis)
 
 
 def _answer_stage(config: RunConfig, sizes: dict[str, ModelSize]) -> StagePlan:
