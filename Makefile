@@ -40,7 +40,7 @@ test: install
 
 # Without engines, Ray, browsers and trained models.
 QUICK := tests/test_architecture.py tests/test_docs.py tests/test_words.py tests/test_compilation.py tests/test_progress.py \
-  tests/test_hostile_inputs.py tests/config tests/storage tests/text tests/models \
+  tests/hostile tests/config tests/storage tests/text tests/models \
   tests/alignment tests/merge tests/trainer/test_choice.py tests/trainer/test_losses.py tests/trainer/test_fusion_targets.py \
   tests/benchmarks/test_gpu_report.py
 

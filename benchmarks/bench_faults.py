@@ -19,7 +19,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .faults import damage, disk, kills, machine
+from .faults import damage, disk, kills, machine, s3, workers
 from .faults.trial import Fault, Judgement, Tools, judge
 from .faults.world import World
 
@@ -36,6 +36,12 @@ FAMILIES: dict[str, tuple[Fault, int, int]] = {
     "memory": (machine.little_memory, 10, 1),
     "two drivers": (machine.two_drivers, 10, 1),
     "poison row": (machine.poison_row, 6, 1),
+    "object store": (s3.failing_store, 16, 1),
+    "engine": (workers.kill("engine"), 4, 0),
+    "pool worker": (workers.kill("pool worker"), 4, 0),
+    "merge worker": (workers.kill("merge worker"), 4, 0),
+    "training worker": (workers.kill("training worker"), 3, 0),
+    "node": (workers.kill("node"), 3, 0),
 }
 """Family -> fault, how many of the whole, how many of the quick collection."""
 STOP_SECONDS, QUICK_STOP_SECONDS = 60.0, 2.0
@@ -119,14 +125,20 @@ def collect(folder: Path, *, quick: bool, at_once: int, only: list[str], again: 
         with file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(judgement.record(), ensure_ascii=False) + "\n")
         state = "well" if judgement.is_good else "NOT WELL"
-        print(f"{number:>6} {family}: {judgement.what}: {state}, {judgement.seconds} s {' '.join(judgement.remedies)}", flush=True)
+        print(
+            f"{number:>6} {family}: {judgement.what}: {state}, {judgement.seconds} s {' '.join(judgement.remedies)}",
+            flush=True,
+        )
         disk.unmount(place / "disk")
         if judgement.is_good:
             shutil.rmtree(place, ignore_errors=True)
         return judgement
 
-    with ThreadPoolExecutor(at_once) as threads:
-        made = list(threads.map(one, [item for item in wanted if item[0] not in known]))
+    try:
+        with ThreadPoolExecutor(at_once) as threads:
+            made = list(threads.map(one, [item for item in wanted if item[0] not in known]))
+    finally:
+        workers.end()
     numbers = {number for number, _, _ in wanted}
     return [judgement for number, judgement in known.items() if number in numbers] + made
 

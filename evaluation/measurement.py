@@ -14,10 +14,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fusechat.config import EvaluationSection, RunConfig
-from fusechat.errors import DialogueError, ModelError
+from fusechat.errors import ArtifactError, DialogueError, ModelError
 from fusechat.models import model_files
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact
+from fusechat.storage.seals import SEAL, is_whole, sealed
 from fusechat.storage.tokens import Tokens
 from fusechat.text.chat_template import load_tokenizer
 from fusechat.text.dialogues import Dialogue, Message
@@ -110,17 +111,26 @@ def measure(
         # The key is part of the name, so that the runs of an ablation can share the folder.
         key = artifact.fingerprint({**common, **part.inputs})
         path = str(config.measured_path / f"{model.id}.{part.name}.{key}.json")
-        made = artifact.read_json(path)
+        made = _kept(path)
         if made is None:
             started = time.monotonic()
             with memory_errors(model):
                 loaded = loaded or _load(config, model, tokens)
                 made = {"key": key, **part.make(*loaded), "seconds": round(time.monotonic() - started, 3)}
-            artifact.write_json(path, made)
+            artifact.write_json(path, sealed(made))
         else:
             on_tokens(part.work)
         found |= {**made, "seconds": round(found["seconds"] + made["seconds"], 3)}
     return found
+
+
+def _kept(path: str) -> dict[str, Any] | None:
+    """What was measured before; None where nothing was, or where the file is not as it was written: then it is measured again."""
+    try:
+        made: dict[str, Any] | None = artifact.read_json(path)
+    except ArtifactError:
+        return None
+    return {key: value for key, value in made.items() if key != SEAL} if made is not None and is_whole(made) else None
 
 
 def work(

@@ -57,6 +57,7 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
         if_changed=config.run.if_changed,
     )
     if claim.artifact is not None:
+        _restore_cards(config)
         return claim.artifact
     measured = _measure_all(config, models, tokens, dialogues, sample, progress)
     judged = _judge(config, sets, progress)
@@ -74,6 +75,13 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
             "bits_per_byte": {model["id"]: model["loss"]["all"]["bits_per_byte"] for model in document["models"]},
         }
     )
+
+
+def _restore_cards(config: RunConfig) -> None:
+    """Give a model that was made anew since, because it was damaged, the figures that its card had."""
+    document = artifact.read_json(f"{config.report_path}/report.json")
+    if document is not None and not config.places:
+        cards.write_cards(document)
 
 
 def _settings(config: RunConfig, models: list[MeasuredModel]) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def start(
     arguments: list[str],
     *,
     alone: bool = True,
-    trap: Trap = Trap(),  # noqa: B008
+    trap: Trap = Trap(),
     environment: dict[str, str] | None = None,
     prepare: Callable[[], None] | None = None,
 ) -> Running:

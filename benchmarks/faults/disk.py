@@ -7,18 +7,25 @@ import subprocess
 from pathlib import Path
 
 from .command import FAIL_CHANGES, FAIL_WRITES, Trap, start
-from .kills import OPERATIONS
+from .kills import OPERATIONS, draw_stage
 from .trial import Disturbed, Tools
-from .world import STAGES, VARIANTS
+from .world import VARIANTS
 
-BYTES = {"tokenize": 30_000, "extract": 30_000, "align": 40_000, "train": 4_000_000, "merge": 400_000, "evaluate": 300_000}
+BYTES = {
+    "tokenize": 30_000,
+    "extract": 30_000,
+    "align": 40_000,
+    "train": 4_000_000,
+    "merge": 400_000,
+    "evaluate": 300_000,
+}
 """Stage -> about how many bytes it writes; only says how places are drawn."""
 ERRORS = {errno.ENOSPC: "no space", errno.EDQUOT: "over quota", errno.EROFS: "read-only", errno.EACCES: "no permission"}
 
 
 def failing_writes(tools: Tools) -> Disturbed:
     """From a byte on nothing can be written below the run's folder."""
-    draw, variant, stage = tools.draw, tools.draw.choice(list(VARIANTS)), tools.draw.choice(STAGES)
+    draw, variant, stage = tools.draw, tools.draw.choice(list(VARIANTS)), draw_stage(tools.draw)
     run = tools.world.begin(variant, stage, tools.folder / "run")
     error = draw.choice([errno.ENOSPC, errno.EDQUOT])
     after = draw.randrange(BYTES[stage])
@@ -28,7 +35,7 @@ def failing_writes(tools: Tools) -> Disturbed:
 
 def failing_changes(tools: Tools) -> Disturbed:
     """From an operation on no file below the run's folder can be made, renamed, deleted or written."""
-    draw, variant, stage = tools.draw, tools.draw.choice(list(VARIANTS)), tools.draw.choice(STAGES)
+    draw, variant, stage = tools.draw, tools.draw.choice(list(VARIANTS)), draw_stage(tools.draw)
     run = tools.world.begin(variant, stage, tools.folder / "run")
     error = draw.choice([errno.EROFS, errno.EACCES])
     after = draw.randrange(OPERATIONS[stage])
@@ -38,12 +45,14 @@ def failing_changes(tools: Tools) -> Disturbed:
 
 def small_disk(tools: Tools) -> Disturbed:
     """The run's folder is a file system that fills up; then it is made larger."""
-    draw, variant, stage = tools.draw, tools.draw.choice(list(VARIANTS)), tools.draw.choice(STAGES)
+    draw, variant, stage = tools.draw, tools.draw.choice(list(VARIANTS)), draw_stage(tools.draw)
     disk = tools.folder / "disk"
     disk.mkdir()
     mount(disk, "size=1g")
     run = tools.world.begin(variant, stage, disk / "run")
-    used = int(subprocess.run(["du", "-s", "-B4096", str(disk)], check=True, capture_output=True, text=True).stdout.split()[0])
+    used = int(
+        subprocess.run(["du", "-s", "-B4096", str(disk)], check=True, capture_output=True, text=True).stdout.split()[0]
+    )
     more = draw.randrange(1, max(2, BYTES[stage] // 4096 + 30))
     mount(disk, f"remount,nr_blocks={used + more}")
     ending = start(run.arguments).wait()

@@ -15,9 +15,13 @@ REMEDIES = {
     "inspect": re.compile(rf"fusechat inspect ({PATH}) --repair"),
     "restart": re.compile(r"--set run\.if_changed=restart"),
     "delete": re.compile(rf"({PATH}): [^\n]*?(?:delete (?:this file|it|this folder))"),
-    "again": re.compile(r"(?:same command|start) (?:goes on|again|tries)|again when it does|run again|start again|later"),
+    "again": re.compile(
+        r"free some|(?:same command|start) (?:goes on|again|tries)|again when it does|run again|start again|later"
+    ),
     "wait": re.compile(r"wait for it"),
-    "stage": re.compile(r"run (?:the stage|`fusechat [a-z]+`)|run the stage that|makes it again|tokenize (?:the dialogues|both|again)"),
+    "stage": re.compile(
+        r"run (?:the stage|`fusechat [a-z]+`)|run the stage that|makes it again|tokenize (?:the dialogues|both|again)"
+    ),
     "row": re.compile(r"remove|correct|on_bad|fix|expected"),
 }
 """What a message may tell to do; a remedy beside the names here is one that nobody can follow."""

@@ -23,8 +23,8 @@ import vllm.v1.attention.backends.cpu_attn
 import vllm.v1.core.sched.async_scheduler
 import vllm.v1.engine.core_client
 import vllm.v1.executor.uniproc_executor
-import vllm.v1.structured_output
 import vllm.v1.pool.flash_maxsim
+import vllm.v1.structured_output
 import vllm.v1.worker.cpu_worker
 
 import alignment.stage
@@ -34,6 +34,7 @@ import cluster.extraction
 import cluster.merging
 import cluster.training
 import evaluation.report.live
+import evaluation.report.page
 import evaluation.stage
 import fusechat.app.cli
 import fusechat.app.inspection
@@ -42,14 +43,28 @@ import fusechat.app.summary
 import inference.capture.topk_pooler
 import inference.engine.plugin
 import inference.engine.teacher
-import inference.teacher_worker
 import inference.self_check
+import inference.teacher_worker
 import merge.stage
 import trainer.choice_stage
 import trainer.fusion_trainer
 
-__all__ = ["alignment", "cluster", "evaluation", "fusechat", "inference", "merge", "ray", "torch", "trainer", "transformers", "trl", "vllm"]
+__all__ = [
+    "alignment",
+    "cluster",
+    "evaluation",
+    "fusechat",
+    "inference",
+    "merge",
+    "ray",
+    "torch",
+    "trainer",
+    "transformers",
+    "trl",
+    "vllm",
+]
 
 torch.set_num_threads(1)
+evaluation.report.page.page_template()
 gc.collect()
 gc.freeze()  # what no driver will free; looking through it would copy all memory into each
