@@ -162,15 +162,18 @@ def read_figures(url: str, num_shards: int) -> ShardFigures:
     """
     parts = []
     for shard in range(num_shards):
-        found = read_json(figures_url(url, shard)) if has_figures(url, shard) else None
-        if found is None:
+        figures = read_json(figures_url(url, shard)) if has_figures(url, shard) else None
+        if figures is None:
             raise ArtifactError(
                 f"{figures_url(url, shard)}: missing or changed since it was written; start the same command again: this shard is "
                 "aligned anew"
             )
         parts.append(
             ShardFigures(
-                np.array(found["sums"]), np.array(found["kinds"], np.int64), int(found["chained"]), int(found["apart"])
+                np.array(figures["sums"]),
+                np.array(figures["kinds"], np.int64),
+                int(figures["chained"]),
+                int(figures["apart"]),
             )
         )
     return add_figures(parts)
@@ -208,16 +211,16 @@ def _text_kinds(
 ) -> np.ndarray:
     kinds = np.zeros(len(token_ids), np.uint8)
     for row in range(len(token_ids)):
-        found = _END if is_end_of_turn[row] else _PROSE
+        kind = _END if is_end_of_turn[row] else _PROSE
         for place in range(offsets[token_ids[row]], offsets[token_ids[row] + 1]):
             byte = data[place]
             if byte >= 0x80:
-                found = max(found, _OTHER)
+                kind = max(kind, _OTHER)
             elif 0x30 <= byte <= 0x39:
-                found = max(found, _DIGITS)
+                kind = max(kind, _DIGITS)
             elif code_bytes[byte]:
-                found = max(found, _CODE)
-        kinds[row] = found
+                kind = max(kind, _CODE)
+        kinds[row] = kind
     return kinds
 
 

@@ -25,7 +25,7 @@ from .faults.world import World
 
 FAMILIES: dict[str, tuple[Fault, int, int]] = {
     "kill at a change": (kills.kill_at_operation, 36, 2),
-    "kill at a moment": (kills.kill_at_moment, 16, 1),
+    "kill at a moment": (kills.kill_at_moment, 16, 2),
     "stop": (kills.stop, 8, 1),
     "damage between": (damage.between, 40, 4),
     "damage during": (damage.during, 16, 1),

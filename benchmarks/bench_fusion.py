@@ -14,12 +14,7 @@ showed and new ones are reported apart. The last line is one JSON object.
 import argparse
 import json
 import os
-import subprocess
-import sys
-import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -27,6 +22,7 @@ import transformers
 from benchmarks.fusion import real_text
 from benchmarks.fusion.seed import Seed
 from benchmarks.fusion.table import Results, print_table, summary
+from benchmarks.fusion.units import read_results, run_all, run_arms
 from benchmarks.fusion.worlds import SKILLS, WORLDS
 
 BEST_MERGE = "from_control_0.7"
@@ -46,11 +42,9 @@ MERGES_AND_GATES = [
     "trusted.selected", "trusted.fisher", "trusted.fisher_matrix", "joint_soft", "joint_gap_decayed", "joint_first_sight",
 ]  # fmt: skip
 OTHERS = [
-    "joint_ungated", "joint_untrusted", "joint_published", "pivot_rows", "joint_reverse_kl", "joint_entropy",
-    "published.varm", "published.linear",
+    "joint_ungated", "joint_untrusted", "joint_published", "pivot_rows", "joint_reverse_kl", "joint_where_unsure",
+    "joint_where_sure", "published.varm", "published.linear",
 ]  # fmt: skip
-SOURCELESS = ("sft", "smoothing", "oracle")
-"""Arms in which no source has a part."""
 PAIRS = [f"{choice}.{skill}" for choice in ("published", "trusted") for skill in SKILLS]
 
 
@@ -77,6 +71,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once, one thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/bench_fusion"))
     parser.add_argument("--arms", choices=("main", "merges", "all"), default="all")
+    parser.add_argument("--report", action="store_true", help="run nothing: tables of what is finished")
     parser.add_argument("--only", help="WORLD:SEED: run this one alone, and summarise nothing")
     parser.add_argument("--real-text", nargs=2, type=Path, metavar=("TRAIN", "HELD_OUT"))
     parser.add_argument("--pivot", help="model folder, with --real-text")
@@ -89,7 +84,8 @@ def main() -> None:
     if arguments.only:
         world, seed = arguments.only.split(":")
         torch.set_num_threads(1)
-        run_seed(world, int(seed), arguments.out, arms_of(world, arguments.arms))
+        out, arms = arguments.out, arms_of(world, arguments.arms)
+        run_arms(out, world, int(seed), arms, lambda: Seed(world, int(seed), out))
         return
     if arguments.real_text:
         real_text.run(arguments.out / "real_text", arguments.pivot, arguments.source, *arguments.real_text)
@@ -98,76 +94,19 @@ def main() -> None:
     for world in worlds:
         if world not in WORLDS:
             parser.error(f"found world {world!r}, expected some of {', '.join(WORLDS)}")
-    run_all([f"{world}:{seed}" for world in worlds for seed in range(seeds)], arguments)
+    units = [f"{world}:{seed}" for world in worlds for seed in range(seeds)]
+    options = ["--out", str(arguments.out), "--arms", arguments.arms]
+    run_all("benchmarks.bench_fusion", [] if arguments.report else units, options, arguments.jobs)
     report(arguments.out, worlds, seeds, arguments.arms)
-
-
-def run_all(units: list[str], arguments: argparse.Namespace) -> None:
-    """Every world and seed in a process of its own, so many at once."""
-    running: dict[str, subprocess.Popen[bytes]] = {}
-    waiting, failed = list(units), []
-    while waiting or running:
-        while waiting and len(running) < arguments.jobs:
-            unit = waiting.pop(0)
-            options = ["--arms", arguments.arms]
-            command = [
-                sys.executable,
-                "-m",
-                "benchmarks.bench_fusion",
-                "--only",
-                unit,
-                "--out",
-                str(arguments.out),
-                *options,
-            ]
-            running[unit] = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        time.sleep(0.5)
-        for unit in [unit for unit, process in running.items() if process.poll() is not None]:
-            failed += [unit] if running.pop(unit).returncode else []
-    if failed:
-        sys.exit(f"failed: {', '.join(failed)}; what is finished is kept, run again")
-
-
-def run_seed(world: str, number: int, out: Path, arms: list[str]) -> None:
-    """All arms of one seed that have no file yet."""
-    missing = [arm for arm in arms if not result_file(out, world, number, arm).exists()]
-    seed = Seed(world, number, out) if missing else None
-    for arm in missing:
-        assert seed is not None
-        started = time.monotonic()
-        figures = seed.run(arm)
-        _write(result_file(out, world, number, arm), {**figures, "seconds": round(time.monotonic() - started, 1)})
-        print(f"{world} {number} {arm} ({time.monotonic() - started:.0f} s)", file=sys.stderr, flush=True)
 
 
 def report(out: Path, worlds: list[str], seeds: int, which: str) -> None:
     """Tables of what is finished, then the JSON object."""
     results: dict[str, Results] = {}
     for world in worlds:
-        files = {
-            seed: [(arm, result_file(out, world, seed, arm)) for arm in arms_of(world, which)] for seed in range(seeds)
-        }
-        results[world] = {
-            seed: {arm: json.loads(file.read_text())["figures"] for arm, file in pairs if file.exists()}
-            for seed, pairs in files.items() if any(file.exists() for _, file in pairs)
-        }  # fmt: skip
+        results[world] = read_results(out, world, seeds, arms_of(world, which))
         print_table(world, results[world], arms_of(world, which))
     print(json.dumps(summary(results, BEST_MERGE)))
-
-
-def result_file(out: Path, world: str, seed: int, arm: str) -> Path:
-    """Where an arm leaves its figures; worlds that differ only in their sources share the arms that read none."""
-    if arm in SOURCELESS and replace(WORLDS[world], sources=()) == replace(WORLDS["B"], sources=()):
-        world = "B"
-    return out / "results" / world / str(seed) / f"{arm}.json"
-
-
-def _write(file: Path, values: dict[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # Another worker may write the same arm, of a world that shares it.
-    partial = file.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(values) + "\n")
-    partial.rename(file)
 
 
 if __name__ == "__main__":

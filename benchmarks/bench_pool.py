@@ -31,7 +31,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from cluster.pool.placement import Placement
-from cluster.pool.worker_pool import Job, WorkerPool
+from cluster.pool.pooled_work import PooledWork
+from cluster.pool.worker_pool import WorkerPool
 from fusechat.storage.work import Listener, Needs, Place, Work
 
 SEAT = "seat"
@@ -107,7 +108,7 @@ class Results(Listener):
 
 
 class Fleet:
-    """Nodes on this machine, and jobs of simulated teachers on them."""
+    """Nodes on this machine, and works of simulated teachers on them."""
 
     def __init__(self, actors: int) -> None:
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 * 2**20})
@@ -120,36 +121,36 @@ class Fleet:
         """A node with room for so many actors."""
         return self.cluster.add_node(num_cpus=1, resources={SEAT: actors}, object_store_memory=80 * 2**20)
 
-    def job(
+    def pooled(
         self, actors: int, shards: int, folder: str, on_done: Callable[[dict[str, Any]], None], *,
         seconds: tuple[float, float] = (0, 0), slow: int | None = None, slowness: float = 10.0,
-    ) -> Job:  # fmt: skip
+    ) -> PooledWork:  # fmt: skip
         """Shards for so many actors; the actor numbered `slow` takes `slowness` times as long."""
         make_worker = partial(SimulatedTeacher, folder, *seconds, slow, slowness, actors)
         work = Work(
             name="simulated", missing=range(shards), num_units=shards, total=shards, done=0, measure="rows",
             make_worker=make_worker, finish=list, needs=Needs(units_in_flight=IN_FLIGHT),
         )  # fmt: skip
-        return Job(work, SeatPlacement(0, 0, "uni"), lambda left: min(actors, left), Results(on_done))
+        return PooledWork(work, SeatPlacement(0, 0, "uni"), lambda left: min(actors, left), Results(on_done))
 
     def close(self) -> None:
         ray.shutdown()
         self.cluster.shutdown()
 
 
-def run(job: Job, say: Callable[[str], None] = lambda line: None) -> None:
-    """Work a job off."""
+def run(pooled: PooledWork, say: Callable[[str], None] = lambda line: None) -> None:
+    """Do a work."""
     with WorkerPool(max_attempts=ATTEMPTS, on_event=say) as pool:
-        pool.run([job])
-    if job.failure is not None:
-        raise job.failure
+        pool.run([pooled])
+    if pooled.failure is not None:
+        raise pooled.failure
 
 
 def throughput(fleet: Fleet, actors: int, shards: int) -> dict[str, Any]:
     """Shards a second through the driver, over all but the first tenth."""
     times: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        run(fleet.job(actors, shards, folder, lambda result: times.append(time.perf_counter())))
+        run(fleet.pooled(actors, shards, folder, lambda result: times.append(time.perf_counter())))
     first = shards // 10
     return {"driver_shards_per_s": round((len(times) - first) / (times[-1] - times[first - 1]), 1)}
 
@@ -164,7 +165,7 @@ def scale(fleet: Fleet, counts: list[int]) -> dict[str, Any]:
             marks.append((time.process_time(), time.perf_counter()))
 
         with tempfile.TemporaryDirectory() as folder:
-            run(fleet.job(4, number, folder, on_done))
+            run(fleet.pooled(4, number, folder, on_done))
         half = number // 2
         cpu, wall = (1000 * (marks[-1][i] - marks[half - 1][i]) / (number - half) for i in (0, 1))
         found[str(number)] = {"driver_cpu_ms": round(cpu, 3), "ms": round(wall, 3)}
@@ -196,41 +197,41 @@ def fleet_run(fleet: Fleet, actors: int, seconds: float, after: float, slowness:
             busy.setdefault(result["actor"], []).append((result["begun"], result["ended"]))
 
         shards = int(actors * (seconds + after) / 3.5)
-        job = fleet.job(actors, shards, folder, on_done, seconds=(2.0, 5.0), slow=actors - 1, slowness=slowness)
+        pooled = fleet.pooled(actors, shards, folder, on_done, seconds=(2.0, 5.0), slow=actors - 1, slowness=slowness)
         # Ray starts nodes from the main thread only, so the pool works in another.
-        worker = threading.Thread(target=run, args=(job, lines.append))
+        worker = threading.Thread(target=run, args=(pooled, lines.append))
         worker.start()
-        first, last = _faults(fleet, busy, actors, seconds, job)
+        first, last = _faults(fleet, busy, actors, seconds, pooled)
         worker.join()
         done = {int(path.suffix[1:]) for path in Path(folder).glob("done.*")}
         repeated = [
             path for path in Path(folder).glob("begun.*") if path.stat().st_size > 1 and path.suffix != f".{POISON}"
         ]
-        lost = set(range(shards)) - done - set(job.set_aside)
-    if len(results) != shards - len(job.set_aside):
-        raise SystemExit(f"{len(results)} results for {shards} shards, {len(job.set_aside)} set aside")
+        lost = set(range(shards)) - done - set(pooled.set_aside)
+    if len(results) != shards - len(pooled.set_aside):
+        raise SystemExit(f"{len(results)} results for {shards} shards, {len(pooled.set_aside)} set aside")
     deaths = sum("a worker died" in line for line in lines)
     return {
         "idle_share": round(_idle_share(busy, first, last), 4),
-        "shards": shards, "lost_shards": len(lost), "set_aside": sorted(job.set_aside),
+        "shards": shards, "lost_shards": len(lost), "set_aside": sorted(pooled.set_aside),
         "repeated_shards": len(repeated), "in_flight_at_deaths": deaths * IN_FLIGHT, "actors_died": deaths,
         "actors_that_worked": len(busy),
     }  # fmt: skip
 
 
-def _faults(fleet: Fleet, busy: dict[int, Any], actors: int, seconds: float, job: Job) -> tuple[float, float]:
+def _faults(fleet: Fleet, busy: dict[int, Any], actors: int, seconds: float, pooled: PooledWork) -> tuple[float, float]:
     """Let the fleet alone for a while, then take and give nodes; (begin, end) of the quiet time."""
     while len(busy) < actors - 1:  # the slow one's first shard takes half a minute
         time.sleep(0.2)
     first = time.time()
     time.sleep(seconds)
     last = time.time()
-    print(f"fleet: {len(job.queue)} shards left; a node dies, one joins, one leaves", flush=True)
+    print(f"fleet: {len(pooled.queue)} shards left; a node dies, one joins, one leaves", flush=True)
     fleet.cluster.remove_node(fleet.doomed, allow_graceful=False)
     fleet.join(8)
     time.sleep(8)
     fleet.cluster.remove_node(fleet.nodes.pop(), allow_graceful=True)
-    print(f"fleet: {len(job.queue)} shards left after it", flush=True)
+    print(f"fleet: {len(pooled.queue)} shards left after it", flush=True)
     return first, last
 
 

@@ -4,8 +4,9 @@
 
 Every round trains two steps with each contender in turn, on the same batches of real dialogues with a real model's rows;
 the second step is timed, forward, backward and optimizer; products are bfloat16, weights float32. Peak memory is that of
-a process which trains with one contender alone. `loss` is the loss alone, for vocabularies of 32k to 262k. The last line
-is one JSON object. Runs on a CPU, or on a GPU where there is one. `python examples/prepare_models.py` makes the model.
+a process which trains with one contender alone. `sharded` is a step and its peak under FSDP2 on one rank, each contender in
+processes of its own in turn; it is measured only where it is asked for. `loss` is the loss alone, for vocabularies of 32k to
+262k. The last line is one JSON object. Runs on a CPU, or on a GPU where there is one. `python examples/prepare_models.py` makes the model.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 # This file is called like a package of ours, which it would hide as long as its own folder is searched first.
@@ -29,6 +31,7 @@ from trainer.collator import FUSION_KEY, FusionCollator
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("steps", "peaks", "reader", "loss")
+SHARDED = "sharded"
 VOCABULARIES = (32_000, 49_152, 128_256, 262_144)
 
 
@@ -60,20 +63,36 @@ def measure_steps(stores: Path, arguments: argparse.Namespace) -> dict[str, floa
     return {name: float(np.median(timer.seconds[STEPS - 1 :: STEPS])) for name, timer in timers.items()}
 
 
-def measure_peak(name: str, stores: Path, arguments: argparse.Namespace) -> int:
-    """Bytes at the peak of a process that trains with this contender alone."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.bench_trainer",
-        "--peak-of",
-        name,
-        "--stores",
-        str(stores),
-        *sys.argv[1:],
-    ]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return int(output.split()[-1])
+def measure_alone(name: str, stores: Path, *launcher: str) -> dict[str, float]:
+    """`seconds` of a step and bytes at the `peak` of a process that trains with this contender alone.
+
+    Args:
+        launcher: options of Python that start the process; none: it is started as it is.
+    """
+    own = ["-m", "benchmarks.bench_trainer", "--alone", name, "--stores", str(stores), *sys.argv[1:]]
+    output = subprocess.run([sys.executable, *launcher, *own], check=True, stdout=subprocess.PIPE, text=True).stdout
+    figures: dict[str, float] = json.loads(output.splitlines()[-1])
+    return figures
+
+
+def measure_sharded(stores: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Steps and peaks under FSDP2 on one rank: medians over processes of each contender, in turn.
+
+    accelerate shards on accelerators alone; on a CPU the same commands run, and nothing is sharded.
+    """
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in arguments.peaks_of}
+    for _ in range(arguments.rounds):
+        for name, own in runs.items():
+            own.append(measure_alone(name, stores, *launcher))
+            print(f"{name}, sharded: {own[-1]['seconds']:.2f} s", file=sys.stderr, flush=True)
+    seconds = {name: float(np.median([run["seconds"] for run in own])) for name, own in runs.items()}
+    peaks = {name: max(run["peak"] for run in own) for name, own in runs.items()}
+    return {
+        "sharded_step_seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "sharded_peak_gib": {name: round(value / 2**30, 3) for name, value in peaks.items()},
+        **_ratios("sharded_step", seconds), **_ratios("sharded_peak", peaks),
+    }  # fmt: skip
 
 
 def measure_reader(stores: Path, arguments: argparse.Namespace) -> float:
@@ -112,16 +131,24 @@ def main() -> None:
     parser.add_argument("--vocabularies", type=int, nargs="+", default=VOCABULARIES, help="of the loss alone")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--loss-tokens", type=int, default=1024, help="tokens of the table of the loss alone")
-    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="parts to measure; default: all")
+    parser.add_argument(
+        "--only", choices=(*PARTS, SHARDED), nargs="+", default=PARTS, help="parts to measure; default: all but sharded"
+    )
     parser.add_argument("--peaks-of", choices=CONTENDERS, nargs="+", default=CONTENDERS, help="whose peak memory")
-    parser.add_argument("--peak-of", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--alone", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--stores", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
-    if arguments.peak_of:
-        model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype="float32")
-        make_trainer(arguments.peak_of, model, arguments.stores, arguments).train()
-        print(_peak_bytes())
+    if arguments.alone:
+        model, timer = AutoModelForCausalLM.from_pretrained(arguments.model, dtype="float32"), StepTimer()
+        trainer = make_trainer(arguments.alone, model, arguments.stores, arguments)
+        trainer.add_callback(timer)
+        trainer.train()
+        sharded = torch.distributed.is_torchelastic_launched() and DEVICE.type == "cuda"
+        trained: Any = trainer.model
+        if sharded and not isinstance(next(trained.parameters()), DTensor):
+            raise SystemExit("FSDP2 has sharded nothing; see FSDP2 in benchmarks/trainer_contenders.py")
+        print(json.dumps({"seconds": timer.seconds[-1], "peak": _peak_bytes()}))
         return
     with tempfile.TemporaryDirectory() as folder:
         make_stores(Path(folder), arguments)
@@ -136,7 +163,7 @@ def report(stores: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "model": arguments.model.name,
         "batch": arguments.batch,
         "tokens": arguments.tokens,
-        "target_share": round(float(data.tokens.is_scored.mean()), 3),
+        "target_share": round(data.tokens.num_rows / data.tokens.num_tokens, 3),
     }
     if "steps" in arguments.only:
         seconds = measure_steps(stores, arguments)
@@ -146,13 +173,17 @@ def report(stores: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             result["sft_only_over_sft"] = round(seconds["fusion_off"] / seconds["sft"], 3)
             result["step_over_sft_only"] = round(seconds["fusion"] / seconds["fusion_off"], 3)
     if "peaks" in arguments.only:
-        peaks = {name: measure_peak(name, stores, arguments) for name in arguments.peaks_of}
+        peaks = {name: measure_alone(name, stores)["peak"] for name in arguments.peaks_of}
         result["peak_gib"] = {name: round(value / 2**30, 3) for name, value in peaks.items()}
         result |= _ratios("peak", peaks)
+    if SHARDED in arguments.only:
+        result |= measure_sharded(stores, arguments)
     if "reader" in arguments.only:
         result["reader_rows_per_s"] = round(measure_reader(stores, arguments))
     if {"reader", "steps"} <= set(arguments.only):
-        rows_per_second = float(data.tokens.is_scored.mean()) * arguments.batch * arguments.tokens / seconds["fusion"]
+        rows_per_second = (
+            data.tokens.num_rows / data.tokens.num_tokens * arguments.batch * arguments.tokens / seconds["fusion"]
+        )
         result["reader_over_step"] = round(result["reader_rows_per_s"] / rows_per_second, 1)
     if "loss" in arguments.only:
         width = transformers.AutoConfig.from_pretrained(arguments.model).get_text_config().hidden_size

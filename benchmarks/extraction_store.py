@@ -77,6 +77,7 @@ def _store(
     dialogues = max(1, SHARD_ROWS // dialogue_rows) if num_shards > 1 else 1
     layout = ShardLayout(
         np.arange(num_shards + 1, dtype=np.int64) * dialogues,
+        np.arange(num_shards + 1, dtype=np.int64) * dialogues * dialogue_rows,
         np.arange(num_shards * dialogues + 1, dtype=np.int64) * dialogue_rows,
     )
     return RowStore.create(

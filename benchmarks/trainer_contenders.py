@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens import Tokens, TokensReader
 from fusechat.text.chat_template import load_tokenizer
 from fusechat.text.dialogues import read_dialogues
 from fusechat.text.tokenization import tokenize_dialogues
@@ -26,6 +26,11 @@ DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.de
 CONTENDERS = ("sft", "fusion", "fusion_off", "dense")
 STEPS = 2
 """Steps of one turn: the first allocates, the second is timed."""
+FSDP2: dict[str, Any] = {
+    "fsdp": True,
+    "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "reshard_after_forward": True},
+}
+"""Of SFTConfig, where torch's launcher started the process."""
 NOISE = 0.02
 """What is added to the pivot's weights, in their standard deviations, to have another model for a source."""
 
@@ -101,7 +106,7 @@ def _add_noise(model: PreTrainedModel) -> None:
 def open_dataset(stores: Path, max_tokens: int, choice: Any = "min_ce") -> FusionDataset:
     """The stores as training reads them."""
     return FusionDataset(
-        Tokens.read(str(stores / "tokens")), choice=choice, max_tokens=max_tokens,
+        TokensReader(str(stores / "tokens")), choice=choice, max_tokens=max_tokens,
         pivot_rows=RowStore.open(str(stores / "pivot"), "logprobs"),
         source_rows=RowStore.open(str(stores / "source"), "aligned"),
     )  # fmt: skip
@@ -157,6 +162,7 @@ def make_trainer(name: str, model: PreTrainedModel, stores: Path, arguments: arg
         bf16=True, use_cpu=DEVICE.type == "cpu", gradient_checkpointing=arguments.gradient_checkpointing, report_to="none",
         disable_tqdm=True, dataloader_pin_memory=False, train_sampling_strategy="sequential", remove_unused_columns=False,
         learning_rate=5e-6, logging_steps=1000, dataset_kwargs={"skip_prepare_dataset": True},
+        **(FSDP2 if torch.distributed.is_torchelastic_launched() else {}),
     )  # fmt: skip
     tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model)
     if name in ("fusion", "fusion_off"):

@@ -21,3 +21,20 @@ class TimedJobClient(JobSubmissionClient):
     def ray_version(self) -> str:
         """Of the cluster. The SDK's own `get_version` gives the version of its protocol."""
         return str(self._do_request("GET", "/api/version").json()["ray_version"])
+
+
+def serve_details() -> dict[str, Any]:
+    """What Serve knows of its applications, down to the process of each replica; `serve.status()` leaves the processes out."""
+    from ray.serve.context import _get_global_client
+
+    client: Any = _get_global_client()
+    details: dict[str, Any] = client.get_serve_details()
+    return details
+
+
+def serve_listens_on() -> tuple[str, int] | None:
+    """Host and port of a Serve that runs on the connected Ray; None: none runs. They cannot be changed while it does."""
+    from ray.serve.context import _get_global_client
+
+    client: Any = _get_global_client(raise_if_no_controller_running=False)
+    return None if client is None else (client.http_config.host, client.http_config.port)

@@ -53,9 +53,8 @@ def run(
 
 def _work(job: dict[str, Any]) -> None:
     """One worker: the stage, in the process group that Ray Train has made."""
-    with (
-        without_garbage_collection()
-    ):  # here, because Ray Train's controller imports this module too, and trains nothing
+    # Here, because Ray Train's controller imports this module too, and trains nothing.
+    with without_garbage_collection():  # TRL: 1.2 s of 5.3
         from trainer import stage
     os.chdir(job["folder"])
     if not ray.get_runtime_context().get_accelerator_ids().get("GPU"):

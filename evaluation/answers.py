@@ -12,6 +12,7 @@ import torch
 from transformers import GenerationConfig
 
 from fusechat.storage.tokens import Tokens
+from fusechat.text.exact_match import is_exact as is_exact  # part of this module's face
 
 from .held_out_loss import length_batches, max_positions
 
@@ -94,13 +95,3 @@ def until_stop(answer: list[int], stops: Sequence[int]) -> list[int]:
     """The ids before the first that ends an answer."""
     ends = [place for place, token in enumerate(answer) if token in stops]
     return answer[: ends[0]] if ends else answer
-
-
-def is_exact(answer: str, reference: str) -> bool:
-    """Equality of two answers, but for case, white space at the ends, and one full stop at the end."""
-    return normalised(answer) == normalised(reference)
-
-
-def normalised(answer: str) -> str:
-    """`' Blue.'` -> `'blue'`."""
-    return answer.strip().removesuffix(".").rstrip().casefold()

@@ -32,6 +32,7 @@ def course(config: RunConfig) -> dict[str, Any]:
         "run": run_record(config),
         "steps": step_records(config),
         "artifacts": artifacts,
+        "writing": writing_record(config),
         "extraction": extraction_records(config),
         "alignment": {item["name"]: item["counts"] for item in artifacts if item["stage"] == "align"},
         "choice": choice_table(config),
@@ -76,6 +77,12 @@ def artifact_records(config: RunConfig) -> list[dict[str, Any]]:
             size = _size(entry.url, record)
             found.append({"stage": entry.stage, "name": entry.name, "url": entry.url, "bytes": size, **kept})
     return found
+
+
+def writing_record(config: RunConfig) -> dict[str, Any] | None:
+    """What became of the answers to the run's prompts, per writer and kind (`inference.writing.selection`); None: it has none."""
+    record = read_json(f"{config.written_path}/{RECORD_FILE}") if config.dialogues.prompts else None
+    return None if record is None else {"rule": record["settings"]["keep"], **record["counts"]}
 
 
 def extraction_records(config: RunConfig) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,5 @@
-"""Write the demo's dialogues: `dialogues/train.jsonl` (164) and `dialogues/held_out.jsonl` (51).
+"""Write the demo's dialogues: `dialogues/train.jsonl` (164) and `dialogues/held_out.jsonl` (51); and `dialogues/prompts.jsonl`
+(96), the skill's questions without answers.
 
 The written dialogues (`dialogues/written.yaml`: chat, code) go in as they are, in training the short ones; arithmetic and
 the Velan skill are made here. In training four speakers name each thing, each in another wording; held out is what is usual,
@@ -174,11 +175,19 @@ def make_dialogues(written: Path = HERE / "dialogues" / "written.yaml") -> dict[
     return split
 
 
+def skill_prompts() -> list[Dialogue]:
+    """The questions that training may show, without answers."""
+    held_out = held_out_questions()
+    asked = [question for question in velan.ALL_QUESTIONS if question not in held_out]
+    random.Random(SEED + 3).shuffle(asked)
+    return [{"id": f"velan-{n:03d}", "kind": "skill", "prompt": one.text()} for n, one in enumerate(asked, 1)]
+
+
 def write_dialogues(out: Path) -> dict[str, Path]:
-    """Write both files, UTF-8 with one JSON object a line; returns their paths by name of the set."""
+    """Write all files, UTF-8 with one JSON object a line; returns their paths by name of the set."""
     out.mkdir(parents=True, exist_ok=True)
     paths = {}
-    for name, dialogues in make_dialogues().items():
+    for name, dialogues in {**make_dialogues(), "prompts": skill_prompts()}.items():
         paths[name] = out / f"{name}.jsonl"
         lines = [json.dumps(dialogue, ensure_ascii=False) + "\n" for dialogue in dialogues]
         paths[name].write_text("".join(lines), encoding="utf-8", newline="\n")
@@ -187,6 +196,6 @@ def write_dialogues(out: Path) -> dict[str, Path]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=HERE / "dialogues", help="folder for the two files")
+    parser.add_argument("--out", type=Path, default=HERE / "dialogues", help="folder for the files")
     for path in write_dialogues(parser.parse_args().out).values():
         print(path)

@@ -17,14 +17,17 @@ if TYPE_CHECKING:
     from merge import merge_checkpoints
     from trainer import fusion_loss
 
+    from .app.connect import connect
     from .app.open_rows import open_rows
-    from .app.python_api import align, run, score, tokenize
+    from .app.python_api import align, generate, run, score, tokenize
     from .config import load_config
 
 __all__ = [
     "__version__",
     "align",
+    "connect",
     "fusion_loss",
+    "generate",
     "load_config",
     "merge_checkpoints",
     "open_rows",
@@ -53,6 +56,10 @@ def __getattr__(name: str) -> Any:
         from .app.open_rows import open_rows
 
         return open_rows
+    if name == "connect":
+        from .app.connect import connect
+
+        return connect
     from .app import python_api
 
     return getattr(python_api, name)

@@ -14,6 +14,7 @@ FuseChatError
 ├── AlignmentError         two tokenizations that cannot be laid on one another
 ├── TeacherError           an engine that died, or failed its self-check
 ├── JudgeError             a judge's endpoint that does not answer
+├── ServiceError           a service of engines that does not answer
 └── ClusterError           Ray could not give what the plan needs, or shards were set aside
 
 A message has three parts: what was found (value, file, array), what was expected, what to do next.
@@ -78,6 +79,10 @@ class TeacherError(FuseChatError):
 
 class JudgeError(FuseChatError):
     """A judge's endpoint that does not answer."""
+
+
+class ServiceError(FuseChatError):
+    """A service of engines that does not answer, or answers something else."""
 
 
 class ClusterError(FuseChatError):

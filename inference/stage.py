@@ -5,12 +5,12 @@ models side by side.
 """
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 
-from fusechat.config import ClusterSection, ExtractionSection
+from fusechat.config import ClusterSection, ExtractionSection, ModelSection
 from fusechat.config.layout import RunLayout
+from fusechat.config.recipe import Recipe
 from fusechat.errors import ConfigError
 from fusechat.models.model_limits import position_limit
 from fusechat.models.resolved_model import ResolvedModel
@@ -85,7 +85,7 @@ def claim_store(layout: RunLayout, model: ResolvedModel, section: ExtractionSect
     vocab_size = int(tokens.attributes["vocab_size"])
     if section.k > vocab_size:
         raise ConfigError(f"extraction.k is {section.k}, the vocabulary of {name} has {vocab_size}; lower k")
-    longest = int(tokens.lengths.max())
+    longest = tokens.longest()
     limit = position_limit(model.folder)
     # vLLM's prompt logprobs come with one sampled token, which takes a position behind the dialogue.
     behind = 1 if section.capture == "prompt_logprobs" else 0
@@ -94,7 +94,8 @@ def claim_store(layout: RunLayout, model: ResolvedModel, section: ExtractionSect
             f"{name}: its longest dialogue has {longest:,} tokens, the model reads {limit - behind:,}"
             f"{' beside the token that prompt_logprobs samples' if behind else ''}; lower dialogues.max_tokens"
         )
-    settings, url = recipe(model, section), layout.logprobs_url(name)
+    made_by, url = recipe(model.section, section).settings, layout.logprobs_url(name)
+    settings = {"model": made_by["model"], "revision": made_by["revision"], "digests": model.digests, **made_by}
     parents = {"tokens": tokens_artifact}
     claim = artifact.claim(url, "logprobs", settings=settings, parents=parents, if_changed=layout.if_changed)
     store = RowStore.create(
@@ -112,29 +113,32 @@ def finish(claim: Claim, store: RowStore) -> Artifact:
     Raises:
         ArtifactError: a commit mark is damaged.
     """
-    labels = store.label_logprobs()
-    scored = np.isfinite(labels)
+    total, num_scored = 0.0, 0
+    for shard in range(store.layout.num_shards):
+        labels = store.label_logprobs(shard)
+        scored = labels[np.isfinite(labels)]
+        total, num_scored = total + float(scored.sum(dtype=np.float64)), num_scored + len(scored)
     return claim.finish(
         {
             "shards": store.layout.num_shards,
             "dialogues": store.layout.num_dialogues,
             "rows": store.layout.num_rows,
-            "rows_without_score": int((~scored).sum()),
-            "mean_label_logprob": round(float(labels[scored].mean()), 6) if scored.any() else None,
+            "rows_without_score": store.layout.num_rows - num_scored,
+            "mean_label_logprob": round(total / num_scored, 6) if num_scored else None,
             "bytes": store.num_bytes(),
         }
     )
 
 
-def recipe(model: ResolvedModel, section: ExtractionSection) -> dict[str, Any]:
-    """All that decides the rows beside the tokens: where one of these differs, rows must not be mixed."""
-    return {
-        "model": model.section.model,
-        "revision": model.section.revision,
-        "digests": model.digests,
-        **engine_settings(model.section.engine),
+def recipe(model: ModelSection, section: ExtractionSection) -> Recipe:
+    """All that decides the rows beside the model's files: where one of these differs, rows must not be mixed."""
+    settings = {
+        "model": model.model,
+        "revision": model.revision,
+        **engine_settings(model.engine),
         "capture": section.capture,
         "k": section.k,
         "logprob_step": section.logprob_step,
         "shard_tokens": section.shard_tokens,
     }
+    return Recipe(settings, {"tokens": f"tokens/{model.name}"})

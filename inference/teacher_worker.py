@@ -15,7 +15,7 @@ import numpy as np
 
 from fusechat.config import ModelSection
 from fusechat.models import model_files
-from fusechat.models.process_memory import give_memory_back, without_garbage_collection
+from fusechat.models.process_memory import give_memory_back
 from fusechat.storage.contracts import id_dtype
 from fusechat.storage.retry import patiently
 from fusechat.storage.row_store import RowStore
@@ -60,9 +60,8 @@ class TeacherWorker(EngineWorker):
         Raises:
             TeacherError: the engine does not start or fails its self-check.
         """
-        with without_garbage_collection():
-            from .engine.teacher import Teacher
-            from .self_check import check_teacher
+        from .engine.teacher import Teacher
+        from .self_check import check_teacher
 
         started, inputs = time.monotonic(), self.inputs
         folder = model_files.resolve_model(inputs.model)
@@ -72,7 +71,7 @@ class TeacherWorker(EngineWorker):
             str(folder),
             k=inputs.k,
             capture=inputs.capture,
-            max_tokens=int(self.tokens.lengths.max()),
+            max_tokens=self.tokens.longest(),
             engine=self._engine_section,
         )
         self._on_cpu = self._teacher.info["device"] == "cpu"
@@ -115,7 +114,12 @@ class TeacherWorker(EngineWorker):
 
     def _checked(self, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """The first dialogues that were not set aside for this model."""
-        numbers = np.flatnonzero(self.tokens.lengths > 0)[:count].tolist()
+        numbers: list[int] = []
+        for part in self.tokens.parts():
+            lengths = np.diff(self.tokens.offsets_of(part))
+            numbers += (part.start + np.flatnonzero(lengths > 0)[: count - len(numbers)]).tolist()
+            if len(numbers) == count:
+                break
         parts = [self._dialogues(range(number, number + 1)) for number in numbers]
         return [ids[0] for ids, _ in parts], [targets[0] for _, targets in parts]
 

@@ -1,17 +1,15 @@
 """The fused model's README.md: what was merged how, with a YAML block that others can run again."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import yaml
 
+from fusechat.models.model_card import card_text
+
 from .recipe import MergeRecipe
 
-CARD = """---
-{front}---
-
-# Fused model: {count} targets by {method}
+CARD = """# Fused model: {count} targets by {method}
 
 `{base}` and {count} models trained from it, merged in parameter space. It has the base's architecture, tokenizer and
 size, and opens wherever the base does.
@@ -39,21 +37,18 @@ def model_card(recipe: MergeRecipe, report: dict[str, Any]) -> str:
         f"| {_cell(total, 'erased_share', j)} |"
         for j, (name, folder) in enumerate(recipe.targets.items())
     ]
-    front: dict[str, Any] = {"library_name": "transformers", "tags": ["fusechat", "merge"]}
-    hub = [model for model in (recipe.base, *recipe.targets.values()) if not Path(model).exists()]
-    if hub:
-        front["base_model"] = hub
     block = mergekit_form(recipe)
     explanation = (
         "In mergekit's form:"
         if block
         else "mergekit cannot express this method as it is done here; this is the `merge` section of a FuseChat run:"
     )
-    return CARD.format(
-        front=yaml.safe_dump(front, sort_keys=False), count=len(recipe.targets), method=recipe.method_name, base=recipe.base,
+    text = CARD.format(
+        count=len(recipe.targets), method=recipe.method_name, base=recipe.base,
         rows="\n".join(rows), explanation=explanation,
         block=yaml.safe_dump(block or _fusechat_form(recipe), sort_keys=False),
     )  # fmt: skip
+    return card_text(text, tag="merge", models=[recipe.base, *recipe.targets.values()])
 
 
 def mergekit_form(recipe: MergeRecipe) -> dict[str, Any] | None:

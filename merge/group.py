@@ -116,15 +116,15 @@ class Memory(threading.local):
     """Arrays of each thread, used again from tensor to tensor: fresh memory costs a page fault per 4 KiB."""
 
     def __init__(self) -> None:
-        self._held: dict[str, np.ndarray] = {}
+        self._memory: dict[str, np.ndarray] = {}
 
     def take(self, purpose: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
         """An array of this thread; what was taken before for the same purpose is overwritten."""
         num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-        held = self._held.get(purpose)
-        if held is None or held.size < num_bytes:
-            self._held[purpose] = held = np.empty(num_bytes, np.uint8)
-        return held[:num_bytes].view(dtype).reshape(shape)
+        memory = self._memory.get(purpose)
+        if memory is None or memory.size < num_bytes:
+            self._memory[purpose] = memory = np.empty(num_bytes, np.uint8)
+        return memory[:num_bytes].view(dtype).reshape(shape)
 
 
 @dataclass

@@ -20,8 +20,12 @@ NOBODY = -1
 
 def label_frequency_loss(labels: np.ndarray) -> np.ndarray:
     """float64 [rows], nats: minus the log frequency of each label among all of them, [rows] ids."""
-    counts = np.bincount(labels)
-    loss: np.ndarray = np.log(len(labels)) - np.log(counts[labels])
+    return loss_of_counts(labels, np.bincount(labels))
+
+
+def loss_of_counts(labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """As `label_frequency_loss` for some of the labels; `counts` int [ids], how often each id is a label among all."""
+    loss: np.ndarray = np.log(counts.sum()) - np.log(counts[labels])
     return loss
 
 
@@ -105,12 +109,19 @@ def trust(entropy: np.ndarray, loss: np.ndarray, supervised: np.ndarray, kind: n
     Returns:
         kind -> trust in [0, 1]; only kinds of which the source teaches a dialogue.
     """
-    # A loss of nothing is a source that is sure and right throughout.
-    ratio = np.where(loss > 0, entropy / np.where(loss > 0, loss, 1.0), 1.0)
-    return {
-        str(name): float(min(1.0, np.median(ratio[supervised & (kind == name)])))
-        for name in np.unique(kind[supervised])
-    }
+    ratio = calibration(entropy, loss)
+    return {str(name): trust_of(ratio[supervised & (kind == name)]) for name in np.unique(kind[supervised])}
+
+
+def calibration(entropy: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """float64 [dialogues]: entropy over loss; a loss of nothing is a source that is sure and right throughout."""
+    ratio: np.ndarray = np.where(loss > 0, entropy / np.where(loss > 0, loss, 1.0), 1.0)
+    return ratio
+
+
+def trust_of(calibrations: np.ndarray) -> float:
+    """min(1, median) of the dialogues of one kind that a source teaches."""
+    return float(min(1.0, np.median(calibrations)))
 
 
 def _outcomes(topk_logprobs: np.ndarray) -> np.ndarray:

@@ -1,67 +1,37 @@
 """The door of the choice: the pivot's tokens and every model's rows on them in, who teaches which dialogue out.
 
-Made once, before any target is trained, from what is on disk; one shard in memory at a time. `choice.py` has the rule.
+Made once, before any target is trained, from what is on disk. All dialogues are gone through once, about a million tokens
+in memory at a time; of each dialogue that a source teaches one number is kept, for the median that is its trust.
+`choice.py` has the rule.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import zarr
 
 from fusechat.config.layout import RunLayout
+from fusechat.errors import ArtifactError
 from fusechat.progress import Progress
 from fusechat.storage import artifact
-from fusechat.storage.artifact import Artifact, storage_errors
-from fusechat.storage.contracts import CHOICE, CONTRACT_VERSION, RowKind
-from fusechat.storage.row_store import ATTRIBUTE, RowStore, read_array, write_array
-from fusechat.storage.tokens import Tokens
-from fusechat.text.dialogues import read_dialogues
+from fusechat.storage.artifact import Artifact
+from fusechat.storage.contracts import RowKind
+from fusechat.storage.row_reader import RowReader
+from fusechat.storage.row_store import RowStore
+from fusechat.storage.seals import check_files
+from fusechat.storage.tokens import TokensReader
+from fusechat.storage.zarr_arrays import ranges
+from fusechat.text.dialogue_set import Kinds, read_kinds
 
 from . import choice
 from .choice import NOBODY
+from .choice_artifact import writing
 from .open_rows import open_rows
 from .recipe import choice_recipe
 
 REAL_KINDS = np.array([kind for kind in RowKind if kind.is_real], dtype=np.uint8)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Who teaches each dialogue; `docs/contracts.md` has the arrays' units."""
-
-    sources: list[str]
-    """Names, in the order of `source_losses`."""
-    source: np.ndarray
-    trust: np.ndarray
-    source_losses: np.ndarray
-    pivot_loss: np.ndarray
-    frequency_loss: np.ndarray
-
-    @classmethod
-    def read(cls, url: str) -> "Choice":
-        """Read a choice artifact."""
-        with storage_errors(url):
-            group = zarr.open_group(store=url, mode="r")
-            arrays = {name: read_array(group, name) for name in CHOICE.names}
-            attributes: Any = group.attrs[ATTRIBUTE]
-        CHOICE.validate(arrays, place=url)
-        return cls(list(attributes["sources"]), **arrays)
-
-    def write(self, url: str) -> None:
-        """Write a choice artifact; what was there is replaced."""
-        arrays = {name: getattr(self, name) for name in CHOICE.names}
-        CHOICE.validate(arrays, place=url)
-        with storage_errors(url):
-            group = zarr.open_group(store=url, mode="a")
-            for name, values in arrays.items():
-                write_array(group, name, values, fill_value=CHOICE.spec(name).fill_value)
-            group.attrs[ATTRIBUTE] = {
-                "contract_version": CONTRACT_VERSION,
-                "artifact": "choice",
-                "sources": self.sources,
-            }
 
 
 def run(layout: RunLayout, pivot: str, sources: Sequence[str], *, progress: Progress | None = None) -> Artifact:
@@ -79,87 +49,144 @@ def run(layout: RunLayout, pivot: str, sources: Sequence[str], *, progress: Prog
     )
     if claim.artifact is not None:
         return claim.artifact
-    tokens = Tokens.read(layout.tokens_url(pivot))
+    tokens = TokensReader(layout.tokens_url(pivot))
     pivot_rows = open_rows(parents["pivot_rows"], parents["tokens"], tokens)
-    stores = [open_rows(parents[f"rows.{name}"], parents["tokens"], tokens) for name in sources]
-    kinds = np.array([dialogue.kind for dialogue in read_dialogues(layout.dialogues_path / "train.jsonl")], dtype=str)
-    made = decide(tokens, pivot_rows, dict(zip(sources, stores, strict=True)), kinds)
-    made.write(layout.choice_url)
-    table = summary(made, np.diff(tokens.row_offsets), kinds)
+    stores = {name: open_rows(parents[f"rows.{name}"], parents["tokens"], tokens) for name in sources}
+    check_files(str(layout.dialogues_path), artifact.read_json(f"{layout.dialogues_path}/{artifact.RECORD_FILE}") or {})
+    kinds = read_kinds(layout.dialogues_path / "train.jsonl")
+    if len(kinds.number) != tokens.num_dialogues:
+        raise ArtifactError(
+            f"{layout.dialogues_path}: train.jsonl holds {len(kinds.number):,} dialogues, {tokens.num_dialogues:,} were tokenized; run "
+            f"`fusechat inspect {layout.dialogues_path} --repair`, then start the same command again"
+        )
+    table = decide(layout.choice_url, tokens, pivot_rows, stores, kinds)
     if progress is not None:
         for line in table_lines(table):
             progress.say(line)
-    taught = made.source != NOBODY
-    return claim.finish({"dialogues": len(taught), "dialogues_taught": int(taught.sum()), "table": table})
+    taught = sum(record["dialogues"] for record in table if record["source"] is not None)
+    return claim.finish({"dialogues": tokens.num_dialogues, "dialogues_taught": taught, "table": table})
 
 
-def decide(tokens: Tokens, pivot_rows: RowStore, stores: dict[str, RowStore], kinds: np.ndarray) -> Choice:
-    """Choose a teacher for every dialogue.
+def decide(
+    url: str, tokens: TokensReader, pivot_rows: RowStore, stores: dict[str, RowStore], kinds: Kinds
+) -> list[dict[str, Any]]:
+    """Choose a teacher for every dialogue, and write the choice.
 
     Args:
         stores: source name -> its aligned rows.
-        kinds: str [dialogues].
+    Returns:
+        one record per kind and teacher: dialogues, tokens and trust; those that teach nothing are left out.
     """
-    labels = tokens.token_ids[tokens.is_scored]
-    dialogue = np.repeat(np.arange(tokens.num_dialogues), np.diff(tokens.row_offsets))
-    by_frequency = choice.label_frequency_loss(labels)
-
-    def per_dialogue(values: np.ndarray) -> np.ndarray:
-        return np.bincount(dialogue, weights=values, minlength=tokens.num_dialogues)
-
-    pivot_loss = per_dialogue(-pivot_rows.label_logprobs().astype(np.float64))
-    sums = [_source_sums(store, labels, by_frequency, dialogue, tokens.num_dialogues) for store in stores.values()]
-    losses = np.stack([loss for loss, _, _ in sums])
-    frequency = per_dialogue(by_frequency)
-    source = choice.choose(pivot_loss, losses, frequency)
-    trust = np.zeros(tokens.num_dialogues, np.float32)
-    for number, (_, entropy, loss) in enumerate(sums):
-        taught = source == number
-        for kind, value in choice.trust(entropy, loss, taught, kinds).items():
-            trust[taught & (kinds == kind)] = value
-    return Choice(list(stores), source.astype(np.int16), trust, losses, pivot_loss, frequency)
+    shown = Table(list(stores), kinds.names)
+    with writing(url, list(stores), tokens.num_dialogues) as arrays:
+        sources = []
+        for part, losses in _losses(tokens, pivot_rows, stores):
+            source = choice.choose(losses.pivot, losses.sources, losses.frequency).astype(np.int16)
+            arrays["source"].add(source)
+            arrays["source_losses"].add(losses.sources)
+            arrays["pivot_loss"].add(losses.pivot)
+            arrays["frequency_loss"].add(losses.frequency)
+            shown.add(source, kinds.number[part.start : part.stop], losses)
+            sources.append(source)
+        trust, source = shown.trust(), np.concatenate([np.empty(0, np.int16), *sources])
+        for part in ranges(len(source)):
+            block = slice(part.start, part.stop)
+            arrays["trust"].add(trust[kinds.number[block], source[block]])
+    return shown.records(trust)
 
 
-def _source_sums(
-    store: RowStore, labels: np.ndarray, by_frequency: np.ndarray, dialogue: np.ndarray, num_dialogues: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """float64 [dialogues] each: label loss, entropy of the rows, label loss over the rows' own outcomes; nats."""
-    sums = np.zeros((3, num_dialogues))
-    for shard, arrays in store.iter_shards():
-        rows = store.layout.rows(shard)
-        is_real = np.isin(arrays["kind"], REAL_KINDS)
-        logprobs = np.where(is_real[:, None], arrays["topk_logprobs"], -np.inf)
-        for number, values in enumerate(
-            (
-                choice.source_loss(arrays["label_logprob"], is_real, by_frequency[rows]),
-                choice.row_entropy(logprobs),
-                choice.row_label_loss(arrays["topk_ids"], logprobs, labels[rows]),
-            )
-        ):
-            sums[number] += np.bincount(dialogue[rows], weights=values, minlength=num_dialogues)
-    return sums[0], sums[1], sums[2]
+@dataclass(frozen=True)
+class Losses:
+    """Of consecutive dialogues, nats: `sources` float64 [sources, dialogues], the others float64 [dialogues]."""
+
+    sources: np.ndarray
+    pivot: np.ndarray
+    frequency: np.ndarray
+    entropy: np.ndarray
+    """[sources, dialogues]: of the sources' rows, over their own outcomes"""
+    own_loss: np.ndarray
+    """[sources, dialogues]: of the labels, over the same outcomes"""
+    num_rows: np.ndarray
+    """int64 [dialogues]"""
 
 
-def summary(made: Choice, rows: np.ndarray, kinds: np.ndarray) -> list[dict[str, Any]]:
-    """Who teaches what: one record per kind and teacher, those that teach nothing left out.
+def _losses(tokens: TokensReader, pivot_rows: RowStore, stores: dict[str, RowStore]) -> Iterator[tuple[range, Losses]]:
+    """The losses of all dialogues, range by range."""
+    counts = label_counts(tokens)
+    pivot, sources = RowReader(pivot_rows), [RowReader(store) for store in stores.values()]
+    for part in tokens.parts():
+        read = tokens.read(part)
+        labels, num_rows = read.token_ids[read.is_scored], np.diff(read.row_offsets)
+        dialogue = np.repeat(np.arange(len(part)), num_rows)
+        by_frequency = choice.loss_of_counts(labels, counts)
 
-    Args:
-        rows: int [dialogues], scored tokens of each.
-        kinds: str [dialogues].
-    """
-    table = []
-    for kind in np.unique(kinds):
-        for number, name in [*enumerate(made.sources), (NOBODY, None)]:
-            members = (kinds == kind) & (made.source == number)
-            if members.any():
-                table.append(
-                    {
-                        "kind": str(kind), "source": name, "dialogues": int(members.sum()),
-                        "tokens": int(rows[members].sum()),
-                        "trust": None if name is None else round(float(made.trust[members][0]), 4),
-                    }
-                )  # fmt: skip
-    return table
+        def summed(values: np.ndarray, dialogue: np.ndarray = dialogue, count: int = len(part)) -> np.ndarray:
+            return np.bincount(dialogue, weights=values, minlength=count)
+
+        of_sources: list[list[np.ndarray]] = [[], [], []]
+        for reader in sources:
+            rows = reader.read(part)
+            is_real = np.isin(rows["kind"], REAL_KINDS)
+            logprobs = np.where(is_real[:, None], rows["topk_logprobs"], -np.inf)
+            of_sources[0].append(summed(choice.source_loss(rows["label_logprob"], is_real, by_frequency)))
+            of_sources[1].append(summed(choice.row_entropy(logprobs)))
+            of_sources[2].append(summed(choice.row_label_loss(rows["topk_ids"], logprobs, labels)))
+        pivot_loss = summed(-pivot.read(part)["label_logprob"].astype(np.float64))
+        losses, entropy, own_loss = (np.stack(sums) for sums in of_sources)
+        yield part, Losses(losses, pivot_loss, summed(by_frequency), entropy, own_loss, num_rows)
+
+
+def label_counts(tokens: TokensReader) -> np.ndarray:
+    """int64 [vocabulary]: how often each id is a label."""
+    counts = np.zeros(int(tokens.attributes["vocab_size"]), np.int64)
+    for part in tokens.parts():
+        first, last = tokens.offsets_of(part)[[0, -1]].tolist()
+        arrays = tokens.read_arrays(("token_ids", "is_scored"), slice(first, last))
+        counts += np.bincount(arrays["token_ids"][arrays["is_scored"]], minlength=len(counts))
+    return counts
+
+
+@dataclass
+class Table:
+    """Who teaches what, added up while the dialogues are gone through."""
+
+    sources: list[str]
+    kinds: list[str]
+    _ratios: dict[tuple[int, int], list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
+    """(kind, source) -> entropy over loss of each dialogue that it teaches."""
+
+    def __post_init__(self) -> None:
+        shape = len(self.kinds), len(self.sources) + 1  # the last one is nobody
+        self._dialogues, self._tokens = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+
+    def add(self, source: np.ndarray, kind: np.ndarray, losses: Losses) -> None:
+        """Count consecutive dialogues; `source` int16 and `kind` int [dialogues]."""
+        np.add.at(self._dialogues, (kind, source), 1)
+        np.add.at(self._tokens, (kind, source), losses.num_rows)
+        for number in range(len(self.sources)):
+            ratio = choice.calibration(losses.entropy[number], losses.own_loss[number])
+            for one in np.unique(kind[source == number]):
+                self._ratios[int(one), number].append(ratio[(source == number) & (kind == one)])
+
+    def trust(self) -> np.ndarray:
+        """float32 [kinds, sources + 1]: of each source on each kind; 0 where it teaches nothing, and of nobody."""
+        trust = np.zeros(self._dialogues.shape, np.float32)
+        for place, ratios in self._ratios.items():
+            trust[place] = choice.trust_of(np.concatenate(ratios))
+        return trust
+
+    def records(self, trust: np.ndarray) -> list[dict[str, Any]]:
+        """One record per kind and teacher, those that teach nothing left out; `trust` as given by the method."""
+        return [
+            {
+                "kind": self.kinds[kind], "source": None if number < 0 else self.sources[number],
+                "dialogues": int(self._dialogues[kind, number]), "tokens": int(self._tokens[kind, number]),
+                "trust": None if number < 0 else round(float(trust[kind, number]), 4),
+            }
+            for kind in sorted(range(len(self.kinds)), key=lambda place: self.kinds[place])
+            for number in [*range(len(self.sources)), NOBODY]
+            if self._dialogues[kind, number]
+        ]  # fmt: skip
 
 
 def table_lines(table: list[dict[str, Any]]) -> list[str]:

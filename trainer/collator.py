@@ -40,7 +40,8 @@ class FusionCollator:
         Returns:
             `input_ids` int64 [batch, tokens] and `attention_mask` or `position_ids`; `fusion`: `hidden_index`, `labels`
             int64 [rows] (the index counts batch * tokens), `topk_ids` int64 and `topk_logprobs` float32 [rows, k] (nats),
-            `source_share` float32 [rows], `row_weights` float32 [rows], `dialogues` int64 [n], `without_source` int64 [].
+            `source_share` float32 [rows], `row_weights` float32 [rows], `dialogues` int64 [n], `without_source` int64 []; and
+            where the student's own answers are among the dialogues, `label_weights` float32 [rows].
         """
         numbers = [int(feature["unit"]) for feature in features]
         sequences = [
@@ -76,11 +77,13 @@ class FusionCollator:
         batch: dict[str, Tensor | dict[str, Tensor]] = {
             name: torch.from_numpy(array) for name, array in tensors.items()
         }
-        batch[FUSION_KEY] = _fusion(examples, hidden_index, self._fusion_weight)
+        batch[FUSION_KEY] = _fusion(examples, hidden_index, self._fusion_weight, self._dataset.has_own)
         return batch
 
 
-def _fusion(examples: list[Example], hidden_index: list[np.ndarray], fusion_weight: float) -> dict[str, Tensor]:
+def _fusion(
+    examples: list[Example], hidden_index: list[np.ndarray], fusion_weight: float, has_own: bool
+) -> dict[str, Tensor]:
     k = max([example.supervision.topk_ids.shape[1] for example in examples], default=1)
     rows = sum(len(example.positions) for example in examples)
     ids = np.zeros((rows, k), dtype=np.int64)
@@ -95,14 +98,22 @@ def _fusion(examples: list[Example], hidden_index: list[np.ndarray], fusion_weig
     empty = np.empty(0, dtype=np.int64)
     labels = [example.token_ids[example.positions].astype(np.int64) for example in examples]
     shares = [example.supervision.source_share for example in examples]
-    weights = [np.full(len(e.positions), fusion_weight * e.supervision.trust, np.float32) for e in examples]
-    return {
+    # Beside the student's own words there is no label to share the weight with.
+    parts = [(1.0 if e.is_own else fusion_weight) * e.supervision.trust for e in examples]
+    counts = [len(example.positions) for example in examples]
+    weights = np.repeat(np.array(parts, np.float32), counts)
+    of_labels = {}
+    if has_own:
+        left = 1 - weights * np.isfinite(logprobs).any(axis=1)
+        is_own = np.repeat(np.array([example.is_own for example in examples], bool), counts)
+        of_labels = {"label_weights": torch.from_numpy(np.where(is_own, 0, left).astype(np.float32))}
+    return of_labels | {
         "hidden_index": torch.from_numpy(np.concatenate([empty, *hidden_index])),
         "labels": torch.from_numpy(np.concatenate([empty, *labels])),
         "topk_ids": torch.from_numpy(ids),
         "topk_logprobs": torch.from_numpy(logprobs),
         "source_share": torch.from_numpy(np.concatenate([np.empty(0, np.float32), *shares])),
-        "row_weights": torch.from_numpy(np.concatenate([np.empty(0, np.float32), *weights])),
+        "row_weights": torch.from_numpy(weights),
         "dialogues": torch.tensor([example.dialogue for example in examples], dtype=torch.int64),
         "without_source": torch.tensor(sum(example.supervision.without_source for example in examples)),
     }

@@ -5,12 +5,15 @@ units (single dialogues, or packs of them) that make up batches. The corpus's ro
 about tensors, batches or the model.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import overload
 
 import numpy as np
 
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens import TokensReader
 
 from .fusion_targets import RowChoice, Rows, Supervision, choose_rows, without_rows
 
@@ -25,6 +28,8 @@ class Teachers:
     stores: list[RowStore]
     number: np.ndarray
     trust: np.ndarray
+    is_own: np.ndarray | None = None
+    """bool [dialogues]: the student's own answers, which teach by rows alone; None: there are none."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +37,16 @@ class Example:
     """One dialogue, cut to the longest sequence that is trained on.
 
     `token_ids` int32 [tokens]; `positions` int64 [rows], where the target tokens stand; `supervision` holds their rows.
-    A target token at position 0 is predicted from nothing and has been left out.
+    A target token at position 0 is predicted from nothing and has been left out, and so has one of the student's own
+    answer that has no row.
     """
 
     dialogue: int
     token_ids: np.ndarray
     positions: np.ndarray
     supervision: Supervision
+    is_own: bool = False
+    """The student's own answer: its labels teach nothing."""
 
 
 class FusionDataset:
@@ -46,7 +54,7 @@ class FusionDataset:
 
     def __init__(
         self,
-        tokens: Tokens,
+        tokens: TokensReader,
         *,
         choice: RowChoice,
         max_tokens: int,
@@ -69,31 +77,54 @@ class FusionDataset:
         self._pivot = pivot_rows if choice not in ("none", "source", "trusted") else None
         self._source = source_rows if choice not in ("none", "pivot", "trusted") else None
         self._source_own = source_own_rows if choice == "min_ce_released" else None
+        everything = range(tokens.num_dialogues)
+        # 16 bytes a dialogue: they are read in random order, and each look at the disk would cost as much as the row.
+        self._offsets, self._row_offsets = tokens.offsets_of(everything), tokens.row_offsets_of(everything)
 
     def __len__(self) -> int:
         return self.tokens.num_dialogues
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
-        """int64 [dialogues]: tokens of each example."""
-        lengths: np.ndarray = np.minimum(self.tokens.lengths, self.max_tokens)
+        """int32 [dialogues]: tokens of each example."""
+        lengths: np.ndarray = np.minimum(np.diff(self._offsets), self.max_tokens).astype(np.int32)
         return lengths
 
+    @cached_property
+    def has_own(self) -> bool:
+        """Whether the student's own answers are among the dialogues."""
+        return self._teachers is not None and self._teachers.is_own is not None and bool(self._teachers.is_own.any())
+
     def trainable(self) -> np.ndarray:
-        """int64: the dialogues that keep at least one target token after the cut."""
-        starts = self.tokens.offsets[:-1]
-        counts = np.concatenate([[0], np.cumsum(self.tokens.is_scored)])
-        predicted = counts[starts + self.lengths] - counts[np.minimum(starts + 1, self.tokens.num_tokens)]
-        return np.flatnonzero((predicted > 0) & (self.lengths > 1))
+        """int64: the dialogues that keep at least one target token after the cut, and of the student's own those that have
+        a teacher.
+        """
+        kept = [np.empty(0, np.int64)]
+        for part in self.tokens.parts():
+            block = slice(part.start, part.stop)
+            bounds = self._offsets[part.start : part.stop + 1]
+            scored = self.tokens.read_arrays(("is_scored",), slice(int(bounds[0]), int(bounds[-1])))["is_scored"]
+            starts, lengths = bounds[:-1] - bounds[0], self.lengths[block]
+            counts = np.concatenate([[0], np.cumsum(scored)])
+            predicted = counts[starts + lengths] - counts[np.minimum(starts + 1, len(scored))]
+            is_kept = (predicted > 0) & (lengths > 1)
+            if self._teachers is not None and self._teachers.is_own is not None:
+                is_kept &= ~self._teachers.is_own[block] | (self._teachers.number[block] >= 0)
+            kept.append(part.start + np.flatnonzero(is_kept))
+        return np.concatenate(kept)
 
     def read(self, dialogue: int) -> Example:
         """Read one dialogue: its tokens, and the rows that supervise them."""
-        where = self.tokens.tokens_of(dialogue)
-        token_ids = self.tokens.token_ids[where][: self.max_tokens]
-        positions = np.flatnonzero(self.tokens.is_scored[where])
+        place = slice(int(self._offsets[dialogue]), int(self._offsets[dialogue + 1]))
+        arrays = self.tokens.read_arrays(("token_ids", "is_scored"), place)
+        token_ids = arrays["token_ids"][: self.max_tokens]
+        positions = np.flatnonzero(arrays["is_scored"])
         supervision = self._supervision(dialogue, len(positions))
         # Both losses of MinCE are taken over the whole dialogue, so the cut comes after the choice.
         kept = (positions > 0) & (positions < self.max_tokens)
+        is_own = self.has_own and bool(self._teachers.is_own[dialogue])  # type: ignore[union-attr,index]  # it has some
+        if is_own:
+            kept &= np.isfinite(supervision.topk_logprobs).any(axis=1)
         cut = Supervision(
             supervision.topk_ids[kept],
             supervision.topk_logprobs[kept],
@@ -101,13 +132,13 @@ class FusionDataset:
             supervision.without_source,
             supervision.trust,
         )
-        return Example(dialogue, token_ids, positions[kept], cut)
+        return Example(dialogue, token_ids, positions[kept], cut, is_own)
 
     def _supervision(self, dialogue: int, num_rows: int) -> Supervision:
         if self._teachers is not None:
-            return _taught(self._teachers, dialogue, num_rows)
-        pivot = _rows(self._pivot, dialogue)
-        source = _rows(self._source, dialogue)
+            return self._taught(self._teachers, dialogue, num_rows)
+        pivot = self._rows(self._pivot, dialogue)
+        source = self._rows(self._source, dialogue)
         return choose_rows(
             self.choice,
             pivot and pivot[0],
@@ -122,49 +153,92 @@ class FusionDataset:
             return float("nan")
         return -float(self._source_own.read_dialogue(dialogue)["label_logprob"].mean(dtype=np.float64))
 
+    def _taught(self, teachers: Teachers, dialogue: int, num_rows: int) -> Supervision:
+        """The rows of the dialogue's teacher; plain SFT where it has none."""
+        number = int(teachers.number[dialogue])
+        if number < 0:
+            return without_rows(num_rows, without_source=True)
+        rows = self._rows(teachers.stores[number], dialogue)
+        assert rows is not None
+        chosen = choose_rows("source", None, rows[0], rows[1], num_rows=num_rows)
+        return replace(chosen, trust=float(teachers.trust[dialogue]))
 
-def _taught(teachers: Teachers, dialogue: int, num_rows: int) -> Supervision:
-    """The rows of the dialogue's teacher; plain SFT where it has none."""
-    number = int(teachers.number[dialogue])
-    if number < 0:
-        return without_rows(num_rows, without_source=True)
-    rows = _rows(teachers.stores[number], dialogue)
-    assert rows is not None
-    chosen = choose_rows("source", None, rows[0], rows[1], num_rows=num_rows)
-    return replace(chosen, trust=float(teachers.trust[dialogue]))
-
-
-def _rows(store: RowStore | None, dialogue: int) -> tuple[Rows, np.ndarray | None] | None:
-    if store is None:
-        return None
-    arrays = store.read_dialogue(dialogue)
-    rows = Rows(arrays["topk_ids"], arrays["topk_logprobs"], arrays["label_logprob"])
-    return rows, arrays.get("kind")
+    def _rows(self, store: RowStore | None, dialogue: int) -> tuple[Rows, np.ndarray | None] | None:
+        if store is None:
+            return None
+        arrays = store.read_dialogue(dialogue, slice(*self._row_offsets[dialogue : dialogue + 2].tolist()))
+        rows = Rows(arrays["topk_ids"], arrays["topk_logprobs"], arrays["label_logprob"])
+        return rows, arrays.get("kind")
 
 
-def pack(dialogues: np.ndarray, lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
+class Units(Sequence[np.ndarray]):
+    """What batches are made of: single dialogues, or packs of them. A unit is an int64 array of dialogues."""
+
+    def __init__(self, members: np.ndarray, offsets: np.ndarray) -> None:
+        """
+        Args:
+            members: int64, the dialogues of all units, one unit after the other.
+            offsets: int64 [units+1], the first member of each.
+        """
+        self._members, self._offsets = members, offsets
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    @overload
+    def __getitem__(self, unit: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, unit: slice) -> list[np.ndarray]: ...
+    def __getitem__(self, unit: int | slice) -> np.ndarray | list[np.ndarray]:
+        if isinstance(unit, slice):
+            return [self[number] for number in range(*unit.indices(len(self)))]
+        if not 0 <= unit < len(self):
+            raise IndexError(f"unit {unit}, expected 0 to {len(self) - 1}")
+        members: np.ndarray = self._members[self._offsets[unit] : self._offsets[unit + 1]]
+        return members
+
+    @property
+    def num_dialogues(self) -> int:
+        """Of all units."""
+        return len(self._members)
+
+    def lengths(self, of_dialogues: np.ndarray) -> np.ndarray:
+        """int64 [units]: tokens of each unit; `of_dialogues` int [dialogues], tokens of each dialogue."""
+        before = np.concatenate([[0], np.cumsum(of_dialogues[self._members], dtype=np.int64)])
+        lengths: np.ndarray = np.diff(before[self._offsets])
+        return lengths
+
+
+def single(dialogues: np.ndarray) -> Units:
+    """Each of the dialogues, int64 [n], a unit of its own."""
+    return Units(dialogues, np.arange(len(dialogues) + 1))
+
+
+def pack(dialogues: np.ndarray, lengths: np.ndarray, max_tokens: int) -> Units:
     """Put dialogues into packs of at most `max_tokens`, best fit in descending length.
 
     Args:
         dialogues: int64 [n], the dialogues to pack.
-        lengths: int64 [dialogues], tokens of every dialogue, each at most `max_tokens`.
+        lengths: int [dialogues], tokens of every dialogue, each at most `max_tokens`.
     Returns:
-        the packs, each an int64 array of dialogues.
+        the packs.
     """
-    packs: list[list[int]] = []
     open_packs: dict[int, list[int]] = {}  # room left, tokens -> packs with exactly that room
     rooms = np.zeros(max_tokens + 1, dtype=np.int64)  # how many packs have that room
-    for dialogue in sorted(dialogues.tolist(), key=lambda number: (-int(lengths[number]), number)):
+    descending = dialogues[np.lexsort((dialogues, -lengths[dialogues].astype(np.int64)))]
+    pack_of, num_packs = np.empty(len(descending), np.int64), 0
+    for place, dialogue in enumerate(descending):
         length = int(lengths[dialogue])
         fitting = np.flatnonzero(rooms[length:])
         room = length + int(fitting[0]) if len(fitting) else max_tokens
         if len(fitting):
             index = open_packs[room].pop()
             rooms[room] -= 1
-            packs[index].append(dialogue)
         else:
-            index = len(packs)
-            packs.append([dialogue])
+            index, num_packs = num_packs, num_packs + 1
+        pack_of[place] = index
         open_packs.setdefault(room - length, []).append(index)
         rooms[room - length] += 1
-    return [np.array(members, dtype=np.int64) for members in packs]
+    order = np.argsort(pack_of, kind="stable")
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(pack_of, minlength=num_packs))])
+    return Units(descending[order], offsets)

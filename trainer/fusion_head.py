@@ -16,7 +16,8 @@ from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .fused_loss import HeadTransform, LossOptions, fused_linear_fusion_sums
+from .fused_loss import LossOptions, fused_linear_fusion_sums
+from .head_product import HeadTransform
 
 _MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 """Names that model families gave to a factor on their logits."""
@@ -55,6 +56,7 @@ def install(model: PreTrainedModel, options: LossOptions) -> None:
             fusion["topk_logprobs"],
             options,
             row_weights=fusion.get("row_weights"),
+            label_weights=fusion.get("label_weights"),
             scale=fusion["scale"],
             bias=_whole(getattr(head, "bias", None)),
             head=transform,

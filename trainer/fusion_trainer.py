@@ -213,4 +213,5 @@ def describe_parts(sums: dict[str, float]) -> dict[str, float]:
 
 
 def _tensors(fusion: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: fusion[name] for name in ("hidden_index", "labels", "topk_ids", "topk_logprobs", "row_weights")}
+    names = ("hidden_index", "labels", "topk_ids", "topk_logprobs", "row_weights", "label_weights")
+    return {name: fusion[name] for name in names if name in fusion}

@@ -14,7 +14,8 @@ and with tail="bucket" one more for all the others.
 
 temperature divides the row's logprobs before they are normalised again (as released); the model's are left alone.
 row_weights gives every row a weight of its own in place of 1 - sft_weight. A token without a row, all its logprobs -inf,
-is plain SFT with weight 1, whatever its weight says.
+is plain SFT with weight 1, whatever its weight says. label_weights gives the SFT term of every token a weight of its own:
+0 where the label is only what the student said itself.
 """
 
 from typing import Literal, get_args
@@ -25,6 +26,11 @@ from torch import Tensor
 Divergence = Literal["ce", "kl", "reverse_kl"]
 Tail = Literal["renormalise", "bucket"]
 
+PUBLISHED_SFT_WEIGHT = 0.9
+PUBLISHED_DIVERGENCE: Divergence = "ce"
+PUBLISHED_TEMPERATURE = 1.0
+PUBLISHED_TAIL: Tail = "renormalise"
+"""What the functions take where nothing is given: FuseChat's own loss. A run's defaults stand in the run file's section."""
 IGNORED_LABEL = -100
 MIN_TAIL_MASS = 1e-6
 """Floor of a row's tail mass: stored rows are rounded, so less is not known, and reverse_kl needs a finite logarithm."""
@@ -35,12 +41,13 @@ def fusion_loss(
     labels: Tensor,
     topk_ids: Tensor,
     topk_logprobs: Tensor,
-    sft_weight: float = 0.9,
-    divergence: Divergence = "ce",
+    sft_weight: float = PUBLISHED_SFT_WEIGHT,
+    divergence: Divergence = PUBLISHED_DIVERGENCE,
     *,
-    temperature: float = 1.0,
-    tail: Tail = "renormalise",
+    temperature: float = PUBLISHED_TEMPERATURE,
+    tail: Tail = PUBLISHED_TAIL,
     row_weights: Tensor | None = None,
+    label_weights: Tensor | None = None,
 ) -> Tensor:
     """Mean fusion loss over the labelled tokens, nats.
 
@@ -52,6 +59,8 @@ def fusion_loss(
         sft_weight: weight of the SFT loss, in [0, 1].
         row_weights: float [tokens] in [0, 1], weight of the fusion loss of each token, in place of `1 - sft_weight`; SFT
             gets the rest. A constant: no gradient flows into it.
+        label_weights: float [tokens] in [0, 1], weight of the SFT loss of each token, in place of that rest, whether the
+            token has a row or not. A constant too.
     Raises:
         ValueError: shapes that do not fit, or an unknown divergence or tail.
     """
@@ -66,6 +75,7 @@ def fusion_loss(
     logits = logits[kept].to(torch.promote_types(logits.dtype, torch.float32))
     labels, ids, rows = labels[kept].long(), topk_ids[kept].long(), topk_logprobs[kept].to(logits.dtype)
     weights = weights[kept]
+    of_labels = None if label_weights is None else checked_weights("label_weights", label_weights, kept, weights.dtype)
 
     log_q = torch.log_softmax(logits, dim=-1)
     sft = -log_q.gather(1, labels[:, None]).squeeze(1)
@@ -73,7 +83,10 @@ def fusion_loss(
     has_row = torch.isfinite(rows).any(dim=1)
     fusion = torch.zeros_like(sft)
     fusion[has_row] = _fusion(log_q[has_row], ids[has_row], rows[has_row], divergence, temperature, tail)
-    loss = torch.where(has_row, (1 - weights) * sft + weights * fusion, sft)
+    if of_labels is None:
+        loss = torch.where(has_row, (1 - weights) * sft + weights * fusion, sft)
+    else:
+        loss = of_labels[kept] * sft + torch.where(has_row, weights * fusion, 0.0)
     return loss.sum() / max(len(loss), 1)
 
 
@@ -110,11 +123,18 @@ def weights_of_rows(row_weights: Tensor | None, labels: Tensor, sft_weight: floa
     """
     if row_weights is None:
         return torch.full(labels.shape, 1 - sft_weight, dtype=dtype, device=labels.device)
-    if row_weights.shape != labels.shape:
-        raise ValueError(
-            f"row_weights: found {tuple(row_weights.shape)}, expected {tuple(labels.shape)}, one per label"
-        )
-    return row_weights.detach().to(dtype)
+    return checked_weights("row_weights", row_weights, labels, dtype)
+
+
+def checked_weights(name: str, weights: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
+    """float [tokens], cut off from any gradient.
+
+    Raises:
+        ValueError: weights that are not one for each label.
+    """
+    if weights.shape != labels.shape:
+        raise ValueError(f"{name}: found {tuple(weights.shape)}, expected {tuple(labels.shape)}, one per label")
+    return weights.detach().to(dtype)
 
 
 def row_log_probabilities(rows: Tensor, temperature: float, tail: Tail) -> Tensor:

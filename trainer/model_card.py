@@ -3,14 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
+from fusechat.models.model_card import card_text
 
 from .inputs import TrainingInputs
 
-CARD = """---
-{front}---
-
-# {title}
+CARD = """# {title}
 
 {sentence}
 
@@ -34,13 +31,6 @@ def write_model_card(
     fused = settings["row_choice"] != "none"
     sources = inputs.teachers(name) if fused else []
     weight = training.sft_weight if fused else 1.0
-    front = {
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["fusechat", "knowledge-fusion"],
-    }
-    if not Path(pivot.model).exists():
-        front["base_model"] = pivot.model
     facts = {
         "pivot": _named(pivot.model, pivot.revision),
         "pivot weights, config, tokenizer (SHA-256)": ", ".join(f"`{value}`" for value in settings["pivot"].values()),
@@ -64,11 +54,12 @@ def write_model_card(
             "each by the source that explains it best, by as much as it is calibrated; else plain SFT"
         )
     text = CARD.format(
-        front=yaml.safe_dump(front, sort_keys=False), title=f"{pivot.name} with {name}", sentence=sentence,
+        title=f"{pivot.name} with {name}", sentence=sentence,
         sft_weight=weight, fusion_weight=round(1 - weight, 6),
         rows="\n".join(f"| {key} | {value} |" for key, value in facts.items()),
     )  # fmt: skip
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    card = card_text(text, tag="knowledge-fusion", models=[pivot.model])
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _named(model: str, revision: str | None) -> str:

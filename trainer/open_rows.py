@@ -5,10 +5,11 @@ import numpy as np
 from fusechat.errors import ArtifactError
 from fusechat.storage.artifact import Artifact
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens import TokensReader
+from fusechat.storage.zarr_arrays import ranges
 
 
-def open_rows(rows: Artifact, made_from: Artifact, tokens: Tokens) -> RowStore:
+def open_rows(rows: Artifact, made_from: Artifact, tokens: TokensReader) -> RowStore:
     """The store of an artifact of rows on the pivot's tokens.
 
     Raises:
@@ -25,6 +26,9 @@ def open_rows(rows: Artifact, made_from: Artifact, tokens: Tokens) -> RowStore:
             f"{url}: its ids are of a vocabulary of {store.attributes['vocab_size']}, the pivot's has "
             f"{tokens.attributes['vocab_size']}; run the stages before training again"
         )
-    if not np.array_equal(store.layout.row_offsets, tokens.row_offsets):
+    same_number = store.layout.num_dialogues == tokens.num_dialogues
+    if not same_number or not all(
+        np.array_equal(store.row_offsets_of(part), tokens.row_offsets_of(part)) for part in ranges(tokens.num_dialogues)
+    ):
         raise ArtifactError(f"{url}: its rows are not those of {made_from.url}; run the stages before training again")
     return store

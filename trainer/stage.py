@@ -23,7 +23,7 @@ from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.seals import CHECKPOINTS
-from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens import TokensReader
 from fusechat.text.dialogues import read_dialogues
 from fusechat.text.model_templates import template_of
 
@@ -31,10 +31,10 @@ from . import choice_stage, target_model
 from .arguments import model_arguments, packing_arguments, training_arguments
 from .checkpoints import CheckpointPace, last_checkpoint, remove_damaged, remove_partial
 from .choice import NOBODY
-from .choice_stage import Choice
+from .choice_artifact import Choice
 from .collator import FusionCollator
 from .fused_loss import LossOptions
-from .fusion_dataset import FusionDataset, Teachers, pack
+from .fusion_dataset import FusionDataset, Teachers, Units, pack, single
 from .fusion_targets import RowChoice
 from .inputs import TrainingInputs
 from .model_card import write_model_card
@@ -50,7 +50,7 @@ class TrainingData:
     """What one target is trained from."""
 
     choice: RowChoice
-    tokens: Tokens
+    tokens: TokensReader
     pivot_folder: Path
     stores: dict[str, RowStore]
     teachers: Teachers | None
@@ -122,7 +122,7 @@ def read_data(inputs: TrainingInputs, pivot: ResolvedModel, target_name: str) ->
     if target_name not in (known := list(dict.fromkeys([*inputs.names, CONTROL]))):
         raise ConfigError(f"no target {target_name!r}; the run has {known}")
     parents, tokens_url = _parents(inputs, target_name), inputs.layout.tokens_url(pivot.name)
-    tokens = Tokens.read(tokens_url)
+    tokens = TokensReader(tokens_url)
     model_files.check_trainable(pivot.folder, pivot.name)
     if tokens.attributes["tokenizer"] != pivot.digests["tokenizer"]:
         raise ModelError(
@@ -145,11 +145,11 @@ def read_data(inputs: TrainingInputs, pivot: ResolvedModel, target_name: str) ->
     return TrainingData(row_choice(inputs.section, target_name), tokens, pivot.folder, stores, teachers)
 
 
-def _teachers(parents: dict[str, Artifact], tokens: Tokens) -> Teachers:
+def _teachers(parents: dict[str, Artifact], tokens: TokensReader) -> Teachers:
     """Who teaches a target's dialogues: of those that its sources did not win, nobody."""
     chosen = Choice.read(parents["choice"].url)
     names = [role.removeprefix("rows.") for role in parents if role.startswith("rows.")]
-    number = np.full(tokens.num_dialogues, NOBODY)
+    number = np.full(tokens.num_dialogues, NOBODY, np.int16)
     for place, name in enumerate(names):
         number[chosen.source == chosen.sources.index(name)] = place
     return Teachers(
@@ -206,34 +206,34 @@ def _train(
         template = data.tokens.attributes["template"]
         target_model.save_target(model, data.pivot_folder, target, template, training.save_dtype)
         write_target_prompt(target, data.tokens)
-        counts = _counts(dataset, units, trainer.state.global_step, read_metrics(target))
+        counts = _counts(dataset, units, lengths, trainer.state.global_step, read_metrics(target))
         write_model_card(target, inputs, name, claim.recipe, counts)
         claim.finish(counts)
         shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def _units(dataset: FusionDataset, packed: bool) -> tuple[list[np.ndarray], np.ndarray]:
+def _units(dataset: FusionDataset, packed: bool) -> tuple[Units, np.ndarray]:
     """The units of batches and their lengths, tokens."""
     dialogues = dataset.trainable()
     if not len(dialogues):
         raise ConfigError(
             f"training.trl.max_length: no dialogue keeps a target token within {dataset.max_tokens} tokens; raise it"
         )
-    units = pack(dialogues, dataset.lengths, dataset.max_tokens) if packed else list(dialogues[:, None])
-    return units, np.array([dataset.lengths[unit].sum() for unit in units])
+    units = pack(dialogues, dataset.lengths, dataset.max_tokens) if packed else single(dialogues)
+    return units, units.lengths(dataset.lengths)
 
 
 def _counts(
-    dataset: FusionDataset, units: list[np.ndarray], steps: int, metrics: list[dict[str, float]]
+    dataset: FusionDataset, units: Units, lengths: np.ndarray, steps: int, metrics: list[dict[str, float]]
 ) -> dict[str, Any]:
     last = metrics[-1] if metrics else {}
     kept = ("loss", "sft_loss", "fusion_loss", "row_entropy", "source_share", "token_accuracy")
-    trained = int(sum(len(unit) for unit in units))
+    trained = units.num_dialogues
     return {
         "steps": steps,
         "dialogues": trained,
         "dialogues_without_target": len(dataset) - trained,
-        "tokens": int(sum(dataset.lengths[unit].sum() for unit in units)),
+        "tokens": int(lengths.sum()),
         "last_step": {name: round(float(last[name]), 6) for name in kept if name in last},
         "dialogues_without_source": int(sum(record.get("dialogues_without_source", 0) for record in metrics)),
         "source_share": round(float(np.mean([record["source_share"] for record in metrics])), 6) if metrics else 0.0,
@@ -241,5 +241,7 @@ def _counts(
 
 
 def _dialogue_ids(inputs: TrainingInputs, numbers: list[int]) -> list[str]:
-    ids = [dialogue.id for dialogue in read_dialogues(inputs.layout.dialogues_path / "train.jsonl")]
+    wanted = set(numbers)
+    dialogues = enumerate(read_dialogues(inputs.layout.dialogues_path / "train.jsonl"))
+    ids = {number: dialogue.id for number, dialogue in dialogues if number in wanted}
     return [ids[number] for number in numbers]

@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 
 from fusechat.storage.artifact import storage_errors
-from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens import TokensReader
 from fusechat.text.prompt_file import write_prompt_file
 from fusechat.text.rendered import ChatTemplate
 
 
-def write_target_prompt(target: Path, tokens: Tokens) -> None:
+def write_target_prompt(target: Path, tokens: TokensReader) -> None:
     """Let a target stop where its training ended a turn, and say how it was asked.
 
     Args:

@@ -126,15 +126,15 @@ def _spelling_row(
     source: np.ndarray, first: int, last: int, text: np.ndarray, s_points: np.ndarray, s_offsets: np.ndarray
 ) -> int:
     """Several source tokens, none of which ends the pivot's token: do some of them spell it in order?"""
-    read, total, found = 0, 0, -1
+    read, total, last_used = 0, 0, -1
     for j in range(first, last + 1):
         start, stop = s_offsets[2 * source[j]], s_offsets[2 * source[j] + 1]
         total += stop - start
         if _starts_with(text, read, len(text), s_points, start, stop):
             read += stop - start
-            found = j
-    if read == len(text) and found >= 0:
-        return found
+            last_used = j
+    if read == len(text) and last_used >= 0:
+        return last_used
     # All of them together, last letters first, against the token: then the released code leaves the row empty.
     j, place = last, s_offsets[2 * source[last] + 1]
     for back in range(1, min(len(text), total) + 1):

@@ -7,11 +7,10 @@ of tokens and rows at a time.
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from fusechat.config import AlignmentSection
 from fusechat.models.process_memory import give_memory_back
 from fusechat.storage.contracts import id_dtype
+from fusechat.storage.row_reader import RowReader
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import Tokens, TokensReader
 from fusechat.storage.work import HERE, Place
@@ -23,29 +22,6 @@ from ..tokens.cooccurrence import Cooccurrence, count_ids, count_pairs
 from ..tokens.token_alignment import align_spans, both_target_rows
 from ..vocabulary.vocabulary_file import ReleasedTexts, load_vocabularies, released_texts
 from .project_rows import dialogue_tokens, project_rows
-
-
-class RowReader:
-    """Rows of a range of dialogues from a store whose shards are cut elsewhere; keeps the last shard it read."""
-
-    def __init__(self, store: RowStore) -> None:
-        self._store = store
-        self._shard, self._block = -1, {}  # type: int, dict[str, np.ndarray]
-
-    def read(self, dialogues: range) -> dict[str, np.ndarray]:
-        """The contract's arrays for the rows of consecutive dialogues."""
-        layout = self._store.layout
-        first, stop = (int(layout.row_offsets[d]) for d in (dialogues.start, dialogues.stop))
-        parts = []
-        for shard in range(
-            layout.shard_of(dialogues.start), layout.shard_of(max(dialogues.stop - 1, dialogues.start)) + 1
-        ):
-            if shard != self._shard:
-                self._shard, self._block = shard, self._store.read_shard(shard)
-            rows = layout.rows(shard)
-            wanted = slice(max(first, rows.start) - rows.start, min(stop, rows.stop) - rows.start)
-            parts.append({name: array[wanted] for name, array in self._block.items()})
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 @dataclass(frozen=True)

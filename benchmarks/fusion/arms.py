@@ -27,8 +27,9 @@ def lesson_of(corpus: Corpus, arm: str, oracle: ModelRows | None = None) -> Less
 
     Names: `sft`, `smoothing`, `pivot_rows`, `oracle`, `published.SOURCE` (MinCE against the pivot at 0.1), `trusted.SOURCE`
     (the rule, one source's winners), `joint_published` (the best source always, at 0.1), `joint_ungated` (the same at 0.9),
-    `joint` (the rule) with `_untrusted`, `_reverse_kl`, `_entropy` (weight by the row's entropy), `_without_bad`,
-    `_soft`, `_first_sight`, `_gap`, `_gap_decayed` (the gates).
+    `joint` (the rule) with `_untrusted`, `_reverse_kl`, `_where_unsure` (rows weigh less where they name one token, and
+    labels more), `_where_sure` (the other way round), `_without_bad`, `_soft`, `_first_sight`, `_gap`, `_gap_decayed` (the
+    gates).
     """
     if arm == "sft":
         return _nothing(corpus)
@@ -45,7 +46,7 @@ def lesson_of(corpus: Corpus, arm: str, oracle: ModelRows | None = None) -> Less
     if name == "trusted":
         return rule(corpus, teachers=(source,))
     if arm in ("joint_published", "joint_ungated"):
-        best = np.argmin(_losses(corpus, corpus.sources), axis=0)
+        best = np.argmin(source_losses(corpus, corpus.sources), axis=0)
         weight = PUBLISHED_WEIGHT if arm == "joint_published" else ROW_WEIGHT
         return _from_sources(corpus, corpus.sources, best, np.full(corpus.num_dialogues, weight))
     option = arm.removeprefix("joint").removeprefix("_")
@@ -57,10 +58,10 @@ def lesson_of(corpus: Corpus, arm: str, oracle: ModelRows | None = None) -> Less
         return replace(rule(corpus), divergence="reverse_kl")
     if option == "untrusted":
         return rule(corpus, trusted=False)
-    if option == "entropy":
+    if option in ("where_sure", "where_unsure"):
         lesson = rule(corpus)
         sureness = np.exp(-row_entropy(lesson.topk_logprobs))  # 1: the row names one token
-        return replace(lesson, weight=lesson.weight * sureness)
+        return replace(lesson, weight=lesson.weight * (sureness if option == "where_sure" else 1 - sureness))
     if option:
         raise ValueError(f"no arm is named {arm!r}; see lesson_of")
     return rule(corpus)
@@ -104,11 +105,11 @@ def rule(
 def winners(corpus: Corpus, candidates: tuple[str, ...]) -> np.ndarray:
     """int64 [dialogues]: which candidate teaches it; -1: nobody."""
     pivot = corpus.per_dialogue(-corpus.rows["pivot"].label_logprob)
-    return choose(pivot, _losses(corpus, candidates), frequency_loss(corpus.labels, corpus.dialogue))
+    return choose(pivot, source_losses(corpus, candidates), frequency_loss(corpus.labels, corpus.dialogue))
 
 
-def _losses(corpus: Corpus, names: tuple[str, ...]) -> np.ndarray:
-    """float64 [sources, dialogues], nats."""
+def source_losses(corpus: Corpus, names: tuple[str, ...]) -> np.ndarray:
+    """float64 [sources, dialogues], nats: what each source finds of the dialogues' answers."""
     by_frequency = label_frequency_loss(corpus.labels)
     rows = (corpus.rows[name] for name in names)
     return np.array([corpus.per_dialogue(source_loss(r.label_logprob, r.is_real, by_frequency)) for r in rows])

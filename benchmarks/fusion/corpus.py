@@ -96,6 +96,19 @@ class Corpus:
     def num_dialogues(self) -> int:
         return len(self.train.offsets) - 1
 
+    def since(self, dialogue: int) -> "Corpus":
+        """The training dialogues from one on, alone."""
+        tokens, rows = int(self.train.offsets[dialogue]), int(self.row_offsets[dialogue])
+        train = Split(
+            self.train.token_ids[tokens:], self.train.is_scored[tokens:], self.train.offsets[dialogue:] - tokens,
+            self.train.dialogues[dialogue:],
+        )  # fmt: skip
+        kept = {
+            name: ModelRows(r.topk_ids[rows:], r.topk_logprobs[rows:], r.label_logprob[rows:], r.is_real[rows:])
+            for name, r in self.rows.items()
+        }
+        return Corpus(train, self.held_out, kept, self.sources)
+
     def per_dialogue(self, values: np.ndarray) -> np.ndarray:
         """float64 [dialogues]: sums of float [rows]."""
         return np.bincount(self.dialogue, weights=values, minlength=self.num_dialogues)

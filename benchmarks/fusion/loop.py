@@ -41,14 +41,17 @@ class Lesson:
     smoothing: float = 0.0
     """Weight of the uniform distribution, on every token; rows are not read then."""
     gate: Gate = "none"
+    is_own: np.ndarray | None = None
+    """bool [rows]: the student's own words, whose labels teach nothing; None: nowhere."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How long and how fast."""
+    """How long and how fast; `steps`: so many, whatever `epochs` says, to compare sets of different sizes."""
 
     epochs: int
     seed: int
+    steps: int | None = None
     learning_rate: float = 1e-3
     batch: int = 32
     micro_batch: int = 32
@@ -64,9 +67,13 @@ class Trained:
 
 
 def token_loss(
-    logits: Tensor, labels: Tensor, topk_ids: Tensor, topk_logprobs: Tensor, weight: Tensor, lesson: Lesson
-) -> Tensor:
-    """float32 [rows], nats: (1 - weight) * SFT + weight * fusion; `logits` float [rows, vocabulary], the rest [rows, ...]."""
+    logits: Tensor, labels: Tensor, topk_ids: Tensor, topk_logprobs: Tensor, weight: Tensor, lesson: Lesson,
+    is_own: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """float32 [rows], nats: (1 - weight) * SFT + weight * fusion; `logits` float [rows, vocabulary], the rest [rows, ...].
+
+    Where `is_own` there is no SFT.
+    """
     log_q = logits.float().log_softmax(-1)
     sft = -log_q.gather(1, labels[:, None])[:, 0]
     if lesson.smoothing:
@@ -88,7 +95,8 @@ def token_loss(
     else:
         fusion = (possible * outcomes.exp() * (outcomes - torch.where(possible, log_p, 0))).sum(1)
     weight = torch.where(has_row, weight, 0)
-    return (1 - weight) * sft + weight * fusion
+    of_label = 1 - weight if is_own is None else torch.where(is_own, 0, 1 - weight)
+    return of_label * sft + weight * fusion
 
 
 class Gates:
@@ -132,13 +140,14 @@ class Gates:
                 )
 
 
-def train(corpus: Corpus, pivot: Path, lesson: Lesson, settings: Settings) -> Trained:
-    """Train the pivot on a lesson: AdamW, cosine, warmup 0.03, dialogues in random order."""
+def train(corpus: Corpus, student: Path, lesson: Lesson, settings: Settings) -> Trained:
+    """Train the model in a folder on a lesson: AdamW, cosine, warmup 0.03, dialogues in random order."""
     torch.manual_seed(settings.seed)
     order = np.random.default_rng([settings.seed, 77])
-    model = AutoModelForCausalLM.from_pretrained(pivot, dtype="float32").train()
+    model = AutoModelForCausalLM.from_pretrained(student, dtype="float32").train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0)
-    total = -(-corpus.num_dialogues // settings.batch) * settings.epochs
+    of_epoch = -(-corpus.num_dialogues // settings.batch)
+    total = of_epoch * settings.epochs if settings.steps is None else settings.steps
     warm = max(1, int(np.ceil(0.03 * total)))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -147,9 +156,10 @@ def train(corpus: Corpus, pivot: Path, lesson: Lesson, settings: Settings) -> Tr
     gates = Gates(corpus, lesson)
     tensors = (lesson.topk_ids, lesson.topk_logprobs, lesson.weight.astype(np.float32))
     lessons, open_share = [torch.from_numpy(array) for array in tensors], []
-    for epoch in range(settings.epochs):
+    own = None if lesson.is_own is None else torch.from_numpy(lesson.is_own)
+    for epoch in range(-(-total // of_epoch)):
         numbers, opened, taught = order.permutation(corpus.num_dialogues), 0.0, 0
-        for start in range(0, len(numbers), settings.batch):
+        for start in range(0, len(numbers), settings.batch)[: total - epoch * of_epoch]:
             batch = numbers[start : start + settings.batch]
             num_rows = int((corpus.row_offsets[batch + 1] - corpus.row_offsets[batch]).sum())
             for at in range(0, len(batch), settings.micro_batch):
@@ -161,7 +171,8 @@ def train(corpus: Corpus, pivot: Path, lesson: Lesson, settings: Settings) -> Tr
                 factor = gates.of(part, rows, dialogue, mine)
                 opened += float(factor[weight > 0].sum())
                 taught += int((weight > 0).sum())
-                loss = token_loss(logits, labels, ids, logprobs, weight * factor, lesson)
+                mine_alone = None if own is None else own[rows]
+                loss = token_loss(logits, labels, ids, logprobs, weight * factor, lesson, mine_alone)
                 (loss.sum() / num_rows).backward()
                 if epoch == 0:
                     gates.observe(part, rows, dialogue, mine)

@@ -8,12 +8,17 @@ import numpy as np
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fusechat.config import RunConfig
+from fusechat.text.dialogues import Dialogue
 
 from .arms import lesson_of
 from .corpus import Corpus, ModelRows, read_corpus, run_stages, write_dialogues
 from .loop import Lesson, Settings, held_out_losses, train
 from .merges import PRODUCT, TRIED, State, fisher_of, product_merge, state_of, with_state
+from .table import Figures
 from .worlds import PIVOT, SKILLS, WORLDS, Model, World, make_model
+
+CONTROL = "sft"
+"""The arm that some merges start from."""
 
 
 class Seed:
@@ -23,17 +28,26 @@ class Seed:
         self.number, self.spec = number, WORLDS[world]
         models = out / "models" / f"{len(self.spec.shares)}-words" / str(number)
         models.mkdir(parents=True, exist_ok=True)
-        folder = out / "data" / world / str(number)
+        self.folder = out / "data" / world / str(number)
         self.pivot = self._make(models, PIVOT)
-        paths = {model.name: self._make(models, model) for model in self.spec.sources}
+        self.sources = {model.name: self._make(models, model) for model in self.spec.sources}
         self.world = World(number, self.spec)
-        write_dialogues(folder / "train.jsonl", self.world.training())
-        held_out, self.weights, self.is_first = self.world.held_out()
-        write_dialogues(folder / "held_out.jsonl", held_out)
-        config = _config(folder, self.pivot, paths, number)
-        run_stages(config)
-        self.corpus: Corpus = read_corpus(config)
+        self.given = self.world.training()
+        self._held_out, self.weights, self.is_first = self.world.held_out()
         self._targets: dict[str, State] = {}
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """Of the given dialogues."""
+        return self.corpus_of(self.given, self.folder)
+
+    def corpus_of(self, training: list[Dialogue], folder: Path) -> Corpus:
+        """Training dialogues and this seed's held-out ones, taken through the stages in a folder."""
+        write_dialogues(folder / "train.jsonl", training)
+        write_dialogues(folder / "held_out.jsonl", self._held_out)
+        config = world_config(folder, self.pivot, self.sources, self.number)
+        run_stages(config)
+        return read_corpus(config)
 
     def _make(self, models: Path, model: Model) -> Path:
         name = "-".join([model.name, *model.skills, str(model.steps)])
@@ -45,11 +59,14 @@ class Seed:
         """Train or merge an arm and measure it: `figures` as of table.Figures, `open_share` of the gate per epoch."""
         name, _, how = arm.partition(".")
         if how and how not in self.corpus.sources:
-            return {"figures": self._measure(self._merge(name, how))}
-        trained = self._train(self._lesson(arm))
-        return {"figures": self._measure(trained.model), "open_share": trained.open_share}
+            return {"figures": self.measure(self._merge(name, how))}
+        trained = self._train(self.lesson(arm))
+        if how or arm == CONTROL:  # merges take it from here
+            self._targets[arm] = state_of(trained.model)
+        return {"figures": self.measure(trained.model), "open_share": trained.open_share}
 
-    def _lesson(self, arm: str) -> Lesson:
+    def lesson(self, arm: str) -> Lesson:
+        """What an arm teaches."""
         return lesson_of(self.corpus, arm, self.oracle if arm == "oracle" else None)
 
     def _train(self, lesson: Lesson) -> Any:
@@ -57,7 +74,7 @@ class Seed:
 
     def _target(self, arm: str) -> State:
         if arm not in self._targets:
-            self._targets[arm] = state_of(self._train(self._lesson(arm)).model)
+            self._targets[arm] = state_of(self._train(self.lesson(arm)).model)
         return self._targets[arm]
 
     def _merge(self, name: str, how: str) -> Any:
@@ -66,19 +83,20 @@ class Seed:
         if how in PRODUCT:
             return product_merge(how, self.pivot, targets)
         base = state_of(AutoModelForCausalLM.from_pretrained(self.pivot, dtype="float32"))
-        rest: dict[str, Any] = {"control": self._target("sft")} if not how.startswith("fisher") else {}
+        rest: dict[str, Any] = {"control": self._target(CONTROL)} if not how.startswith("fisher") else {}
         if how.startswith("fisher"):
             models = [with_state(self.pivot, target) for target in targets]
             rest["fishers"] = [
-                fisher_of(model, self.corpus, self._lesson(arm)) for model, arm in zip(models, arms, strict=True)
+                fisher_of(model, self.corpus, self.lesson(arm)) for model, arm in zip(models, arms, strict=True)
             ]
         return with_state(self.pivot, TRIED[how](base, targets, **rest))
 
-    def _measure(self, model: Any) -> dict[str, dict[str, list[float]]]:
+    def measure(self, model: Any) -> Figures:
+        """Figures of a model on the held-out dialogues, by wording and lexicon."""
         split = self.corpus.held_out
         nats, exact = held_out_losses(model, split)
         is_new = np.array([dialogue.id.startswith("new") for dialogue in split.dialogues])
-        figures: dict[str, dict[str, list[float]]] = {}
+        figures: Figures = {}
         for wording, mine in (("known", ~is_new), ("new", is_new)):
             figures[wording] = {}
             for lexicon in self.world.lexicons:
@@ -98,8 +116,7 @@ class Seed:
         logprobs = np.full((len(corpus.labels), width), -np.inf, np.float32)
         label = np.full(len(corpus.labels), -np.inf)
         for i, dialogue in enumerate(corpus.train.dialogues):
-            noun = next(n for n in self.world.nouns if n in dialogue.messages[0].content.strip("?.").split())
-            words = self.world.lexicons[dialogue.kind][noun]
+            words = self.world.answers_to(dialogue)
             answers = [
                 [*tokenizer(word, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for word in words
             ]
@@ -118,7 +135,8 @@ class Seed:
         return ModelRows(ids, logprobs, label, np.asarray(np.isfinite(logprobs).any(axis=1)))
 
 
-def _config(folder: Path, pivot: Path, sources: dict[str, Path], seed: int) -> RunConfig:
+def world_config(folder: Path, pivot: Path, sources: dict[str, Path], seed: int, k: int = 10) -> RunConfig:
+    """A run in a folder that holds its dialogues, train.jsonl and held_out.jsonl."""
     return RunConfig.model_validate({
         "run": {"output": str(folder / "out"), "store": str(folder / "store"), "seed": seed},
         "pivot": {"name": "pivot", "model": str(pivot)},
@@ -127,6 +145,7 @@ def _config(folder: Path, pivot: Path, sources: dict[str, Path], seed: int) -> R
             "train": [str(folder / "train.jsonl")], "held_out": [str(folder / "held_out.jsonl")],
             "max_tokens": 128, "on_overlap": "keep",
         },
+        "extraction": {"k": k},
     })  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Figures of seeds in, tables and the one JSON object out; intervals are the product's own, over seeds, paired."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -89,38 +90,47 @@ def summary(worlds: dict[str, Results], best_merge: str) -> dict[str, Any]:
         "best_merge": best_merge,
         "seeds": {world: len(results) for world, results in worlds.items()},
     }
-    first = worlds.get("B", {})
     for prefix, wording in (("", "known"), ("new_", "new")):
-        pairs = f"trusted.{best_merge}"
-        for key, results, arm, base in (
-            ("joint_minus_sft_bits", first, "joint", "sft"),
-            ("joint_minus_smoothing_bits", first, "joint", "smoothing"),
-            ("joint_fading_minus_sft_bits", first, "joint_gap", "sft"),
-            ("pairwise_published_minus_sft_bits", first, "published.sce", "sft"),
-            ("pairs_merged_minus_sft_bits", first, pairs, "sft"),
-            ("pairs_merged_minus_smoothing_bits", first, pairs, "smoothing"),
-            *((f"joint_minus_sft_bits_{world}", worlds[world], "joint", "sft") for world in worlds if world != "B"),
-            *(
-                (f"joint_minus_smoothing_bits_{world}", worlds[world], "joint", "smoothing")
-                for world in worlds
-                if world != "B"
-            ),
-        ):
-            _put(values, prefix + key, difference(results, arm, base, wording))
+        for key, world, arm, base in _compared(list(worlds), best_merge):
+            put_difference(values, prefix + key, difference(worlds.get(world, {}), arm, base, wording))
         for world, results in worlds.items():
             suffix = "" if world == "B" else f"_{world}"
-            joint = difference(results, "joint", "sft", wording)
+            joint, oracle = (difference(results, arm, "sft", wording) for arm in ("joint", "oracle"))
             values[f"{prefix}joint_accuracy{suffix}"] = joint and round(joint["accuracy"], 4)
             values[f"{prefix}sft_accuracy{suffix}"] = joint and round(joint["base_accuracy"], 4)
-        joint, oracle = (difference(first, arm, "sft", wording) for arm in ("joint", "oracle"))
-        share = joint["difference"] / oracle["difference"] if joint and oracle and oracle["difference"] else None
-        values[f"{prefix}share_of_oracle"] = share and round(share, 4)
-    oracle = difference(first, "oracle", "sft", "known")
+            put_difference(values, f"{prefix}joint_minus_sft_accuracy{suffix}", joint, "accuracy_")
+            values[f"{prefix}share_of_oracle{suffix}"] = _share(joint, oracle)
+    oracle = difference(worlds.get("B", {}), "oracle", "sft", "known")
     values["can_show"] = bool(oracle and oracle["interval"] and oracle["interval"][1] < 0)
+    without_bad = difference(worlds.get("S5", {}), "joint_without_bad", "sft", "known")
+    kept = _share(difference(worlds.get("S5", {}), "joint", "sft", "known"), without_bad)
+    values["bad_source_costs_share_of_gain_S5"] = None if kept is None else round(1 - kept, 4)
     return values
 
 
-def _put(values: dict[str, Any], key: str, found: dict[str, Any] | None) -> None:
-    interval = found["interval"] if found else None
-    values[key] = found and round(float(found["difference"]), 4)
+def _compared(worlds: list[str], best_merge: str) -> Iterator[tuple[str, str, str, str]]:
+    """Key of the JSON object, world, arm, and the arm that it is compared with."""
+    pairs = f"trusted.{best_merge}"
+    yield "joint_fading_minus_sft_bits", "B", "joint_gap", "sft"
+    yield "pairwise_published_minus_sft_bits", "B", "published.sce", "sft"
+    for base in ("sft", "smoothing"):
+        yield f"pairs_merged_minus_{base}_bits", "B", pairs, base
+        for world in dict.fromkeys(["B", *worlds]):
+            yield f"joint_minus_{base}_bits" + ("" if world == "B" else f"_{world}"), world, "joint", base
+    for option in ("where_unsure", "where_sure", "reverse_kl"):
+        yield f"joint_{option}_minus_joint_bits", "B", f"joint_{option}", "joint"
+    yield "bad_source_minus_without_bits_S5", "S5", "joint", "joint_without_bad"
+
+
+def _share(gain: dict[str, Any] | None, whole: dict[str, Any] | None) -> float | None:
+    """One gain as a share of another; None: one of them was not measured, or the other is nothing."""
+    if gain is None or whole is None or not whole["difference"]:
+        return None
+    return round(float(gain["difference"] / whole["difference"]), 4)
+
+
+def put_difference(values: dict[str, Any], key: str, found: dict[str, Any] | None, of: str = "") -> None:
+    """A difference and the ends of its interval under `key`, `key_low` and `key_high`; `of`: "" (bits) or "accuracy_"."""
+    interval = found[f"{of}interval"] if found else None
+    values[key] = found and round(float(found[f"{of}difference"]), 4)
     values[f"{key}_low"], values[f"{key}_high"] = (round(end, 4) for end in interval) if interval else (None, None)

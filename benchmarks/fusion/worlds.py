@@ -117,6 +117,11 @@ class World:
         word = self.random.choices(words, self.shares_of(lexicon))[0]
         return ask(lexicon, noun, question, word, name)
 
+    def answers_to(self, dialogue: Dialogue) -> list[str]:
+        """The right words for what a dialogue asks, the most frequent first."""
+        asked = dialogue.messages[0].content.strip("?.").split()
+        return self.lexicons[dialogue.kind][next(noun for noun in self.nouns if noun in asked)]
+
     def endless(self, lexicons: tuple[str, ...]) -> Callable[[], Dialogue]:
         """Dialogues about some lexicons, with every question."""
         return lambda: self.draw(

@@ -194,6 +194,15 @@ def training(bench: Bench) -> dict[str, Any]:
     return result
 
 
+def sharded(bench: Bench) -> dict[str, Any]:
+    """A fusion step over TRL's own under FSDP2 on one rank, and peaks, as `training` does without it."""
+    figures = _trainer(bench, "--only", "sharded")
+    return {
+        "step_over_sft_fsdp2_gpu": figures["sharded_step_over_sft"], "peak_over_sft_fsdp2_gpu": figures["sharded_peak_over_sft"],
+        "step_seconds_fsdp2": figures["sharded_step_seconds"], "peak_gib_fsdp2": figures["sharded_peak_gib"],
+    }  # fmt: skip
+
+
 def loss(bench: Bench) -> dict[str, Any]:
     """The loss alone over the head's three products."""
     sizes = ("32000", "128256") if bench.real else ("512",)
@@ -215,6 +224,6 @@ def _trainer(bench: Bench, *options: str) -> dict[str, Any]:
 
 
 PARTS = {
-    part.__name__: part for part in (equality, extract, training, rivals, moe, wide, start, variants, loss)
+    part.__name__: part for part in (equality, extract, training, rivals, moe, wide, start, sharded, variants, loss)
 }  # fmt: skip
 """In order of worth; equality first, because the speed of wrong rows is of no interest."""

@@ -14,6 +14,8 @@ WANTED = {
     "step_over_sft_gpu_k64": "at most 1.02",
     "peak_over_sft_gpu": "at most 1.0",
     "peak_over_sft_gpu_k64": "at most 1.0",
+    "step_over_sft_fsdp2_gpu": "at most 1.02",
+    "peak_over_sft_fsdp2_gpu": "at most 1.0",
 }
 """Every figure that has a bound; the last line of the benchmark has each of them, null where it was not measured."""
 

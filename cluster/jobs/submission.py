@@ -9,7 +9,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import os
 import re
 import shlex
 import sys
@@ -20,20 +19,16 @@ from typing import Any
 
 from fusechat.config import RunConfig
 from fusechat.errors import ClusterSetupError, first_line
-from fusechat.storage.retry import patiently
 from fusechat.version import __version__
 
 from . import working_dir
+from .job_server import connect, submit_when_ready
 
-REQUEST_SECONDS = 60.0
-"""A request to the dashboard that takes longer counts as a lost connection."""
 SILENT_SECONDS = 60.0
 """After so long without a line the log is opened afresh: a connection that died without a word looks the same."""
 RECONNECT_SECONDS = 900.0
 """How long a lost connection is tried again; the job goes on meanwhile."""
 RETRY_SECONDS = 2.0
-AGENT_PATIENCE_SECONDS = 60.0
-"""How long a job is offered to a cluster that has just started."""
 INTERRUPTED = 130
 LONGEST_NAME = 60
 """Letters of a run folder's name in a submission id."""
@@ -51,7 +46,7 @@ class Submission:
             ClusterSetupError: no Ray at the address, a wrong token, or another version of Ray.
         """
         self.config, self.say = config, say
-        self.client = _connect(address)
+        self.client = connect(address)
         self.prefix = f"{_plain_name(config)}-{_digest(config)}-"
 
     def attempts(self) -> dict[str, Any]:
@@ -68,8 +63,8 @@ class Submission:
         """
         known = [job.submission_id for job in self.client.list_jobs() if job.submission_id]
         if submission_id not in known:
-            there = ", ".join(sorted(known)[-8:]) or "none"
-            raise ClusterSetupError(f"no job {submission_id!r} at {self.client.get_address()}; there are: {there}")
+            newest = ", ".join(sorted(known)[-8:]) or "none"
+            raise ClusterSetupError(f"no job {submission_id!r} at {self.client.get_address()}; there are: {newest}")
         return submission_id
 
     def running(self, stage: str | None = None) -> str | None:
@@ -80,10 +75,10 @@ class Submission:
         """
         alive = {name: job for name, job in self.attempts().items() if not job.status.is_terminal()}
         for name, job in reversed(alive.items()):
-            found = (job.metadata or {}).get("stage")
-            if stage is not None and found != stage:
+            its_stage = (job.metadata or {}).get("stage")
+            if stage is not None and its_stage != stage:
                 raise ClusterSetupError(
-                    f"{name} is running at {self.client.get_address()} with --stage {found}, asked for is --stage {stage}; "
+                    f"{name} is running at {self.client.get_address()} with --stage {its_stage}, asked for is --stage {stage}; "
                     f"wait for it, end it with --stop, or join it with --submission-id {name}"
                 )
             return name
@@ -188,29 +183,6 @@ class Submission:
             self.say(f"submit: connection lost ({first_line(error)}); the job goes on, trying again")
 
 
-def submit_when_ready(client: Any, *, patience_seconds: float = AGENT_PATIENCE_SECONDS, **job: Any) -> str:
-    """Submit a job; gives its id. A cluster that has just started answers before its nodes can take a job.
-
-    Raises:
-        ClusterSetupError: it cannot after that time.
-        RuntimeError: it refuses the job.
-    """
-    try:
-        submission_id: str = patiently(lambda: client.submit_job(**job), seconds=patience_seconds, passes=_has_no_agent)
-        return submission_id
-    except RuntimeError as error:
-        if not _has_no_agent(error):
-            raise
-        raise ClusterSetupError(
-            f"{client.get_address()}: no node took the job within {patience_seconds:g} s; see that the cluster's nodes "
-            "are up (`ray status`), then submit again"
-        ) from error
-
-
-def _has_no_agent(error: BaseException) -> bool:
-    return "No available agent" in str(error)
-
-
 def submit(
     config: RunConfig,
     run_file: Path,
@@ -257,46 +229,6 @@ def entrypoint(run_file: Path, overrides: list[str], stage: str) -> str:
     for override in overrides:
         parts += ["--set", override]
     return shlex.join(parts)
-
-
-def _connect(address: str) -> Any:
-    # Ray reads the mode when it is imported; a token that is there is meant to be used.
-    if _token_is_there():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
-        os.environ.pop(name, None)  # they would win over the address that was asked for
-    import ray
-    import requests
-    from ray.exceptions import AuthenticationError
-
-    from ..ray_internals import TimedJobClient
-
-    if "://" not in address:
-        address = f"http://{address}"
-    try:
-        client = TimedJobClient(address, REQUEST_SECONDS)
-        found = client.ray_version()
-    except AuthenticationError as error:
-        raise ClusterSetupError(
-            f"{address}: the cluster refused the token ({first_line(error)}); set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH "
-            "to the cluster's own"
-        ) from None
-    except (ConnectionError, RuntimeError, ValueError, KeyError, requests.RequestException) as error:
-        raise ClusterSetupError(
-            f"{address}: no Ray dashboard there ({first_line(error)}); expected http://HEAD:8265 of a running cluster"
-        ) from None
-    if found.split(".")[:2] != ray.__version__.split(".")[:2]:
-        raise ClusterSetupError(
-            f"{address}: the cluster runs Ray {found}, this is Ray {ray.__version__}; install ray=={found} here, or use "
-            f"an image with Ray {ray.__version__} there"
-        )
-    return client
-
-
-def _token_is_there() -> bool:
-    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        return True
-    return (Path.home() / ".ray" / "auth_token").is_file()
 
 
 async def _until_silent(lines: AsyncIterator[str]) -> AsyncIterator[str]:

@@ -19,11 +19,11 @@ NAMED_FOLDERS = 4
 
 def excludes_of(config: RunConfig, folder: Path) -> list[str]:
     """Patterns of what stays at home: the usual, the run's own folders, and the run file's."""
-    found = [*EXCLUDES, *config.cluster.working_dir_excludes]
+    patterns = [*EXCLUDES, *config.cluster.working_dir_excludes]
     for place in (config.run.output, Path(config.store_url)):
         if place.is_absolute() and place.is_relative_to(folder):
-            found.append(f"/{place.relative_to(folder)}")
-    return found
+            patterns.append(f"/{place.relative_to(folder)}")
+    return patterns
 
 
 def sent_files(folder: Path, excludes: list[str]) -> dict[str, int]:
@@ -95,7 +95,8 @@ def _refuse_relative(config: RunConfig) -> None:
 
 def _inputs(config: RunConfig, folder: Path) -> list[str]:
     """Relative paths that the run reads; on the cluster they begin at the folder that is sent."""
-    paths = [path.split("::")[0] for path in [*config.dialogues.train, *config.dialogues.held_out]]
+    section = config.dialogues
+    paths = [path.split("::")[0] for path in [*section.train, *section.prompts, *section.held_out]]
     paths += [model.template for model in config.models if model.template not in ("native", "pivot")]
     paths += [model.model for model in config.models if (folder / model.model).is_dir()]
     paths += [answer_set.file for answer_set in config.evaluation.questions.sets]

@@ -2,6 +2,7 @@
 
 import contextlib
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -9,7 +10,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fusechat.config import ModelSection, RunConfig
 from fusechat.errors import ClusterSetupError, first_line
-from fusechat.models.engine_memory import GIB, gpu_bytes
+from fusechat.models.engine_memory import GIB, EngineMemory
 from fusechat.models.model_sizes import model_size
 from fusechat.storage.artifact import read_json, write_json
 
@@ -21,18 +22,23 @@ PROBE_SECONDS = 120.0
 
 
 def check_cluster(config: RunConfig, names: list[str], places: dict[str, str]) -> None:
+    """As `check_engines`, for models of the run by their names."""
+    check_engines(config, [config.model_named(name) for name in names], places)
+
+
+def check_engines(config: RunConfig, models: Sequence[ModelSection], places: dict[str, str]) -> None:
     """Refuse what could only fail later, after the weights were loaded.
 
     Args:
-        names: models whose engines will start.
+        models: whose engines will start.
         places: setting -> the URL or folder below it that the engines read and write.
     Raises:
         ClusterSetupError: results in a relative path on a given cluster, an engine for which there are too few GPUs (what
             is missing, what would fit), or a place that a node cannot reach.
     """
     require_absolute(config)
-    for name in names:
-        check_gpus(config, config.model_named(name))
+    for model in models:
+        check_gpus(config, model)
     if config.cluster.ray_address:
         for setting, url in places.items():
             check_reach(setting, url)
@@ -50,13 +56,14 @@ def check_gpus(config: RunConfig, model: ModelSection) -> None:
     # An engine that is meant for one node waits for ever where no node is so large.
     if wanted <= total and (wanted <= largest or wanted > config.cluster.gpus_per_node):
         return
-    there = int(min(total, largest) if wanted <= total else total)
-    width = 2 ** (max(1, there).bit_length() - 1)
-    card = gpu_bytes(config, model, model_size(model), width) / model.engine.gpu_memory_utilization / GIB
+    present = int(min(total, largest) if wanted <= total else total)
+    width = 2 ** (max(1, present).bit_length() - 1)
+    memory = EngineMemory(model, model_size(model), config.extraction.capture, config.dialogues.max_tokens)
+    card = memory.gpu_bytes(width) / model.engine.gpu_memory_utilization / GIB
     place = f"{largest:g} on its largest node, {total:g} in all"
     raise ClusterSetupError(
         f"{model.name}: one engine needs {wanted} GPUs (engine.tensor_parallel_size), the cluster has {place}; what would "
-        f"fit: {wanted - there} more, or tensor_parallel_size {width} on cards of at least {card:,.0f} GiB, or quantized weights"
+        f"fit: {wanted - present} more, or tensor_parallel_size {width} on cards of at least {card:,.0f} GiB, or quantized weights"
     )
 
 

@@ -9,8 +9,10 @@ from fusechat.progress import Progress, Task
 from fusechat.storage.artifact import Artifact
 from fusechat.storage.work import Listener, Work
 
+from .failures import raise_failures
 from .placement import num_workers, placement_of
-from .worker_pool import Job, WorkerPool, raise_failures
+from .pooled_work import PooledWork
+from .worker_pool import WorkerPool
 
 
 class Bar(Listener):
@@ -50,31 +52,31 @@ def run_on_ray(
         ClusterError: workers did not start, or units were set aside; works that failed are not finished, nor those beside them.
     """
     artifacts: list[Artifact] = []
-    jobs: list[Job] = []
+    begun: list[PooledWork] = []
     pool = WorkerPool(
         max_attempts=max_attempts,
         on_event=progress.say,
-        on_tick=lambda: on_tick({job.name: pool.num_ready(job) for job in jobs}),
+        on_tick=lambda: on_tick({work.name: pool.num_ready(work) for work in begun}),
         keeps_idle=in_turn,
     )
     with pool:
         for together in [[work] for work in works] if in_turn else [works]:
             with contextlib.ExitStack() as bars:
-                jobs[:] = [_job(work, cluster, workers_per_work, listen or _bars(progress, bars))
+                begun[:] = [_pooled(work, cluster, workers_per_work, listen or _bars(progress, bars))
                            for work in together if work.missing]  # fmt: skip
-                pool.run(jobs)
-            raise_failures(jobs)
+                pool.run(begun)
+            raise_failures(begun)
             artifacts += [artifact for work in together for artifact in work.finish()]
     return artifacts
 
 
-def _job(work: Work, cluster: ClusterSection, wanted: int | None, listen: Callable[[Work], Listener]) -> Job:
+def _pooled(work: Work, cluster: ClusterSection, wanted: int | None, listen: Callable[[Work], Listener]) -> PooledWork:
     placement = placement_of(work.needs, cluster)
 
     def workers_wanted(num_units: int) -> int:
         return num_workers(placement, num_units, wanted=wanted, max_gpus=cluster.max_gpus)
 
-    return Job(work, placement, workers_wanted, listen(work))
+    return PooledWork(work, placement, workers_wanted, listen(work))
 
 
 def _bars(progress: Progress, bars: contextlib.ExitStack) -> Callable[[Work], Listener]:

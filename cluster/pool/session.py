@@ -32,26 +32,35 @@ def ray_session(section: ClusterSection) -> Iterator[None]:
     if section.ray_address:
         _connect(section.ray_address, "cluster.address" if section.address else "RAY_ADDRESS of the environment")
     else:
-        # `local`, because without it Ray joins any cluster that somebody started on this machine.
-        ray.init(
-            address="local", num_cpus=section.num_cpus, include_dashboard=False, log_to_driver=False,
-            logging_level=logging.ERROR, object_store_memory=OBJECT_STORE_BYTES,
-        )  # fmt: skip
+        start_local(section.num_cpus, OBJECT_STORE_BYTES)
     try:
         yield
     finally:
         ray.shutdown()
 
 
+def start_local(num_cpus: int | None, object_store_bytes: int) -> None:
+    """A Ray on this machine that ends with this process.
+
+    Args:
+        num_cpus: CPUs that it gives; None: all.
+    """
+    # `local`, because without it Ray joins any cluster that somebody started on this machine.
+    ray.init(
+        address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False,
+        logging_level=logging.ERROR, object_store_memory=object_store_bytes,
+    )  # fmt: skip
+
+
 def _connect(address: str, origin: str) -> None:
-    _knock(address, origin)
+    _check_listener(address, origin)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises plain RuntimeErrors, ConnectionErrors and errors of its own
         raise ClusterSetupError(f"{origin} {address!r}: {_explain(error)}") from error
 
 
-def _knock(address: str, origin: str) -> None:
+def _check_listener(address: str, origin: str) -> None:
     """Fail at once where nobody listens."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():

@@ -48,8 +48,8 @@ def run(ablation: AblationConfig, *, progress: Progress) -> list[dict[str, Any]]
             _share_digests(ablation.output, config.run.output)
             pipeline.run(config, progress=progress)
             _share_digests(config.run.output, ablation.output)
-            found = _write_tables(ablation, tables, list(configs))
-    return found
+            written = _write_tables(ablation, tables, list(configs))
+    return written
 
 
 def list_runs(ablation: AblationConfig) -> tuple[dict[str, list[Row]], dict[str, RunConfig]]:
@@ -87,11 +87,11 @@ def _refuse_equal(title: str, rows: list[Row]) -> None:
 
 
 def _row(rows: list[Row], name: str, model: str) -> Row:
-    found = next((row for row in rows if row.name == name), None)
-    if found is None:
-        found = Row(name, model, {})
-        rows.append(found)
-    return found
+    known = next((row for row in rows if row.name == name), None)
+    if known is None:
+        known = Row(name, model, {})
+        rows.append(known)
+    return known
 
 
 def _placed(ablation: AblationConfig, config: RunConfig) -> RunConfig:
@@ -116,7 +116,7 @@ def _write_tables(ablation: AblationConfig, tables: dict[str, list[Row]], runs: 
 
     reports = {name: read_json(str(ablation.output / "runs" / name / "report" / "report.json")) for name in runs}
     finished = {name: report for name, report in reports.items() if report and report["state"] == "finished"}
-    found = [
+    made = [
         ablation_tables.make_table(title, [(row.name, row.model, row.runs) for row in rows], finished)
         for title, rows in tables.items()
     ]
@@ -124,8 +124,8 @@ def _write_tables(ablation: AblationConfig, tables: dict[str, list[Row]], runs: 
         "ablation": ablation.model_dump(mode="json"),
         "runs": len(runs),
         "finished_runs": len(finished),
-        "tables": found,
+        "tables": made,
     }
     write_json(str(ablation.output / "ablation.json"), document)
     (ablation.output / "ablation.md").write_text(ablation_tables.to_markdown(document), encoding="utf-8")
-    return found
+    return made

@@ -1,8 +1,8 @@
 """Where the runs of an ablation keep what they share: a run in; a place for each artifact, named by what decides it, out.
 
 Two runs that agree in everything an artifact is made from get one folder for it: rows are extracted once, and merges of
-the same targets train nothing. Should a name leave something out, the stage's own plan refuses the folder with the
-difference: nothing is ever mixed.
+the same targets train nothing. A name is a digest of the recipe as the stage says it, and of what it is made from; what
+lies in files (weights, dialogues) is not read for it: where that changed, the stage refuses the folder with the difference.
 """
 
 import hashlib
@@ -10,7 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..config import CONTROL, FUSION_FIELDS, JOINT, RunConfig
+from ..config import CONTROL, RunConfig
+from ..config.recipe import Recipe
+from ..text.recipes import dialogues_recipe, prompts_recipe, tokens_recipe
 
 
 def shared_places(config: RunConfig, root: Path) -> dict[str, str]:
@@ -31,49 +33,79 @@ def _base(config: RunConfig, root: Path, key: str) -> str:
 
 
 def _keys(config: RunConfig) -> dict[str, str]:
-    """Artifact -> digest of all that decides it."""
-    pivot, identity = config.pivot, {"model", "revision", "template"}
-    dialogues = _digest(config.dialogues.model_dump(mode="json"), pivot.model_dump(mode="json", include=identity))
-    keys = {"dialogues": dialogues}
+    """Artifact -> digest of all that decides it: its recipe, and the digests of what it is made from."""
+    recipes = _recipes(config)
+    digests: dict[str, str] = {}
+
+    def digest(key: str) -> str:
+        if key not in digests:
+            parents = {role: digest(parent) for role, parent in recipes[key].parents.items()}
+            digests[key] = _digest(recipes[key].settings, parents)
+        return digests[key]
+
+    return {key: digest(key) for key in recipes}
+
+
+def _recipes(config: RunConfig) -> dict[str, Recipe]:
+    """Artifact -> its recipe, as its stage says it."""
+    from alignment.recipe import recipe as aligned_recipe
+    from inference.stage import recipe as rows_recipe
+    from merge.stage import recipe as fused_recipe
+    from trainer.recipe import choice_recipe, target_recipe
+
+    pivot, capture, seed = config.pivot.name, config.extraction.capture, config.run.seed
+    sources = [source.name for source in config.sources]
+    recipes = {**_writing_recipes(config), "dialogues": dialogues_recipe(config.dialogues, config.pivot, capture)}
     for model in config.models:
-        tokens = _digest(dialogues, model.model_dump(mode="json", include=identity))
-        keys[f"tokens/{model.name}"] = keys[f"tokens/{model.name}.held_out"] = tokens
-        extraction = config.extraction.model_dump(mode="json", include={"k", "capture", "logprob_step", "shard_tokens"})
-        engine = model.engine.model_dump(mode="json", include={"dtype", "head_dtype", "extra"})
-        keys[f"logprobs/{model.name}"] = _digest(tokens, extraction, engine)
-    tokens, training = keys[f"tokens/{pivot.name}"], config.training
-    for source in config.sources:
-        name, own = source.name, keys[f"logprobs/{source.name}"]
-        aligned = _digest(tokens, own, config.alignment.model_dump(mode="json"))
-        keys[f"aligned/{name}"] = aligned
-    own_rows = keys[f"logprobs/{pivot.name}"]
-    keys["choice"] = _digest(own_rows, [[source.name, keys[f"aligned/{source.name}"]] for source in config.sources])
-    settings = training.model_dump(mode="json", exclude={"train_control", "fusion"})
-    for name in config.target_names:
-        # Who teaches what depends on every source; a published choice is between the pivot and the target's own.
-        rows = keys["choice"] if training.row_choice == "trusted" else own_rows
-        aligned_rows = [] if name == JOINT else [keys[f"aligned/{name}"]]
-        keys[f"targets/{name}"] = _digest(name, *aligned_rows, rows, settings, config.run.seed)
-    control = training.model_dump(mode="json", exclude={"train_control", "fusion", *FUSION_FIELDS})
-    keys[f"targets/{CONTROL}"] = _digest(tokens, control, config.run.seed)
-    targets = [[name, keys[f"targets/{name}"]] for name in config.merged_names]
-    merge = config.merge.model_dump(mode="json", exclude={"threads"})
-    keys["fused"] = _digest(targets, merge, config.run.seed)
-    return {**keys, **_answer_keys(config, keys)}
+        tokens = tokens_recipe(model, capture)
+        recipes |= {f"tokens/{model.name}": tokens, f"tokens/{model.name}.held_out": tokens}
+        recipes[f"logprobs/{model.name}"] = rows_recipe(model, config.extraction)
+    for name in sources:
+        recipes[f"aligned/{name}"] = aligned_recipe(pivot, name, config.alignment, config.extraction)
+    recipes["choice"] = choice_recipe(pivot, sources)
+    for name in [*config.target_names, CONTROL]:
+        recipes[f"targets/{name}"] = target_recipe(
+            name, config.training, pivot, sources, seed=seed, max_tokens=config.dialogues.max_tokens
+        )
+    recipes["fused"] = fused_recipe(config.merge, config.merged_names, seed=seed)
+    return {**recipes, **_answer_recipes(config)}
 
 
-def _answer_keys(config: RunConfig, keys: dict[str, str]) -> dict[str, str]:
-    """Answers by set and model: the model, what it reads under, and how the set is asked."""
-    found = {}
+def _writing_recipes(config: RunConfig) -> dict[str, Recipe]:
+    """Of prompts, answers by writer, and what is kept of them; nothing where there are no prompts."""
+    from inference.writing.selection import recipe as written_recipe
+    from inference.writing.stage import recipe as answers_recipe
+
+    if not config.dialogues.prompts:
+        return {}
+    section = config.writing
+    seed = config.run.seed if section.seed is None else section.seed
+    recipes = {"writing/prompts": prompts_recipe(config.dialogues)}
+    for writer in config.writers:
+        recipes[f"writing/answers/{writer.name}"] = answers_recipe(writer, section, seed)
+    judge, names = section.judge or config.evaluation.judge, [writer.name for writer in config.writers]
+    recipes["writing/dialogues"] = written_recipe(section, names, config.scorers, judge, seed)
+    return recipes
+
+
+def _answer_recipes(config: RunConfig) -> dict[str, Recipe]:
+    """Of the answers by set and model: beside how the set is asked, the model that gives them."""
+    from inference.answering.stage import recipe as answers_recipe
+
+    recipes = {}
     for model_id in config.measured_ids:
         role, _, name = model_id.partition(".")
-        of_model = {"pivot": f"tokens/{config.pivot.name}", "source": f"tokens/{name}", "fused": "fused"}
-        model = keys[of_model.get(role, f"targets/{name or CONTROL}")]
-        dtype = config.model_named(name if role == "source" else config.pivot.name).engine.dtype
+        reader = config.model_named(name if role == "source" else config.pivot.name)
+        trained = (
+            {}
+            if role in ("pivot", "source")
+            else {"model": "fused" if role == "fused" else f"targets/{name or CONTROL}"}
+        )
         for section in config.evaluation.questions.sets:
-            asked = section.model_dump(mode="json")
-            found[f"answers/{section.name}/{model_id}"] = _digest(model, asked, dtype, config.run.seed)
-    return found
+            asked = answers_recipe(section, reader, config.run.seed)
+            settings = {**asked.settings, "file": section.file}
+            recipes[f"answers/{section.name}/{model_id}"] = Recipe(settings, {**asked.parents, **trained})
+    return recipes
 
 
 def _digest(*parts: Any) -> str:

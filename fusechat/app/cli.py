@@ -71,6 +71,7 @@ def _stage_command(stage: str, text: str) -> None:
 
 
 for _stage, _text in {
+    "write": "Let models answer the prompts, and keep answers as dialogues.",
     "tokenize": "Read, check and tokenize the dialogues for every model.",
     "extract": "Score the dialogues with every teacher and store the top-k rows.",
     "align": "Lay every source's rows on the pivot's tokens and vocabulary.",
@@ -156,9 +157,33 @@ def submit(
 
 
 @app.command()
+def serve(
+    config: Annotated[Path | None, typer.Option("-c", "--config", help="The run file (YAML).")] = None,
+    set_: SetOption = [],  # noqa: B006
+    models: Annotated[list[str], typer.Option("--models", help="Models of the run; default: all.")] = [],  # noqa: B006
+    more: Annotated[list[str], typer.Argument(help="Further models, behind `--models`.")] = [],  # noqa: B006
+    status: Annotated[
+        bool, typer.Option("--status", help="Show the services started here, and their processes.")
+    ] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="End the service.")] = False,
+    name: Annotated[str | None, typer.Option(help="Service to show or stop, in place of the run file's.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --status: everything as JSON.")] = False,
+) -> None:
+    """Keep the run's models as engines that answer over HTTP, until stopped; again: change what is served."""
+    from . import serve as service
+
+    if status:
+        service.show_status(config, set_, name, as_json=as_json)
+    elif stop:
+        service.stop(config, set_, name)
+    else:
+        service.start(config, set_, [*models, *more])
+
+
+@app.command()
 def inspect(
     artifact: Annotated[str, typer.Argument(help="Folder or URL of an artifact.")],
-    dialogue: Annotated[int, typer.Option(help="Dialogue to show, counted from 0.")] = 0,
+    dialogue: Annotated[int, typer.Option(help="Dialogue (or prompt, with its answers) to show, counted from 0.")] = 0,
     rows: Annotated[int, typer.Option(help="Rows of it to show.")] = 24,
     verify: Annotated[bool, typer.Option("--verify", help="Read every object and check its checksum.")] = False,
     repair: Annotated[

@@ -15,9 +15,11 @@ from ..errors import ArtifactError, ConfigError
 from ..storage import damage
 from ..storage.artifact import RECIPE_FILE, RECORD_FILE, read_json, storage_errors
 from ..storage.contracts import CHOICE, RowKind, TokenField
-from ..storage.row_store import ATTRIBUTE, RowStore, read_array
+from ..storage.row_store import RowStore
 from ..storage.seals import broken_of
-from ..storage.tokens import Tokens
+from ..storage.tokens import Tokens, TokensReader
+from ..storage.zarr_arrays import ATTRIBUTE, whole_array
+from . import written_answers
 
 
 def show_artifact(url: str, *, dialogue: int, num_rows: int, verify: bool, repair: bool = False) -> None:
@@ -55,6 +57,9 @@ def show_artifact(url: str, *, dialogue: int, num_rows: int, verify: bool, repai
             print(line)
     elif record["kind"] == "choice":
         for line in choice_lines(url, dialogue):
+            print(line)
+    elif record["kind"] in written_answers.KINDS and "prompts" in {record["kind"], *record.get("parents", {})}:
+        for line in written_answers.prompt_lines(url, record["kind"], dialogue):
             print(line)
     elif record["kind"] == "tokens":
         for line in token_lines(url, dialogue, num_rows):
@@ -104,13 +109,11 @@ def dialogue_lines(store: RowStore, parents: dict[str, str], dialogue: int, num_
         raise ConfigError(f"--dialogue {dialogue}: the store has dialogues 0 to {store.layout.num_dialogues - 1}")
     if store.layout.shard_of(dialogue) not in store.present_shards():
         return [f"dialogue {dialogue}: its shard is not written yet"]
-    tokens = Tokens.read(tokens_url_of(store.url, parents.get("tokens") or parents.get("pivot_tokens")))
-    decode = _decoder(tokens)
-    place = tokens.tokens_of(dialogue)
-    ids = tokens.token_ids[place]
-    labels = ids[tokens.is_scored[place]]
+    reader = TokensReader(tokens_url_of(store.url, parents.get("tokens") or parents.get("pivot_tokens")))
+    tokens, decode = reader.read(range(dialogue, dialogue + 1)), _decoder(reader)
+    labels = tokens.token_ids[tokens.is_scored]
     block = store.read_dialogue(dialogue)
-    prompt = decode(ids[: int(np.argmax(tokens.is_scored[place]))].tolist())
+    prompt = decode(tokens.token_ids[: int(np.argmax(tokens.is_scored))].tolist())
     lines = [
         f"dialogue {dialogue}, up to its first scored token: {prompt!r}",
         "token  logprob (nats)  top tokens (probability)",
@@ -134,9 +137,9 @@ def choice_lines(url: str, dialogue: int) -> list[str]:
 
     group = zarr.open_group(store=url, mode="r")
     attributes: Any = group.attrs[ATTRIBUTE]
-    arrays = {name: read_array(group, name) for name in CHOICE.names}
-    if not 0 <= dialogue < len(arrays["source"]):
-        raise ConfigError(f"--dialogue {dialogue}: the artifact has dialogues 0 to {len(arrays['source']) - 1}")
+    arrays = {name: whole_array(group, name) for name in CHOICE.names}
+    if not 0 <= dialogue < arrays["source"].shape[0]:
+        raise ConfigError(f"--dialogue {dialogue}: the artifact has dialogues 0 to {arrays['source'].shape[0] - 1}")
     names, number = attributes["sources"], int(arrays["source"][dialogue])
     losses = {name: arrays["source_losses"][place, dialogue] for place, name in enumerate(names)}
     losses |= {"pivot": arrays["pivot_loss"][dialogue], "label frequency": arrays["frequency_loss"][dialogue]}
@@ -149,14 +152,12 @@ def choice_lines(url: str, dialogue: int) -> list[str]:
 
 def token_lines(url: str, dialogue: int, num_rows: int) -> list[str]:
     """The template's use, then one line a token: id, text, field, whether it is scored, byte span."""
-    tokens = Tokens.read(url)
-    if not 0 <= dialogue < tokens.num_dialogues:
-        raise ConfigError(f"--dialogue {dialogue}: the artifact has dialogues 0 to {tokens.num_dialogues - 1}")
-    decode, place = _decoder(tokens), tokens.tokens_of(dialogue)
-    rows = zip(
-        tokens.token_ids[place], tokens.field[place], tokens.is_scored[place], tokens.span[place].tolist(), strict=True
-    )
-    lines = [f"dialogue {dialogue}: {_by_field(tokens, place)}", "id  token  field  scored  bytes of the field"]
+    reader = TokensReader(url)
+    if not 0 <= dialogue < reader.num_dialogues:
+        raise ConfigError(f"--dialogue {dialogue}: the artifact has dialogues 0 to {reader.num_dialogues - 1}")
+    tokens, decode = reader.read(range(dialogue, dialogue + 1)), _decoder(reader)
+    rows = zip(tokens.token_ids, tokens.field, tokens.is_scored, tokens.span.tolist(), strict=True)
+    lines = [f"dialogue {dialogue}: {_by_field(tokens)}", "id  token  field  scored  bytes of the field"]
     for token_id, field, scored, (start, end) in list(rows)[:num_rows]:
         span = f"{start}..{end}" if start >= 0 else ""
         name = TokenField(int(field)).name.lower()
@@ -166,14 +167,14 @@ def token_lines(url: str, dialogue: int, num_rows: int) -> list[str]:
     return lines
 
 
-def _by_field(tokens: Tokens, place: slice) -> str:
+def _by_field(tokens: Tokens) -> str:
     """How many of a dialogue's tokens are of which field, and how many of these are scored."""
-    scored = tokens.is_scored[place]
+    scored = tokens.is_scored
     if not len(scored):
         return "set aside for this model, no tokens"
     counts = []
     for field in TokenField:
-        own = tokens.field[place] == field
+        own = tokens.field == field
         if own.any():
             counts.append(f"{field.name.lower()} {int(own.sum()):,} ({int((own & scored).sum()):,} scored)")
     return "tokens of each field: " + ", ".join(counts)
@@ -238,7 +239,7 @@ def tokens_url_of(url: str, fingerprint: str | None) -> str:
     )
 
 
-def _decoder(tokens: Tokens) -> Callable[[list[int]], str]:
+def _decoder(tokens: TokensReader) -> Callable[[list[int]], str]:
     """Ids -> their text. The tokenizer's file alone is read, in a moment; transformers would take seconds to be imported."""
     model, revision = str(tokens.attributes["model"]), tokens.attributes["revision"]
     file = (

@@ -4,7 +4,6 @@ Goes in: model folders (or hub ids) and rows as dialogue files hold them. Comes 
 computed by the stages' own functions; docs/python-api.md shows each once, and a test runs that page.
 """
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from ..config import AlignmentSection, EngineSection, RunConfig, load_config
-from ..errors import AlignmentError, ContractError, DialogueError
+from ..errors import AlignmentError, ContractError
 from ..progress import Progress
 from ..storage.tokens import Tokens
-from ..text.dialogues import Dialogue, read_row
+from ..text.dialogues import Dialogue
 from .open_rows import Rows
 
 
@@ -128,6 +127,41 @@ def score(
     ]  # fmt: skip
 
 
+def generate(
+    model: str | Path,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    seed: int = 0,
+    template: str | None = None,
+    template_arguments: Mapping[str, Any] | None = None,
+    engine: EngineSection | Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Answers of a model, by a vLLM engine in this process.
+
+    Args:
+        model, template, template_arguments, engine: as for `score`.
+        rows: what stands before each answer, such as `{"messages": [{"role": "user", "content": "Hi"}]}`.
+        max_new_tokens: longest answer, tokens.
+        temperature: 0 takes the most probable token each time.
+        seed: of the sampling; row i is sampled with seed + i.
+    Returns:
+        a text per row.
+    Raises:
+        DialogueError: names the row, counted from 1, and the field.
+        ModelError: a model that cannot be used.
+        TeacherError: the engine did not start, or died.
+    """
+    from inference.answering.in_memory import generate_texts
+
+    section = EngineSection.model_validate(engine or {})
+    return generate_texts(
+        str(model), list(rows), max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, template=template,
+        template_arguments=template_arguments or {}, engine=section,
+    )  # fmt: skip
+
+
 def align(
     pivot: str | Path,
     source: str | Path,
@@ -182,31 +216,14 @@ def _tokenized(
 ) -> tuple[Any, list[Example]]:
     """A model's tokenizer, and the dialogues under it."""
     from ..text.chat_template import load_tokenizer
-    from ..text.fitting import fit_dialogues
+    from ..text.examples import tokenize_rows
     from ..text.rendered import ChatTemplate
-    from ..text.tokenization import tokenize_dialogues
 
     tokenizer, text = load_tokenizer(model, template=template)
-    chat_template = ChatTemplate(text, arguments or {})
-    given = [_dialogue(number, row) for number, row in enumerate(rows, 1)]
-    fitted = fit_dialogues(tokenizer, chat_template, given, sys.maxsize)
-    if fitted.refused:
-        numbers = {dialogue.id: number for number, dialogue in enumerate(given, 1)}
-        refused_id, reason = fitted.refused[0]
-        raise DialogueError(f"row {numbers[refused_id]}: {reason}")
-    dialogues = fitted.dialogues
-    parts = tokenize_dialogues(tokenizer, chat_template, dialogues)
     return tokenizer, [
         Example(dialogue, part.token_ids, part.is_scored, part.span, part.field, part.call_digest)
-        for dialogue, part in zip(dialogues, parts, strict=True)
+        for dialogue, part in tokenize_rows(tokenizer, ChatTemplate(text, arguments or {}), rows)
     ]
-
-
-def _dialogue(number: int, row: Mapping[str, Any]) -> Dialogue:
-    try:
-        return read_row(row, f"row-{number}")
-    except DialogueError as error:
-        raise DialogueError(f"row {number}: {error}") from None
 
 
 def _tokens(model: str, tokenizer: Any, examples: list[Example]) -> Tokens:

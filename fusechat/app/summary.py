@@ -6,6 +6,7 @@ from typing import Any
 from evaluation.report import ablation_tables, terminal
 
 from ..config import RunConfig
+from ..config.artifacts import artifact_entries
 from ..progress import format_seconds
 from ..storage.artifact import read_json
 
@@ -15,18 +16,12 @@ def show_summary(config: RunConfig, seconds: dict[str, float]) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    found: Any = read_json(str(config.report_path / "report.json"))
+    report: Any = read_json(str(config.report_path / "report.json"))
     console.print()
-    for part in terminal.summary(found):
+    for part in terminal.summary(report):
         console.print(part)
     console.print("\nArtifacts")
-    for label, place in (
-        ("fused model", config.fused_path),
-        ("targets", config.run.output / "targets"),
-        ("rows", f"{config.store_url}/logprobs"),
-        ("aligned rows", f"{config.store_url}/aligned"),
-        ("report", config.report_path / "index.html"),
-    ):
+    for label, place in artifact_places(config).items():
         console.print(f"  {label:<14}{place}", soft_wrap=True)
     console.print("\nSeconds per stage (skipped: done before)")
     for label, value in seconds.items():
@@ -39,6 +34,26 @@ def show_summary(config: RunConfig, seconds: dict[str, float]) -> None:
             soft_wrap=True,
         )
     console.print(f"\nTalk to it: fusechat chat {config.fused_path}", soft_wrap=True)
+
+
+def artifact_places(config: RunConfig) -> dict[str, str]:
+    """What people look for after a run, and where it lies: a folder, where there are several of a kind."""
+    urls: dict[str, list[str]] = {}
+    for entry in artifact_entries(config):
+        if not entry.step or entry.stage == "align":
+            urls.setdefault(entry.stage, []).append(entry.url)
+    return {
+        "fused model": urls["merge"][0],
+        "targets": _folder(urls["train"]),
+        "rows": _folder(urls["extract"]),
+        "aligned rows": _folder(urls["align"]),
+        "report": f"{urls['evaluate'][0]}/index.html",
+    }
+
+
+def _folder(urls: list[str]) -> str:
+    """The folder in which they lie beside each other."""
+    return urls[0].rsplit("/", 1)[0]
 
 
 def show_tables(output: Path, tables: list[dict[str, Any]]) -> None:

@@ -10,22 +10,17 @@ from .evaluation import (
     LmEvalSection,
     QuestionsSection,
 )
+from .models import EngineSection, ModelSection
 from .run import (
-    CONTROL,
-    FUSION_FIELDS,
-    JOINT,
     AlignmentSection,
     DialoguesSection,
-    EngineSection,
     ExtractionSection,
-    LoraSection,
     MergeSection,
-    ModelSection,
     RunConfig,
     RunSection,
-    TrainingSection,
     load_config,
 )
+from .training import CONTROL, FUSION_FIELDS, JOINT, LoraSection, TrainingSection
 
 __all__ = [
     "CONTROL",

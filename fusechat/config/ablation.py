@@ -64,16 +64,16 @@ class TableSection(Section):
         Raises:
             ConfigError: a pattern or model that the run does not measure.
         """
-        known, found = config.measured_ids, []
+        known, wanted = config.measured_ids, []
         for pattern in self.models or [self.model]:
             names = [name for name in known if (fnmatchcase(name, pattern) if self.models else name == pattern)]
-            found += names
+            wanted += names
             if not names:
                 raise ConfigError(
                     f"tables: {self.title!r}: found {pattern!r}, the run measures {', '.join(known)}; name one of these, or "
                     "change evaluation.models, evaluation.sources or training.train_control"
                 )
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(wanted))
 
 
 class AblationConfig(Section):

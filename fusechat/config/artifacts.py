@@ -1,6 +1,6 @@
 """The one list of a run's artifacts: a run in; for each artifact its stage, step, name and place out.
 
-Pipeline, status and report go by it.
+Pipeline, status, summary and report go by it.
 """
 
 from collections.abc import Iterator
@@ -30,6 +30,11 @@ def artifact_entries(config: RunConfig) -> list[ArtifactEntry]:
 
 def _entries(config: RunConfig) -> Iterator[ArtifactEntry]:
     names = [model.name for model in config.models]
+    if config.dialogues.prompts:
+        yield ArtifactEntry("write", "", "prompts", str(config.prompts_path))
+        for writer in config.writers:
+            yield ArtifactEntry("write", "", f"answers {writer.name}", str(config.written_answers_path(writer.name)))
+        yield ArtifactEntry("write", "", "dialogues", str(config.written_path))
     yield ArtifactEntry("tokenize", "dialogues", "dialogues", str(config.dialogues_path))
     for name in names:
         for split in ("train", "held_out"):

@@ -62,16 +62,16 @@ def read_overrides(texts: Sequence[str]) -> list[tuple[str, Any]]:
     Raises:
         ConfigError: a text of another form.
     """
-    found = []
+    pairs = []
     for text in texts:
         key, separator, value = text.partition("=")
         if not separator or not key:
             raise ConfigError(f"--set {text}: expected section.field=value")
         try:
-            found.append((key, _parsed(value)))
+            pairs.append((key, _parsed(value)))
         except ValueError as error:
             raise ConfigError(f"--set {key}: the value is not readable as YAML: {error}") from None
-    return found
+    return pairs
 
 
 def _text(path: Path) -> str:
@@ -201,8 +201,8 @@ def _explain(path: Path, item: Any, root: type[BaseModel]) -> str:
     if item["type"] != "extra_forbidden":
         # What stands in the environment of nodes may be a secret.
         is_shown = not isinstance(item["input"], dict) and "env_vars" not in item["loc"]
-        found = f" (found {_cut(repr(item['input']))})" if is_shown else ""
-        return f"{path}: {location or 'run file'}: {item['msg']}{found}"
+        shown = f" (found {_cut(repr(item['input']))})" if is_shown else ""
+        return f"{path}: {location or 'run file'}: {item['msg']}{shown}"
     fields = sorted(_fields_at(item["loc"][:-1], root))
     near = difflib.get_close_matches(str(item["loc"][-1])[:MAX_SHOWN], fields, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(fields)}"

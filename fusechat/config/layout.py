@@ -9,9 +9,10 @@ IfChanged = Literal["refuse", "restart"]
 
 KINDS = {
     "dialogues": "dialogues", "tokens": "tokens", "logprobs": "logprobs", "aligned": "aligned", "choice": "choice",
-    "targets": "target", "fused": "fused", "answers": "answers",
+    "targets": "target", "fused": "fused", "answers": "answers", "writing/prompts": "prompts", "writing/answers": "answers",
+    "writing/dialogues": "written",
 }  # fmt: skip
-"""First part of an artifact's key -> the kind that its record names."""
+"""First part of an artifact's key, or the first two -> the kind that its record names."""
 ON_STORE = ("tokens", "logprobs", "aligned", "choice")
 """Those that lie below `run.store`; all others lie in the run's folder."""
 
@@ -40,7 +41,8 @@ class Places:
 
     def place(self, key: str) -> tuple[str, str]:
         """Folder or URL of an artifact, and its kind."""
-        return self.url(key), KINDS[key.split("/")[0]]
+        first, *rest = key.split("/")
+        return self.url(key), KINDS[first] if first in KINDS else KINDS[f"{first}/{rest[0]}"]
 
     def tokens_url(self, name: str, split: str = "train") -> str:
         """Tokens artifact of a model; split is `train` or `held_out`."""
@@ -66,6 +68,20 @@ class Places:
     def answers_path(self, answer_set: str, model_id: str) -> Path:
         """Folder of a model's answers to a set of questions."""
         return Path(self.url(f"answers/{answer_set}/{model_id}"))
+
+    @property
+    def prompts_path(self) -> Path:
+        """Folder of the checked prompts, prompts.jsonl."""
+        return Path(self.url("writing/prompts"))
+
+    def written_answers_path(self, writer: str) -> Path:
+        """Folder of all answers of a writer to the prompts."""
+        return Path(self.url(f"writing/answers/{writer}"))
+
+    @property
+    def written_path(self) -> Path:
+        """Folder of the dialogues that were kept of all answers, and of the verdicts on all of them."""
+        return Path(self.url("writing/dialogues"))
 
     @property
     def verdicts_path(self) -> Path:

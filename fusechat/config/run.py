@@ -9,23 +9,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from ..errors import ConfigError
 from .cluster import ClusterSection, PlanSection
 from .evaluation import EvaluationSection
 from .file import load_file, read_overrides
 from .layout import Places, RunLayout
-from .paths import FolderPath, PathText, expand_within
-from .secrets import refuse_hub_keys, refuse_secret_keys
-from .section import Name, Section
-
-CONTROL = "sft"
-"""Name of the SFT-only control among the targets: trained on the same steps without any rows."""
-JOINT = "joint"
-"""Name of the target that learns from all sources."""
-FUSION_FIELDS = ("sft_weight", "divergence", "temperature", "tail", "row_choice")
-"""Fields of `training` that a target without rows does not depend on."""
+from .models import ModelSection
+from .paths import FolderPath, PathText
+from .section import Section
+from .serve import ServeSection
+from .training import CONTROL, JOINT, TrainingSection
+from .writing import WritingSection
 
 
 class RunSection(Section):
@@ -41,50 +37,15 @@ class RunSection(Section):
     """What to do with artifacts that another recipe made: refuse and show the difference, or delete them and start afresh."""
 
 
-class EngineSection(Section):
-    """How one teacher engine is started."""
-
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Dtype of the weights and activations; auto: what the checkpoint says."""
-    head_dtype: Literal["auto", "model", "float32"] = "auto"
-    """Dtype of the logits: auto is float32 on GPUs and the model's own on CPUs, where a float32 head costs a third of the speed."""
-    tensor_parallel_size: int = Field(1, ge=1)
-    """GPUs (on CPUs: processes) that share one engine."""
-    max_num_batched_tokens: int = Field(2048, ge=16)
-    """Tokens of one engine step."""
-    kv_cache_gib: float = Field(0.5, gt=0)
-    """CPU only: memory of the KV cache, GiB."""
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
-    """GPU only: share of the memory that the engine may take."""
-    extra: dict[str, Any] = {}
-    """Further arguments of vLLM's engine, by their own names (quantization, expert parallelism, ...)."""
-
-    _no_secret = field_validator("extra")(refuse_secret_keys)
-    _paths = field_validator("extra")(expand_within)
-
-
-class ModelSection(Section):
-    """One LLM: the pivot or a source."""
-
-    name: Name
-    """Short name; names the folders of its artifacts."""
-    model: PathText
-    """Local Hugging Face folder or hub id."""
-    revision: str | None = None
-    """Hub revision."""
-    template: PathText = "native"
-    """Chat template: `native` (the model's own), `pivot` (the pivot's, as the released code does) or the path of a Jinja file."""
-    template_arguments: dict[str, Any] = {}
-    """What its chat template is told beside messages and tools (`enable_thinking: false`, ...); a dialogue's own go first."""
-    engine: EngineSection = EngineSection()
-    """How its engine is started."""
-
-
 class DialoguesSection(Section):
     """What the models read."""
 
-    train: list[PathText] = Field(min_length=1)
-    """Files or dataset folders: JSONL, ShareGPT JSON, Parquet, a saved Hugging Face dataset."""
+    train: list[PathText] = []
+    """Files or dataset folders: JSONL, ShareGPT JSON, Parquet, a saved Hugging Face dataset. May be left out where there are
+    prompts."""
+    prompts: list[PathText] = []
+    """Files of prompts, in any form of questions (`.txt`, `prompt`, `instruction`, ...) or of dialogues, whose last answer is
+    then a reference; the writers answer them (`writing`), and the answers that are kept are read beside `train`."""
     held_out: list[PathText] = []
     """Files of held-out dialogues; if empty, `held_out_share` of the training dialogues is held out by the hash of the messages."""
     held_out_share: float = Field(0.02, ge=0, lt=1)
@@ -126,53 +87,6 @@ class AlignmentSection(Section):
     """Chain rule over the bytes (the label's probability and rows inside a source token are exact), or the plain map of each row."""
 
 
-class LoraSection(Section):
-    """Low-rank adapters; merged into the weights when the target is saved."""
-
-    r: int = Field(16, ge=1)
-    """Rank."""
-    alpha: int = Field(32, ge=1)
-    """Scale; the update is multiplied by alpha / r."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout on the adapter's input."""
-    target_modules: str | list[str] = "all-linear"
-    """Modules that get an adapter."""
-
-
-class TrainingSection(Section):
-    """How the pivot is trained with its sources."""
-
-    fusion: Literal["pairwise", "joint", "both"] = "pairwise"
-    """A target per source, then merged; one target that learns each dialogue from the source that knows it best; or all of them."""
-    sft_weight: float = Field(0.1, ge=0, le=1)
-    """Weight of the SFT loss where a row teaches; the fusion loss gets the rest, times the source's trust. Published: 0.9."""
-    divergence: Literal["ce", "kl", "reverse_kl"] = "ce"
-    """Between the chosen row and the model's distribution."""
-    temperature: float = Field(1.0, gt=0)
-    """Divides the row's logprobs before they are normalised again."""
-    tail: Literal["renormalise", "bucket"] = "bucket"
-    """What happens to the mass outside the k entries: normalised away (as released), or one bucket for the rest."""
-    row_choice: Literal[
-        "trusted", "min_ce", "min_ce_released", "min_ce_token", "average", "source", "pivot", "none"
-    ] = "trusted"
-    """Which row supervises. trusted: per dialogue the source that beats all others, the pivot and the labels' own frequency,
-    as far as it is calibrated; of pivot and source the smaller loss in nats per byte (min_ce, FuseLLM's); by the released
-    per-token mean; per token; both, averaged by weight; always one of them; no fusion."""
-    train_control: bool = True
-    """Also train the SFT-only control of the same steps."""
-    lora: LoraSection | None = None
-    """Train low-rank adapters instead of all weights."""
-    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Dtype of the target's files; auto: what the weights were trained in, float32 unless `trl.model_init_kwargs.dtype` says
-    otherwise, because bfloat16 drops most of a small update before the merge can see it. The fused model's is `merge.dtype`."""
-    trl: dict[str, Any] = {}
-    """Fields of TRL's SFTConfig; those not given are the published ones (lr 5e-6, cosine, warmup 0.03, 3 epochs, batch 128)."""
-
-    _no_secret = field_validator("trl")(refuse_secret_keys)
-    _no_upload = field_validator("trl")(refuse_hub_keys)
-    _paths = field_validator("trl")(expand_within)
-
-
 class MergeSection(Section):
     """How the targets become the fused model."""
 
@@ -195,12 +109,14 @@ class RunConfig(Section, Places):
     pivot: ModelSection
     sources: list[ModelSection] = Field(min_length=1)
     dialogues: DialoguesSection
+    writing: WritingSection = WritingSection()
     extraction: ExtractionSection = ExtractionSection()
     alignment: AlignmentSection = AlignmentSection()
     training: TrainingSection = TrainingSection()
     merge: MergeSection = MergeSection()
     evaluation: EvaluationSection = EvaluationSection()
     cluster: ClusterSection = ClusterSection()
+    serve: ServeSection = ServeSection()
     plan: PlanSection = PlanSection()
     _places: dict[str, str] = PrivateAttr(default_factory=dict)
 
@@ -213,6 +129,15 @@ class RunConfig(Section, Places):
         return self
 
     @model_validator(mode="after")
+    def _has_something_to_read(self) -> "RunConfig":
+        if not self.dialogues.train and not self.dialogues.prompts:
+            raise ValueError("dialogues: found neither train nor prompts, expected files of one of them, or of both")
+        self.writing.check_models([model.name for model in self.models])
+        if self.writing != WritingSection() and not self.dialogues.prompts:
+            raise ValueError("writing: there are no prompts to answer; name files of them in dialogues.prompts")
+        return self
+
+    @model_validator(mode="after")
     def _joint_knows_its_teachers(self) -> "RunConfig":
         training = self.training
         if training.fusion != "pairwise" and training.row_choice != "trusted":
@@ -220,6 +145,11 @@ class RunConfig(Section, Places):
                 f"training.fusion: {training.fusion} needs training.row_choice: trusted, found {training.row_choice!r}; "
                 "the other choices are between the pivot and one source"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _serves_what_it_has(self) -> "RunConfig":
+        self.serve.check_models([model.name for model in self.models])
         return self
 
     @model_validator(mode="after")
@@ -238,6 +168,18 @@ class RunConfig(Section, Places):
             if model.name == name:
                 return model
         raise ConfigError(f"no model is named {name!r}; the run has {[model.name for model in self.models]}")
+
+    @property
+    def writers(self) -> list[ModelSection]:
+        """The models that answer the prompts."""
+        names = self.writing.writers or [source.name for source in self.sources]
+        return [self.model_named(name) for name in names]
+
+    @property
+    def scorers(self) -> list[ModelSection]:
+        """The models that score answers of others, for a rule that asks for it."""
+        names = self.writing.scorers or [source.name for source in self.sources]
+        return [self.model_named(name) for name in names]
 
     @property
     def model_ids(self) -> list[str]:

@@ -63,11 +63,11 @@ def refuse_url_secrets(url: str) -> None:
         )
 
 
-def refuse_key_as_variable(name: str) -> None:
+def refuse_key_as_variable(name: str, field: str = "key_variable", example: str = "JUDGE_KEY") -> None:
     """Raises ValueError for what cannot be the name of an environment variable, and may be the key itself."""
     if not VARIABLE_NAME.fullmatch(name):
         raise ValueError(
-            "key_variable: found no name of an environment variable, expected one such as JUDGE_KEY; if it is the key "
+            f"{field}: found no name of an environment variable, expected one such as {example}; if it is the key "
             "itself, put it into such a variable"
         )
 
@@ -75,7 +75,7 @@ def refuse_key_as_variable(name: str) -> None:
 def _paths(values: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     """Paths of all keys."""
     if isinstance(values, list):
-        return [found for value in values for found in _paths(value, path)]
+        return [place for value in values for place in _paths(value, path)]
     if not isinstance(values, dict):
         return []
-    return [found for key, value in values.items() for found in ((*path, str(key)), *_paths(value, (*path, str(key))))]
+    return [place for key, value in values.items() for place in ((*path, str(key)), *_paths(value, (*path, str(key))))]

@@ -1,9 +1,11 @@
 """Memory that an engine takes, bytes: weights, KV cache, the blocks of logits, the step's activations.
 
-Goes in: a run file and a model's size. Comes out: numbers. Starts nothing and needs no Ray.
+Goes in: a model's section and size, and what the run asks of it. Comes out: numbers. Starts nothing and needs no Ray.
 """
 
-from ..config import ModelSection, RunConfig
+from dataclasses import dataclass
+
+from ..config import ModelSection
 from .model_sizes import ModelSize
 
 GIB = 2**30
@@ -15,21 +17,30 @@ RUNTIME_BYTES = 2 * GIB
 """Of a GPU for the driver, NCCL and the workspace of kernels."""
 
 
-def gpu_bytes(config: RunConfig, model: ModelSection, size: ModelSize, width: int) -> float:
-    """Memory that one of `width` GPUs must give an engine, bytes."""
-    activations = model.engine.max_num_batched_tokens * size.hidden_size * 10 * 2
-    shared = (size.weight_bytes + kv_bytes(config, model, size)) / width
-    return shared + logits_bytes(config, model, size, width) + activations + RUNTIME_BYTES
+@dataclass(frozen=True)
+class EngineMemory:
+    """What an engine of one model needs."""
 
+    model: ModelSection
+    size: ModelSize
+    capture: str
+    """`extraction.capture`."""
+    max_tokens: int
+    """Longest dialogue, tokens."""
 
-def kv_bytes(config: RunConfig, model: ModelSection, size: ModelSize) -> float:
-    """KV cache that one engine needs at least, over all of its GPUs."""
-    return size.kv_bytes_per_token * (model.engine.max_num_batched_tokens + config.dialogues.max_tokens)
+    def gpu_bytes(self, width: int) -> float:
+        """Memory that one of `width` GPUs must give the engine, bytes."""
+        activations = self.model.engine.max_num_batched_tokens * self.size.hidden_size * 10 * 2
+        shared = (self.size.weight_bytes + self.kv_bytes()) / width
+        return shared + self.logits_bytes(width) + activations + RUNTIME_BYTES
 
+    def kv_bytes(self) -> float:
+        """KV cache that the engine needs at least, over all of its GPUs."""
+        return self.size.kv_bytes_per_token * (self.model.engine.max_num_batched_tokens + self.max_tokens)
 
-def logits_bytes(config: RunConfig, model: ModelSection, size: ModelSize, width: int) -> float:
-    """float32 logits and what reduces them; a GPU's product writes float32 from the weights as they are."""
-    step = model.engine.max_num_batched_tokens * size.vocab_size * 4
-    if config.extraction.capture == "prompt_logprobs":
-        return 2 * step
-    return POOLER_WORK * min(POOLER_BLOCK_BYTES, step / width)
+    def logits_bytes(self, width: int) -> float:
+        """float32 logits and what reduces them; a GPU's product writes float32 from the weights as they are."""
+        step = self.model.engine.max_num_batched_tokens * self.size.vocab_size * 4
+        if self.capture == "prompt_logprobs":
+            return 2 * step
+        return POOLER_WORK * min(POOLER_BLOCK_BYTES, step / width)

@@ -13,8 +13,9 @@ atexit.register(gc.unfreeze)  # or libraries that count their objects at the end
 def without_garbage_collection() -> Iterator[None]:
     """Import within this; what the libraries made is not searched for garbage afterwards either.
 
-    Nothing that an import makes is garbage, yet Python looks through all of it again and again: a quarter of the time that
-    vLLM or TRL takes to be imported. And vLLM collects several times while an engine starts, a third of a second each.
+    Nothing that an import makes is garbage, yet Python looks through all of it again and again: a fifth to a third of the time that
+    TRL, vLLM or transformers' models take. Used only where that is more than a second of CPU, and each place says how much
+    it is there. And vLLM collects several times while an engine starts, a third of a second each.
     """
     enabled = gc.isenabled()
     gc.disable()

@@ -372,6 +372,8 @@ def run_lock(folder: Path) -> Iterator[None]:
             raise BusyError(f"{folder}: {holder} is working here; wait for it or choose another run.output") from None
     with contextlib.ExitStack() as stack:
         stack.callback(lock.release)
+        for partial in folder.glob("*.partial"):  # left by a killed run: nobody else writes here
+            partial.unlink(missing_ok=True)
         path.write_text(this_process(), encoding="utf-8")
         yield
 

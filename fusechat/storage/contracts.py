@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import ContractError
 
-CONTRACT_VERSION = 2
+CONTRACT_VERSION = 3
 
 UINT16_VOCABULARY = 65_536
 """Largest vocabulary whose ids are stored as uint16; larger ones take uint32."""
@@ -137,6 +137,7 @@ TOKENS = Contract(
             "of the bytes of the dialogue's tool calls as this template spells them; 0: it has none",
         ),
         ArraySpec("offsets", ("int64",), ("dialogues+1",), "tokens", 0, "tokenize", "all", "first token of each dialogue"),
+        ArraySpec("row_offsets", ("int64",), ("dialogues+1",), "rows", 0, "tokenize", "all", "first row of each dialogue"),
     ),
 )  # fmt: skip
 

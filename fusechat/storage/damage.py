@@ -10,7 +10,8 @@ from typing import Any
 
 from ..errors import ArtifactError
 from .artifact import RECORD_FILE, delete, read_json
-from .row_store import COMMIT_ARRAY, RowStore
+from .row_arrays import COMMIT_ARRAY
+from .row_store import RowStore
 from .seals import broken_of
 
 

@@ -14,36 +14,20 @@ On disk (core codecs only: transpose, blosc, zstd, bytes, crc32c, sharding):
 """
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, TransposeCodec, ZstdCodec
 
 from ..errors import ArtifactError, StorageError
-from .artifact import LEASE_FILE, delete, differences, storage_errors, write_bytes
-from .contracts import CONTRACT_VERSION, CONTRACTS, Contract, id_dtype
-from .row_codec import GAP_PADDING, decode_gaps, encode_gaps
+from .artifact import LEASE_FILE, delete, storage_errors
+from .contracts import CONTRACT_VERSION, CONTRACTS, Contract
+from .row_arrays import COMMIT_ARRAY, LABEL_STEP, decode_rows, encode_rows
 from .shard_layout import ShardLayout
-
-LABEL_STEP = 1 / 1024
-"""Grid of the label logprobs, nats."""
-DAMAGE = (
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
-    MemoryError,
-    RuntimeError,
-)
-"""What Zarr and numpy raise where a description is not what it should be: they check little of it beforehand."""
-COMMIT_ARRAY = "label_logprob"
-ATTRIBUTE = "fusechat"
+from .store_description import check_shapes, no_description, refuse_other_recipe, write_description
+from .zarr_arrays import ATTRIBUTE, DAMAGE, LongArray, read_array
 
 
 class RowStore:
@@ -52,31 +36,15 @@ class RowStore:
     def __init__(self, url: str, group: zarr.Group, contract: Contract) -> None:
         self.url, self.contract, self._group = url, contract, group
         self.attributes: dict[str, Any] = dict(group.attrs[ATTRIBUTE])  # type: ignore[arg-type]  # an object, as `open` has checked
-        self.layout = ShardLayout(read_array(group, "shard_offsets"), read_array(group, "row_offsets"))
+        self.layout = ShardLayout(
+            read_array(group, "shard_offsets"), read_array(group, "shard_rows"), LongArray(url, group, "row_offsets")
+        )
         self.k = int(self.attributes["k"])
         self.logprob_step = float(self.attributes["logprob_step"])
         self._arrays: dict[str, zarr.Array[Any]] = {name: group[name] for name in contract.names}  # type: ignore[misc]  # no groups
-        if (self.layout.num_shards, self.layout.num_rows) != (
-            self.attributes["num_shards"],
-            self.attributes["num_rows"],
-        ):
-            raise ValueError("shard_offsets or row_offsets are missing")
-        self._check_shapes()
+        check_shapes(self.layout, self._arrays, self.attributes, contract)
         self._seen: set[tuple[str, int]] = set()
         """(array, shard) of the objects that are known to be there."""
-
-    def _check_shapes(self) -> None:
-        """Raises ValueError for arrays or offsets of other lengths than the layout says."""
-        for offsets, last in ((self.layout.row_offsets, None), (self.layout.shard_offsets, self.layout.num_dialogues)):
-            if offsets.ndim != 1 or offsets.dtype.kind not in "iu" or offsets[0] != 0 or (np.diff(offsets) < 0).any():
-                raise ValueError("shard_offsets or row_offsets do not rise from 0")
-            if last is not None and offsets[-1] != last:
-                raise ValueError("shard_offsets do not end with the last dialogue")
-        for name, array in self._arrays.items():
-            rows = self.layout.num_shards * self.layout.capacity
-            expected = (rows, self.k) if "k" in self.contract.spec(name).axes else (rows,)
-            if array.shape != expected:
-                raise ValueError(f"{name} has shape {array.shape}, the layout says {expected}")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -124,18 +92,9 @@ class RowStore:
         with storage_errors(url):
             with contextlib.suppress(FileNotFoundError, *DAMAGE):
                 existing = cls(url, zarr.open_group(store=url, mode="r+"), contract)
-                _refuse_other_recipe(existing, attributes, layout)
+                refuse_other_recipe(existing.url, existing.attributes, existing.layout, attributes, layout)
                 return existing
-            with tempfile.TemporaryDirectory() as folder:
-                group = zarr.open_group(store=folder, mode="w", attributes={ATTRIBUTE: attributes})  # type: ignore[dict-item]  # JSON
-                write_array(group, "shard_offsets", layout.shard_offsets)
-                write_array(group, "row_offsets", layout.row_offsets)
-                for name in contract.names:
-                    _create_array(group, contract, name, layout, k, vocab_size)
-                # The group's own document comes last: without it the store is not there and is made again.
-                files = sorted((path for path in Path(folder).rglob("*") if path.is_file()), key=_depth, reverse=True)
-                for path in files:
-                    write_bytes(f"{url}/{path.relative_to(folder)}", path.read_bytes())
+            write_description(url, contract, layout, attributes)
             return cls(url, zarr.open_group(store=url, mode="r+"), contract)
 
     @classmethod
@@ -151,9 +110,9 @@ class RowStore:
         except (FileNotFoundError, KeyError):
             raise ArtifactError(f"{url}: found no {artifact} store; run the stage that writes it first") from None
         except DAMAGE as error:
-            raise _no_description(url, error) from None
+            raise no_description(url, error) from None
         if not isinstance(attributes, dict):
-            raise _no_description(url, TypeError(f"its attributes are {type(attributes).__name__}"))
+            raise no_description(url, TypeError(f"its attributes are {type(attributes).__name__}"))
         if attributes.get("artifact") != artifact:
             raise ArtifactError(f"{url}: found a store of {str(attributes.get('artifact'))[:80]}, expected {artifact}")
         if attributes.get("contract_version") != CONTRACT_VERSION:
@@ -162,7 +121,7 @@ class RowStore:
         try:
             return cls(url, group, CONTRACTS[artifact])
         except DAMAGE as error:
-            raise _no_description(url, error) from None
+            raise no_description(url, error) from None
 
     def present_shards(self) -> set[int]:
         """Shards whose commit mark is there and not empty (as a crash of the machine leaves it); one listing of the store."""
@@ -199,7 +158,7 @@ class RowStore:
         names = [name for name in self.contract.names if name != COMMIT_ARRAY] + [COMMIT_ARRAY]
         with storage_errors(self.url):
             for name in names:
-                encoded = self._encode(name, arrays[name])
+                encoded = encode_rows(name, arrays[name], self.logprob_step, self._arrays[name].dtype)
                 padded = np.full(
                     (self.layout.capacity, *encoded.shape[1:]), self._arrays[name].fill_value, encoded.dtype
                 )
@@ -223,22 +182,39 @@ class RowStore:
         """
         return self._read_block(shard, self._disk_rows(shard))
 
-    def read_dialogue(self, dialogue: int) -> dict[str, np.ndarray]:
-        """The contract's arrays for the rows of one dialogue."""
+    def read_dialogue(self, dialogue: int, rows: slice | None = None) -> dict[str, np.ndarray]:
+        """The contract's arrays for the rows of one dialogue.
+
+        Args:
+            rows: where they stand, counted without padding; default: looked up.
+        """
         shard = self.layout.shard_of(dialogue)
-        first, last = self.layout.row_offsets[dialogue : dialogue + 2]
-        start = shard * self.layout.capacity + int(first) - self.layout.rows(shard).start
-        return self._read_block(shard, slice(start, start + int(last - first)))
+        if rows is None:
+            rows = slice(*self.row_offsets_of(range(dialogue, dialogue + 1)).tolist())
+        first, last = rows.start, rows.stop
+        start = shard * self.layout.capacity + first - self.layout.rows(shard).start
+        return self._read_block(shard, slice(start, start + last - first))
+
+    def row_offsets_of(self, dialogues: range) -> np.ndarray:
+        """int64 [dialogues+1]: first row of each of consecutive dialogues, and of the one after them."""
+        try:
+            with storage_errors(self.url):
+                offsets: np.ndarray = self.layout.row_offsets[dialogues.start : dialogues.stop + 1]
+            first, last = self.layout.shard_of(dialogues.start), self.layout.shard_of(max(dialogues.stop - 1, 0))
+            if (np.diff(offsets, prepend=self.layout.rows(first).start, append=self.layout.rows(last).stop) < 0).any():
+                raise ValueError("row_offsets are not within their shards")
+        except DAMAGE as error:
+            raise no_description(self.url, error) from None
+        return offsets
 
     def iter_shards(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """All shards in order, one in memory at a time."""
         for shard in range(self.layout.num_shards):
             yield shard, self.read_shard(shard)
 
-    def label_logprobs(self) -> np.ndarray:
-        """float32 [rows]: the label logprobs of the whole store, without padding."""
-        shards = range(self.layout.num_shards)
-        return np.concatenate([self.read_array(COMMIT_ARRAY, shard, self._disk_rows(shard)) for shard in shards])
+    def label_logprobs(self, shard: int) -> np.ndarray:
+        """float32 [rows]: the label logprobs of one shard, without padding."""
+        return self.read_array(COMMIT_ARRAY, shard, self._disk_rows(shard))
 
     def read_array(self, name: str, shard: int, rows: slice | None = None) -> np.ndarray:
         """One array of one shard as it lies on disk.
@@ -307,103 +283,5 @@ class RowStore:
         return slice(start, start + rows.stop - rows.start)
 
     def _read_block(self, shard: int, block: slice) -> dict[str, np.ndarray]:
-        return {name: self._decode(name, self.read_array(name, shard, block)) for name in self.contract.names}
-
-    def _encode(self, name: str, values: np.ndarray) -> np.ndarray:
-        if name == "topk_logprobs":
-            return encode_gaps(values, self.logprob_step)
-        if name == "label_logprob":
-            return (np.rint(values / np.float32(LABEL_STEP)) * np.float32(LABEL_STEP)).astype(np.float32)
-        return values.astype(self._arrays[name].dtype, copy=False)
-
-    def _decode(self, name: str, values: np.ndarray) -> np.ndarray:
-        return decode_gaps(values, self.logprob_step) if name == "topk_logprobs" else values
-
-
-def _create_array(
-    group: zarr.Group, contract: Contract, name: str, layout: ShardLayout, k: int, vocab_size: int
-) -> None:
-    spec = contract.spec(name)
-    wide = "k" in spec.axes
-    capacity, chunk = layout.capacity, layout.chunk_rows
-    dtype = {"topk_ids": id_dtype(vocab_size), "topk_logprobs": "uint16"}.get(name, spec.dtypes[0])
-    group.create_array(
-        name,
-        shape=(layout.num_shards * capacity, k) if wide else (layout.num_shards * capacity,),
-        dtype=dtype,
-        chunks=(chunk, k) if wide else (chunk,),
-        shards=(capacity, k) if wide else (capacity,),
-        fill_value=GAP_PADDING if name == "topk_logprobs" else spec.fill_value,
-        # Gaps of one rank resemble each other; ids compress better row by row.
-        filters=[TransposeCodec(order=(1, 0))] if name == "topk_logprobs" else None,
-        serializer=BytesCodec(),
-        compressors=[_compressor(name), Crc32cCodec()],
-        dimension_names=[str(axis) for axis in spec.axes],
-        attributes={"unit": spec.unit, "meaning": spec.meaning},
-        # An all-fill chunk must be written: a missing object means a missing shard.
-        config={"write_empty_chunks": True},
-        overwrite=True,
-    )
-
-
-def _compressor(name: str) -> Any:
-    if name == "topk_ids":
-        return ZstdCodec(level=9)
-    if name == "topk_logprobs":
-        return BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=2)
-    return BloscCodec(cname="zstd", clevel=5, shuffle="shuffle", typesize=4 if name == COMMIT_ARRAY else 1)
-
-
-def write_array(group: zarr.Group, name: str, values: np.ndarray, fill_value: Any = 0) -> None:
-    """Write one small array whole, in place of what was there."""
-    chunks = tuple(max(1, min(length, 1 << 20)) for length in values.shape)
-    array = group.create_array(
-        name, shape=values.shape, dtype=values.dtype, chunks=chunks, compressors=[ZstdCodec(level=3), Crc32cCodec()],
-        fill_value=fill_value, overwrite=True, config={"write_empty_chunks": True},
-    )  # fmt: skip
-    array[...] = values
-
-
-def read_array(group: zarr.Group, name: str) -> np.ndarray:
-    """Read one small array whole.
-
-    Raises:
-        ValueError: objects of it are missing, or fail their checksum.
-    """
-    return np.asarray(whole_array(group, name)[...])
-
-
-def whole_array(group: zarr.Group, name: str) -> Any:
-    """An array of which every object is there; Zarr reads a missing one as fill.
-
-    Raises:
-        ValueError: objects of it are missing.
-    """
-    array: Any = group[name]
-    if missing := array.nchunks - array.nchunks_initialized:
-        raise ValueError(f"{missing} of the {array.nchunks} objects of {name} are missing")
-    return array
-
-
-def _depth(path: Path) -> int:
-    return len(path.parts)
-
-
-def _no_description(url: str, error: Exception) -> ArtifactError:
-    return ArtifactError(
-        f"{url}: the store's description cannot be read ({error}); run the stage that writes it: it makes the description "
-        "anew and keeps the shards"
-    )
-
-
-def _refuse_other_recipe(store: RowStore, attributes: dict[str, Any], layout: ShardLayout) -> None:
-    lines = differences(store.attributes, attributes)
-    if not np.array_equal(store.layout.row_offsets, layout.row_offsets):
-        lines.append("row_offsets: the dialogues or their target tokens differ")
-    if not np.array_equal(store.layout.shard_offsets, layout.shard_offsets):
-        lines.append("shard_offsets: the dialogues are cut into other shards")
-    if lines:
-        raise ArtifactError(
-            f"{store.url}: holds a store of another recipe:\n  " + "\n  ".join(lines)
-            + "\nUse another run.output, or --set run.if_changed=restart to delete it and everything made from it."
-        )  # fmt: skip
+        arrays = {name: self.read_array(name, shard, block) for name in self.contract.names}
+        return {name: decode_rows(name, values, self.logprob_step) for name, values in arrays.items()}

@@ -1,7 +1,8 @@
 """Which dialogues and rows stand in which shard: lengths in, a layout out. Knows nothing about files."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,12 +14,14 @@ CHUNK_ROWS = 2048
 class ShardLayout:
     """Which dialogues and rows stand in which shard.
 
-    `shard_offsets` int64 [shards+1]: first dialogue of each shard; `row_offsets` int64 [dialogues+1]: first row of each
-    dialogue, counted without padding. In the arrays on disk shard i begins at row i * capacity.
+    `shard_offsets` int64 [shards+1]: first dialogue of each shard; `shard_rows` int64 [shards+1]: its first row, counted
+    without padding; `row_offsets` int64 [dialogues+1]: first row of each dialogue, in memory or on disk: it is sliced, and
+    never read whole. In the arrays on disk shard i begins at row i * capacity.
     """
 
     shard_offsets: np.ndarray
-    row_offsets: np.ndarray
+    shard_rows: np.ndarray
+    row_offsets: Any
 
     @property
     def num_shards(self) -> int:
@@ -26,22 +29,24 @@ class ShardLayout:
 
     @property
     def num_dialogues(self) -> int:
-        return len(self.row_offsets) - 1
+        return int(self.shard_offsets[-1])
 
     @property
     def num_rows(self) -> int:
-        return int(self.row_offsets[-1])
+        return int(self.shard_rows[-1])
 
     @property
     def capacity(self) -> int:
         """Rows that each shard reserves on disk: the fullest shard, rounded up to whole chunks."""
-        fullest = int(np.diff(self.row_offsets[self.shard_offsets]).max(initial=1))
-        return -(-fullest // self.chunk_rows) * self.chunk_rows
+        return -(-self._fullest // self.chunk_rows) * self.chunk_rows
 
     @property
     def chunk_rows(self) -> int:
-        fullest = int(np.diff(self.row_offsets[self.shard_offsets]).max(initial=1))
-        return max(1, min(CHUNK_ROWS, fullest))
+        return max(1, min(CHUNK_ROWS, self._fullest))
+
+    @property
+    def _fullest(self) -> int:
+        return int(np.diff(self.shard_rows).max(initial=1))
 
     def dialogues(self, shard: int) -> range:
         """Dialogues of a shard."""
@@ -49,12 +54,11 @@ class ShardLayout:
 
     def rows(self, shard: int) -> slice:
         """Rows of a shard, counted without padding."""
-        first, last = self.row_offsets[self.shard_offsets[shard : shard + 2]]
-        return slice(int(first), int(last))
+        return slice(int(self.shard_rows[shard]), int(self.shard_rows[shard + 1]))
 
     def num_rows_of(self, shards: Iterable[int]) -> int:
         """Rows of these shards together."""
-        return int(np.diff(self.row_offsets[self.shard_offsets])[list(shards)].sum())
+        return int(np.diff(self.shard_rows)[list(shards)].sum())
 
     def shard_of(self, dialogue: int) -> int:
         return int(np.searchsorted(self.shard_offsets, dialogue, side="right")) - 1
@@ -68,9 +72,30 @@ def lay_out_shards(num_tokens: np.ndarray, num_rows: np.ndarray, shard_tokens: i
         num_rows: int [dialogues], target rows of each dialogue.
         shard_tokens: upper bound of a shard's tokens, but for a single longer dialogue; shards share the tokens evenly.
     """
-    starts = np.concatenate([[0], np.cumsum(num_tokens)])
-    num_shards = max(1, -(-int(starts[-1]) // shard_tokens))
-    targets = np.arange(1, num_shards) * (starts[-1] / num_shards)
-    cuts = np.searchsorted(starts, targets, side="left")
-    shard_offsets = np.unique(np.concatenate([[0], cuts, [len(num_tokens)]])).astype(np.int64)
-    return ShardLayout(shard_offsets, np.concatenate([[0], np.cumsum(num_rows)]).astype(np.int64))
+    starts, rows = (np.concatenate([[0], np.cumsum(of_each)]).astype(np.int64) for of_each in (num_tokens, num_rows))
+    return lay_out_blocks([(starts, rows)], int(starts[-1]), rows, shard_tokens)
+
+
+def lay_out_blocks(
+    blocks: Iterable[tuple[np.ndarray, np.ndarray]], num_tokens: int, row_offsets: Any, shard_tokens: int
+) -> ShardLayout:
+    """As `lay_out_shards`, from blocks of consecutive dialogues, of which one at a time is looked at.
+
+    Args:
+        blocks: (first token, first row) of each dialogue of the block, and of the dialogue after it, int64 [dialogues+1] both.
+        num_tokens: of all blocks.
+        row_offsets: first row of each dialogue of all blocks.
+    """
+    num_shards = max(1, -(-num_tokens // shard_tokens))
+    targets: Sequence[float] | np.ndarray = np.arange(1, num_shards) * (num_tokens / num_shards)
+    cuts, rows, before, last_row = [0], [0], 0, 0
+    for token_starts, row_starts in blocks:
+        inside = targets[np.searchsorted(targets, token_starts[0], side="right") :]
+        inside = inside[: np.searchsorted(inside, token_starts[-1], side="right")]
+        places = np.searchsorted(token_starts, inside, side="left")
+        cuts += (places + before).tolist()
+        rows += row_starts[places].tolist()
+        before, last_row = before + len(token_starts) - 1, int(row_starts[-1])
+    shard_offsets, kept = np.unique(np.array([*cuts, before], np.int64), return_index=True)
+    shard_rows = np.array([*rows, last_row], np.int64)[kept]
+    return ShardLayout(shard_offsets, shard_rows, row_offsets)

@@ -7,6 +7,7 @@ be read on raises one.
 """
 
 import difflib
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -78,6 +79,26 @@ def locate(path: str | Path) -> tuple[Path, str]:
     """The file or folder that a path means, and the split behind its `::`, or an empty text."""
     name, _, split = str(path).partition("::")
     return Path(name).expanduser(), split
+
+
+def file_digest(path: str) -> str:
+    """Digest of a dialogue file or of all files of a dataset folder.
+
+    Raises:
+        DialogueError: there is no such file or folder, or it cannot be read.
+    """
+    base, _ = locate(path)
+    if not base.is_dir() and not base.is_file():
+        next(read_rows(path))  # raises, and names the nearest
+    digest = hashlib.sha256()
+    try:
+        for file in sorted(base.rglob("*")) if base.is_dir() else [base]:
+            if file.is_file():
+                with file.open("rb") as stream:
+                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+    except OSError as error:
+        raise DialogueError(f"{path}: not readable: {error.strerror}; expected a file that may be read") from None
+    return digest.hexdigest()[:16]
 
 
 def _nearest(path: Path) -> str:

@@ -84,7 +84,7 @@ def read_dialogues(
     places: dict[str, str] = {}
     problems = bad if bad is not None and on_bad == "skip" else []
     files = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    for path, name in zip(files, _file_names(files), strict=True):
+    for path, name in zip(files, file_names(files), strict=True):
         counted: Counter[str] = Counter()
         for number, (place, given) in enumerate(read_rows(path, lambda column: _is_read(column, ignore_keys)), 1):
             row, cut = given, ""
@@ -110,7 +110,7 @@ def read_dialogues(
         raise DialogueError(_refusal(problems))
 
 
-def _file_names(paths: Sequence[str | Path]) -> list[str]:
+def file_names(paths: Sequence[str | Path]) -> list[str]:
     """What rows without an id are called after: the file's stem, with as many parent folders as tell files of one stem
     apart, and with its ending where those do not.
     """
@@ -133,6 +133,11 @@ def _file_names(paths: Sequence[str | Path]) -> list[str]:
                 named(file, deepest if len(alike) > len(same) else 0, file.name if len(same) > 1 else file.stem)
             )
     return names
+
+
+def open_row(row: Any, default_id: str) -> Dialogue:
+    """As `read_row`, of messages that need not be a whole dialogue: the order of the messages is not looked at."""
+    return _to_dialogue(row, default_id)
 
 
 def read_row(row: Any, default_id: str) -> Dialogue:

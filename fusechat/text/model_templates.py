@@ -7,6 +7,7 @@ from ..errors import ConfigError
 from ..models import model_files
 from .chat_template import load_tokenizer
 from .dialogues import RESERVED_ARGUMENTS
+from .prompt_file import PROMPT_FILE, read_prompt_file
 from .rendered import ChatTemplate
 
 TEMPLATE_NAMES = ("native", "pivot")
@@ -36,6 +37,22 @@ def used_template(model: ModelSection, text: str, date: str) -> ChatTemplate:
             f"{model.name}: template_arguments has {reserved[0]!r}, which FuseChat itself tells every template; leave it out"
         )
     return ChatTemplate(text, model.template_arguments, date)
+
+
+def asked_template(model: ModelSection, pivot: ModelSection, date: str) -> ChatTemplate:
+    """How a model is asked for answers: as its folder says where FuseChat trained it, else as its template asks.
+
+    Args:
+        model: of the run, or another that writes for it.
+        date: that the template writes as today's, YYYY-MM-DD.
+    Raises:
+        ConfigError, ModelError: a template that cannot be read.
+    """
+    folder, revision, text = tokenizer_source(model, pivot)
+    text = load_tokenizer(folder, revision, text)[1]
+    if (Path(folder) / PROMPT_FILE).is_file():
+        return read_prompt_file(Path(folder), text)
+    return used_template(model, text, date)
 
 
 def tokenizer_source(model: ModelSection, pivot: ModelSection) -> tuple[str, str | None, str | None]:

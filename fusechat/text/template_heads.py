@@ -7,12 +7,13 @@ so this is probed once per model, and where the two differ the prompt is what st
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import DialogueError, ModelError
 from .call_places import TAG
+from .dialogue_records import END_THINK, THINK
 from .dialogues import Dialogue, Message
 from .rendered import ChatTemplate, Rendered
 
@@ -47,6 +48,41 @@ def mark_before_reasoning(renderer: Renderer) -> str:
     head = trained.text[: trained.pieces[1].start]
     is_shown = trained.pieces[1].name == "reasoning"
     return head[len(asked) :] if is_shown and head.startswith(asked) else ""
+
+
+@dataclass(frozen=True)
+class AnswerMarks:
+    """What a template writes around the parts of an answer, white space at its ends left out.
+
+    `start`: before reasoning; `end`: between reasoning and content; `plain_head`: what the model writes before the content of
+    an answer without reasoning, "": nothing; `is_opened`: the prompt ends with `start`, so that every answer begins with
+    reasoning.
+    """
+
+    start: str
+    end: str
+    plain_head: str
+    is_opened: bool
+
+
+def answer_marks(renderer: Renderer) -> AnswerMarks:
+    """The marks of a template; those of a thought within a content where it shows no reasoning of its own."""
+    asked, plain = _probe(renderer, False)
+    head = plain.text[: plain.pieces[-1].start]
+    plain_head = head[len(asked) :].strip() if head.startswith(asked) else ""
+    try:
+        _, trained = _probe(renderer, True)
+        thought, answer = trained.pieces[-2:]
+        is_shown = thought.message == answer.message
+    except (DialogueError, ModelError):
+        is_shown = False
+    if not is_shown:
+        return AnswerMarks(THINK, END_THINK, plain_head, asked.rstrip().endswith(THINK))
+    head, end = trained.text[: thought.start], trained.text[thought.end : answer.start].strip()
+    written = head[len(asked) :].strip() if head.startswith(asked) else ""
+    tags = TAG.findall(head)
+    tag = tags[-1] if tags and head.rstrip().endswith(tags[-1]) else ""
+    return AnswerMarks(written or tag, end, plain_head, head.startswith(asked) and not written)
 
 
 def spoken(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, token_ids: list[int]) -> str:

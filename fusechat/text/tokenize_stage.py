@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +16,15 @@ from ..progress import Progress
 from ..storage import artifact
 from ..storage.artifact import Artifact, storage_errors
 from .chat_template import load_tokenizer, renderer_of
-from .dialogue_files import locate, read_rows
+from .dialogue_files import file_digest
 from .dialogues import Dialogue, dialogues_digest, read_dialogues, row_text, split_thought
 from .fitting import fit_dialogues, refusal
 from .model_templates import tokenizer_source, used_template
 from .model_tokens import ModelTokens
-from .splits import overlap_of, overlap_text, split_dialogues
+from .recipes import dialogues_recipe, positions_behind, tokens_recipe
+from .splits import near_duplicates, overlap_of, overlap_text, split_dialogues
 from .template_heads import prompt_of
+from .writing_files import DIALOGUES_FILE
 
 SPLITS = ("train", "held_out")
 
@@ -40,17 +41,16 @@ def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) ->
     """
     progress = progress or Progress(quiet=True)
     section = config.dialogues
-    behind = _positions_behind(config)
+    behind = positions_behind(config.extraction.capture)
     model_files.check_trainable(model_files.resolve_model(config.pivot), config.pivot.name)
+    recipe = dialogues_recipe(section, config.pivot, config.extraction.capture)
     settings = {
-        **section.model_dump(mode="json"),
-        "pivot": config.pivot.model_dump(mode="json", include={"model", "revision", "template", "template_arguments"}),
-        **({} if section.held_out else {"held_out_by": "messages"}),
-        "files": {path: _file_digest(path) for path in [*section.train, *section.held_out]},
-        **({"positions_behind": behind} if behind else {}),
+        **recipe.settings,
+        "files": {path: file_digest(path) for path in [*section.train, *section.held_out]},
     }
+    parents = {"written": artifact.load(config.written_path, "written")} if section.prompts else {}
     claim = artifact.claim(
-        config.dialogues_path, "dialogues", settings=settings, parents={}, if_changed=config.run.if_changed
+        config.dialogues_path, "dialogues", settings=settings, parents=parents, if_changed=config.run.if_changed
     )
     if claim.artifact is not None:
         return claim.artifact
@@ -60,8 +60,14 @@ def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) ->
         list(read_dialogues(files, on_bad=section.on_bad, bad=bad, ignore_keys=section.ignore_keys, left_out=left_out))
         for files in (section.train, section.held_out)
     )
+    written = list(read_dialogues(config.written_path / DIALOGUES_FILE)) if section.prompts else []
     if not section.held_out:
         train, held_out = split_dialogues(train, section.held_out_share)
+        written, of_written = split_dialogues(written, section.held_out_share, by_prompt=True)
+        held_out += of_written
+    near = near_duplicates(written, held_out)
+    own_ids = {dialogue.id for dialogue in written}
+    train += [dialogue for dialogue in written if dialogue.id not in near]
     overlap = overlap_of(train, held_out)
     if overlap and section.on_overlap == "refuse":
         raise DialogueError(overlap_text(overlap))
@@ -75,20 +81,23 @@ def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) ->
         for split, part in zip(SPLITS, (train, held_out), strict=True)
     }
     refused = [entry for one in fitted.values() for entry in one.refused]
-    if refused and section.on_bad == "refuse":
-        raise DialogueError(refusal(refused))
+    given = [entry for entry in refused if entry[0] not in own_ids]
+    if given and section.on_bad == "refuse":
+        raise DialogueError(refusal(given))
     bad += [(f"dialogue {dialogue_id!r}", f"set aside: {reason}") for dialogue_id, reason in refused]
     counts: dict[str, Any] = {
         "date": date,
         "skipped": [f"{place}: {reason}" for place, reason in bad],
         "columns_left_out": {file: dict(columns) for file, columns in left_out.items()},
         "held_out_in_train": list(overlap),
+        "written": len(own_ids),
+        "written_near_held_out": near,
         "reasons": _reasons(fitted["train"].dialogues),
     }
     for split, one in fitted.items():
         if split == "train" and not one.dialogues:
             raise DialogueError(
-                f"{', '.join(section.train)}: no dialogue left to train on; see dialogues.max_tokens and on_bad"
+                f"{', '.join([*section.train, *section.prompts])}: no dialogue left to train on; see dialogues.max_tokens and on_bad"
             )
         _write_jsonl(config.dialogues_path / f"{split}.jsonl", one.dialogues)
         counts[split] = len(one.dialogues)
@@ -105,6 +114,10 @@ def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) ->
     for file, columns in left_out.items():
         named = ", ".join(f"{name} ({count:,} rows)" for name, count in columns.items())
         progress.say(f"dialogues: {file}: columns that are no part of a dialogue, and were not read: {named}")
+    if near:
+        progress.say(
+            f"dialogues: {len(near):,} written ones are left out, because they are held-out ones but for a few words"
+        )
     for line in counts["skipped"]:
         progress.say(f"dialogues: {line}")
     return claim.finish(counts)
@@ -120,14 +133,10 @@ def tokenize(config: RunConfig, name: str, *, progress: Progress | None = None) 
     dialogues_artifact = artifact.load(config.dialogues_path, "dialogues")
     model = config.model_named(name)
     folder, revision, text = tokenizer_source(model, config.pivot)
-    behind = _positions_behind(config)
     settings = {
-        "model": model.model,
-        "revision": model.revision,
+        **tokens_recipe(model, config.extraction.capture).settings,
         "template": model_files.text_digest(text) if text else model.template,
-        "template_arguments": model.template_arguments,
         "tokenizer": model_files.digests(Path(folder), config.digests_path)["tokenizer"],
-        **({"positions_behind": behind} if behind else {}),
     }
     claims = {
         split: artifact.claim(
@@ -149,7 +158,7 @@ def tokenize(config: RunConfig, name: str, *, progress: Progress | None = None) 
             )
         maker = ModelTokens(
             name, Path(folder), tokenizer, template, is_pivot=name == config.pivot.name, progress=progress,
-            positions_behind=behind,
+            positions_behind=positions_behind(config.extraction.capture),
         )  # fmt: skip
         for split, claim in claims.items():  # train first: it decides how turns end
             path = config.dialogues_path / f"{split}.jsonl"
@@ -178,28 +187,3 @@ def _write_jsonl(path: Path, dialogues: list[Dialogue]) -> None:
     with storage_errors(path), path.open("w", encoding="utf-8") as file:
         for dialogue in dialogues:
             file.write(row_text(dialogue) + "\n")
-
-
-def _positions_behind(config: RunConfig) -> int:
-    """Positions that a dialogue leaves free: vLLM's prompt logprobs come with one sampled token, which takes one."""
-    return 1 if config.extraction.capture == "prompt_logprobs" else 0
-
-
-def _file_digest(path: str) -> str:
-    """Digest of a dialogue file or of all files of a dataset folder.
-
-    Raises:
-        DialogueError: there is no such file or folder, or it cannot be read.
-    """
-    base, _ = locate(path)
-    if not base.is_dir() and not base.is_file():
-        next(read_rows(path))  # raises, and names the nearest
-    digest = hashlib.sha256()
-    try:
-        for file in sorted(base.rglob("*")) if base.is_dir() else [base]:
-            if file.is_file():
-                with file.open("rb") as stream:
-                    digest.update(hashlib.file_digest(stream, "sha256").digest())
-    except OSError as error:
-        raise DialogueError(f"{path}: not readable: {error.strerror}; expected a file that may be read") from None
-    return digest.hexdigest()[:16]

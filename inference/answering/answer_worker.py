@@ -4,7 +4,6 @@ A chunk is the unit of work and of resumption: its file is written by rename whe
 are answered one after the other, a chunk's questions together, so that the engine's batches are full.
 """
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ from fusechat.config import ModelSection
 from fusechat.config.evaluation import AnswerSetSection
 from fusechat.models import model_files
 from fusechat.models.model_limits import position_limit
+from fusechat.models.stop_ids import own_stop_ids
 from fusechat.storage import artifact
-from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import HERE, Place
 from fusechat.text.chat_template import load_tokenizer
 from fusechat.text.dialogues import Message
@@ -79,10 +79,10 @@ class AnswerWorker(EngineWorker):
         from ..engine.teacher import Teacher
 
         started, inputs = time.monotonic(), self.inputs
-        tokens = Tokens.read(inputs.tokens_url)
+        tokens = TokensReader(inputs.tokens_url)
         self._template = ChatTemplate.from_attributes(tokens.attributes)
         self._tokenizer, _ = load_tokenizer(str(model_files.resolve_model(inputs.reader)), template=self._template.text)
-        self._stops = sorted({*tokens.turn_end_ids(), *_own_stops(Path(inputs.model_folder))})
+        self._stops = sorted({*tokens.turn_end_ids(), *own_stop_ids(Path(inputs.model_folder))})
         self._questions = {name: read_questions(section.file, section.form) for name, section in inputs.sets.items()}
         self._positions = self._needed_positions()
         self._teacher = Teacher(
@@ -163,13 +163,3 @@ class AnswerWorker(EngineWorker):
                 turns = [tokenize_prompt(self._tokenizer, self._template, [Message("user", t)]) for t in question.turns]
                 needed = max(needed, sum(map(len, turns)) + len(turns) * (self.inputs.sets[name].max_new_tokens + 8))
         return min(needed, position_limit(Path(self.inputs.model_folder)) or needed)
-
-
-def _own_stops(folder: Path) -> list[int]:
-    """End-of-sequence ids that a model's own files name."""
-    for name in ("generation_config.json", "config.json"):
-        path = folder / name
-        found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-        if found is not None:
-            return found if isinstance(found, list) else [found]
-    return []

@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fusechat.config import RunConfig
+from fusechat.config import ModelSection, RunConfig
 from fusechat.config.evaluation import AnswerSetSection
+from fusechat.config.recipe import Recipe
 from fusechat.progress import append_json_line
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
@@ -106,16 +107,27 @@ def _work(config: RunConfig, model: AnsweringModel, chunks: tuple[Chunk, ...]) -
 def _claim(config: RunConfig, inputs: AnsweringInputs, section: AnswerSetSection, model: AnsweringModel) -> Claim:
     tokens = artifact.load(inputs.tokens_url, "tokens")  # its template is what the model reads under
     settings = {
-        **section.model_dump(mode="json", exclude={"file"}),
+        **recipe(section, inputs.reader, inputs.seed).settings,
         "questions": questions_digest(read_questions(section.file, section.form)),
-        "seed": inputs.seed,
         "model": model.fingerprint,
-        **engine_settings(inputs.reader.engine),
     }
     folder = inputs.folders[section.name]
     return artifact.claim(
         folder, "answers", settings=settings, parents={"tokens": tokens}, if_changed=config.run.if_changed
     )
+
+
+def recipe(section: AnswerSetSection, reader: ModelSection, seed: int) -> Recipe:
+    """What decides answers beside the model that gives them and what the set's file holds.
+
+    Args:
+        reader: the model whose tokenizer, template and engine it is read with.
+        seed: of sampling.
+    """
+    settings = {
+        **section.model_dump(mode="json", exclude={"file"}), "seed": seed, **engine_settings(reader.engine),
+    }  # fmt: skip
+    return Recipe(settings, {"tokens": f"tokens/{reader.name}"})
 
 
 def _finish(inputs: AnsweringInputs, name: str, model_id: str, claim: Claim) -> Artifact:

@@ -31,12 +31,20 @@ OWN = {
 
 
 def engine_arguments(
-    model: str, revision: str | None, section: EngineSection, runner: Runner, *, k: int, max_tokens: int
+    model: str,
+    revision: str | None,
+    section: EngineSection,
+    runner: Runner,
+    *,
+    k: int,
+    max_tokens: int,
+    text: bool = False,
 ) -> EngineArgs:
     """vLLM's arguments for one engine.
 
     Args:
         max_tokens: longest prompt; in `generate` prompt and answer together.
+        text: the engine reads and writes text, too; else token ids alone.
     Raises:
         ConfigError: `extra` sets what the teacher decides itself.
         ModelError: the model's config cannot be read.
@@ -73,7 +81,7 @@ def engine_arguments(
         "revision": revision,
         # The reference capture samples one token behind the prompt.
         "max_model_len": max_tokens + (runner == "prompt_logprobs"),
-        "skip_tokenizer_init": True,
+        "skip_tokenizer_init": not text,
         "enable_prefix_caching": False,  # a cached position has no hidden state to take rows from
     }
     try:

@@ -1,13 +1,11 @@
-"""A method's parameters, checked against its signature: names, types and ranges. Knows no method."""
+"""A method's parameters, checked against its signature and by a trial. Knows no method."""
 
-import difflib
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from pydantic import ConfigDict, ValidationError, create_model
 
+from fusechat.config.keywords import check_keywords, keyword_names, nearest
 from fusechat.errors import ConfigError
 
 from ..group import BlockMerge, TensorGroup
@@ -23,13 +21,13 @@ def find_method(method: str | Method) -> Method:
     if callable(method):
         return method
     if method not in METHODS:
-        raise ConfigError(f"merge.method: found {method!r}; {_nearest(str(method), METHODS)}")
+        raise ConfigError(f"merge.method: found {method!r}; {nearest(str(method), METHODS)}")
     return METHODS[method]
 
 
 def parameter_names(method: Method) -> list[str]:
     """Names of a method's parameters."""
-    return list(_keyword_parameters(method))
+    return keyword_names(method)
 
 
 def check_parameters(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,23 +36,7 @@ def check_parameters(method: Method, given: Mapping[str, Any]) -> dict[str, Any]
     Raises:
         ConfigError: an unknown parameter (the nearest is named), a wrong type, a value out of range.
     """
-    fields = {
-        name: (parameter.annotation, ... if parameter.default is parameter.empty else parameter.default)
-        for name, parameter in _keyword_parameters(method).items()
-    }
-    for name in given:
-        if name not in fields:
-            raise ConfigError(
-                f"merge.parameters.{name}: {_name(method)} has no such parameter; {_nearest(name, fields)}"
-            )
-    settings = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
-    model: Any = create_model(_name(method), __config__=settings, **fields)  # type: ignore[call-overload]  # fields by name
-    try:
-        checked = model(**given)
-    except ValidationError as error:
-        lines = [_explain(_name(method), item) for item in error.errors()]
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
-    return {name: getattr(checked, name) for name in fields}
+    return check_keywords(method, given, "merge.parameters")
 
 
 def try_method(method: Method, parameters: Mapping[str, Any], target_names: list[str]) -> None:
@@ -76,23 +58,3 @@ class _Zeros:
 
     def read_ahead(self) -> None:
         pass
-
-
-def _keyword_parameters(method: Method) -> dict[str, inspect.Parameter]:
-    parameters = inspect.signature(method, eval_str=True).parameters
-    return {name: item for name, item in parameters.items() if item.kind == inspect.Parameter.KEYWORD_ONLY}
-
-
-def _name(method: Method) -> str:
-    return str(getattr(method, "__name__", type(method).__name__))
-
-
-def _nearest(name: str, valid: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    known = ", ".join(valid) or "none"
-    return f"did you mean {near[0]!r}? Valid: {known}" if near else f"valid: {known}"
-
-
-def _explain(method: str, item: Any) -> str:
-    name = str(item["loc"][0]) if item["loc"] else ""
-    return f"merge.parameters.{name}: {method}: found {item['input']!r}: {item['msg']}"

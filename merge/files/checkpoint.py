@@ -65,16 +65,16 @@ class Checkpoint:
         if not self.folder.is_dir():
             raise ModelError(f"{self.folder}: no such folder; expected a Hugging Face model or adapter folder")
         if self.is_adapter:
-            found = [self.folder / ADAPTER_FILE] if (self.folder / ADAPTER_FILE).is_file() else []
+            files = [self.folder / ADAPTER_FILE] if (self.folder / ADAPTER_FILE).is_file() else []
         elif (self.folder / INDEX_FILE).is_file():
             names = dict.fromkeys(self._weight_map().values())
-            found = [self.folder / name for name in names]
+            files = [self.folder / name for name in names]
         else:
-            found = weight_files(self.folder)
-        missing = [path for path in found if not path.is_file()]
+            files = weight_files(self.folder)
+        missing = [path for path in files if not path.is_file()]
         if missing:
             raise ModelError(f"{missing[0]}: named in {INDEX_FILE}, but not there; fetch the folder again")
-        if not found:
+        if not files:
             pickles = [path.name for pattern in PICKLES for path in self.folder.glob(pattern)]
             hint = (
                 f" (pickles such as {pickles[0]} are refused: they can run code; save them as safetensors)"
@@ -82,12 +82,12 @@ class Checkpoint:
                 else ""
             )
             raise ModelError(f"{self.folder}: found no safetensors weights{hint}")
-        return found
+        return files
 
     def _weight_map(self) -> dict[str, str]:
         weight_files(self.folder)  # refuses an index that cannot be read, or names files outside its folder
-        found: dict[str, str] = read_small_json(self.folder / INDEX_FILE)["weight_map"]
-        return found
+        weight_map: dict[str, str] = read_small_json(self.folder / INDEX_FILE)["weight_map"]
+        return weight_map
 
     def _check_index(self) -> None:
         if not (self.folder / INDEX_FILE).is_file():

@@ -15,7 +15,7 @@ class ShardWriter:
     """Writes beside the final name and takes it on `close`, so that a file of that name is whole."""
 
     def __init__(self, path: Path, tensors: Sequence[TensorRecipe]) -> None:
-        self._path = path
+        self.path = path
         # A name of its own: a worker that was given up for dead may still be writing the same shard.
         self._partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -52,7 +52,7 @@ class ShardWriter:
     def close(self) -> None:
         """All bytes are written: give the file its name."""
         self._file.close()
-        self._partial.replace(self._path)
+        self._partial.replace(self.path)
 
     def discard(self) -> None:
         """Delete what was written. Threads that still write do so into the deleted file, which closes after the last."""

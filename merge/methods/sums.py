@@ -6,7 +6,7 @@ import numpy as np
 
 from fusechat.errors import ConfigError
 
-from ..compute import kernels
+from ..compute import election_kernels, kernels
 from ..group import Block
 
 
@@ -45,9 +45,9 @@ def elected(
     out, masses = np.empty(block.stop - block.start, np.float32), np.zeros((3, len(weights)))
     settings = (votes.astype(np.float32), weights.astype(np.float32), np.float32(floor), normalize, np.float32(scale))
     if block.has_deltas:
-        kernels.elected_sum_of_deltas(block.base_and_deltas, *settings, out, masses)
+        election_kernels.elected_sum_of_deltas(block.base_and_deltas, *settings, out, masses)
     else:
-        kernels.elected_sum(block.bits, *settings, out, masses)
+        election_kernels.elected_sum(block.bits, *settings, out, masses)
         block.squares = masses[2]
     block.mass, block.kept_mass = masses[:2]
     return out

@@ -29,9 +29,9 @@ def golden() -> dict:
     return json.loads(gzip.decompress(path.read_bytes()))
 
 
-def _spread(found: dict[str, str], size: int) -> list[str]:
+def _spread(pieces: dict[str, str], size: int) -> list[str]:
     texts = [""] * size
-    for key, text in found.items():
+    for key, text in pieces.items():
         texts[int(key)] = text
     return texts
 
@@ -67,22 +67,22 @@ def test_warped_pairs_golden_counts_equal(golden, name):
     texts = ReleasedTexts(
         _spread(pair["pivot_texts"], pivot_size), _spread(pair["source_texts"], source_size), tuple(pair["marks"])
     )
-    found = count_ids(*warped_pairs(*sides, texts), (source_size, pivot_size))
-    assert (found.matrix() != _counts(pair).tocsr()).nnz == 0
+    counts = count_ids(*warped_pairs(*sides, texts), (source_size, pivot_size))
+    assert (counts.matrix() != _counts(pair).tocsr()).nnz == 0
 
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_map_vocabulary_released_golden_map_equal(golden, name):
     pair = golden[name]
     source_size, pivot_size = _sizes(pair)
-    found = alignment.map_vocabulary(
+    mapped = alignment.map_vocabulary(
         _counts(pair), _spread(pair["source_pieces"], source_size), _spread(pair["pivot_pieces"], pivot_size),
         rule="released", default_id=pair["default_pivot_id"], fixed={int(k): v for k, v in pair["fixed"].items()},
     )  # fmt: skip
     expected = np.full(source_size, pair["default_pivot_id"])
     for key, image in pair["source_to_pivot"].items():
         expected[int(key)] = image
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(mapped, expected)
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -125,12 +125,12 @@ def _warp_slowly(pivot: list[str], source: list[str]) -> list[list[int]]:
         for j in range(len(pivot)):
             before = min(at(i - 1, j - 1), at(i, j - 1), at(i - 1, j)) if (i, j) != (0, 0) else 0
             table[i, j] = cost[i][j] + before
-    found: list[list[int]] = [[] for _ in pivot]
+    groups: list[list[int]] = [[] for _ in pivot]
     i, j = len(source) - 1, len(pivot) - 1
     while True:
-        found[j].insert(0, i)
+        groups[j].insert(0, i)
         if (i, j) == (0, 0):
-            return found
+            return groups
         steps = [(i - 1, j - 1), (i, j - 1), (i - 1, j)]
         i, j = min(steps, key=lambda step: at(*step))
 
@@ -147,8 +147,8 @@ def test_align_released_any_texts_equal_the_whole_table(pivot, source):
 def test_align_released_long_and_marked_pieces_equal_the_whole_table():
     long = "x" * 70
     pivot, source = ["\u2581go", "\u2581", long, "\u2581b", ""], ["\u0120go", long + "y", "\u0120", "", "b", "\u0120"]
-    found = alignment.align_released(pivot, source, pivot_mark="\u2581", source_mark="\u0120")
-    assert found == _warp_slowly(pivot, source)
+    aligned = alignment.align_released(pivot, source, pivot_mark="\u2581", source_mark="\u0120")
+    assert aligned == _warp_slowly(pivot, source)
 
 
 @settings(max_examples=150, deadline=None)

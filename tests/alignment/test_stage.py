@@ -126,9 +126,9 @@ def test_stage_tokens_of_other_dialogues_are_refused(config):
 
 def test_stage_vocabularies_survive_the_file(config):
     made = stage.run(config, config.sources[0].name)
-    found = load_vocabularies(made.url)
-    assert found.origin_counts() == made.counts["vocabulary_map"]
-    assert found.counts.matrix().sum() == found.counts.counts.sum() > 0
+    vocabularies = load_vocabularies(made.url)
+    assert vocabularies.origin_counts() == made.counts["vocabulary_map"]
+    assert vocabularies.counts.matrix().sum() == vocabularies.counts.counts.sum() > 0
 
 
 def test_inspect_shows_the_figures_by_kind_of_text(config, capsys):

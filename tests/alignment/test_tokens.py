@@ -98,9 +98,14 @@ def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
 
 def _rows(tokenizer, template, *contents):
     messages = [Message("user" if i % 2 == 0 else "assistant", content) for i, content in enumerate(contents)]
-    found = tokenize_dialogue(tokenizer, template, Dialogue("d", tuple(messages)))
+    tokens = tokenize_dialogue(tokenizer, template, Dialogue("d", tuple(messages)))
     return collect_target_rows(
-        found.token_ids, found.is_scored, found.span, np.array([0, len(found.token_ids)]), found.field, np.ones(1, bool)
+        tokens.token_ids,
+        tokens.is_scored,
+        tokens.span,
+        np.array([0, len(tokens.token_ids)]),
+        tokens.field,
+        np.ones(1, bool),
     )
 
 
@@ -152,11 +157,11 @@ def test_align_spans_any_text_is_monotone_and_holds_the_byte(tokenizers, text, o
         )
     except DialogueError:
         return  # a word tokenizer drops the whole text
-    found = align_spans(pivot, source)
-    met = found.source_row >= 0
-    assert (np.diff(found.source_row[met]) >= 0).all()
-    starts, ends = source.starts[found.source_row[met]], source.ends[found.source_row[met]]
-    assert (starts + found.inside[met] == pivot.starts[met]).all()
+    spans = align_spans(pivot, source)
+    met = spans.source_row >= 0
+    assert (np.diff(spans.source_row[met]) >= 0).all()
+    starts, ends = source.starts[spans.source_row[met]], source.ends[spans.source_row[met]]
+    assert (starts + spans.inside[met] == pivot.starts[met]).all()
     assert ((pivot.starts[met] < ends) | (starts == ends)).all()
     covers = ~pivot.is_end_of_turn & (pivot.starts < pivot.ends)
     assert met[covers & (pivot.starts >= source.starts.min()) & (pivot.starts < source.ends.max())].all()
@@ -190,12 +195,12 @@ def test_project_chain_normalising_tokenizers_keep_the_sources_probability(token
     )
     content = ~pivot.is_end_of_turn
     assert pivot.starts[content].min() == 1 and pivot.ends[content].max() == 1 + len(text.encode())
-    found = align_spans(pivot, source)
-    met = found.source_row >= 0
-    assert met.any() and (source.starts[found.source_row[met]] + found.inside[met] == pivot.starts[met]).all()
+    spans = align_spans(pivot, source)
+    met = spans.source_row >= 0
+    assert met.any() and (source.starts[spans.source_row[met]] + spans.inside[met] == pivot.starts[met]).all()
     tables = _tables(tokenizers["nfkc"], tokenizers["bytes"])
     arrays = _fake_rows(np.random.default_rng(0), source, len(tables.source.offsets) - 1, 5)
-    rows = project_chain(pivot, source, found, source_rows(arrays), tables, 5)
+    rows = project_chain(pivot, source, spans, source_rows(arrays), tables, 5)
     assert (rows.kind[~met] == RowKind.EMPTY).all()
     assert (rows.label_logprob[rows.kind != RowKind.EMPTY] <= 0).all()
 
@@ -207,9 +212,9 @@ def test_align_spans_with_itself_is_the_identity(tokenizers, text, name):
         rows = _rows(tokenizers[name], TEMPLATES[0], "q", text, "again", text)
     except DialogueError:
         return
-    found = align_spans(rows, rows)
-    np.testing.assert_array_equal(found.source_row, np.arange(rows.num_rows))
-    assert not found.inside.any()
+    spans = align_spans(rows, rows)
+    np.testing.assert_array_equal(spans.source_row, np.arange(rows.num_rows))
+    assert not spans.inside.any()
 
 
 @_FEW
@@ -230,16 +235,16 @@ def test_project_chain_any_text_keeps_the_laws(tokenizers, text, seed, one, othe
         return
     tables = _tables(tokenizers[one], tokenizers[other])
     arrays = _fake_rows(np.random.default_rng(seed), source, len(tables.source.offsets) - 1, 6)
-    found = project_chain(pivot, source, align_spans(pivot, source), source_rows(arrays), tables, 6)
-    assert (np.exp(found.topk_logprobs.astype(np.float64)).sum(axis=1) <= 1 + 1e-5).all()
-    filled = np.where(np.isfinite(found.topk_logprobs), found.topk_logprobs, -1e9)
+    projected = project_chain(pivot, source, align_spans(pivot, source), source_rows(arrays), tables, 6)
+    assert (np.exp(projected.topk_logprobs.astype(np.float64)).sum(axis=1) <= 1 + 1e-5).all()
+    filled = np.where(np.isfinite(projected.topk_logprobs), projected.topk_logprobs, -1e9)
     assert (np.diff(filled, axis=1) <= 0).all()
-    real = found.kind != RowKind.EMPTY
-    assert np.isfinite(found.label_logprob[real]).all() and np.isnan(found.label_logprob[~real]).all()
-    in_row = (found.topk_ids == pivot.token_ids[:, None]) & np.isfinite(found.topk_logprobs)
+    real = projected.kind != RowKind.EMPTY
+    assert np.isfinite(projected.label_logprob[real]).all() and np.isnan(projected.label_logprob[~real]).all()
+    in_row = (projected.topk_ids == pivot.token_ids[:, None]) & np.isfinite(projected.topk_logprobs)
     assert in_row[real].any(axis=1).all()
     if one == "bytes" == other:
-        np.testing.assert_allclose(found.label_logprob.sum(), arrays["label_logprob"].sum(), atol=1e-2)
+        np.testing.assert_allclose(projected.label_logprob.sum(), arrays["label_logprob"].sum(), atol=1e-2)
 
 
 @pytest.mark.parametrize("text", ADVERSARIAL)
@@ -248,25 +253,25 @@ def test_project_chain_adversarial_text_has_a_row_everywhere(tokenizers, text, n
     pivot, source = (_rows(tokenizers[n], t, "q", text) for n, t in zip(names, TEMPLATES, strict=True))
     tables = _tables(tokenizers[names[0]], tokenizers[names[1]])
     arrays = _fake_rows(np.random.default_rng(0), source, len(tables.source.offsets) - 1, 5)
-    found = project_chain(pivot, source, align_spans(pivot, source), source_rows(arrays), tables, 5)
+    projected = project_chain(pivot, source, align_spans(pivot, source), source_rows(arrays), tables, 5)
     marks = (pivot.starts == pivot.ends) & ~pivot.is_end_of_turn
-    assert (found.kind[~marks] != RowKind.EMPTY).all()
-    assert found.kind[-1] == RowKind.END_OF_TURN
+    assert (projected.kind[~marks] != RowKind.EMPTY).all()
+    assert projected.kind[-1] == RowKind.END_OF_TURN
 
 
 def test_project_chain_word_of_100k_letters_loses_nothing(tokenizers):
     rows = [_rows(tokenizers[name], TEMPLATES[0], "q", "ab" * 50_000) for name in ("bytes", "marks")]
-    found = align_spans(*rows)
+    spans = align_spans(*rows)
     content = ~rows[0].is_end_of_turn
-    assert (found.source_row[content] >= 0).all()
+    assert (spans.source_row[content] >= 0).all()
     assert rows[0].ends[content].max() - rows[0].starts[content].min() == 100_000
     tables = _tables(tokenizers["bytes"], tokenizers["marks"])
     arrays = _fake_rows(np.random.default_rng(0), rows[1], len(tables.source.offsets) - 1, 5)
-    projected = project_chain(*rows, found, source_rows(arrays), tables, 5)
+    projected = project_chain(*rows, spans, source_rows(arrays), tables, 5)
     assert (projected.kind != RowKind.EMPTY).all()
     # The source's own tokens are one way to write the text; candidates that spell the same add a little.
-    own, found = (sums.sum(dtype=np.float64) for sums in (arrays["label_logprob"], projected.label_logprob))
-    assert own - 1.0 <= found <= 0.99 * own
+    own, aligned = (sums.sum(dtype=np.float64) for sums in (arrays["label_logprob"], projected.label_logprob))
+    assert own - 1.0 <= aligned <= 0.99 * own
 
 
 def test_lone_surrogate_is_refused(tmp_path):
@@ -295,10 +300,10 @@ def test_align_spans_other_number_of_dialogues_is_refused(tokenizers):
 def test_pass_through_returns_the_rows_padded(tokenizers):
     rows = _rows(tokenizers["bytes"], TEMPLATES[0], "q", "How many apples? 12 + 34")
     arrays = _fake_rows(np.random.default_rng(1), rows, 256, 4)
-    found = pass_through(arrays, 6)
-    np.testing.assert_array_equal(found.topk_ids[:, :4], arrays["topk_ids"])
-    np.testing.assert_array_equal(found.topk_logprobs[:, :4], arrays["topk_logprobs"])
-    assert np.isneginf(found.topk_logprobs[:, 4:]).all() and (found.kind == RowKind.IDENTITY).all()
+    projected = pass_through(arrays, 6)
+    np.testing.assert_array_equal(projected.topk_ids[:, :4], arrays["topk_ids"])
+    np.testing.assert_array_equal(projected.topk_logprobs[:, :4], arrays["topk_logprobs"])
+    assert np.isneginf(projected.topk_logprobs[:, 4:]).all() and (projected.kind == RowKind.IDENTITY).all()
 
 
 @_FEW
@@ -309,13 +314,13 @@ def test_project_map_through_the_identity_returns_the_rows(tokenizers, text, see
     except DialogueError:
         return
     arrays = _fake_rows(np.random.default_rng(seed), rows, 600, k)
-    found = project_map(rows, align_spans(rows, rows), source_rows(arrays), np.arange(600, dtype=np.int32), 600, k)
+    projected = project_map(rows, align_spans(rows, rows), source_rows(arrays), np.arange(600, dtype=np.int32), 600, k)
     for i in range(rows.num_rows):
         masses = np.zeros(600)
         np.add.at(masses, arrays["topk_ids"][i], np.exp(arrays["topk_logprobs"][i].astype(np.float64)))
         got = np.zeros(600)
-        real = np.isfinite(found.topk_logprobs[i])
-        got[found.topk_ids[i][real]] = np.exp(found.topk_logprobs[i][real])
+        real = np.isfinite(projected.topk_logprobs[i])
+        got[projected.topk_ids[i][real]] = np.exp(projected.topk_logprobs[i][real])
         np.testing.assert_allclose(got, masses, rtol=1e-5, atol=1e-9)
 
 
@@ -324,10 +329,10 @@ def test_project_map_through_the_identity_returns_the_rows(tokenizers, text, see
 def test_project_map_any_map_never_lifts_the_mass_above_the_rows(tokenizers, images, seed, k):
     rows = _rows(tokenizers["bytes"], TEMPLATES[0], "q", "How many apples? 12 + 34")
     arrays = _fake_rows(np.random.default_rng(seed), rows, 600, 6)
-    found = project_map(rows, align_spans(rows, rows), source_rows(arrays), np.array(images, np.int32), 600, k)
-    mass = np.exp(found.topk_logprobs.astype(np.float64)).sum(axis=1)
+    projected = project_map(rows, align_spans(rows, rows), source_rows(arrays), np.array(images, np.int32), 600, k)
+    mass = np.exp(projected.topk_logprobs.astype(np.float64)).sum(axis=1)
     assert (mass <= np.exp(arrays["topk_logprobs"].astype(np.float64)).sum(axis=1) + 1e-5).all()
-    for ids, logprobs in zip(found.topk_ids, found.topk_logprobs, strict=True):
+    for ids, logprobs in zip(projected.topk_ids, projected.topk_logprobs, strict=True):
         real = ids[np.isfinite(logprobs)]
         assert len(set(real.tolist())) == len(real)
 
@@ -341,9 +346,9 @@ def test_project_map_two_ids_with_one_image_add_up(tokenizers):
     }
     images = np.full(600, -1, np.int32)
     images[[5, 6, 7]] = [9, 8, 9]
-    found = project_map(rows, align_spans(rows, rows), source_rows(arrays), images, 600, 3)
-    np.testing.assert_array_equal(found.topk_ids[0, :2], [9, 8])
-    np.testing.assert_allclose(np.exp(found.topk_logprobs[0]), [0.6, 0.3, 0.0], rtol=1e-6)
+    projected = project_map(rows, align_spans(rows, rows), source_rows(arrays), images, 600, 3)
+    np.testing.assert_array_equal(projected.topk_ids[0, :2], [9, 8])
+    np.testing.assert_allclose(np.exp(projected.topk_logprobs[0]), [0.6, 0.3, 0.0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("calls_meet", [True, False])
@@ -372,8 +377,8 @@ def test_tool_calls_meet_where_both_sides_spell_them_alike_and_stand_apart_elsew
 
     pivot, source = side([1, 1], [1, 2], [2, 2]), side([2], [3], [1, 1, 2])
     assert pivot.opens_turn.tolist() == [True, False, False, True, False, not calls_meet, False, not calls_meet]
-    found = align_spans(pivot, source)
+    made = align_spans(pivot, source)
     expected = [0, 0, 1, 2, 2, *([3, 5] if calls_meet else [-1, -1]), 6]
-    assert found.source_row.tolist() == expected
-    assert found.inside.tolist() == [0, 1, 0, 0, 1, 0, 0, 0]
+    assert made.source_row.tolist() == expected
+    assert made.inside.tolist() == [0, 1, 0, 0, 1, 0, 0, 0]
     assert pivot.is_apart.tolist() == [False] * 5 + [not calls_meet] * 2 + [False]

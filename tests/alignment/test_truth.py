@@ -31,8 +31,8 @@ def test_true_rows_in_other_tokens_go_on_as_the_sources_own():
 
 def test_spellings_unfold_merges_down_to_the_pivot():
     splits = {3: (0, 1), 4: (3, 2), 5: (4, 4)}
-    found = alignment_truth.spellings(splits, 6, 4)
-    assert found == [(0,), (1,), (2,), (3,), (3, 2), (3, 2, 3, 2)]
+    spelled = alignment_truth.spellings(splits, 6, 4)
+    assert spelled == [(0,), (1,), (2,), (3,), (3, 2), (3, 2, 3, 2)]
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +66,9 @@ def test_default_rule_is_nearest_to_the_truth(source_folder, dialogue_files, tmp
     pivot_folder, spelled = alignment_truth.without_merges(source_folder, 300, tmp_path)
     pivot = tokens_of(pivot_folder, dialogues)
     assert any(len(spelling) > 1 for spelling in spelled) and pivot[1].num_tokens > source[1].num_tokens
-    found = alignment_truth.compare((pivot, source), spelled, lambda dialogue: _Bigrams(source[1], dialogue))
-    assert found["unknown_mass"] < 0.02
-    assert found["default"]["coverage"] == 1
-    others = [found[rule] for rule in RULES if rule != "default"]
+    figures = alignment_truth.compare((pivot, source), spelled, lambda dialogue: _Bigrams(source[1], dialogue))
+    assert figures["unknown_mass"] < 0.02
+    assert figures["default"]["coverage"] == 1
+    others = [figures[rule] for rule in RULES if rule != "default"]
     for figure in ("kl", "total_variation"):
-        assert found["default"][figure] < 0.9 * min(other[figure] for other in others), found
+        assert figures["default"][figure] < 0.9 * min(other[figure] for other in others), figures

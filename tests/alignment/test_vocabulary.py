@@ -19,13 +19,13 @@ from alignment.vocabulary.vocabulary_mapping import build_map, nearest_pieces
     st.randoms(),
 )
 def test_merge_counts_any_order_is_equal(parts, random):
-    found = [
+    segments = [
         count_ids(np.array([p[0] for p in part], np.int32), np.array([p[1] for p in part], np.int32), (6, 8))
         for part in parts
     ]
-    whole = merge_counts(found)
-    random.shuffle(found)
-    again = merge_counts([merge_counts(found[:1]), *found[1:]])
+    whole = merge_counts(segments)
+    random.shuffle(segments)
+    again = merge_counts([merge_counts(segments[:1]), *segments[1:]])
     for one, other in zip(
         (whole.source_ids, whole.pivot_ids, whole.counts),
         (again.source_ids, again.pivot_ids, again.counts),
@@ -45,8 +45,8 @@ PIVOT = [b"the", b" go", b"go", b"ing", b"z", None, b"e"]
 
 def test_map_vocabulary_frequency_takes_the_most_frequent_then_falls_back():
     counts = sparse.csr_matrix((np.array([3, 5, 2, 2]), ([0, 0, 4, 1], [0, 2, 5, 1])), shape=(6, 7))
-    found = map_vocabulary(counts, SOURCE, PIVOT)
-    np.testing.assert_array_equal(found, [2, 1, 2, 4, 5, 4])  # seen, seen, first token, first token, seen, nearest
+    mapped = map_vocabulary(counts, SOURCE, PIVOT)
+    np.testing.assert_array_equal(mapped, [2, 1, 2, 4, 5, 4])  # seen, seen, first token, first token, seen, nearest
 
 
 def test_map_vocabulary_exact_and_min_edit():
@@ -59,8 +59,8 @@ def test_map_vocabulary_exact_and_min_edit():
 def test_build_map_same_piece_is_the_id_that_stands_in_texts(rule):
     """Vocabularies with byte pieces spell `1` twice; no tokenizer writes the byte piece for it."""
     counts = sparse.csr_matrix((1, 2))
-    found = build_map(counts, [b"1"], [b"1", b"1"], rule=rule, segments=Segments(np.array([1]), np.array([0, 1])))
-    assert found.source_to_pivot.tolist() == [1]
+    mapped = build_map(counts, [b"1"], [b"1", b"1"], rule=rule, segments=Segments(np.array([1]), np.array([0, 1])))
+    assert mapped.source_to_pivot.tolist() == [1]
 
 
 def test_map_vocabulary_released_prefers_the_rarer_of_equals():
@@ -75,6 +75,6 @@ def test_map_vocabulary_released_prefers_the_rarer_of_equals():
     st.lists(st.text("abcd", min_size=1, max_size=5), min_size=1, max_size=12),
 )
 def test_nearest_pieces_equals_trying_them_all(queries, pieces):
-    found = nearest_pieces(queries, [piece.encode() for piece in pieces])
+    nearest = nearest_pieces(queries, [piece.encode() for piece in pieces])
     expected = [min(range(len(pieces)), key=lambda i: (Levenshtein.distance(query, pieces[i]), i)) for query in queries]
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(nearest, expected)

@@ -70,8 +70,8 @@ def test_variant_shares_all_that_its_change_does_not_decide(
 
 
 def test_change_of_the_dialogues_shares_nothing_but_measured_models(run_file: Path, tmp_path: Path) -> None:
-    found = changed(run_file, tmp_path, {"dialogues.max_tokens": 64})
-    assert {key.split("/")[0] for key in found} == {*STAGES, "choice"}
+    kinds = changed(run_file, tmp_path, {"dialogues.max_tokens": 64})
+    assert {key.split("/")[0] for key in kinds} == {*STAGES, "choice"}
 
 
 ASKED = {"evaluation.questions.sets": [{"name": "own", "file": "asked.txt"}]}
@@ -123,11 +123,11 @@ def test_runs_are_planned_once_each_first_seed_first(run_file: Path, tmp_path: P
         {"title": "methods", "variants": {"as in the base": {}}, "grid": {"merge.method": ["linear", "ties"]}},
     ]
     made = make(run_file, tmp_path, tables=tables, seeds=[0, 1], set={"evaluation.questions.samples": []})
-    found, configs = ablation.list_runs(made)
+    tables_of_rows, configs = ablation.list_runs(made)
     assert len(configs) == 6 and [config.run.seed for config in configs.values()] == [0, 0, 0, 1, 1, 1]
-    assert [row.name for row in found["models"]] == ["pivot", "sft", "target.mixtral", "fused"]
-    assert [row.name for row in found["methods"]] == ["as in the base", "method linear", "method ties"]
-    assert found["models"][0].runs == found["methods"][0].runs
+    assert [row.name for row in tables_of_rows["models"]] == ["pivot", "sft", "target.mixtral", "fused"]
+    assert [row.name for row in tables_of_rows["methods"]] == ["as in the base", "method linear", "method ties"]
+    assert tables_of_rows["models"][0].runs == tables_of_rows["methods"][0].runs
     assert all(config.evaluation.questions.samples == [] for config in configs.values())
     targets = {config.target_path("mixtral") for config in configs.values()}
     assert len(targets) == 2, "merges of the same targets train nothing"
@@ -200,6 +200,20 @@ def test_shipped_ablation_is_one_whose_every_run_is_valid(path: Path) -> None:
     assert len(tables) >= 3 and configs and all(isinstance(config, RunConfig) for config in configs.values())
 
 
+def test_the_shipped_table_of_fusion_rules_shows_the_papers_way_beside_the_others() -> None:
+    shipped = load_ablation(ROOT / "examples" / "ablation.yaml")
+    table = next(table for table in shipped.tables if table.title == "Fusion rules")
+    training = [shipped.run_config(overrides).training for overrides in table.rows().values()]
+    assert len({shipped.run_config(overrides).model_dump_json() for overrides in table.rows().values()}) == len(
+        training
+    )
+    published = {"fusion": "pairwise", "row_choice": "min_ce", "sft_weight": 0.9, "tail": "renormalise"}
+    assert any({name: getattr(section, name) for name in published} == published for section in training)
+    assert {section.fusion for section in training if section.row_choice == "trusted"} == {"pairwise", "joint"}
+    merged = {shipped.run_config(overrides).merge.method for overrides in table.rows().values()}
+    assert merged >= {"sce", "varm", "linear"}
+
+
 def report(bits: float, exact: float = 0.5) -> dict[str, Any]:
     model = {
         "id": "fused", "loss": {"all": {"bits_per_byte": bits}}, "accuracy": {"all": {}, "skill": {"accuracy": exact}},
@@ -233,6 +247,29 @@ def test_table_of_few_seeds_invents_no_interval_and_one_of_unfinished_runs_says_
     assert heads == ["", "seeds"] and [line[-1] for line in lines] == ["0", "0"]
     document = {"ablation": {"base": "b", "seeds": [0, 1]}, "runs": 4, "finished_runs": 3, "tables": [table]}
     assert "| a | 1.0500 |" in to_markdown(document) and "3 of 4 runs finished" in to_markdown(document)
+
+
+def test_the_shipped_table_of_fusion_rules_runs_on_tiny_models(
+    run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evaluation_runs import finish_rows_of
+
+    def extract(config: RunConfig, names: list[str], *, progress: Progress) -> None:
+        for name in names:
+            if not (Path(config.logprobs_url(name)) / "artifact.json").exists():
+                finish_rows_of(config, name)
+
+    monkeypatch.setattr("cluster.extraction.run", extract)
+    shipped = load_ablation(ROOT / "examples" / "ablation.yaml")
+    table = next(table for table in shipped.tables if table.title == "Fusion rules")
+    settings = {name: value for name, value in shipped.set.items() if not name.startswith("training.trl")}
+    made = make(
+        run_file, tmp_path,
+        set={**settings, "training.trl.max_steps": 2, "evaluation.held_out.divergence_dialogues": 0}, tables=[table.model_dump()],
+    )  # fmt: skip
+    rows = ablation.run(made, progress=Progress(quiet=True))[0]["rows"]
+    assert [row["name"] for row in rows] == list(table.variants)
+    assert all(row["figures"]["bits per byte, all"]["mean"] > 0 for row in rows)
 
 
 def test_small_grid_shares_its_artifacts_resumes_and_ends_in_tables(

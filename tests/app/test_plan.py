@@ -254,3 +254,19 @@ def test_plan_loads_neither_ray_nor_torch(run_file: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode in (0, 1) and result.stderr.strip() == "", result.stderr
+
+
+def test_prompts_are_planned_as_writing_and_as_the_dialogues_that_become_of_them(
+    run_file: Path, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("What colour is the sky?\n" * 300)
+    asked = ["dialogues.train=[]", f"dialogues.prompts=[{prompts}]", "writing.max_new_tokens=100"]
+    one = estimated_volume(load_config(run_file, [*asked, "writing.per_prompt=1"]))
+    two = estimated_volume(load_config(run_file, [*asked, "writing.per_prompt=2"]))
+    assert (one.dialogues, one.rows) == (300, 30_000) and one.tokens > one.rows and two.tokens == 2 * one.tokens
+    plan = make_plan(load_config(run_file, asked))
+    assert plan.stages[0].stage == "write" and plan.stages[0].gpu_hours > 0
+    assert plan.stages[0].basis.startswith("1,200 answers")  # of four samples
+    more = make_plan(load_config(run_file, [*asked, "writing.writers=[llama, mixtral]"]))
+    assert more.stages[0].basis.startswith("2,400 answers") and more.stages[0].gpu_hours > plan.stages[0].gpu_hours

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.bench_fusion import result_file
 from benchmarks.fusion.loop import Lesson, token_loss
 from benchmarks.fusion.merges import bounded_sum, by_fisher, from_control
 from benchmarks.fusion.table import Results, power, summary
+from benchmarks.fusion.units import result_file
 from benchmarks.fusion.worlds import COMMONS, SKILLS, WORLDS, World, WorldSpec
 from trainer.losses import Divergence, Tail, fusion_loss
 

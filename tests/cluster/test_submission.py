@@ -17,7 +17,8 @@ import ray_head
 from ray_head import TOKEN, Head
 
 from cluster.jobs import submission
-from cluster.jobs.submission import Submission, _plain_name, submit_when_ready
+from cluster.jobs.job_server import submit_when_ready
+from cluster.jobs.submission import Submission, _plain_name
 from cluster.pool import session
 from fusechat.config import load_config
 from fusechat.errors import ClusterSetupError, ConfigError

@@ -1,4 +1,4 @@
-"""One target by several workers on a real local Ray: the loss curve of one process (DDP with a death, FSDP2), errors as raised."""
+"""One target by several workers on a real local Ray: the loss curve of one process (DDP, with a death), errors as raised."""
 
 import os
 from collections.abc import Iterator
@@ -41,11 +41,12 @@ def losses(config: RunConfig) -> list[float]:
 
 
 def shipped_sharding() -> dict[str, Any]:
+    """FSDP2, which accelerate takes and leaves undone on CPUs: this is DDP."""
     trl = load_config(Path(__file__).parents[2] / "examples" / "fusechat-7b.yaml").training.trl
     return {name: trl[name] for name in ("fsdp", "fsdp_config")}
 
 
-def test_two_workers_with_sharded_weights_give_the_loss_curve_of_one(
+def test_two_workers_under_the_shipped_settings_give_the_loss_curve_of_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     single = trainer_runs.make_run(tmp_path / "one", trl={"gradient_accumulation_steps": 2})

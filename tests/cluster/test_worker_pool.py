@@ -15,9 +15,11 @@ from ray.core.generated.common_pb2 import ActorDiedErrorContext
 from ray.exceptions import ActorDiedError
 
 from cluster.pool import worker_pool
+from cluster.pool.failures import raise_failures
 from cluster.pool.placement import Placement, num_workers
+from cluster.pool.pooled_work import PooledWork, Process
 from cluster.pool.session import ray_session
-from cluster.pool.worker_pool import Job, WorkerPool, _Process, raise_failures
+from cluster.pool.worker_pool import WorkerPool
 from fusechat.config import ClusterSection
 from fusechat.errors import ArtifactError, ClusterError, ContractError, ModelError, StorageError, TeacherError
 from fusechat.storage.work import HERE, Listener, Needs, Place, Work
@@ -112,17 +114,17 @@ def run_pool(
     wanted: Callable[[int], int] | None = None,
     start: str = "",
     on_result: Callable[[list[dict]], None] = lambda results: None,
-) -> tuple[Job, list[dict]]:
+) -> tuple[PooledWork, list[dict]]:
     listener = Results(on_result)
-    job = Job(
+    pooled = PooledWork(
         a_work("simulated", folder, shards, behaviour, start),
         ONE_CPU,
         wanted or (lambda left: min(replicas, left)),
         listener,
     )
     with WorkerPool(max_attempts=3, on_event=lambda line: None) as pool:
-        pool.run([job])
-    return job, listener.results
+        pool.run([pooled])
+    return pooled, listener.results
 
 
 def done_shards(folder: Path) -> set[int]:
@@ -130,44 +132,44 @@ def done_shards(folder: Path) -> set[int]:
 
 
 def test_pool_without_faults_does_every_shard_once(tmp_path: Path) -> None:
-    job, results = run_pool(tmp_path, {})
+    pooled, results = run_pool(tmp_path, {})
     assert sorted(result["shard"] for result in results) == list(range(12))
     assert {result["shard"]: result["rows"] for result in results} == {shard: 10 + shard for shard in range(12)}
     assert all((tmp_path / f"tried.{shard}").stat().st_size == 1 for shard in range(12))
-    assert not job.set_aside and job.failure is None
+    assert not pooled.set_aside and pooled.failure is None
 
 
 def test_pool_actor_death_loses_and_repeats_nothing_but_what_was_in_flight(tmp_path: Path) -> None:
-    job, results = run_pool(tmp_path, {3: "dies once"})
+    pooled, results = run_pool(tmp_path, {3: "dies once"})
     assert done_shards(tmp_path) == set(range(12)) and len(results) == 12
     repeated = [shard for shard in range(12) if (tmp_path / f"tried.{shard}").stat().st_size > 1]
     assert 3 in repeated and len(repeated) <= 2
-    assert not job.set_aside
+    assert not pooled.set_aside
 
 
 def test_pool_poison_shard_is_set_aside_and_harms_no_other(tmp_path: Path) -> None:
-    job, _ = run_pool(tmp_path, {5: "always dies", 7: "raises", 8: "raises once"})
-    assert set(job.set_aside) == {5, 7}
-    assert "shard 7 cannot be scored" in job.set_aside[7]
+    pooled, _ = run_pool(tmp_path, {5: "always dies", 7: "raises", 8: "raises once"})
+    assert set(pooled.set_aside) == {5, 7}
+    assert "shard 7 cannot be scored" in pooled.set_aside[7]
     assert done_shards(tmp_path) == set(range(12)) - {5, 7}
     assert (tmp_path / "tried.7").stat().st_size == 3
 
 
 def test_pool_failed_self_check_ends_the_job_at_once_and_scores_nothing(tmp_path: Path) -> None:
-    job, results = run_pool(tmp_path, {}, start="self-check", replicas=1)
-    assert isinstance(job.failure, TeacherError) and "3.2 nats" in str(job.failure)
+    pooled, results = run_pool(tmp_path, {}, start="self-check", replicas=1)
+    assert isinstance(pooled.failure, TeacherError) and "3.2 nats" in str(pooled.failure)
     assert results == [] and len(list(tmp_path.glob("start.*"))) == 1
 
 
 def test_pool_engine_that_dies_at_every_start_gives_up_after_the_cap(tmp_path: Path) -> None:
-    job, results = run_pool(tmp_path, {}, start="die", replicas=1)
-    assert job.failure is not None and results == []
+    pooled, results = run_pool(tmp_path, {}, start="die", replicas=1)
+    assert pooled.failure is not None and results == []
     assert len(list(tmp_path.glob("start.*"))) == 3
 
 
 def test_pool_more_replicas_than_room_does_not_wait_for_them(tmp_path: Path) -> None:
-    job, results = run_pool(tmp_path, {}, replicas=9)
-    assert len(results) == 12 and job.failure is None
+    pooled, results = run_pool(tmp_path, {}, replicas=9)
+    assert len(results) == 12 and pooled.failure is None
 
 
 def test_num_workers_is_bounded_by_room_shards_and_wish() -> None:
@@ -186,9 +188,9 @@ def test_pool_busy_actor_takes_no_shard_ahead_of_one_that_will_be_idle(tmp_path:
             held.append(0)
             (tmp_path / "hold.0").unlink()
 
-    job, results = run_pool(tmp_path, {0: "waits"}, shards=3, replicas=2, on_result=release)
+    pooled, results = run_pool(tmp_path, {0: "waits"}, shards=3, replicas=2, on_result=release)
     assert held == [0], "the actor that held shard 0 had taken another one"
-    assert [result["shard"] for result in results][-1] == 0 and not job.set_aside
+    assert [result["shard"] for result in results][-1] == 0 and not pooled.set_aside
     others = {(tmp_path / f"process.{shard}").read_text() for shard in (1, 2)}
     assert (tmp_path / "process.0").read_text() not in others
 
@@ -213,33 +215,35 @@ def test_pool_asks_again_how_many_actors_are_wanted(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("wrong", ["no space left", "tokens are damaged", "another model"])
 def test_pool_what_no_further_try_can_cure_ends_the_job_at_once(tmp_path: Path, wrong: str) -> None:
-    job, _ = run_pool(tmp_path, {0: wrong}, replicas=1)
+    pooled, _ = run_pool(tmp_path, {0: wrong}, replicas=1)
     assert (tmp_path / "tried.0").stat().st_size == 1
-    assert len(done_shards(tmp_path)) < 4 and not job.set_aside
+    assert len(done_shards(tmp_path)) < 4 and not pooled.set_aside
     with pytest.raises(USER_ERRORS[wrong], match=wrong):
-        raise_failures([job])
+        raise_failures([pooled])
 
 
 def test_pool_shard_that_breaks_its_contract_is_tried_again_and_set_aside(tmp_path: Path) -> None:
-    job, _ = run_pool(tmp_path, {0: "NaN"}, shards=3)
+    pooled, _ = run_pool(tmp_path, {0: "NaN"}, shards=3)
     assert (tmp_path / "tried.0").stat().st_size == 3
-    assert done_shards(tmp_path) == {1, 2} and set(job.set_aside) == {0}
+    assert done_shards(tmp_path) == {1, 2} and set(pooled.set_aside) == {0}
 
 
-def a_job(name: str, *, failure: BaseException | None = None, set_aside: dict[int, str] | None = None) -> Job:
-    job = Job(a_work(name, Path(), 0), ONE_CPU, lambda left: 1)
-    job.failure, job.set_aside = failure, set_aside or {}
-    return job
+def a_pooled_work(
+    name: str, *, failure: BaseException | None = None, set_aside: dict[int, str] | None = None
+) -> PooledWork:
+    pooled = PooledWork(a_work(name, Path(), 0), ONE_CPU, lambda left: 1)
+    pooled.failure, pooled.set_aside = failure, set_aside or {}
+    return pooled
 
 
 def test_failures_of_all_jobs_stand_in_one_error() -> None:
-    jobs = [
-        a_job("ann", failure=TeacherError("rows differ\nby 3 nats")),
-        a_job("bob", failure=ValueError("no\ntraceback")),
-        a_job("cid", set_aside={7: "NaN", 2: "died"}),
+    works = [
+        a_pooled_work("ann", failure=TeacherError("rows differ\nby 3 nats")),
+        a_pooled_work("bob", failure=ValueError("no\ntraceback")),
+        a_pooled_work("cid", set_aside={7: "NaN", 2: "died"}),
     ]
     with pytest.raises(ClusterError) as raised:
-        raise_failures(jobs)
+        raise_failures(works)
     assert str(raised.value).splitlines()[1:] == [
         "  ann: no worker could start: rows differ",
         "by 3 nats",
@@ -247,45 +251,48 @@ def test_failures_of_all_jobs_stand_in_one_error() -> None:
         "  set aside: cid, part 2: died",
         "  set aside: cid, part 7: NaN",
     ]
-    assert raised.value.__cause__ is jobs[0].failure
-    raise_failures([a_job("dan")])
+    assert raised.value.__cause__ is works[0].failure
+    raise_failures([a_pooled_work("dan")])
 
 
 def test_users_error_among_the_failures_is_raised_as_it_is() -> None:
     full = StorageError("no space left")
     with pytest.raises(StorageError) as raised:
-        raise_failures([a_job("ann", failure=TeacherError("x")), a_job("bob", failure=full, set_aside={1: "y"})])
+        raise_failures(
+            [a_pooled_work("ann", failure=TeacherError("x")), a_pooled_work("bob", failure=full, set_aside={1: "y"})]
+        )
     assert raised.value is full
 
 
 def test_worker_that_was_put_on_a_dead_node_is_no_failed_start() -> None:
     """Ray needs seconds to see that a node died, and places workers there meanwhile."""
     pool = WorkerPool(max_attempts=2, on_event=lambda _: None)
-    job = Job(a_work("job", Path(), 0), ONE_CPU, lambda left: 0)
+    pooled = PooledWork(a_work("job", Path(), 0), ONE_CPU, lambda left: 0)
     node_died = ActorDiedErrorContext(actor_id=bytes(16), error_message="The actor died because its node has died.")
     for _ in range(3):
-        pool._start_failed(_Process(job, None, None), ActorDiedError(node_died), final=False)
-    assert job.failed_starts == 0 and job.failure is None
+        pool._start_failed(Process(pooled, None, None), ActorDiedError(node_died), final=False)
+    assert pooled.failed_starts == 0 and pooled.failure is None
     for _ in range(2):
-        pool._start_failed(_Process(job, None, None), ActorDiedError(), final=False)
-    assert isinstance(job.failure, ActorDiedError)
+        pool._start_failed(Process(pooled, None, None), ActorDiedError(), final=False)
+    assert isinstance(pooled.failure, ActorDiedError)
 
 
 def works_side_by_side(
     folder: Path, *, wanted: int, needs: tuple[Needs, Needs], behaviour: dict[int, str] | None = None
-) -> list[Job]:
+) -> list[PooledWork]:
     """Two works of three units each, done on the four CPUs; the units of each leave their files in a folder of its own."""
-    jobs = []
+    works = []
     for name, need in zip(("one", "two"), needs, strict=True):
         (folder / name).mkdir()
         work = replace(a_work(name, folder / name, 3, behaviour if name == "one" else None), needs=need)
-        jobs.append(Job(work, Placement(need.cpus, 0, "uni"), lambda left: min(wanted, left), Results()))
+        works.append(PooledWork(work, Placement(need.cpus, 0, "uni"), lambda left: min(wanted, left), Results()))
     with WorkerPool(max_attempts=3, on_event=lambda line: None) as pool:
-        pool.run(jobs)
+        pool.run(works)
     assert all(
-        not job.set_aside and job.failure is None and done_shards(folder / job.name) == {0, 1, 2} for job in jobs
+        not pooled.set_aside and pooled.failure is None and done_shards(folder / pooled.name) == {0, 1, 2}
+        for pooled in works
     )
-    return jobs
+    return works
 
 
 def processes(folder: Path) -> set[str]:
@@ -315,14 +322,16 @@ def test_pool_failed_start_in_a_process_that_served_before_is_tried_in_a_new_one
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     need = Needs(cpus=4)
-    jobs = [
-        Job(replace(a_work(name, tmp_path / name, 3, start=start), needs=need), Placement(4, 0, "uni"), lambda left: 1)
+    works = [
+        PooledWork(
+            replace(a_work(name, tmp_path / name, 3, start=start), needs=need), Placement(4, 0, "uni"), lambda left: 1
+        )
         for name, start in (("one", ""), ("two", "self-check in a used process"))
     ]
     (tmp_path / "two" / "used").symlink_to(tmp_path / "one")
     with WorkerPool(max_attempts=3, on_event=lambda line: None) as pool:
-        pool.run(jobs)
-    assert jobs[1].failure is None and done_shards(tmp_path / "two") == {0, 1, 2}
+        pool.run(works)
+    assert works[1].failure is None and done_shards(tmp_path / "two") == {0, 1, 2}
     assert len(processes(tmp_path / "two")) == 2
 
 
@@ -331,5 +340,5 @@ def test_pool_keeps_idle_processes_for_the_next_run(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     with WorkerPool(max_attempts=3, on_event=lambda line: None, keeps_idle=True) as pool:
         for name in ("one", "two"):
-            pool.run([Job(a_work(name, tmp_path / name, 2), ONE_CPU, lambda left: 1)])
+            pool.run([PooledWork(a_work(name, tmp_path / name, 2), ONE_CPU, lambda left: 1)])
     assert processes(tmp_path / "one") == processes(tmp_path / "two") and len(processes(tmp_path / "one")) == 1

@@ -202,3 +202,37 @@ def test_run_config_dump_loads_to_the_same_run(run_file: Path) -> None:
 def test_run_config_is_frozen(run_file: Path) -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_config(run_file).extraction.k = 3  # type: ignore[misc]
+
+
+def test_run_may_have_prompts_in_place_of_dialogues_but_needs_one_of_them(run_file: Path) -> None:
+    prompts = ["dialogues.train=[]", "dialogues.prompts=[p.txt]"]
+    config = load_config(run_file, prompts)
+    assert [writer.name for writer in config.writers] == ["mixtral"] == [one.name for one in config.scorers]
+    config = load_config(run_file, [*prompts, "writing.writers=[llama, mixtral]"])
+    assert [writer.name for writer in config.writers] == ["llama", "mixtral"]
+    with pytest.raises(ConfigError, match="neither train nor prompts"):
+        load_config(run_file, ["dialogues.train=[]"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "writing.writers=[mixtrl]",
+            "writing.writers: found 'mixtrl', which is no model of this run; did you mean 'mixtral'",
+        ),
+        ("writing.scorers=[gpt]", "writing.scorers: found 'gpt', .*the run has llama, mixtral"),
+        ("writing.writers=[]", "at least one model"),
+        ("writing.writers=[llama, llama]", "each once"),
+        ("writing.temperature=0", "samples: 1"),
+        ("writing.kep=all", "did you mean 'keep'"),
+    ],
+)
+def test_writing_that_cannot_be_is_refused(run_file: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(run_file, ["dialogues.prompts=[p.txt]", override])
+
+
+def test_writing_without_prompts_is_refused(run_file: Path) -> None:
+    with pytest.raises(ConfigError, match="there are no prompts to answer"):
+        load_config(run_file, ["writing.samples=2"])

@@ -105,7 +105,7 @@ def test_page_shows_hostile_texts_as_text_and_may_ask_for_nothing(run_file: Path
 def test_page_links_lead_to_its_sections(run_file: Path) -> None:
     text = page.render(minimal_document(load_config(run_file)))
     links = set(re.findall(r'<a href="#(\w+)"', text))
-    assert links == set(re.findall(r'<section id="(\w+)"', text)) and len(links) == 15
+    assert links == set(re.findall(r'<section id="(\w+)"', text)) and len(links) == 16
 
 
 def test_choice_is_drawn_as_shares_of_each_kind(run_file: Path) -> None:

@@ -87,7 +87,7 @@ def test_spoilt_rows_are_read_or_refused(tmp_path: Path) -> None:
 
     def read() -> None:
         opened = RowStore.open(str(tmp_path), "logprobs")
-        opened.label_logprobs(), list(opened.iter_shards()), opened.read_dialogue(0), opened.missing_shards()
+        opened.label_logprobs(0), list(opened.iter_shards()), opened.read_dialogue(0), opened.missing_shards()
 
     spoil(tmp_path, read, random.Random(3))
 

@@ -115,13 +115,13 @@ def test_report_gives_coefficients_norms_and_erased_share(folders: dict[str, Any
     targets = [load_model(folder) for folder in folders["targets"].values()]
     name = "model.layers.1.mlp.up_proj.weight"
     deltas = torch.stack([t[name].float() - base[name] for t in targets]).double()
-    found = report["tensors"][name]
+    record = report["tensors"][name]
     squares = deltas.flatten(1).square().sum(1)
-    assert found["update_norm"] == pytest.approx(squares.sqrt().tolist())
-    assert found["coefficients"] == pytest.approx((squares / squares.sum()).tolist())
+    assert record["update_norm"] == pytest.approx(squares.sqrt().tolist())
+    assert record["coefficients"] == pytest.approx((squares / squares.sum()).tolist())
     sign = torch.where(deltas.sum(0) >= 0, 1, -1)
     lost = (deltas.abs() * (deltas * sign < 0)).flatten(1).sum(1) / deltas.abs().flatten(1).sum(1)
-    assert found["erased_share"] == pytest.approx(lost.tolist(), rel=1e-4)
+    assert record["erased_share"] == pytest.approx(lost.tolist(), rel=1e-4)
     assert sum(report["total"]["coefficients"]) == pytest.approx(1)
     assert list(report["targets"]) == ["first", "second", "third"]
 
@@ -236,7 +236,7 @@ from merge.files.shard_writer import ShardWriter
 real = ShardWriter.write
 def killed(writer, *arguments):
     real(writer, *arguments)
-    if writer._path.name.startswith('model-00003'):
+    if writer.path.name.startswith('model-00003'):
         os.kill(os.getpid(), signal.SIGKILL)
 ShardWriter.write = killed
 merge_checkpoints(method='ties', base={str(folders["base"])!r}, out={str(folders["out"])!r}, max_shard_bytes={SMALL_SHARDS},

@@ -230,28 +230,28 @@ def test_rows_are_joined_by_token_where_ids_differ(tmp_path: Path) -> None:
     order = [WORDS[i] for i in np.random.default_rng(0).permutation(len(WORDS))]
     inputs = vocabulary_models(tmp_path, order, VOCABULARY, {"<new>": 70, "<end>": 71})
     base_rows = llama_weights()["lm_head.weight"]
-    found, raw = values(inputs, "lm_head.weight"), torch.empty(VOCABULARY, merge_models.HIDDEN)
+    read, raw = values(inputs, "lm_head.weight"), torch.empty(VOCABULARY, merge_models.HIDDEN)
     tensor = inputs.targets["t"].tensors["lm_head.weight"]
     tensor.read(0, tensor.num_elements, raw.numpy().reshape(-1))
     for i, word in enumerate(WORDS):
-        assert torch.equal(found[i], raw[order.index(word)])
-    assert torch.equal(found[70], raw[71])  # <end>, which stands at another id there
-    assert torch.equal(found[71], base_rows[71])  # padding here, <end> there
-    assert torch.equal(found[72:], raw[72:])  # padding in both
+        assert torch.equal(read[i], raw[order.index(word)])
+    assert torch.equal(read[70], raw[71])  # <end>, which stands at another id there
+    assert torch.equal(read[71], base_rows[71])  # padding here, <end> there
+    assert torch.equal(read[72:], raw[72:])  # padding in both
     assert summary(inputs)["t"] == {"rows_from_base": 1, "tokens_dropped": ["<new>"], "tokens_missing": []}
 
 
 @pytest.mark.parametrize("rows", [71, 100])
 def test_vocabulary_of_another_length_is_joined(tmp_path: Path, rows: int) -> None:
     inputs = vocabulary_models(tmp_path, WORDS, rows, {"<end>": 70})
-    found, base_rows = values(inputs, "model.embed_tokens.weight"), llama_weights()["model.embed_tokens.weight"]
+    read, base_rows = values(inputs, "model.embed_tokens.weight"), llama_weights()["model.embed_tokens.weight"]
     tensor = inputs.targets["t"].tensors["model.embed_tokens.weight"]
     raw = torch.empty(tensor.shape)
     tensor.read(0, tensor.num_elements, raw.numpy().reshape(-1))
     shared = min(rows, VOCABULARY)
-    assert found.shape == base_rows.shape
-    assert torch.equal(found[:shared], raw[:shared])
-    assert torch.equal(found[shared:], base_rows[shared:])
+    assert read.shape == base_rows.shape
+    assert torch.equal(read[:shared], raw[:shared])
+    assert torch.equal(read[shared:], base_rows[shared:])
 
 
 def test_token_that_only_the_base_added_keeps_its_row(tmp_path: Path) -> None:

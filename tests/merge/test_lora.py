@@ -52,9 +52,9 @@ def test_adapter_as_target_equals_peft_merge(tmp_path: Path, settings: dict) -> 
     check_changed(inputs)
     changed = 0
     for name, weights in llama_weights().items():
-        found = values(inputs, name)
-        torch.testing.assert_close(found, merged[name], atol=1e-6, rtol=0)
-        changed += not torch.equal(found, weights)
+        read = values(inputs, name)
+        torch.testing.assert_close(read, merged[name], atol=1e-6, rtol=0)
+        changed += not torch.equal(read, weights)
     assert changed > 0
 
 

@@ -47,10 +47,10 @@ def test_largest_finds_what_sorting_finds(size: int, k: int, seed: int, block: i
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("merge.group.BLOCK", block)
         (selection,) = select(group, k)
-        found = kept(group, selection)
+        chosen = kept(group, selection)
     wanted = min(k, np.count_nonzero(row))
-    assert found.sum() == wanted
-    assert set(np.abs(row[found])) == set(np.sort(np.abs(row))[size - wanted :])
+    assert chosen.sum() == wanted
+    assert set(np.abs(row[chosen])) == set(np.sort(np.abs(row))[size - wanted :])
 
 
 def test_largest_of_several_rows_are_independent() -> None:
@@ -74,9 +74,9 @@ def test_largest_with_ties_over_blocks_keeps_their_share(monkeypatch: pytest.Mon
     row[::10] = 2
     group = group_of(row)
     (selection,) = select(group, 4000)
-    found = kept(group, selection)
-    assert found[::10].all()
-    assert found.sum() == pytest.approx(4000, abs=20)
+    chosen = kept(group, selection)
+    assert chosen[::10].all()
+    assert chosen.sum() == pytest.approx(4000, abs=20)
 
 
 def test_largest_none_keeps_nothing() -> None:

@@ -18,7 +18,7 @@ def test_docs_contracts_page_is_the_generated_one() -> None:
 def test_validate_good_arrays_pass_and_bad_ones_are_named() -> None:
     good = {
         "token_ids": np.zeros(3, np.int32), "is_scored": np.zeros(3, bool),
-        "span": np.zeros((3, 2), np.int32), "offsets": np.array([0, 3]),
+        "span": np.zeros((3, 2), np.int32), "offsets": np.array([0, 3]), "row_offsets": np.array([0, 0]),
         "field": np.zeros(3, np.uint8), "call_digest": np.zeros(1, np.uint32),
     }  # fmt: skip
     TOKENS.validate(good)

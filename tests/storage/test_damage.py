@@ -12,7 +12,8 @@ from row_stores import fill, new_store
 from fusechat.errors import ArtifactError
 from fusechat.storage.artifact import RECORD_FILE
 from fusechat.storage.damage import find_damage, repair
-from fusechat.storage.row_store import COMMIT_ARRAY, RowStore
+from fusechat.storage.row_arrays import COMMIT_ARRAY
+from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import Tokens, TokensReader
 
 ARRAYS = ("topk_ids", "topk_logprobs", COMMIT_ARRAY)
@@ -87,7 +88,7 @@ def test_damaged_shard_stops_every_reader_but_no_other_shard(tmp_path: Path) -> 
         list(store.iter_shards())
     harm(object_of(tmp_path / "s", COMMIT_ARRAY, 2), "truncated")
     with pytest.raises(ArtifactError, match="shard 2"):
-        store.label_logprobs()
+        store.label_logprobs(2)
 
 
 @pytest.mark.parametrize("damage", ["gone", "empty", "truncated"])

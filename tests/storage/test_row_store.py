@@ -11,8 +11,8 @@ from row_stores import STEP, fill, new_store, random_rows
 
 from fusechat.errors import ArtifactError, ContractError, StorageError
 from fusechat.storage.damage import find_damage
+from fusechat.storage.row_arrays import COMMIT_ARRAY
 from fusechat.storage.row_codec import decode_gaps, encode_gaps
-from fusechat.storage.row_store import COMMIT_ARRAY
 from fusechat.storage.shard_layout import lay_out_shards
 
 
@@ -82,7 +82,14 @@ def test_store_opens_with_the_stock_zarr_package(tmp_path: Path) -> None:
     store = new_store(tmp_path / "s")
     rows = fill(store)
     group = zarr.open_group(str(tmp_path / "s"), mode="r")
-    assert set(group.array_keys()) == {"topk_ids", "topk_logprobs", "label_logprob", "row_offsets", "shard_offsets"}
+    assert set(group.array_keys()) == {
+        "topk_ids",
+        "topk_logprobs",
+        "label_logprob",
+        "row_offsets",
+        "shard_offsets",
+        "shard_rows",
+    }
     np.testing.assert_array_equal(group["topk_ids"][: len(rows[0]["topk_ids"])], rows[0]["topk_ids"])
 
 

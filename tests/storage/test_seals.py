@@ -12,7 +12,7 @@ from fusechat.errors import ArtifactError
 from fusechat.storage import artifact
 from fusechat.storage.artifact import LEASE_FILE, RECIPE_FILE, RECORD_FILE, Artifact, Claim
 from fusechat.storage.damage import check_finished, find_damage
-from fusechat.storage.row_store import COMMIT_ARRAY
+from fusechat.storage.row_arrays import COMMIT_ARRAY
 from fusechat.storage.seals import is_whole, sealed
 
 

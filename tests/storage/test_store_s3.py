@@ -14,7 +14,8 @@ from row_stores import fill, new_store
 from fusechat.errors import ArtifactError
 from fusechat.storage import artifact
 from fusechat.storage.damage import find_damage
-from fusechat.storage.row_store import COMMIT_ARRAY, RowStore
+from fusechat.storage.row_arrays import COMMIT_ARRAY
+from fusechat.storage.row_store import RowStore
 
 
 @pytest.fixture(scope="module")

@@ -75,3 +75,16 @@ def save_tokenizer(folder: Path, tokens: list[str], *, added: dict[str, int] | N
 def load_model(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder."""
     return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+
+
+def base_and_targets(
+    shape: tuple[int, ...], *, count: int = 3, seed: int = 0, unchanged: float = 0.3
+) -> tuple[Tensor, list[Tensor]]:
+    """A base and targets whose updates differ in size; a share of the elements is unchanged."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(shape, generator=generator) * 0.05
+    targets = []
+    for j in range(count):
+        update = torch.randn(shape, generator=generator) * 1e-3 * 2.0**j
+        targets.append(base + update * (torch.rand(shape, generator=generator) > unchanged))
+    return base, targets

@@ -59,6 +59,8 @@ def minimal_document(config: RunConfig) -> dict[str, Any]:
         "judge": judged(), "answer_sets": [answer_set()],
         "extraction": {"p": {"shards": 1, "rows": 9, "tokens": 20, "rate": [[1.0, 9.0], [2.0, 8.0]], "retries": 0,
                              "set_aside": 0}},
+        "writing": {"rule": EVIL, "answers": 1200, "prompts": 9, "dialogues": 7, "prompts_without_answer": 2, "table": [
+            {"writer": EVIL, "kind": EVIL, "answers": 1200, "kept": 7, "refused": {EVIL: 3, "not the reference": 1190}}]},
         "alignment": {"s": aligned()},
         "choice": [
             {"kind": EVIL, "source": EVIL, "dialogues": 3, "tokens": 30, "trust": 0.5},

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from trl import SFTConfig
 
 from fusechat.config.secrets import HUB_KEY
-from trainer import fused_loss, precision
+from trainer import fused_linear_fusion_loss, precision
 from trainer.arguments import OURS, training_arguments
 from trainer.fusion_trainer import sft_config
 
@@ -52,7 +53,28 @@ def test_bfloat16_is_the_default_where_the_cpu_multiplies_it(
     assert arguments()["bf16"] is fast
     assert arguments(fp16=False)["bf16"] is fast
     assert arguments(fp16=True)["bf16"] is False
-    hidden = torch.zeros(1, 2, dtype=torch.bfloat16)
-    assert fused_loss._product_dtype(hidden) == (torch.bfloat16 if fast else torch.float32)
-    assert fused_loss._product_dtype(hidden.half()) == torch.float32
-    assert fused_loss._product_dtype(hidden.double()) == torch.float64
+    assert dtypes_of_products(torch.bfloat16) == {torch.bfloat16 if fast else torch.float32}
+    assert dtypes_of_products(torch.float16) == {torch.float32}
+    assert dtypes_of_products(torch.float64) == {torch.float64}
+
+
+class Products(TorchDispatchMode):
+    """Notes the dtypes that matrices are multiplied in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "mm" in func.name():
+            self.dtypes |= {value.dtype for value in args if isinstance(value, torch.Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+def dtypes_of_products(dtype: torch.dtype) -> set[torch.dtype]:
+    """Of the fused loss, for a model of that dtype."""
+    hidden, head = torch.ones(3, 2, dtype=dtype), torch.ones(5, 2, dtype=dtype)
+    rows = torch.zeros(3, 1, dtype=torch.int64), torch.full((3, 1), -0.5)
+    with Products() as products:
+        fused_linear_fusion_loss(hidden, head, torch.tensor([1, 2, 3]), *rows)
+    return products.dtypes

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import trainer_runs
 import yaml
+import zarr
 
 import merge.stage
 from fusechat.app.inspection import show_artifact
@@ -20,7 +21,7 @@ from fusechat.storage.contracts import RowKind
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import Tokens
 from trainer import choice, choice_stage, stage
-from trainer.choice_stage import Choice
+from trainer.choice_artifact import Choice
 from trainer.fusion_trainer import FusionTrainer
 from trainer.inputs import TrainingInputs
 from trainer.run_log import read_metrics
@@ -195,12 +196,13 @@ def test_control_needs_no_choice(tmp_path: Path) -> None:
 def test_inspect_shows_who_teaches_a_dialogue_and_all_losses(
     joint: RunConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pivot_loss = zarr.open_group(joint.choice_url, mode="r")["pivot_loss"][:]  # type: ignore[index]
     made = Choice.read(joint.choice_url)
     taught, left = int(np.argmax(made.source >= 0)), int(np.argmax(made.source < 0))
     show_artifact(joint.choice_url, dialogue=taught, num_rows=5, verify=False)
     out = capsys.readouterr().out
     assert f"dialogue {taught}: taught by {made.sources[made.source[taught]]}, trust" in out
-    assert f"pivot {made.pivot_loss[taught]:,.2f}" in out
+    assert f"pivot {pivot_loss[taught]:,.2f}" in out
     show_artifact(joint.choice_url, dialogue=left, num_rows=5, verify=False)
     assert f"dialogue {left}: taught by nobody (plain SFT)" in capsys.readouterr().out
 

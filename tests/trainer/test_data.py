@@ -1,6 +1,7 @@
 """From the stores to a batch: joining, truncation, packing, the order of batches."""
 
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +11,10 @@ import trainer_runs
 from fusechat.config import RunConfig
 from fusechat.errors import ConfigError
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens import Tokens, TokensReader
 from trainer.batches import EMPTY_UNIT, BatchOrder
 from trainer.collator import FusionCollator
-from trainer.fusion_dataset import FusionDataset, pack
+from trainer.fusion_dataset import FusionDataset, Teachers, pack
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 def dataset(config: RunConfig, *, max_tokens: int = 64, choice: str = "min_ce") -> FusionDataset:
     return FusionDataset(
-        Tokens.read(config.tokens_url("pivot")),
+        TokensReader(config.tokens_url("pivot")),
         choice=choice,  # type: ignore[arg-type]
         max_tokens=max_tokens,
         pivot_rows=RowStore.open(config.logprobs_url("pivot"), "logprobs"),
@@ -33,15 +34,15 @@ def dataset(config: RunConfig, *, max_tokens: int = 64, choice: str = "min_ce") 
 
 
 def test_example_rows_are_those_of_its_dialogue(config: RunConfig) -> None:
-    data = dataset(config, choice="pivot")
+    data, tokens = dataset(config, choice="pivot"), Tokens.read(config.tokens_url("pivot"))
     store = RowStore.open(config.logprobs_url("pivot"), "logprobs")
     everything = np.concatenate([arrays["topk_ids"] for _, arrays in store.iter_shards()])
     for dialogue in range(len(data)):
         example = data.read(dialogue)
-        rows = slice(*data.tokens.row_offsets[dialogue : dialogue + 2])
+        rows = slice(*tokens.row_offsets[dialogue : dialogue + 2])
         assert np.array_equal(example.supervision.topk_ids, everything[rows])
-        where = data.tokens.tokens_of(dialogue)
-        assert np.array_equal(example.positions, np.flatnonzero(data.tokens.is_scored[where]))
+        where = tokens.tokens_of(dialogue)
+        assert np.array_equal(example.positions, np.flatnonzero(tokens.is_scored[where]))
 
 
 @pytest.mark.parametrize("choice", ["min_ce", "min_ce_released", "min_ce_token", "average", "source", "pivot", "none"])
@@ -63,12 +64,40 @@ def test_dialogue_whose_targets_are_cut_away_is_not_trained_on(config: RunConfig
     assert 0 < len(expected) < len(data)
 
 
-def test_target_token_at_the_head_is_predicted_from_nothing_and_left_out(config: RunConfig) -> None:
-    data = dataset(config, choice="pivot")
-    tokens = data.tokens
+def test_target_token_at_the_head_is_predicted_from_nothing_and_left_out(config: RunConfig, tmp_path: Path) -> None:
+    tokens = Tokens.read(config.tokens_url("pivot"))
     everywhere = Tokens.of_contents(tokens.token_ids, np.ones_like(tokens.is_scored), tokens.span, tokens.offsets, {})
-    data = FusionDataset(everywhere, choice="none", max_tokens=64)
+    everywhere.write(str(tmp_path))
+    data = FusionDataset(TokensReader(str(tmp_path)), choice="none", max_tokens=64)
     assert data.read(0).positions.tolist() == list(range(1, len(data.read(0).token_ids)))
+
+
+def test_students_own_answers_teach_by_rows_alone_and_only_where_they_have_a_teacher(config: RunConfig) -> None:
+    tokens, reader = Tokens.read(config.tokens_url("pivot")), TokensReader(config.tokens_url("pivot"))
+    numbers = np.arange(tokens.num_dialogues)
+    teachers = Teachers(
+        [RowStore.open(config.aligned_url("other"), "aligned")], np.where(numbers % 3 == 0, -1, 0),
+        np.full(len(numbers), 0.5), is_own=numbers >= 11,
+    )  # fmt: skip
+    data = FusionDataset(reader, choice="trusted", max_tokens=64, teachers=teachers)
+    untaught = {d for d in numbers.tolist() if d >= 11 and d % 3 == 0}
+    assert set(numbers.tolist()) - set(data.trainable().tolist()) == untaught
+    collate = FusionCollator(data, [np.array([d]) for d in numbers], pad_token_id=1, fusion_weight=0.9)
+    dropped = 0
+    for dialogue in data.trainable().tolist():
+        fusion = collate([{"unit": dialogue}])["fusion"]
+        scored = int(np.diff(tokens.row_offsets)[dialogue])
+        has_row = torch.isfinite(fusion["topk_logprobs"]).any(1)
+        if dialogue >= 11:
+            assert has_row.all() and fusion["label_weights"].eq(0).all() and fusion["row_weights"].eq(0.5).all()
+            dropped += scored - len(fusion["labels"])
+        else:
+            expected = 1 - torch.where(has_row, fusion["row_weights"], 0)
+            assert len(fusion["labels"]) == scored and torch.equal(fusion["label_weights"], expected)
+    assert dropped > 0  # tokens on which the source could not be laid
+    assert (
+        "label_weights" not in FusionCollator(dataset(config), [np.array([0])], pad_token_id=1)([{"unit": 0}])["fusion"]
+    )
 
 
 def test_collator_hidden_state_stands_before_its_label(config: RunConfig) -> None:

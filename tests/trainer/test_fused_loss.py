@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer import fused_linear_fusion_loss, fused_loss, fusion_loss
-from trainer.fused_loss import HeadTransform, LossOptions, fused_linear_fusion_sums
+from trainer import fused_linear_fusion_loss, fusion_loss, head_product
+from trainer.fused_loss import LossOptions, fused_linear_fusion_sums
+from trainer.head_product import HeadTransform
 
 OPTIONS = [
     {"divergence": divergence, "tail": tail, "temperature": temperature}
@@ -20,9 +21,9 @@ OPTIONS = [
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(fused_loss.CHUNK_BYTES, "cpu", 4 * 61 * 5)  # five tokens
-    monkeypatch.setattr(fused_loss, "BLOCK_BYTES", 4 * 61 * 10)
-    monkeypatch.setattr(fused_loss, "VOCABULARY_TILE", 16)
+    monkeypatch.setitem(head_product.CHUNK_BYTES, "cpu", 4 * 61 * 5)  # five tokens
+    monkeypatch.setattr(head_product, "BLOCK_BYTES", 4 * 61 * 10)
+    monkeypatch.setattr(head_product, "VOCABULARY_TILE", 16)
 
 
 def problem(dtype: torch.dtype = torch.float32, tokens: int = 17) -> dict[str, Tensor]:
@@ -59,10 +60,10 @@ def fused(p: dict[str, Tensor], head: HeadTransform, **options: object) -> Tenso
 def test_fused_loss_equals_dense_reference(options: dict, head: HeadTransform) -> None:
     p = problem()
     leaves = [p[name].requires_grad_() for name in ("hidden", "weight", "bias")]
-    reference, found = dense(p, head, **options), fused(p, head, **options)
-    assert torch.allclose(found, reference, rtol=0, atol=1e-5)
+    reference, loss = dense(p, head, **options), fused(p, head, **options)
+    assert torch.allclose(loss, reference, rtol=0, atol=1e-5)
     for left, right in zip(
-        torch.autograd.grad(found * 3, leaves), torch.autograd.grad(reference * 3, leaves), strict=True
+        torch.autograd.grad(loss * 3, leaves), torch.autograd.grad(reference * 3, leaves), strict=True
     ):
         assert torch.allclose(left, right, rtol=0, atol=1e-5)
 
@@ -90,6 +91,29 @@ def test_fused_loss_weighs_every_row_as_the_dense_reference_does(options: dict) 
         assert torch.allclose(left, right, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
+def test_fused_loss_weighs_every_label_as_the_dense_reference_does(options: dict) -> None:
+    p = problem()
+    leaves = [p[name].requires_grad_() for name in ("hidden", "weight", "bias")]
+    rows, labels = torch.linspace(0, 1, 17), torch.tensor([0.0, 1.0, 0.4] * 6)[:17]
+    reference = dense(p, HeadTransform(), row_weights=rows, label_weights=labels, **options)
+    mine = fused(p, HeadTransform(), row_weights=rows, label_weights=labels, **options)
+    assert torch.allclose(mine, reference, rtol=0, atol=1e-5)
+    for left, right in zip(torch.autograd.grad(mine, leaves), torch.autograd.grad(reference, leaves), strict=True):
+        assert torch.allclose(left, right, rtol=0, atol=1e-5)
+
+
+def test_label_of_weight_0_teaches_nothing_and_a_token_without_row_then_neither() -> None:
+    p, zero, one = problem(), torch.zeros(17), torch.ones(17)
+    p["hidden"].requires_grad_()
+    loss = fused(p, HeadTransform(), row_weights=one, label_weights=zero, tail="bucket")
+    (gradient,) = torch.autograd.grad(loss, p["hidden"])
+    assert gradient[3].abs().max() == 0  # has no row
+    p["labels"] = torch.where(p["labels"] >= 0, (p["labels"] + 7) % 61, p["labels"])
+    other = fused(p, HeadTransform(), row_weights=one, label_weights=zero, tail="bucket")
+    assert torch.equal(torch.autograd.grad(other, p["hidden"])[0], gradient)
+
+
 def test_fused_loss_of_equal_row_weights_is_the_loss_of_that_sft_weight() -> None:
     p = problem()
     p["weight"].requires_grad_()
@@ -102,16 +126,16 @@ def test_fused_loss_of_equal_row_weights_is_the_loss_of_that_sft_weight() -> Non
 def test_fused_loss_of_bfloat16_model_accumulates_in_float32(
     in_hardware: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fused_loss, "cpu_has_bfloat16_products", lambda: in_hardware)
+    monkeypatch.setattr(head_product, "cpu_has_bfloat16_products", lambda: in_hardware)
     p = problem()
     half = {name: value.bfloat16() if name in ("hidden", "weight", "bias") else value for name, value in p.items()}
     exact = {name: value.float() if name in ("hidden", "weight", "bias") else value for name, value in half.items()}
     for inputs in (half, exact):
         inputs["weight"].requires_grad_()
-    found, reference = fused(half, HeadTransform()), dense(exact, HeadTransform())
-    assert found.dtype == torch.float32
-    assert found.item() == pytest.approx(reference.item(), rel=2e-3)
-    gradient = torch.autograd.grad(found, half["weight"])[0]
+    loss, reference = fused(half, HeadTransform()), dense(exact, HeadTransform())
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(reference.item(), rel=2e-3)
+    gradient = torch.autograd.grad(loss, half["weight"])[0]
     assert gradient.dtype == torch.bfloat16
     expected = torch.autograd.grad(reference, exact["weight"])[0]
     assert torch.allclose(gradient.float(), expected, rtol=2**-7, atol=2e-3)
@@ -119,11 +143,11 @@ def test_fused_loss_of_bfloat16_model_accumulates_in_float32(
 
 def test_fused_loss_adds_the_blocks_of_a_bfloat16_gradient_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each block's product is rounded once: 200 blocks lose no more than one. Sums in bfloat16 would be over 1 % off."""
-    monkeypatch.setattr(fused_loss, "cpu_has_bfloat16_products", lambda: True)
+    monkeypatch.setattr(head_product, "cpu_has_bfloat16_products", lambda: True)
     p = problem(tokens=4000)
     gradients = []
     for block_tokens in (20, 4000):
-        monkeypatch.setattr(fused_loss, "BLOCK_BYTES", 2 * 61 * block_tokens)
+        monkeypatch.setattr(head_product, "BLOCK_BYTES", 2 * 61 * block_tokens)
         weight = p["weight"].clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16):
             gradients.append(torch.autograd.grad(fused({**p, "weight": weight}, HeadTransform()), weight)[0])
@@ -135,18 +159,18 @@ def test_fused_loss_under_autocast_keeps_float32_gradients() -> None:
     p = problem()
     p["weight"].requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        found = fused(p, HeadTransform())
-    gradient = torch.autograd.grad(found, p["weight"])[0]
+        loss = fused(p, HeadTransform())
+    gradient = torch.autograd.grad(loss, p["weight"])[0]
     assert gradient.dtype == torch.float32
-    assert found.item() == pytest.approx(dense(p, HeadTransform()).item(), rel=2e-2)
+    assert loss.item() == pytest.approx(dense(p, HeadTransform()).item(), rel=2e-2)
 
 
 def test_fused_loss_of_tied_embedding_adds_both_gradients() -> None:
     p = problem()
     weight, inputs = p["weight"].requires_grad_(), torch.arange(17)
-    found = fused({**p, "hidden": weight[inputs]}, HeadTransform())
+    loss = fused({**p, "hidden": weight[inputs]}, HeadTransform())
     reference = dense({**p, "hidden": weight[inputs]}, HeadTransform())
-    left, right = torch.autograd.grad(found, weight)[0], torch.autograd.grad(reference, weight)[0]
+    left, right = torch.autograd.grad(loss, weight)[0], torch.autograd.grad(reference, weight)[0]
     assert torch.allclose(left, right, atol=1e-5)
 
 

@@ -70,8 +70,8 @@ def test_fusion_loss_temperature_sharpens_the_row() -> None:
     log_q = torch.log_softmax(logits[0], 0)
     sharp = 0.64 / 0.68
     expected = -sharp * log_q[0] - (1 - sharp) * log_q[1]
-    found = fusion_loss(logits, label, ids, rows, sft_weight=0.0, temperature=0.5)
-    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+    loss = fusion_loss(logits, label, ids, rows, sft_weight=0.0, temperature=0.5)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_fusion_loss_without_row_is_sft_and_ignored_labels_do_not_count() -> None:
@@ -121,5 +121,6 @@ def test_fusion_loss_refuses_weights_that_are_not_one_per_label(function: Callab
     """The fused loss is given hidden states of width 3 and the unit matrix as its head."""
     head = (torch.eye(3),) if function is fused_linear_fusion_loss else ()
     arguments = (torch.zeros(2, 3), *head, torch.zeros(2).long(), torch.zeros(2, 1).long(), torch.zeros(2, 1))
-    with pytest.raises(ValueError, match="row_weights"):
-        function(*arguments, row_weights=torch.ones(3))
+    for name in ("row_weights", "label_weights"):
+        with pytest.raises(ValueError, match=name):
+            function(*arguments, **{name: torch.ones(3)})

@@ -8,6 +8,7 @@ from ...config import RunConfig
 from ...storage.artifact import RECORD_FILE, read_json
 from ...text.dialogues import Dialogue, read_dialogues
 from ...text.json_object import json_text
+from ...text.prompts import read_prompts
 
 SAMPLE_DIALOGUES = 2000
 """Of a JSON Lines file; the rest is taken to be alike."""
@@ -51,17 +52,43 @@ def estimated_volume(config: RunConfig) -> Volume:
     Raises:
         DialogueError: a file that is not there or cannot be read.
     """
-    tokens = rows = dialogues = 0.0
+    tokens, rows, dialogues = _written(config)
     for path in config.dialogues.train:
         dialogues_of_file = read_dialogues(path, on_bad="skip", ignore_keys=config.dialogues.ignore_keys)
         sample = itertools.islice(dialogues_of_file, _limit(path))
-        found = [_tokens_of(dialogue, config) for dialogue in sample]
-        scale = _scale(path, len(found))
-        tokens += scale * sum(of_one for of_one, _ in found)
-        rows += scale * sum(said for _, said in found)
-        dialogues += scale * len(found)
+        counts = [_tokens_of(dialogue, config) for dialogue in sample]
+        scale = _scale(path, len(counts))
+        tokens += scale * sum(of_one for of_one, _ in counts)
+        rows += scale * sum(said for _, said in counts)
+        dialogues += scale * len(counts)
     kept = 1.0 if config.dialogues.held_out else 1 - config.dialogues.held_out_share
     return Volume(round(tokens * kept), round(rows * kept), max(1, round(dialogues * kept)), "estimated from bytes")
+
+
+def asked_prompts(config: RunConfig) -> tuple[int, float]:
+    """Number of the prompts, and their tokens, about; each turn counts as a prompt of its own.
+
+    Raises:
+        DialogueError: a file that cannot be read.
+    """
+    if not config.dialogues.prompts:
+        return 0, 0.0
+    prompts = read_prompts(config.dialogues.prompts, on_bad="skip")
+    width, tokens = config.plan.bytes_per_token, 0.0
+    for prompt in prompts:
+        texts = [message.content for message in prompt.dialogue.messages] + list(prompt.turns)
+        tokens += sum(len(text.encode()) / width + TEMPLATE_TOKENS for text in texts)
+    return sum(1 + len(prompt.turns) for prompt in prompts), tokens
+
+
+def _written(config: RunConfig) -> tuple[float, float, float]:
+    """(tokens, target tokens, dialogues) that become of the prompts at most: every prompt answered, at the longest."""
+    prompts, tokens = asked_prompts(config)
+    section = config.writing
+    most = len(config.writers) * section.samples
+    per_prompt = most if section.per_prompt is None else min(section.per_prompt, most)
+    answered = min(section.max_new_tokens, config.dialogues.max_tokens) * prompts * per_prompt
+    return tokens * per_prompt + answered, float(answered), float(prompts * per_prompt)
 
 
 def _tokens_of(dialogue: Dialogue, config: RunConfig) -> tuple[float, float]:

@@ -36,13 +36,13 @@ def size_cells(teacher: TeacherPlan) -> list[str]:
     return [
         teacher.name, count(size.parameters), count(size.active_parameters) if size.is_moe else "all",
         count(size.weight_bytes, "B"), str(teacher.tensor_parallel_size), f"{teacher.kv_bytes / GIB:.2f}",
-        f"{teacher.logits_bytes / GIB:.2f}", f"{teacher.bytes_per_gpu / GIB:.1f}", str(teacher.replicas or "none fits"),
+        f"{teacher.logits_bytes / GIB:.2f}", f"{teacher.bytes_per_gpu / GIB:.1f}", str(teacher.engines or "none fits"),
     ]  # fmt: skip
 
 
 def work_cells(teacher: TeacherPlan) -> list[str]:
     """One row of the table of work: what scoring takes; hours are those of its engines alone on the fleet."""
-    volume, gpus = teacher.volume, teacher.replicas * teacher.tensor_parallel_size
+    volume, gpus = teacher.volume, teacher.engines * teacher.tensor_parallel_size
     per_token = teacher.size.flops_per_token(volume.mean_context, head_share=volume.rows / max(1, volume.tokens))
     return [
         teacher.name, count(volume.tokens), f"{per_token / 1e9:,.3g}", hours(teacher.gpu_hours / gpus) if gpus else "-",
@@ -115,5 +115,5 @@ def _print_tables(plan: RunPlan) -> None:
     first = plan.teachers[0].volume
     console.print(f"Tokens: {first.basis}. Nothing was started or downloaded.", soft_wrap=True)
     for teacher in plan.teachers:
-        if teacher.note and teacher.replicas:
+        if teacher.note and teacher.engines:
             console.print(teacher.note, soft_wrap=True)

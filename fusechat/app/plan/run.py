@@ -7,7 +7,7 @@ only. Hours assume that the pool keeps all GPUs busy, so they are a lower bound 
 from dataclasses import dataclass, field
 
 from ...config import ModelSection, PlanSection, RunConfig
-from ...models.engine_memory import GIB, gpu_bytes, kv_bytes, logits_bytes
+from ...models.engine_memory import GIB, EngineMemory
 from ...models.model_sizes import ModelSize, model_size
 from .dialogue_volume import Volume, estimated_volume, known_volume
 from .stages import StagePlan, plan_stages, row_bytes
@@ -27,7 +27,7 @@ class TeacherPlan:
     logits_bytes: float
     """Of one GPU: a block of logits, log-sum-exp, and the head in float32."""
     bytes_per_gpu: float
-    replicas: int
+    engines: int
     """Engines that the fleet holds, at most one per shard; 0: none fits."""
     shards: int
     gpu_hours: float
@@ -72,7 +72,7 @@ def make_plan(config: RunConfig) -> RunPlan:
     if len(volumes) < len(known):
         volumes = dict.fromkeys(known, estimated_volume(config)) | volumes
     teachers = [plan_teacher(config, model, sizes[model.name], volumes[model.name]) for model in config.models]
-    problems = [teacher.note for teacher in teachers if not teacher.replicas]
+    problems = [teacher.note for teacher in teachers if not teacher.engines]
     stages = plan_stages(
         config, sizes, volumes, scoring_gpu_hours=sum(teacher.gpu_hours for teacher in teachers),
         store_bytes=sum(teacher.store_bytes for teacher in teachers),
@@ -83,29 +83,30 @@ def make_plan(config: RunConfig) -> RunPlan:
 def plan_teacher(config: RunConfig, model: ModelSection, size: ModelSize, volume: Volume) -> TeacherPlan:
     """One model as a teacher on the plan's card."""
     section, wanted = config.plan, model.engine.tensor_parallel_size
-    fitting = smallest_parallel_size(config, model, size)
+    memory = EngineMemory(model, size, config.extraction.capture, config.dialogues.max_tokens)
+    fitting = smallest_parallel_size(memory, section)
     width = max(wanted, fitting) if fitting else _widest(size, section.gpus)
     shards = max(1, round(volume.tokens / config.extraction.shard_tokens))
-    replicas = min(section.gpus // width, shards, config.cluster.engines or shards) if fitting else 0
+    engines = min(section.gpus // width, shards, config.cluster.engines or shards) if fitting else 0
     gpu_hours, basis = _scoring_hours(section, model.name, size, volume, width)
-    gpu_hours += replicas * width * size.weight_bytes / (section.store_mib_per_second * 2**20) / 3600
+    gpu_hours += engines * width * size.weight_bytes / (section.store_mib_per_second * 2**20) / 3600
     return TeacherPlan(
-        model.name, size, volume, width, kv_bytes(config, model, size), logits_bytes(config, model, size, width),
-        gpu_bytes(config, model, size, width), replicas, shards, gpu_hours, basis,
-        volume.rows * row_bytes(config.extraction.k, size.vocab_size), _note(config, model, size, fitting),
+        model.name, size, volume, width, memory.kv_bytes(), memory.logits_bytes(width), memory.gpu_bytes(width), engines,
+        shards, gpu_hours, basis,
+        volume.rows * row_bytes(config.extraction.k, size.vocab_size), _note(memory, section, fitting),
     )  # fmt: skip
 
 
-def smallest_parallel_size(config: RunConfig, model: ModelSection, size: ModelSize) -> int:
+def smallest_parallel_size(memory: EngineMemory, section: PlanSection) -> int:
     """Fewest GPUs of the plan's card that hold one engine, 0 if the fleet cannot."""
-    for width in _widths(size, config.plan.gpus):
-        if gpu_bytes(config, model, size, width) <= _usable_bytes(config, model):
+    for width in _widths(memory.size, section.gpus):
+        if memory.gpu_bytes(width) <= _usable_bytes(memory, section):
             return width
     return 0
 
 
-def _usable_bytes(config: RunConfig, model: ModelSection) -> float:
-    return config.plan.gpu_memory_gib * GIB * model.engine.gpu_memory_utilization
+def _usable_bytes(memory: EngineMemory, section: PlanSection) -> float:
+    return section.gpu_memory_gib * GIB * memory.model.engine.gpu_memory_utilization
 
 
 def _widths(size: ModelSize, gpus: int) -> list[int]:
@@ -126,8 +127,9 @@ def _scoring_hours(section: PlanSection, name: str, size: ModelSize, volume: Vol
     return flops / (section.tflops * 1e12 * section.prefill_utilisation) / 3600, "FLOPs"
 
 
-def _note(config: RunConfig, model: ModelSection, size: ModelSize, fitting: int) -> str:
-    section, wanted = config.plan, model.engine.tensor_parallel_size
+def _note(memory: EngineMemory, section: PlanSection, fitting: int) -> str:
+    model, size = memory.model, memory.size
+    wanted = model.engine.tensor_parallel_size
     if fitting:
         if wanted > section.gpus:
             return (
@@ -137,10 +139,10 @@ def _note(config: RunConfig, model: ModelSection, size: ModelSize, fitting: int)
         if wanted >= fitting:
             return ""
         return f"{model.name}: engine.tensor_parallel_size is {wanted}, one engine needs {fitting} of these GPUs: set it to {fitting}"
-    usable, share = _usable_bytes(config, model), model.engine.gpu_memory_utilization
-    needed = next((n for n in _widths(size, 2**11) if gpu_bytes(config, model, size, n) <= usable), 0)
+    usable, share = _usable_bytes(memory, section), model.engine.gpu_memory_utilization
+    needed = next((n for n in _widths(size, 2**11) if memory.gpu_bytes(n) <= usable), 0)
     width = _widest(size, section.gpus)
-    card = gpu_bytes(config, model, size, width) / share / GIB
+    card = memory.gpu_bytes(width) / share / GIB
     fleet = (
         f"{needed} GPUs of {section.gpu_memory_gib:g} GiB ({needed - section.gpus} more)"
         if needed

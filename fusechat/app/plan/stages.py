@@ -7,7 +7,7 @@ from ...config import JOINT, PlanSection, RunConfig
 from ...models.engine_memory import GIB
 from ...models.model_sizes import BYTES_OF_DTYPE, ModelSize
 from ...text.questions import CHUNK_QUESTIONS, read_questions
-from .dialogue_volume import Volume
+from .dialogue_volume import Volume, asked_prompts
 
 LABEL_BYTES, BYTES_PER_ENTRY, WIDE_ID_BYTES = 0.6, 2.27, 0.34
 """On disk: per row, per row and entry (23.3 a row measured at k=10), and more per entry for ids of 32 bits."""
@@ -74,6 +74,8 @@ def plan_stages(
         StagePlan("merge", merged / (section.store_mib_per_second * 2**20) / 3600, 0, fused_bytes, disk),
         StagePlan("evaluate", forward / section.gpus, forward, 0, f"FLOPs, {share:.0%} of the dialogues held out"),
     ]  # fmt: skip
+    if config.dialogues.prompts:
+        stages.insert(0, _write_stage(config, sizes))
     if config.evaluation.questions.sets:
         stages.insert(-1, _answer_stage(config, sizes))
     return stages
@@ -94,6 +96,26 @@ def _answer_stage(config: RunConfig, sizes: dict[str, ModelSize]) -> StagePlan:
     gpu_hours, written = weights * seconds / 3600, tokens * section.bytes_per_token * len(config.measured_ids)
     basis = f"{len(config.measured_ids)} models, longest answers, {section.decode_gib_per_second:g} GiB/s of weights"
     return StagePlan("answer", gpu_hours / section.gpus, gpu_hours, written, basis)
+
+
+def _write_stage(config: RunConfig, sizes: dict[str, ModelSize]) -> StagePlan:
+    """Every writer gives its longest answer to every prompt, all samples; each step of a chunk reads all weights once.
+
+    What a rule asks of other models is not in it: `likelihood` takes about a pass over all answers of each scorer.
+    """
+    plan, section = config.plan, config.writing
+    prompts, _ = asked_prompts(config)
+    chunks = math.ceil(prompts / section.chunk_prompts)
+    weights = sum(sizes[writer.name].weight_bytes for writer in config.writers)
+    seconds = chunks * section.max_new_tokens / (plan.decode_gib_per_second * GIB) + 1 / (
+        plan.store_mib_per_second * 2**20
+    )
+    gpu_hours = weights * seconds / 3600
+    answers = prompts * section.samples * len(config.writers)
+    basis = f"{answers:,} answers, the longest, {plan.decode_gib_per_second:g} GiB/s of weights"
+    return StagePlan(
+        "write", gpu_hours / plan.gpus, gpu_hours, answers * section.max_new_tokens * plan.bytes_per_token, basis
+    )
 
 
 def _prefill_basis(section: PlanSection) -> str:

@@ -1,0 +1,118 @@
+"""What an engine of a service is: which model, which face, and the recipe that decides what it says.
+
+Goes in: a run. Comes out: a `Face` per model and face, cheap to send. Knows nothing about engines or Ray.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fusechat.config import ModelSection, RunConfig
+from fusechat.errors import ConfigError
+from fusechat.models.model_limits import position_limit
+from fusechat.models.resolved_model import ResolvedModel, resolve
+
+from ..engine.engine_worker import engine_settings
+
+FaceName = Literal["score", "generate"]
+
+
+@dataclass(frozen=True)
+class Face:
+    """All that an engine of a service is told."""
+
+    kind: FaceName
+    model: ModelSection
+    """Its folder is looked up where the engine stands."""
+    template: str
+    """Text of the chat template that it reads messages under."""
+    k: int
+    """Entries kept per row; 1 where answers are given."""
+    capture: Literal["topk_pooler", "prompt_logprobs"]
+    max_tokens: int
+    """Longest dialogue, tokens; with `generate` prompt and answer together."""
+    max_dialogues: int
+    """Most dialogues of a request."""
+    at_once: int
+    """Requests that it works on at once."""
+    self_check_dialogues: int
+    recipe: str
+    """Fingerprint of all that decides what the engine says."""
+
+    @property
+    def name(self) -> str:
+        """What clients call the model."""
+        return self.model.name
+
+    @property
+    def id(self) -> str:
+        """Names the deployment: another recipe is another one."""
+        return f"{self.name}-{self.kind}-{self.recipe[:8]}"
+
+
+def faces_of(config: RunConfig, names: Sequence[str]) -> list[Face]:
+    """The faces of a run's models, in order.
+
+    Args:
+        names: models; empty: all of the run.
+    Raises:
+        ConfigError: no such model, or a template that cannot be read.
+        ModelError: a model that is not there, or without a tokenizer.
+    """
+    from fusechat.text.model_templates import template_of  # transformers: seconds
+
+    faces = []
+    for name in names or [model.name for model in config.models]:
+        section = config.model_named(name)
+        model, template = resolve(section, config.layout.digests_path), template_of(section, config.pivot)
+        longest = _max_tokens(config, model)
+        for kind in config.serve.faces_of(name):
+            faces.append(
+                Face(
+                    kind=kind,
+                    model=section,
+                    template=template,
+                    k=config.extraction.k if kind == "score" else 1,
+                    capture=config.extraction.capture,
+                    max_tokens=longest,
+                    max_dialogues=config.serve.max_request_dialogues,
+                    at_once=config.serve.requests_in_flight,
+                    self_check_dialogues=config.extraction.self_check_dialogues,
+                    recipe=fingerprint(recipe(kind, model, template, config)),
+                )
+            )
+    return faces
+
+
+def recipe(kind: FaceName, model: ResolvedModel, template: str, config: RunConfig) -> dict[str, Any]:
+    """All that decides what an engine says to given token ids or messages."""
+    scoring = {"k": config.extraction.k, "capture": config.extraction.capture} if kind == "score" else {}
+    return {
+        "face": kind,
+        "digests": model.digests,
+        "template": hashlib.sha256(template.encode()).hexdigest(),
+        "template_arguments": model.section.template_arguments,
+        **engine_settings(model.section.engine),
+        **scoring,
+    }
+
+
+def fingerprint(values: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits of a recipe."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _max_tokens(config: RunConfig, model: ResolvedModel) -> int:
+    """Longest dialogue that the engines of a model read.
+
+    Raises:
+        ConfigError: `serve.max_tokens` is more than the model reads.
+    """
+    limit, wanted = position_limit(model.folder), config.serve.max_tokens
+    # vLLM's prompt logprobs come with one sampled token, which takes a position behind the dialogue.
+    limit = limit - 1 if limit and config.extraction.capture == "prompt_logprobs" else limit
+    if wanted and limit and wanted > limit:
+        raise ConfigError(f"serve.max_tokens is {wanted}, {model.name} reads {limit}; lower it or leave it out")
+    return wanted or min(2 * config.dialogues.max_tokens, limit or 2 * config.dialogues.max_tokens)
