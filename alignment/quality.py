@@ -93,15 +93,13 @@ def measure_shard(
 
 
 def add_figures(parts: Iterable[ShardFigures]) -> ShardFigures:
-    """Sums over all parts."""
-    parts = list(parts)
-    zero = np.zeros((len(TEXT_KINDS), len(COLUMNS)))
-    return ShardFigures(
-        sum((part.sums for part in parts), zero),
-        sum((part.kinds for part in parts), np.zeros(len(RowKind), np.int64)),
-        sum(part.chained for part in parts),
-        sum(part.apart for part in parts),
-    )
+    """Sums over all parts, one of them in memory at a time."""
+    sums, kinds = np.zeros((len(TEXT_KINDS), len(COLUMNS))), np.zeros(len(RowKind), np.int64)
+    chained = apart = 0
+    for part in parts:
+        sums, kinds = sums + part.sums, kinds + part.kinds
+        chained, apart = chained + part.chained, apart + part.apart
+    return ShardFigures(sums, kinds, chained, apart)
 
 
 def summarise(figures: ShardFigures) -> dict[str, Any]:
@@ -160,23 +158,22 @@ def read_figures(url: str, num_shards: int) -> ShardFigures:
     Raises:
         ArtifactError: a shard has none that hold.
     """
-    parts = []
-    for shard in range(num_shards):
-        figures = read_json(figures_url(url, shard)) if has_figures(url, shard) else None
-        if figures is None:
-            raise ArtifactError(
-                f"{figures_url(url, shard)}: missing or changed since it was written; start the same command again: this shard is "
-                "aligned anew"
-            )
-        parts.append(
-            ShardFigures(
-                np.array(figures["sums"]),
-                np.array(figures["kinds"], np.int64),
-                int(figures["chained"]),
-                int(figures["apart"]),
-            )
+    return add_figures(_read_shard_figures(url, shard) for shard in range(num_shards))
+
+
+def _read_shard_figures(url: str, shard: int) -> ShardFigures:
+    document = read_json(figures_url(url, shard)) if has_figures(url, shard) else None
+    if document is None:
+        raise ArtifactError(
+            f"{figures_url(url, shard)}: missing or changed since it was written; start the same command again: this shard is "
+            "aligned anew"
         )
-    return add_figures(parts)
+    return ShardFigures(
+        np.array(document["sums"]),
+        np.array(document["kinds"], np.int64),
+        int(document["chained"]),
+        int(document["apart"]),
+    )
 
 
 def loss_even(labels: np.ndarray, topk_ids: np.ndarray, topk_logprobs: np.ndarray, vocab_size: int) -> np.ndarray:

@@ -108,6 +108,7 @@ class CountListener(Listener):
     def __init__(self, inputs: AlignmentInputs) -> None:
         self._inputs = inputs
         self._counts: list[Cooccurrence] = []
+        self._num_waiting = 0
         self.tokenizers: tuple[Any, Any] | None = None
 
     def on_started(self) -> None:
@@ -115,11 +116,19 @@ class CountListener(Listener):
         self.tokenizers = self._inputs.open_tokenizers()
 
     def on_done(self, result: dict[str, Any]) -> None:
-        self._counts = [merge_counts([*self._counts, result["counts"]])]
+        self._counts.append(result["counts"])
+        self._num_waiting += len(result["counts"].counts)
+        # Those that wait are merged when they are as many as the sum so far: each shard would else go through all of it.
+        if self._num_waiting >= len(self._counts[0].counts):
+            self._merge()
+
+    def _merge(self) -> None:
+        self._counts, self._num_waiting = [merge_counts(self._counts)], 0
 
     @property
     def counts(self) -> Cooccurrence:
         """Of the dialogues that were counted."""
+        self._merge()
         return self._counts[0]
 
 

@@ -19,7 +19,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .faults import damage, disk, kills, machine, s3, workers
+from .faults import command, damage, disk, kills, machine, s3, workers
 from .faults.trial import Fault, Judgement, Tools, judge
 from .faults.world import World
 
@@ -109,6 +109,7 @@ def collect(folder: Path, *, quick: bool, at_once: int, only: list[str], again: 
         known = {number: judgement for number, judgement in known.items() if judgement.is_good}
     world = World(folder)
     wanted = faults_of(folder, quick, only)
+    command.start_server()
     for variant in ("rows", "joint"):
         world.undisturbed(variant)
 
@@ -134,9 +135,12 @@ def collect(folder: Path, *, quick: bool, at_once: int, only: list[str], again: 
             shutil.rmtree(place, ignore_errors=True)
         return judgement
 
+    left = [item for item in wanted if item[0] not in known]
     try:
         with ThreadPoolExecutor(at_once) as threads:
-            made = list(threads.map(one, [item for item in wanted if item[0] not in known]))
+            made = list(threads.map(one, [item for item in left if item[1] not in workers.VICTIMS]))
+        # Nodes of a Ray are started in the main thread, and their workers told apart by them: one fault after the other.
+        made += [one(item) for item in left if item[1] in workers.VICTIMS]
     finally:
         workers.end()
     numbers = {number for number, _, _ in wanted}

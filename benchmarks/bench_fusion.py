@@ -32,14 +32,14 @@ MAIN_ARMS = [
     "smoothing",
     "oracle",
     "joint",
-    "joint_gap",
     "published.sce",
     "trusted.linear",
     f"trusted.{BEST_MERGE}",
 ]
 MERGES_AND_GATES = [
     "trusted.sce", "trusted.varm", "trusted.ties", "trusted.bounded_sum", "trusted.from_control", "trusted.from_control_0.7",
-    "trusted.selected", "trusted.fisher", "trusted.fisher_matrix", "joint_soft", "joint_gap_decayed", "joint_first_sight",
+    "trusted.selected", "trusted.fisher", "trusted.fisher_matrix", "joint_soft", "joint_gap", "joint_gap_decayed",
+    "joint_first_sight",
 ]  # fmt: skip
 OTHERS = [
     "joint_ungated", "joint_untrusted", "joint_published", "pivot_rows", "joint_reverse_kl", "joint_where_unsure",
@@ -51,11 +51,11 @@ PAIRS = [f"{choice}.{skill}" for choice in ("published", "trusted") for skill in
 def arms_of(world: str, which: str) -> list[str]:
     """The arms of a world, the ones that matter most first; `which` is `main`, `merges` (in world B) or `all`."""
     if world == "S5":
-        arms = [*MAIN_ARMS[:5], "joint_without_bad", "joint_ungated", "trusted.linear"]
+        arms = [*MAIN_ARMS[:4], "joint_without_bad", "joint_ungated", "trusted.linear"]
     else:
         arms = [*MAIN_ARMS]
     if which != "main" and world == "B":
-        arms += [*PAIRS, *MERGES_AND_GATES]
+        arms = [*MAIN_ARMS[:4], *PAIRS, *MAIN_ARMS[4:], *MERGES_AND_GATES]  # merges take the pairs that are trained
     if which == "all" and world == "B":
         arms += OTHERS
     if which == "all" and world in ("Bn", "L"):

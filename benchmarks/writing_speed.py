@@ -121,10 +121,10 @@ class _Stage:
 
         self._folder, section = Path(order["folder"]) / "stage", WritingSection.model_validate(order["section"])
         self._folder.mkdir()
-        prompts = _prompts(order)
+        prompts = prompts_of(order)
         write_prompts(self._folder / "prompts.jsonl", prompts)
         self._inputs = WriterInputs(
-            model=_model(order), template=_template(order).to_attributes(),
+            model=_model(order), template=template_of(order).to_attributes(),
             prompts_file=str(self._folder / "prompts.jsonl"), folder=str(self._folder / "answers"),
             chunk_prompts=section.chunk_prompts, samples=section.samples, temperature=section.temperature,
             max_new_tokens=section.max_new_tokens, seed=0,
@@ -154,9 +154,9 @@ class _Vllm:
         from inference.engine.environment import prepare_environment
 
         section, engine = order["section"], EngineSection.model_validate(order["engine"])
-        template = _template(order)
+        template = template_of(order)
         tokenizer, _ = load_tokenizer(order["model"], template=template.text)
-        ids = [tokenize_prompt(tokenizer, template, prompt.dialogue) for prompt in _prompts(order)]
+        ids = [tokenize_prompt(tokenizer, template, prompt.dialogue) for prompt in prompts_of(order)]
         prepare_environment(engine.tensor_parallel_size)
         from vllm import LLM, SamplingParams
         from vllm.platforms import current_platform
@@ -183,8 +183,8 @@ class _Vllm:
         pass
 
 
-def _prompts(order: dict[str, Any]) -> list[Any]:
-    """The prompts, each with an id of its own however often it is repeated."""
+def prompts_of(order: dict[str, Any]) -> list[Any]:
+    """The prompts of an order, each with an id of its own however often it is repeated."""
     from dataclasses import replace
 
     from fusechat.text.prompts import read_prompts
@@ -200,7 +200,8 @@ def _model(order: dict[str, Any]) -> Any:
     return ModelSection(name="writer", model=order["model"], engine=order["engine"])
 
 
-def _template(order: dict[str, Any]) -> Any:
+def template_of(order: dict[str, Any]) -> Any:
+    """The writer's own template, or a plain one."""
     from fusechat.text.rendered import ChatTemplate
 
     folder = Path(order["model"])

@@ -4,16 +4,15 @@ The bytes are those of `alignment.stage.run`. Where there is nothing to share ou
 shard at most is missing, or there is one CPU.
 """
 
-import os
-
 from alignment import stage
-from fusechat.config import ClusterSection, RunConfig
+from fusechat.config import RunConfig
 from fusechat.progress import Progress
 from fusechat.storage.artifact import Artifact
 from fusechat.storage.lease import hold_store
 from fusechat.storage.work import run_here
 
 from .jobs.working_dir import require_absolute
+from .pool.cpus import has_several_cpus
 from .pool.run_on_ray import run_on_ray
 from .pool.session import ray_session
 
@@ -31,7 +30,7 @@ def run(config: RunConfig, source_name: str, *, progress: Progress | None = None
         works = stage.prepare(
             config.layout, config.pivot.name, source_name, config.alignment, config.extraction, progress=progress
         )
-        if lease is None or len(works[-1].missing) < 2 or not _has_several_cpus(config.cluster):
+        if lease is None or len(works[-1].missing) < 2 or not has_several_cpus(config.cluster):
             return run_here(works, progress)[-1]
         require_absolute(config)
         with ray_session(config.cluster):
@@ -39,8 +38,3 @@ def run(config: RunConfig, source_name: str, *, progress: Progress | None = None
                 works, config.cluster, max_attempts=config.cluster.max_attempts, progress=progress,
                 in_turn=True, on_tick=lambda ready: lease.check(),
             )[-1]  # fmt: skip
-
-
-def _has_several_cpus(section: ClusterSection) -> bool:
-    """A cluster given by address is there because one machine is not enough; a local Ray takes the CPUs it is told."""
-    return section.ray_address is not None or (section.num_cpus or os.cpu_count() or 1) > 1

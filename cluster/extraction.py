@@ -1,20 +1,20 @@
-"""Extraction on Ray: a pool of teacher engines works off the missing shards of every model's store."""
+"""Extraction: the missing shards of every model's store are scored by engines of a running service, else by a pool of teachers on Ray."""
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 
 from fusechat.config import RunConfig
-from fusechat.models.resolved_model import resolve
+from fusechat.models.resolved_model import ResolvedModel, resolve
 from fusechat.progress import Progress
 from fusechat.storage.artifact import Artifact
 from fusechat.storage.lease import hold_store
+from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import Work, run_here
 from inference import stage
+from inference.serving.faces import recipe_of
 
-from .pool.extraction_meter import ExtractionMeter
-from .pool.preflight import check_cluster
-from .pool.run_on_ray import run_on_ray
-from .pool.session import ray_session
+from .service.attach import RunningServices, run_served
 
 
 def run(config: RunConfig, names: list[str], *, progress: Progress) -> dict[str, Artifact]:
@@ -40,31 +40,37 @@ def run(config: RunConfig, names: list[str], *, progress: Progress) -> dict[str,
                 if lease is not None:
                     lease.check()
 
-        if not any(work.missing for work in works):
-            artifacts = run_here(works, progress)
+        artifacts = _from_services(config, models, works, progress, check_leases)
+        left = [work for work in works if work.name not in artifacts]
+        if any(work.missing for work in left):
+            from .pool.score_on_ray import score_on_ray  # Ray: a run whose engines a service has begins without it
+
+            made = score_on_ray(config, left, progress, check_leases)
         else:
-            artifacts = _score(config, works, progress, check_leases)
-    return dict(zip(names, artifacts, strict=True))
+            made = run_here(left, progress)
+        artifacts |= dict(zip([work.name for work in left], made, strict=True))
+    return {name: artifacts[name] for name in names}
 
 
-def _score(
-    config: RunConfig, works: list[Work], progress: Progress, check_leases: Callable[[], None]
-) -> list[Artifact]:
-    teachers = [work.name for work in works if work.missing]
-    with ray_session(config.cluster), contextlib.ExitStack() as bars:
-        check_cluster(config, teachers, {"run.store": config.store_url})
-        progress.say(f"extract: starting {len(teachers)} teachers on Ray: {', '.join(teachers)}")
-        meter = ExtractionMeter(progress, works, bars)
-
-        def tick(ready: dict[str, int]) -> None:
-            check_leases()
-            meter.tick(ready)
-
-        try:
-            return run_on_ray(
-                works, config.cluster, max_attempts=config.cluster.max_attempts, progress=progress,
-                workers_per_work=config.cluster.engines, listen=meter.listen, on_tick=tick,
-            )  # fmt: skip
-        finally:
-            meter.tick(dict.fromkeys(teachers, 0), last=True)
-            meter.say_result()
+def _from_services(
+    config: RunConfig,
+    models: list[ResolvedModel],
+    works: list[Work],
+    progress: Progress,
+    check_leases: Callable[[], None],
+) -> dict[str, Artifact]:
+    """Do the works whose engine a running service has; gives their artifacts by name."""
+    begun = [(model, work) for model, work in zip(models, works, strict=True) if work.missing]
+    if not begun:
+        return {}
+    services = RunningServices(config.cluster, progress=progress)
+    served = {}
+    for model, work in begun:
+        tokens = TokensReader(config.tokens_url(model.name))
+        template = str(tokens.attributes["template"])
+        engine = services.find(
+            "score", model.name, partial(recipe_of, "score", model, template, config.extraction), tokens.longest()
+        )
+        if engine is not None:
+            served[model.name] = stage.served_work(work, engine)
+    return {name: run_served(work, progress, on_tick=check_leases) for name, work in served.items()}

@@ -23,6 +23,7 @@ from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import HERE, Place
 
 from .engine.engine_worker import EngineWorker
+from .serving.remote_teacher import RemoteTeacher, ServedBy
 
 if TYPE_CHECKING:
     from .capture.rows import TopKRows
@@ -41,6 +42,8 @@ class ScoringInputs:
     capture: Literal["topk_pooler", "prompt_logprobs"]
     self_check_dialogues: int
     storage_patience_seconds: float
+    served: ServedBy | None = None
+    """An engine of a service that scores; None: the worker starts its own."""
 
 
 class TeacherWorker(EngineWorker):
@@ -53,35 +56,45 @@ class TeacherWorker(EngineWorker):
         self._on_cpu = True  # until the engine says otherwise
 
     def start(self) -> dict[str, Any]:
-        """Open tokens, store and engine, and let the teacher prove itself.
+        """Open tokens, store and engine, and let the teacher prove itself; that of a service has done so.
 
         Returns:
             the self-check's report and the seconds the start took.
         Raises:
             TeacherError: the engine does not start or fails its self-check.
         """
+        started, inputs = time.monotonic(), self.inputs
+        self.tokens = TokensReader(inputs.tokens_url)
+        self.store = RowStore.open(inputs.store_url, "logprobs", mode="r+")
+        if inputs.served is not None:
+            self._teacher = RemoteTeacher(inputs.served)
+            self._engine_turn = contextlib.nullcontext()  # the service gives the turns
+            report: dict[str, Any] = {}
+        else:
+            report = self._start_engine()
+        return {"self_check": report, "seconds": time.monotonic() - started}
+
+    def _start_engine(self) -> dict[str, Any]:
+        """Start an engine here; gives the report of its self-check."""
         from .engine.teacher import Teacher
         from .self_check import check_teacher
 
-        started, inputs = time.monotonic(), self.inputs
+        inputs = self.inputs
         folder = model_files.resolve_model(inputs.model)
-        self.tokens = TokensReader(inputs.tokens_url)
-        self.store = RowStore.open(inputs.store_url, "logprobs", mode="r+")
-        self._teacher = Teacher(
+        self._teacher = teacher = Teacher(
             str(folder),
             k=inputs.k,
             capture=inputs.capture,
             max_tokens=self.tokens.longest(),
             engine=self._engine_section,
         )
-        self._on_cpu = self._teacher.info["device"] == "cpu"
+        self._on_cpu = teacher.info["device"] == "cpu"
         if not self._on_cpu:
             self._engine_turn = contextlib.nullcontext()
-        report: dict[str, Any] = {}
-        if inputs.self_check_dialogues:
-            ids, targets = self._checked(inputs.self_check_dialogues)
-            report = check_teacher(self._teacher, ids, targets, model_folder=str(folder))
-        return {"self_check": report, "seconds": time.monotonic() - started}
+        if not inputs.self_check_dialogues:
+            return {}
+        ids, targets = self._checked(inputs.self_check_dialogues)
+        return check_teacher(teacher, ids, targets, model_folder=str(folder))
 
     def run_unit(self, unit: int) -> dict[str, Any]:
         """Score one shard and write it; the commit mark is written last.

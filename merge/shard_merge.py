@@ -162,10 +162,11 @@ def read_shard_record(recipe: MergeRecipe, index: int) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        record = read_json(str(path))
+        record: Any = read_json(str(path))
     except ArtifactError:
         return None
-    return record["tensors"] if is_whole(record) and record["fingerprint"] == recipe.fingerprint else None
+    whole = is_whole(record) and {"fingerprint", "sha256", "tensors"} <= record.keys()
+    return record["tensors"] if whole and record["fingerprint"] == recipe.fingerprint else None
 
 
 def remove_damaged(recipe: MergeRecipe) -> None:

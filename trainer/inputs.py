@@ -24,14 +24,14 @@ class TrainingInputs:
     max_tokens: int
     """Longest dialogue, tokens of the pivot."""
     dialogue_files: tuple[str, ...]
-    """As the run file names them, for the targets' cards."""
+    """Of dialogues and of prompts, as the run file names them, for the targets' cards."""
 
     @classmethod
     def of(cls, config: RunConfig) -> "TrainingInputs":
         """What a run says of its training."""
         return cls(
             config.layout, config.pivot, tuple(config.sources), tuple(config.trained_names), config.training,
-            config.run.seed, config.dialogues.max_tokens, tuple(config.dialogues.train),
+            config.run.seed, config.dialogues.max_tokens, (*config.dialogues.train, *config.dialogues.prompts),
         )  # fmt: skip
 
     @property

@@ -112,6 +112,11 @@ def _fork_server() -> Any:
     return context
 
 
+def start_server() -> None:
+    """Start the process that drivers are forked from; before any threads are."""
+    _fork_server()
+
+
 def _nothing() -> None:
     """The first child, whose start starts the server."""
 
@@ -159,7 +164,7 @@ def _drive(
     os.environ.pop("LD_PRELOAD", None)  # what the driver starts is not disturbed
     os.environ.update(environment)
     sys.argv = ["fusechat", *arguments]
-    from cluster import extraction
+    from cluster.pool import score_on_ray as extraction
     from fusechat.app.cli import main
     from fusechat.storage.work import run_here
 

@@ -4,7 +4,6 @@ import contextlib
 import os
 import random
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -27,8 +26,6 @@ VICTIMS = {
     "node": ("align", "raylet"), "rank": ("extract", "VLLM::Worker"),
 }  # fmt: skip
 """Whom a fault kills -> the stage from which the run is done, and what the process is called."""
-_ONE_AT_A_TIME = threading.Lock()
-"""The cluster's processes are told apart by their parents, not by their run."""
 
 
 class Nodes:
@@ -82,8 +79,7 @@ def kill(whom: str) -> Callable[[Tools], Disturbed]:
     """The fault that kills one such process while it works."""
 
     def fault(tools: Tools) -> Disturbed:
-        with _ONE_AT_A_TIME:
-            return _kill(whom, tools)
+        return _kill(whom, tools)
 
     return fault
 

@@ -146,15 +146,15 @@ def _write(config: RunConfig, progress: Progress) -> Artifact:
 
 
 def _prepare_dialogues(config: RunConfig, progress: Progress) -> Artifact:
-    from ..text import tokenize_stage
+    from cluster import tokenizing
 
-    return tokenize_stage.prepare_dialogues(config, progress=progress)
+    return tokenizing.read_dialogues(config, progress=progress)
 
 
 def _tokenize(name: str, config: RunConfig, progress: Progress) -> list[Artifact]:
-    from ..text import tokenize_stage
+    from cluster import tokenizing
 
-    return tokenize_stage.tokenize(config, name, progress=progress)
+    return tokenizing.tokenize(config, name, progress=progress)
 
 
 def _extract(names: list[str], config: RunConfig, progress: Progress) -> dict[str, Artifact]:

@@ -1,6 +1,7 @@
 """`fusechat status`: what a run has, read from its folder, its stores and its logs alone."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 from ..config import RunConfig
@@ -50,6 +51,8 @@ def status_table(config: RunConfig) -> Any:
             state, shown = artifact_state(artifact)
             if state == "part":
                 shown = "\n".join([shown, *shard_news(config, artifact)])
+            if state == "begun" and step.stage == "write":
+                shown = writing_news(artifact)
             if state == "begun" and step.stage == "train":
                 shown = training_news(config, artifact.name)
             table.add_row(step.stage, artifact.name or artifact.url.rsplit("/", 1)[-1], state, shown)
@@ -75,6 +78,12 @@ def shard_news(config: RunConfig, artifact: ArtifactEntry) -> list[str]:
     if errors:
         news.append(f"last error: {' '.join(str(errors[-1]['error']).split())[:ERROR_WIDTH]}")
     return news
+
+
+def writing_news(artifact: ArtifactEntry) -> str:
+    """How many chunks of prompts a writer has answered."""
+    chunks = len(list(Path(artifact.url, "parts").glob("*.json")))
+    return f"{chunks:,} chunks" if chunks else ""
 
 
 def training_news(config: RunConfig, name: str) -> str:

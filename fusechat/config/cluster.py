@@ -23,6 +23,9 @@ class ClusterSection(Section):
     """Tries per unit (a shard of extraction, alignment or merging, questions to answer) before it is set aside."""
     engines: int | None = Field(None, ge=1)
     """Engines per model that scores or answers; default: as many as the cluster has room for at any time, at most one per unit."""
+    service: str = "auto"
+    """Running engines that the run uses where their recipe is its own: `auto` (any service of this user on this machine), a
+    service's name, its address (`http://head:8000`), or `off`."""
     units_in_flight: int = Field(2, ge=1)
     """Shards that an engine which scores works on at once, so that it does not drain between two."""
     storage_patience_seconds: float = Field(600, ge=0)

@@ -41,8 +41,8 @@ class DialoguesSection(Section):
     """What the models read."""
 
     train: list[PathText] = []
-    """Files or dataset folders: JSONL, ShareGPT JSON, Parquet, a saved Hugging Face dataset. May be left out where there are
-    prompts."""
+    """Files or dataset folders: JSONL, ShareGPT JSON, Parquet, a saved Hugging Face dataset (`folder::split`), or one of the hub
+    (`hub:OWNER/NAME::split`, `hub:OWNER/NAME/CONFIG@REVISION::split`). May be left out where there are prompts."""
     prompts: list[PathText] = []
     """Files of prompts, in any form of questions (`.txt`, `prompt`, `instruction`, ...) or of dialogues, whose last answer is
     then a reference; the writers answer them (`writing`), and the answers that are kept are read beside `train`."""

@@ -243,7 +243,7 @@ def _kept_digests(cache: Path) -> dict[str, str]:
         known = read_json(str(cache))
     except ArtifactError:
         return {}
-    return known if is_whole(known) else {}
+    return dict(known) if known is not None and is_whole(known) else {}
 
 
 def text_digest(text: str) -> str:

@@ -27,7 +27,7 @@ from .contracts import CONTRACT_VERSION, CONTRACTS, Contract
 from .row_arrays import COMMIT_ARRAY, LABEL_STEP, decode_rows, encode_rows
 from .shard_layout import ShardLayout
 from .store_description import check_shapes, no_description, refuse_other_recipe, write_description
-from .zarr_arrays import ATTRIBUTE, DAMAGE, LongArray, read_array
+from .zarr_arrays import ATTRIBUTE, DAMAGE, LongArray, read_array, writable
 
 
 class RowStore:
@@ -41,7 +41,7 @@ class RowStore:
         )
         self.k = int(self.attributes["k"])
         self.logprob_step = float(self.attributes["logprob_step"])
-        self._arrays: dict[str, zarr.Array[Any]] = {name: group[name] for name in contract.names}  # type: ignore[misc]  # no groups
+        self._arrays: dict[str, zarr.Array[Any]] = {name: writable(group, name) for name in contract.names}
         check_shapes(self.layout, self._arrays, self.attributes, contract)
         self._seen: set[tuple[str, int]] = set()
         """(array, shard) of the objects that are known to be there."""

@@ -61,6 +61,14 @@ def create_long_array(
     )  # fmt: skip
 
 
+def writable(group: zarr.Group, name: str) -> Any:
+    """An array of an opened group for writing. What is all fill is written too: a missing object means a missing shard, and
+    Zarr keeps no such setting with the array.
+    """
+    array: Any = group[name]
+    return array.with_config({"write_empty_chunks": True})
+
+
 class LongArray:
     """A long array that is read by range; an object that is missing or empty, which Zarr would read as fill, is refused.
 

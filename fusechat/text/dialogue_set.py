@@ -11,6 +11,64 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ArtifactError
+from ..storage.artifact import read_json
+from .dialogues import Dialogue, read_row
+
+INDEX_FILE = "index.json"
+"""Beside the files of the splits."""
+
+
+@dataclass(frozen=True)
+class SplitIndex:
+    """Where the pieces of one split stand: [pieces+1] `bytes` in its file, and `dialogues` before them."""
+
+    bytes: tuple[int, ...]
+    dialogues: tuple[int, ...]
+
+    @property
+    def num_pieces(self) -> int:
+        return len(self.bytes) - 1
+
+    def num_dialogues(self, piece: int) -> int:
+        """Of one piece."""
+        return self.dialogues[piece + 1] - self.dialogues[piece]
+
+
+def read_index(folder: Path, split: str) -> SplitIndex:
+    """The index of a split.
+
+    Args:
+        folder: of the dialogues artifact.
+    Raises:
+        ArtifactError: there is none.
+    """
+    index = read_json(str(folder / INDEX_FILE))
+    try:
+        offsets = index[split]  # type: ignore[index]  # None is told like any other wrong value
+        return SplitIndex(tuple(offsets["bytes"]), tuple(offsets["dialogues"]))
+    except (TypeError, KeyError):
+        raise ArtifactError(
+            f"{folder / INDEX_FILE}: no index of the pieces of {split}; delete {folder} and run `fusechat tokenize` again"
+        ) from None
+
+
+def read_piece(path: Path, index: SplitIndex, piece: int) -> list[Dialogue]:
+    """The dialogues of one piece.
+
+    Args:
+        path: of the split's file.
+    Raises:
+        ArtifactError: the file is not the one that the index is of.
+    """
+    with path.open("rb") as file:
+        file.seek(index.bytes[piece])
+        lines = file.read(index.bytes[piece + 1] - index.bytes[piece]).splitlines()
+    if len(lines) != index.num_dialogues(piece):
+        raise ArtifactError(
+            f"{path}: piece {piece} has {len(lines)} dialogues, the index says {index.num_dialogues(piece)}; delete its "
+            "folder and run `fusechat tokenize` again"
+        )
+    return [read_row(json.loads(line), "") for line in lines]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ about templates or tokens.
 import difflib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -86,28 +86,74 @@ def read_dialogues(
     files = [paths] if isinstance(paths, (str, Path)) else list(paths)
     for path, name in zip(files, file_names(files), strict=True):
         counted: Counter[str] = Counter()
-        for number, (place, given) in enumerate(read_rows(path, lambda column: _is_read(column, ignore_keys)), 1):
-            row, cut = given, ""
-            try:
-                row = _without(given, ignore_keys) if ignore_keys else given
-                dialogue = _to_dialogue(row, f"{name}-{number}")
-                if on_bad == "skip":
-                    dialogue, cut = cut_ends(dialogue)
-                _check_id(dialogue.id, places)
-                check_dialogue(dialogue)
-            except (DialogueError, RecursionError) as error:
-                is_deep = isinstance(error, RecursionError)
-                problems.append((_where(place, row), TOO_DEEP if is_deep else str(error)))
+        rows = read_rows(path, lambda column: is_read(column, ignore_keys))
+        for one in checked_rows(rows, name, on_bad=on_bad, ignore_keys=ignore_keys):
+            if one.problem:
+                problems.append((one.place, one.problem))
+            if one.dialogue is None:
                 continue
-            if cut:
-                problems.append((_where(place, row), f"{cut}: cut, and the rest kept"))
-            counted.update(key for key, value in row.items() if key not in COLUMNS and carries(value))
-            places[dialogue.id] = place
-            yield dialogue
+            if one.dialogue.id in places:
+                problems.append((one.place, repeated_id(one.dialogue.id, places[one.dialogue.id])))
+                continue
+            counted.update(one.columns)
+            places[one.dialogue.id] = one.row_place
+            yield one.dialogue
         if left_out is not None and counted:
             left_out[str(path)] = counted
     if problems and on_bad == "refuse":
-        raise DialogueError(_refusal(problems))
+        raise DialogueError(refusal_of(problems, len(problems)))
+
+
+@dataclass(frozen=True)
+class CheckedRow:
+    """What became of one row of a file."""
+
+    number: int
+    """Of the row in its file, from 1."""
+    row_place: str
+    """Where it stands: file and line or row."""
+    place: str
+    """The same, with the dialogue's id where the row has one."""
+    dialogue: Dialogue | None
+    """None: it breaks a rule."""
+    problem: str = ""
+    """Which rule it breaks, or what was cut from it."""
+    columns: tuple[str, ...] = ()
+    """That carry a value and are no part of a dialogue."""
+
+
+def checked_rows(
+    rows: Iterable[tuple[str, Any]], name: str, *, on_bad: str, ignore_keys: Collection[str], rows_before: int = 0
+) -> Iterator[CheckedRow]:
+    """Read and check rows one by one; whether an id stands twice is for those to say who see all rows.
+
+    Args:
+        rows: (place, row), as `read_rows` gives them.
+        name: what rows without an id are called after.
+        on_bad, ignore_keys: as in `read_dialogues`.
+        rows_before: rows of the file before these.
+    """
+    for number, (place, given) in enumerate(rows, rows_before + 1):
+        row, cut = given, ""
+        try:
+            row = _without(given, ignore_keys) if ignore_keys else given
+            dialogue = _to_dialogue(row, f"{name}-{number}")
+            if on_bad == "skip":
+                dialogue, cut = cut_ends(dialogue)
+            check_dialogue(dialogue)
+        except (DialogueError, RecursionError) as error:
+            problem = TOO_DEEP if isinstance(error, RecursionError) else str(error)
+            yield CheckedRow(number, place, _where(place, row), None, problem)
+            continue
+        columns = tuple(key for key, value in row.items() if key not in COLUMNS and carries(value))
+        yield CheckedRow(
+            number, place, _where(place, row), dialogue, f"{cut}: cut, and the rest kept" if cut else "", columns
+        )
+
+
+def repeated_id(dialogue_id: str, place: str) -> str:
+    """What is said of an id that stands at an earlier place too."""
+    return f"the id {shown(dialogue_id)} stands at {place} too, expected each id once; rename one"
 
 
 def file_names(paths: Sequence[str | Path]) -> list[str]:
@@ -153,22 +199,27 @@ def read_row(row: Any, default_id: str) -> Dialogue:
     return dialogue
 
 
-def _refusal(problems: list[tuple[str, str]]) -> str:
-    """One message on all dialogues that cannot be read."""
+def refusal_of(problems: Sequence[tuple[str, str]], count: int) -> str:
+    """One message on all dialogues that cannot be read.
+
+    Args:
+        problems: (place, reason) of the first ones.
+        count: of all.
+    """
     named = [f"{place}: {reason}" for place, reason in problems[:MAX_NAMED]]
-    if len(problems) == 1:
+    if count == 1:
         return named[0]
-    rest = [f"and {len(problems) - MAX_NAMED:,} more"] if len(problems) > MAX_NAMED else []
+    rest = [f"and {count - MAX_NAMED:,} more"] if count > MAX_NAMED else []
     return "\n  ".join(
         [
-            f"{len(problems):,} dialogues break the rules; correct them, or set on_bad: skip, which leaves them out:",
+            f"{count:,} dialogues break the rules; correct them, or set on_bad: skip, which leaves them out:",
             *named,
             *rest,
         ]
     )
 
 
-def _is_read(column: str, ignore_keys: Collection[str]) -> bool:
+def is_read(column: str, ignore_keys: Collection[str]) -> bool:
     """Whether a table's column is loaded: one that is known, or one whose values must be looked at to refuse them."""
     return column not in ignore_keys and (column in COLUMNS or column in MEDIA or bool(_near(column)))
 
@@ -288,11 +339,3 @@ def _template_arguments(value: Any) -> JsonObject:
         if name in RESERVED_ARGUMENTS:
             raise DialogueError(f"template_arguments: found {name!r}, which FuseChat itself sets; remove it")
     return arguments
-
-
-def _check_id(dialogue_id: str, places: Mapping[str, str]) -> None:
-    """Raise on an id that was read before; `places`: the ids read so far and where."""
-    if dialogue_id in places:
-        raise DialogueError(
-            f"the id {shown(dialogue_id)} stands at {places[dialogue_id]} too, expected each id once; rename one"
-        )

@@ -6,7 +6,7 @@ them, up to its turn; every turn is a target in exactly one of these dialogues.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from ..errors import DialogueError, ModelError
 from .chat_template import render
 from .dialogues import Dialogue, Message
 from .rendered import ChatTemplate
-from .tokenization import tokenize_dialogue
+from .tokenization import tokenize_dialogue, tokenize_each
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,41 +38,80 @@ class Fitted:
     added: int
 
 
+@dataclass(frozen=True)
+class FittedDialogue:
+    """What became of one dialogue: `examples` that stand in its place, `note` (what was cut or set aside, in words),
+    `refused` (why the template does not show it); both texts may be empty.
+    """
+
+    examples: tuple[Dialogue, ...]
+    note: str = ""
+    refused: str = ""
+
+
+def fit_each(
+    tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate | str,
+    dialogues: Sequence[Dialogue],
+    max_tokens: int,
+    ids: set[str],
+) -> Iterator[FittedDialogue]:
+    """Cut dialogues to `max_tokens`, set aside what the template does not show, and show every thought, one by one.
+
+    Args:
+        ids: that new examples must not have; those of the new ones are added.
+    """
+    for dialogue, tokenized in zip(dialogues, tokenize_each(tokenizer, template, dialogues), strict=True):
+        if isinstance(tokenized, Exception):
+            yield FittedDialogue((), refused=str(tokenized))
+            continue
+        fitting: Dialogue | None = dialogue
+        note = ""
+        if len(tokenized) > max_tokens:
+            try:
+                fitting, note = cut_dialogue(tokenizer, template, dialogue, max_tokens)
+            except (DialogueError, ModelError) as error:  # what is left of it is not shown
+                yield FittedDialogue((), refused=str(error))
+                continue
+        if fitting is not None and not fitting.is_trained:
+            fitting, note = None, f"{note}; set aside, because no turn that is left is a target"
+        examples = () if fitting is None else tuple(show_thoughts(tokenizer, template, fitting, ids))
+        yield FittedDialogue(examples, note)
+
+
 def fit_dialogues(
     tokenizer: PreTrainedTokenizerBase,
     template: ChatTemplate | str,
     dialogues: Sequence[Dialogue],
     max_tokens: int,
 ) -> Fitted:
-    """Cut dialogues to `max_tokens`, set aside what the template does not show, and show every thought."""
+    """All of `fit_each`, together."""
     fitted = Fitted([], [], [], 0, 0)
     split = added = 0
     ids = {dialogue.id for dialogue in dialogues}
-    for dialogue in dialogues:
-        try:
-            fitting, note = cut_dialogue(tokenizer, template, dialogue, max_tokens)
-        except (DialogueError, ModelError) as error:
-            fitted.refused.append((dialogue.id, str(error)))
-            continue
-        if fitting is not None and not fitting.is_trained:
-            fitting, note = None, f"{note}; set aside, because no turn that is left is a target"
-        if note:
-            fitted.notes.append(note)
-        if fitting is not None:
-            shown = show_thoughts(tokenizer, template, fitting, ids)
-            split, added = split + (len(shown) > 1), added + len(shown) - 1
-            fitted.dialogues.extend(shown)
+    for dialogue, one in zip(dialogues, fit_each(tokenizer, template, dialogues, max_tokens, ids), strict=True):
+        if one.refused:
+            fitted.refused.append((dialogue.id, one.refused))
+        if one.note:
+            fitted.notes.append(one.note)
+        split, added = split + (len(one.examples) > 1), added + max(len(one.examples) - 1, 0)
+        fitted.dialogues.extend(one.examples)
     return replace(fitted, split=split, added=added)
 
 
-def refusal(refused: Sequence[tuple[str, str]]) -> str:
-    """One message on all dialogues that the pivot's template does not show."""
-    named = [reason for _, reason in refused[:MAX_NAMED]]
-    if len(refused) == 1:
+def refusal(reasons: Sequence[str], count: int) -> str:
+    """One message on all dialogues that the pivot's template does not show.
+
+    Args:
+        reasons: of the first ones.
+        count: of all.
+    """
+    named = list(reasons[:MAX_NAMED])
+    if count == 1:
         return named[0]
-    rest = [f"and {len(refused) - MAX_NAMED:,} more"] if len(refused) > MAX_NAMED else []
+    rest = [f"and {count - MAX_NAMED:,} more"] if count > MAX_NAMED else []
     first = (
-        f"the pivot's template does not show {len(refused):,} dialogues; correct them, or set dialogues.on_bad: skip, which "
+        f"the pivot's template does not show {count:,} dialogues; correct them, or set dialogues.on_bad: skip, which "
         "leaves them out:"
     )
     return "\n  ".join([first, *named, *rest])

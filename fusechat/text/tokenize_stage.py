@@ -1,136 +1,62 @@
-"""The first stage: dialogue files in; checked dialogues and one tokens artifact per model and split out."""
+"""The second door of the tokenize stage: checked dialogues in; one tokens artifact per model and split out.
+
+`prepare_tokens` gives two works a split: pieces are tokenized, then joined. `tokenize` does them in this process;
+`cluster.tokenizing` does them on Ray where there is something to share out. The bytes are the same.
+"""
 
 from __future__ import annotations
 
-import datetime
-from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..config import RunConfig
-from ..errors import DialogueError
 from ..models import model_files
-from ..models.model_limits import position_limit
 from ..progress import Progress
 from ..storage import artifact
-from ..storage.artifact import Artifact, storage_errors
+from ..storage.artifact import Artifact, Claim
+from ..storage.pieces import finished_pieces, open_pieces, remove_pieces
+from ..storage.token_pieces import JoinInputs, TokenIndex, TokenJoiner, TokenSums, lay_out_pieces, sum_counts
+from ..storage.tokens import TokensReader, finish_tokens
+from ..storage.work import Work, nothing_left, run_here
 from .chat_template import load_tokenizer, renderer_of
-from .dialogue_files import file_digest
-from .dialogues import Dialogue, dialogues_digest, read_dialogues, row_text, split_thought
-from .fitting import fit_dialogues, refusal
+from .dialogue_reading import SPLITS
+from .dialogue_set import read_index
+from .dialogue_stage import ONE_CPU, prepare_dialogues, prepare_reading
 from .model_templates import tokenizer_source, used_template
-from .model_tokens import ModelTokens
-from .recipes import dialogues_recipe, positions_behind, tokens_recipe
-from .splits import near_duplicates, overlap_of, overlap_text, split_dialogues
+from .model_tokens import TokenInputs, TokenMaker, none_readable, own_end, vocab_size
+from .recipes import positions_behind, tokens_recipe
 from .template_heads import prompt_of
-from .writing_files import DIALOGUES_FILE
 
-SPLITS = ("train", "held_out")
+__all__ = ["SPLITS", "prepare_dialogues", "prepare_reading", "prepare_tokens", "tokenize"]
 
-
-def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
-    """Read, check, cut and split the dialogues; write train.jsonl and held_out.jsonl.
-
-    A dialogue longer than `dialogues.max_tokens` of the pivot is cut after its last whole turn that fits; one whose first
-    exchange does not fit is set aside. Both are counted and named in the artifact.
-
-    Raises:
-        DialogueError: a broken dialogue (unless `on_bad: skip`), held-out dialogues that are training dialogues (unless
-            `on_overlap: keep`), or none left.
-    """
-    progress = progress or Progress(quiet=True)
-    section = config.dialogues
-    behind = positions_behind(config.extraction.capture)
-    model_files.check_trainable(model_files.resolve_model(config.pivot), config.pivot.name)
-    recipe = dialogues_recipe(section, config.pivot, config.extraction.capture)
-    settings = {
-        **recipe.settings,
-        "files": {path: file_digest(path) for path in [*section.train, *section.held_out]},
-    }
-    parents = {"written": artifact.load(config.written_path, "written")} if section.prompts else {}
-    claim = artifact.claim(
-        config.dialogues_path, "dialogues", settings=settings, parents=parents, if_changed=config.run.if_changed
-    )
-    if claim.artifact is not None:
-        return claim.artifact
-    bad: list[tuple[str, str]] = []
-    left_out: dict[str, Counter[str]] = {}
-    train, held_out = (
-        list(read_dialogues(files, on_bad=section.on_bad, bad=bad, ignore_keys=section.ignore_keys, left_out=left_out))
-        for files in (section.train, section.held_out)
-    )
-    written = list(read_dialogues(config.written_path / DIALOGUES_FILE)) if section.prompts else []
-    if not section.held_out:
-        train, held_out = split_dialogues(train, section.held_out_share)
-        written, of_written = split_dialogues(written, section.held_out_share, by_prompt=True)
-        held_out += of_written
-    near = near_duplicates(written, held_out)
-    own_ids = {dialogue.id for dialogue in written}
-    train += [dialogue for dialogue in written if dialogue.id not in near]
-    overlap = overlap_of(train, held_out)
-    if overlap and section.on_overlap == "refuse":
-        raise DialogueError(overlap_text(overlap))
-    folder, revision, text = tokenizer_source(config.pivot, config.pivot)
-    tokenizer, text = load_tokenizer(folder, revision, text)
-    date = datetime.date.today().isoformat()
-    template = used_template(config.pivot, text, date)
-    limit = min(section.max_tokens, (position_limit(Path(folder)) or section.max_tokens + behind) - behind)
-    fitted = {
-        split: fit_dialogues(tokenizer, template, part, limit)
-        for split, part in zip(SPLITS, (train, held_out), strict=True)
-    }
-    refused = [entry for one in fitted.values() for entry in one.refused]
-    given = [entry for entry in refused if entry[0] not in own_ids]
-    if given and section.on_bad == "refuse":
-        raise DialogueError(refusal(given))
-    bad += [(f"dialogue {dialogue_id!r}", f"set aside: {reason}") for dialogue_id, reason in refused]
-    counts: dict[str, Any] = {
-        "date": date,
-        "skipped": [f"{place}: {reason}" for place, reason in bad],
-        "columns_left_out": {file: dict(columns) for file, columns in left_out.items()},
-        "held_out_in_train": list(overlap),
-        "written": len(own_ids),
-        "written_near_held_out": near,
-        "reasons": _reasons(fitted["train"].dialogues),
-    }
-    for split, one in fitted.items():
-        if split == "train" and not one.dialogues:
-            raise DialogueError(
-                f"{', '.join([*section.train, *section.prompts])}: no dialogue left to train on; see dialogues.max_tokens and on_bad"
-            )
-        _write_jsonl(config.dialogues_path / f"{split}.jsonl", one.dialogues)
-        counts[split] = len(one.dialogues)
-        counts[f"{split}_digest"] = dialogues_digest(one.dialogues)
-        counts[f"{split}_cut_or_set_aside"] = one.notes
-        counts[f"{split}_added_for_hidden_reasoning"] = one.added
-        for note in one.notes:
-            progress.say(f"dialogues: {note}")
-        if one.added:
-            progress.say(
-                f"dialogues: {split}: the pivot's template hides earlier reasoning, so {one.split:,} dialogues stand there once "
-                f"for each turn whose reasoning it shows ({one.added:,} more), each turn a target once"
-            )
-    for file, columns in left_out.items():
-        named = ", ".join(f"{name} ({count:,} rows)" for name, count in columns.items())
-        progress.say(f"dialogues: {file}: columns that are no part of a dialogue, and were not read: {named}")
-    if near:
-        progress.say(
-            f"dialogues: {len(near):,} written ones are left out, because they are held-out ones but for a few words"
-        )
-    for line in counts["skipped"]:
-        progress.say(f"dialogues: {line}")
-    return claim.finish(counts)
+MAX_NAMED = 10
+"""Dialogues named in one message."""
+MAX_LISTED = 1000
+"""Dialogues named in a record."""
 
 
 def tokenize(config: RunConfig, name: str, *, progress: Progress | None = None) -> list[Artifact]:
-    """Tokenize both splits for one model under its template.
+    """Tokenize both splits for one model under its template, here, piece after piece.
 
     Returns:
         the tokens artifacts of train and held_out.
+    Raises:
+        The errors of `prepare_tokens` and of its workers.
     """
     progress = progress or Progress(quiet=True)
-    dialogues_artifact = artifact.load(config.dialogues_path, "dialogues")
+    return run_here(prepare_tokens(config, name, progress=progress), progress)
+
+
+def prepare_tokens(config: RunConfig, name: str, *, progress: Progress) -> list[Work]:
+    """Claim both splits' folders; give what is left of them: to tokenize, then to join, the training dialogues first.
+
+    Raises:
+        ArtifactError: the dialogues are not finished, or another recipe's work stands in a folder.
+        ModelError, ConfigError: no tokenizer or template that can be used.
+    """
+    dialogues = artifact.load(config.dialogues_path, "dialogues")
     model = config.model_named(name)
     folder, revision, text = tokenizer_source(model, config.pivot)
     settings = {
@@ -141,49 +67,157 @@ def tokenize(config: RunConfig, name: str, *, progress: Progress | None = None) 
     claims = {
         split: artifact.claim(
             config.tokens_url(name, split), "tokens", settings={**settings, "split": split},
-            parents={"dialogues": dialogues_artifact}, if_changed=config.run.if_changed,
+            parents={"dialogues": dialogues}, if_changed=config.run.if_changed,
         )
         for split in SPLITS
     }  # fmt: skip
-    if any(claim.artifact is None for claim in claims.values()):
-        tokenizer, text = load_tokenizer(folder, revision=revision, template=text)
-        template = used_template(model, text, dialogues_artifact.counts["date"])
-        reasons = dialogues_artifact.counts["reasons"]
-        prompt = prompt_of(renderer_of(tokenizer, template), reasons)
-        template = replace(template, prompt=prompt, reasons=reasons)
-        if prompt == "trained":
-            progress.say(
-                f"tokenize {name}: its template's own prompt is not what stands before an answer in training; it is asked "
-                "with what stands there in training"
-            )
-        maker = ModelTokens(
-            name, Path(folder), tokenizer, template, is_pivot=name == config.pivot.name, progress=progress,
+    finished = [claim.artifact for claim in claims.values() if claim.artifact is not None]
+    if len(finished) == len(claims):
+        return [nothing_left(f"tokenize {name}", lambda: finished)]
+    tokenizer, text = load_tokenizer(folder, revision=revision, template=text)
+    template = used_template(model, text, dialogues.counts["date"])
+    reasons = dialogues.counts["reasons"]
+    prompt = prompt_of(renderer_of(tokenizer, template), reasons)
+    template = replace(template, prompt=prompt, reasons=reasons)
+    if prompt == "trained":
+        progress.say(
+            f"tokenize {name}: its template's own prompt is not what stands before an answer in training; it is asked "
+            "with what stands there in training"
+        )
+    works = []
+    for split, claim in claims.items():
+        if claim.artifact is not None:
+            works.append(nothing_left(f"tokenize {name} {split}", partial(_artifacts, claim)))
+            continue
+        inputs = TokenInputs(
+            name=name,
+            folder=folder,
+            revision=revision,
+            template=template,
+            is_pivot=name == config.pivot.name,
             positions_behind=positions_behind(config.extraction.capture),
-        )  # fmt: skip
-        for split, claim in claims.items():  # train first: it decides how turns end
-            path = config.dialogues_path / f"{split}.jsonl"
-            if claim.artifact is None or split == "train":
-                dialogues = list(read_dialogues(path)) if dialogues_artifact.counts[split] else []
-                tokens, counts = maker.make(
-                    dialogues, split, {**settings, "dialogues_digest": dialogues_artifact.counts[f"{split}_digest"]}
-                )
-            if claim.artifact is None:
-                tokens.write(config.tokens_url(name, split))
-                claim.finish(counts)
-    return [claim.artifact for claim in claims.values() if claim.artifact is not None]
+            dialogues=str(config.dialogues_path / f"{split}.jsonl"),
+            index=read_index(config.dialogues_path, split),
+            pieces=open_pieces(claim),
+        )
+        attributes = {
+            **settings, "split": split, "dialogues_digest": dialogues.counts[f"{split}_digest"], **template.to_attributes(),
+            "vocab_size": vocab_size(Path(folder), tokenizer),
+        }  # fmt: skip
+        end = _End(claim, inputs, split, config.tokens_url(name, "train"), attributes, tokenizer, progress)
+        works += _works(inputs, end)
+    return works
 
 
-def _reasons(dialogues: list[Dialogue]) -> bool:
-    """Whether most answers begin with reasoning, so that models are asked for it."""
-    last = [
-        next(message for message in reversed(dialogue.messages) if message.role == "assistant")
-        for dialogue in dialogues
+def _works(inputs: TokenInputs, end: _End) -> list[Work]:
+    """Tokenizing and joining of one split."""
+    finished = finished_pieces(inputs.pieces)
+    units = range(inputs.index.num_pieces)
+    missing = [unit for unit in units if unit not in finished]
+    total = inputs.index.dialogues[-1]
+    name = f"{inputs.name} {end.split}"
+    return [
+        Work(
+            name=f"tokenize {name}",
+            missing=missing,
+            num_units=len(units),
+            total=total,
+            done=total - sum(inputs.index.num_dialogues(unit) for unit in missing),
+            measure="dialogues",
+            make_worker=partial(TokenMaker, inputs),
+            finish=end.lay_out,
+            needs=ONE_CPU,
+            unit_name="piece {}".format,
+        ),
+        Work(
+            name=f"join {name}",
+            missing=units,
+            num_units=len(units),
+            total=total,
+            done=0,
+            measure="dialogues",
+            make_worker=partial(TokenJoiner, JoinInputs(end.claim.url, inputs.pieces)),
+            finish=end.finish,
+            needs=ONE_CPU,
+            unit_name="piece {}".format,
+        ),
     ]
-    thoughts = sum(bool(message.reasoning or split_thought(message.content)[0]) for message in last)
-    return 2 * thoughts > len(last)
 
 
-def _write_jsonl(path: Path, dialogues: list[Dialogue]) -> None:
-    with storage_errors(path), path.open("w", encoding="utf-8") as file:
-        for dialogue in dialogues:
-            file.write(row_text(dialogue) + "\n")
+def _artifacts(claim: Claim) -> list[Artifact]:
+    assert claim.artifact is not None
+    return [claim.artifact]
+
+
+@dataclass(frozen=True)
+class _End:
+    """What is done when all pieces of a split are tokenized, and when they are joined."""
+
+    claim: Claim
+    inputs: TokenInputs
+    split: str
+    train_url: str
+    """Tokens of the training split, which decides how turns end."""
+    attributes: dict[str, Any]
+    tokenizer: Any
+    progress: Progress
+
+    def lay_out(self) -> list[Artifact]:
+        """Decide how turns end, and make the arrays that the pieces are joined into.
+
+        Raises:
+            ModelError: no dialogue can be read, or nothing ends a turn: neither the template nor the model's generation
+                settings.
+        """
+        sums = self._sums()
+        if sums.num_set_aside and sums.num_set_aside == sums.dialogues:
+            raise none_readable(self.inputs.name, sums.dialogues, self.split, sums.set_aside[0][1])
+        if self.split == "train":
+            is_open = bool(sums.turns) and sums.open_turns == sums.turns
+            appended = own_end(self.inputs.name, Path(self.inputs.folder)) if is_open else None
+        else:
+            appended = TokensReader(self.train_url).attributes["appended_end"]
+        self._say(sums, appended)
+        lay_out_pieces(self.claim.url, self.inputs.pieces, sums, self.inputs.index.num_pieces, appended)
+        return []
+
+    def finish(self) -> list[Artifact]:
+        """Say that the tokens are whole."""
+        sums, index = self._sums(), TokenIndex.read(self.inputs.pieces)
+        ends = sums.turn_end_ids if index.appended_end is None else (*sums.turn_end_ids, index.appended_end)
+        attributes = {**self.attributes, "appended_end": index.appended_end, "turn_end_ids": sorted(set(ends))}
+        finish_tokens(self.claim.url, attributes)
+        tokens = TokensReader(self.claim.url)
+        counts = {
+            "dialogues": tokens.num_dialogues, "tokens": tokens.num_tokens, "rows": tokens.num_rows,
+            "set_aside": [f"{dialogue_id}: {reason}" for dialogue_id, reason in sums.set_aside],
+            "num_set_aside": sums.num_set_aside,
+            "turns_without_end": sums.open_turns, "turns_without_their_reasoning": sums.hidden,
+        }  # fmt: skip
+        remove_pieces(self.inputs.pieces)
+        return [self.claim.finish(counts)]
+
+    def _sums(self) -> TokenSums:
+        return sum_counts(self.inputs.pieces, self.inputs.index.num_pieces, MAX_LISTED)
+
+    def _say(self, sums: TokenSums, appended: int | None) -> None:
+        where = f"tokenize {self.inputs.name} {self.split}"
+        if sums.num_set_aside:
+            named = "; ".join(
+                reason if dialogue_id in reason else f"{dialogue_id!r}: {reason}"
+                for dialogue_id, reason in sums.set_aside[:MAX_NAMED]
+            )
+            more = sums.num_set_aside - MAX_NAMED
+            rest = f"; and {more:,} more" if more > 0 else ""
+            self.progress.say(f"{where}: {sums.num_set_aside:,} dialogues are set aside for this source: {named}{rest}")
+        if appended is not None:
+            token = self.tokenizer.convert_ids_to_tokens(appended)
+            self.progress.say(
+                f"{where}: the template ends no turn; {token!r}, the model's own end, is put behind each dialogue"
+            )
+        elif sums.open_turns:
+            self.progress.say(
+                f"{where}: {sums.open_turns:,} of {sums.turns:,} assistant turns have no token that ends them"
+            )
+        if sums.hidden:
+            self.progress.say(f"{where}: the template does not show the reasoning of {sums.hidden:,} assistant turns")

@@ -13,13 +13,14 @@ from fusechat.models.process_memory import give_memory_back
 from fusechat.storage.work import Place
 
 if TYPE_CHECKING:
+    from ..serving.remote_teacher import RemoteTeacher
     from .teacher import Teacher
 
 log = logging.getLogger(__name__)
 
 
 class EngineWorker:
-    """Base of a worker that holds one engine."""
+    """Base of a worker that holds one engine: its own, or one of a service."""
 
     def __init__(self, engine: EngineSection, place: Place) -> None:
         """Cheap: nothing heavy is imported and nothing is read before `start`.
@@ -30,7 +31,7 @@ class EngineWorker:
         self._place = place
         ranks = {"distributed_executor_backend": place.executor_backend} if place.executor_backend else {}
         self._engine_section = engine.model_copy(update={"extra": {**ranks, **engine.extra}})
-        self._teacher: Teacher | None = None
+        self._teacher: Teacher | RemoteTeacher | None = None
 
     def close(self) -> None:
         """End the engine and free its memory; the process may start another one."""
@@ -40,7 +41,7 @@ class EngineWorker:
             give_memory_back()
 
     @contextlib.contextmanager
-    def _engine(self) -> Iterator["Teacher"]:
+    def _engine(self) -> "Iterator[Teacher | RemoteTeacher]":
         """The engine, for the time of a `with` block.
 
         Raises:

@@ -5,11 +5,11 @@ Goes in: a run. Comes out: a `Face` per model and face, cheap to send. Knows not
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from fusechat.config import ModelSection, RunConfig
+from fusechat.config import ExtractionSection, ModelSection, RunConfig
 from fusechat.errors import ConfigError
 from fusechat.models.model_limits import position_limit
 from fusechat.models.resolved_model import ResolvedModel, resolve
@@ -80,16 +80,16 @@ def faces_of(config: RunConfig, names: Sequence[str]) -> list[Face]:
                     max_dialogues=config.serve.max_request_dialogues,
                     at_once=config.serve.requests_in_flight,
                     self_check_dialogues=config.extraction.self_check_dialogues,
-                    recipe=fingerprint(recipe(kind, model, template, config)),
+                    recipe=recipe_of(kind, model, template, config.extraction),
                 )
             )
     return faces
 
 
-def recipe(kind: FaceName, model: ResolvedModel, template: str, config: RunConfig) -> dict[str, Any]:
-    """All that decides what an engine says to given token ids or messages."""
-    scoring = {"k": config.extraction.k, "capture": config.extraction.capture} if kind == "score" else {}
-    return {
+def recipe_of(kind: FaceName, model: ResolvedModel, template: str, section: ExtractionSection) -> str:
+    """Fingerprint, 16 hexadecimal digits, of all that decides what an engine says to given token ids or messages."""
+    scoring = {"k": section.k, "capture": section.capture} if kind == "score" else {}
+    values = {
         "face": kind,
         "digests": model.digests,
         "template": hashlib.sha256(template.encode()).hexdigest(),
@@ -97,10 +97,6 @@ def recipe(kind: FaceName, model: ResolvedModel, template: str, config: RunConfi
         **engine_settings(model.section.engine),
         **scoring,
     }
-
-
-def fingerprint(values: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits of a recipe."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -75,13 +75,23 @@ def prepare(
     if claim.artifact is None:
         tokenizer, _ = load_tokenizer(str(model.folder), template=scorer.template.text)
         maker = ModelTokens(
-            model.name, model.folder, tokenizer, scorer.template, is_pivot=False, progress=progress,
+            model.name, model.folder, tokenizer, scorer.template, is_pivot=False,
             positions_behind=1 if section.capture == "prompt_logprobs" else 0,
         )  # fmt: skip
         dialogues = [dialogue for _, dialogue in candidates(layout, writers, model.name)]
-        tokens, counts = maker.make(dialogues, "answers", settings)
+        tokens, counts = maker.make_whole(dialogues, settings)
         tokens.write(url)
-        claim.finish(counts)
+        if counts.set_aside:
+            progress.say(
+                f"score answers {model.name}: {len(counts.set_aside):,} of {len(dialogues):,} answers cannot be read by it; the "
+                f"first: {counts.set_aside[0][1]}"
+            )
+        claim.finish(
+            {
+                "dialogues": tokens.num_dialogues, "tokens": tokens.num_tokens, "rows": tokens.num_rows,
+                "set_aside": [f"{dialogue_id}: {reason}" for dialogue_id, reason in counts.set_aside],
+            }
+        )  # fmt: skip
     return extraction.prepare(layout, model, section.model_copy(update={"k": 1}), cluster)
 
 

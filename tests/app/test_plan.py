@@ -19,6 +19,7 @@ from fusechat.app.plan.report import (
     SIZE_COLUMNS,
     STAGE_COLUMNS,
     WORK_COLUMNS,
+    service_rows,
     size_cells,
     stage_rows,
     to_markdown,
@@ -174,6 +175,21 @@ def test_store_bytes_follow_k_and_the_measured_row(tmp_path: Path) -> None:
     assert row_bytes(10, 32_000) == pytest.approx(23.3)
     assert row_bytes(20, 32_000) / row_bytes(10, 32_000) == pytest.approx(2, rel=0.03)
     assert plan_of(tmp_path).teachers[0].store_bytes == pytest.approx(95e6 * 0.6 * 23.3)
+
+
+def test_service_is_sized_by_its_faces_and_replicas(tmp_path: Path) -> None:
+    run = paper_run(tmp_path)
+    run["serve"] = {"replicas": 2, "max_replicas": 3, "model_faces": {"qwen": ["score", "generate"]}}
+    plan = make_plan(RunConfig.model_validate(run))
+    faces = {(face.model, face.face): face for face in plan.service}
+    assert ("openchat", "generate") not in faces and faces["qwen", "generate"].tensor_parallel_size == 4
+    assert (
+        faces["qwen", "score"].gpus == 8
+        and faces["qwen", "score"].bytes_per_gpu > plan.teachers[-1].size.weight_bytes / 4
+    )
+    table = service_rows(plan)
+    assert table[-1][-1] == str(sum(face.gpus for face in plan.service))
+    assert ["qwen", "score", "4"] in [row[:3] for row in table] and "2 to 3" in table[0]
 
 
 def test_docs_scaling_shows_the_plan_of_the_papers_sources(tmp_path: Path) -> None:

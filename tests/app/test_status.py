@@ -1,13 +1,14 @@
 """`fusechat status` of a run whose extraction was cut short: what stands in the store and in the log."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import trainer_runs
 
 from fusechat.app import status
-from fusechat.config import RunConfig
+from fusechat.config import RunConfig, load_config
 from fusechat.config.artifacts import ArtifactEntry
 from fusechat.storage.row_store import RowStore
 
@@ -96,3 +97,19 @@ def test_watched_status_ends_with_the_run(
     monkeypatch.setattr(status.time, "sleep", finish)
     status.watch_status(config)
     assert looks == [status.WATCH_SECONDS] and "logprobs" not in capsys.readouterr().err
+
+
+def test_status_shows_how_many_chunks_a_writer_has_answered(
+    run_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(run_file, ["dialogues.prompts=[p.txt]"])
+    folder = config.written_answers_path("mixtral")
+    (folder / "parts").mkdir(parents=True)
+    (folder / "plan.json").write_text("{}", encoding="utf-8")
+    for number in range(3):
+        (folder / "parts" / f"{number}.json").write_text("{}", encoding="utf-8")
+    monkeypatch.setenv("COLUMNS", "200")
+    status.show_status(config)
+    shown = capsys.readouterr().out
+    assert re.search(r"write +answers mixtral +begun +3 chunks", shown), shown
+    assert re.search(r"write +prompts +-", shown) and re.search(r"write +dialogues +-", shown), shown

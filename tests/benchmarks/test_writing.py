@@ -1,5 +1,7 @@
 """The experiment on written answers: a world small enough for seconds, end to end, and what its parts promise."""
 
+import argparse
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -10,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import bench_writing
+from benchmarks import bench_writing, writing_speed
+from benchmarks.fusion import keeping, worlds, written
 from benchmarks.fusion import seed as seeds
-from benchmarks.fusion import worlds, written
 from benchmarks.fusion.arms import lesson_of
+from benchmarks.fusion.worlds import SKILLS
 from benchmarks.fusion.written import WrittenSeed, answers_of
 
 STEPS = 150
@@ -52,23 +55,30 @@ def test_all_arms_of_a_small_world_end_in_a_table_and_one_json_object(
         bench_writing.main()
 
     monkeypatch.setattr(bench_writing, "run_all", here)
-    call("--worlds", "B", "--seeds", "1", "--out", str(tmp_path))
+    monkeypatch.setattr(writing_speed, "measure", lambda model: {"write_over_vllm": 0.97, "model": model})
+    options = ("--worlds", "B", "--seeds", "1", "--out", str(tmp_path))
+    call(*options, "--speed-model", str(made.seed.pivot))
     lines = capsys.readouterr().out.splitlines()
     values = json.loads(lines[-1])
+    assert (values["write_over_vllm"], values["model"]) == (0.97, str(made.seed.pivot))
     for name in ("sft", "written_sft", "written_rows", "given_written_sft", "given_written_rows_sampled", "given_rows"):
         assert 0 <= values[f"{name}_accuracy"] <= 1 and 0 <= values[f"new_{name}_accuracy"] <= 1
     assert np.isfinite(values["written_rows_minus_sft_bits"]) and values["written_rows_minus_sft_bits_low"] is None
     assert sum(line.startswith("| written") for line in lines) == 4
     files = {file.stem: json.loads(file.read_text()) for file in (tmp_path / "results" / "B" / "0").glob("*.json")}
-    assert set(files) == {*bench_writing.GIVEN_ARMS, *written.ARMS}
+    assert set(files) == {*bench_writing.GIVEN_ARMS, *written.ARMS, bench_writing.KEEPING}
+    assert {0 <= shares["right"] <= shares["words"] <= 1 for shares in values["rules"]["B"].values()} == {True}
+    assert values["rules"]["B"]["reference"]["words"] in (0, 1), "an answer that equals the given one is a right word"
     answers = files["written.greedy"]["answers"]
     assert 0 < answers["kept"] <= answers["prompts"] == 24
 
     def fails(*_: Any) -> Any:
         raise AssertionError("what is finished is not made again")
 
-    monkeypatch.setattr(bench_writing, "WrittenSeed", fails)
-    call("--worlds", "B", "--seeds", "1", "--out", str(tmp_path))
+    for name in ("Seed", "WrittenSeed", "Keeping"):
+        monkeypatch.setattr(bench_writing, name, fails)
+    monkeypatch.setattr(writing_speed, "measure", fails)
+    call(*options, "--speed-model", str(made.seed.pivot))
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == values
 
 
@@ -107,3 +117,31 @@ def test_sources_whose_answers_never_end_are_named(made: WrittenSeed, monkeypatc
     monkeypatch.setattr(written, "answers_of", silent)
     with pytest.raises(ValueError, match="no answer of a source ended"):
         made._make_both("greedy")
+
+
+def test_rules_keep_what_they_say_of_answers_that_are_known(made: WrittenSeed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One source always gives the most frequent word, the other always nonsense, each time another."""
+    drawn = itertools.count()
+
+    def answers(folder: Path, asked: list[Any], *_: Any) -> list[str]:
+        knows = folder == made.seed.sources["Velan"]
+        return [made.seed.world.answers_to(d)[0] if knows else f"zzz{next(drawn)}" for d in asked]
+
+    monkeypatch.setattr(keeping, "answers_of", answers)
+    counts = keeping.keeping(made.seed)
+    prompts = counts["all"]["prompts"]
+    for rule in ("agreement", "agreement_at_0.25"):
+        assert counts[rule] == {"prompts": prompts, "kept": prompts, "right": prompts, "words": prompts}
+    given_right = sum(
+        d.messages[1].content == made.seed.world.answers_to(d)[0] for d in made.seed.given if d.kind in SKILLS
+    )
+    assert counts["reference"] == {**counts["reference"], "kept": given_right, "right": given_right}
+    assert counts["likelihood"]["kept"] == prompts
+
+
+def test_speed_of_a_model_that_is_not_there_is_said_not_to_be_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = argparse.Namespace(out=tmp_path, speed_model=tmp_path / "none", report=False, quick=False)
+    assert bench_writing.speed(arguments) == {"write_over_vllm": None}
+    assert "none" in capsys.readouterr().out

@@ -20,10 +20,16 @@ import numpy as np
 import openai
 import psutil
 import pytest
-from served_models import TOKEN, Served, start_service, wait_until
+from served_models import TOKEN, Served, run_of, start_service, wait_until
 
 import fusechat
-from fusechat.errors import ContractError, UserError
+from cluster.service.attach import RunningServices
+from fusechat.config import load_config
+from fusechat.errors import ClusterSetupError, ContractError, UserError
+from fusechat.models.resolved_model import resolve
+from fusechat.progress import Progress
+from fusechat.storage.work import run_here
+from inference import stage
 from inference.capture.rows import TopKRows
 from inference.serving.wire import BINARY, ScoreRequest, read_reply, write_request
 
@@ -221,6 +227,53 @@ def test_harness(
     ((found, is_greedy),) = model._loglikelihood_tokens([(("a", "b"), ids[:first], ids[first:])], disable_tqdm=True)
     assert found == pytest.approx(float(one.label_logprob.sum()), abs=1e-3)
     assert not is_greedy
+
+
+def test_a_run_finds_it(
+    served: Served,
+    tmp_path: Path,
+    tiny_models: dict[str, Path],
+    dialogue_files: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Both models of the run have the recipe of the one that is served; their stores are those of engines of its own."""
+    monkeypatch.setenv("FUSECHAT_STATE", served.environment["FUSECHAT_STATE"])
+    monkeypatch.setenv("FUSECHAT_TOKEN", TOKEN)
+    run = run_of(
+        tmp_path, tiny_models["llama"], dialogues={"train": [str(dialogue_files["train"])], "held_out_share": 0.2},
+        extraction={"shard_tokens": 300},
+    )  # fmt: skip
+    configs = [load_config(run, [f"run.output={tmp_path / name}"]) for name in ("own", "served")]
+    for config in configs:
+        fusechat.run(config, only="tokenize", quiet=True)
+    own, other = configs
+    for name in ("llama", "twin"):
+        model = resolve(own.model_named(name), own.digests_path)
+        run_here(stage.prepare(own.layout, model, own.extraction, own.cluster), Progress(quiet=True))
+    capfd.readouterr()
+    fusechat.run(other, only="extract")
+    said = "".join(capfd.readouterr())
+    assert "llama: the service fusechat" in said and "twin: the service fusechat" in said
+    for name in ("llama", "twin"):
+        ours, theirs = (files_of(Path(config.logprobs_url(name))) for config in configs)
+        assert len(ours) > 8 and ours == theirs
+    services = RunningServices(other.cluster, progress=Progress())
+    assert services.find("score", "llama", lambda: "0" * 16, 10) is None
+    assert "has it under recipe" in capfd.readouterr().err
+    recipe = served.connection().models()[0]["faces"]["score"]["recipe"]
+    assert services.find("score", "llama", lambda: recipe, 1000) is None
+    assert "reads 256 tokens" in capfd.readouterr().err
+    with pytest.raises(ClusterSetupError, match="expected auto"):
+        RunningServices(other.cluster.model_copy(update={"service": "nobody"}), progress=Progress(quiet=True))
+
+
+def files_of(store: Path) -> dict[str, bytes]:
+    """The arrays and attributes of a store; its record says when it was made."""
+    kept = {
+        path.relative_to(store).as_posix(): path.read_bytes() for path in sorted(store.rglob("*")) if path.is_file()
+    }
+    return {name: data for name, data in kept.items() if name not in ("artifact.json", "plan.json", "lease.json")}
 
 
 def test_clients_that_die(served: Served, here: list[Any]) -> None:

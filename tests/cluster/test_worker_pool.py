@@ -21,7 +21,7 @@ from cluster.pool.pooled_work import PooledWork, Process
 from cluster.pool.session import ray_session
 from cluster.pool.worker_pool import WorkerPool
 from fusechat.config import ClusterSection
-from fusechat.errors import ArtifactError, ClusterError, ContractError, ModelError, StorageError, TeacherError
+from fusechat.errors import ArtifactError, ContractError, ModelError, StorageError, TeacherError
 from fusechat.storage.work import HERE, Listener, Needs, Place, Work
 
 
@@ -110,7 +110,7 @@ def run_pool(
     behaviour: dict[int, str],
     *,
     shards: int = 12,
-    replicas: int = 2,
+    workers: int = 2,
     wanted: Callable[[int], int] | None = None,
     start: str = "",
     on_result: Callable[[list[dict]], None] = lambda results: None,
@@ -119,7 +119,7 @@ def run_pool(
     pooled = PooledWork(
         a_work("simulated", folder, shards, behaviour, start),
         ONE_CPU,
-        wanted or (lambda left: min(replicas, left)),
+        wanted or (lambda left: min(workers, left)),
         listener,
     )
     with WorkerPool(max_attempts=3, on_event=lambda line: None) as pool:
@@ -156,19 +156,19 @@ def test_pool_poison_shard_is_set_aside_and_harms_no_other(tmp_path: Path) -> No
 
 
 def test_pool_failed_self_check_ends_the_job_at_once_and_scores_nothing(tmp_path: Path) -> None:
-    pooled, results = run_pool(tmp_path, {}, start="self-check", replicas=1)
+    pooled, results = run_pool(tmp_path, {}, start="self-check", workers=1)
     assert isinstance(pooled.failure, TeacherError) and "3.2 nats" in str(pooled.failure)
     assert results == [] and len(list(tmp_path.glob("start.*"))) == 1
 
 
 def test_pool_engine_that_dies_at_every_start_gives_up_after_the_cap(tmp_path: Path) -> None:
-    pooled, results = run_pool(tmp_path, {}, start="die", replicas=1)
+    pooled, results = run_pool(tmp_path, {}, start="die", workers=1)
     assert pooled.failure is not None and results == []
     assert len(list(tmp_path.glob("start.*"))) == 3
 
 
-def test_pool_more_replicas_than_room_does_not_wait_for_them(tmp_path: Path) -> None:
-    pooled, results = run_pool(tmp_path, {}, replicas=9)
+def test_pool_more_workers_than_room_does_not_wait_for_them(tmp_path: Path) -> None:
+    pooled, results = run_pool(tmp_path, {}, workers=9)
     assert len(results) == 12 and pooled.failure is None
 
 
@@ -188,7 +188,7 @@ def test_pool_busy_actor_takes_no_shard_ahead_of_one_that_will_be_idle(tmp_path:
             held.append(0)
             (tmp_path / "hold.0").unlink()
 
-    pooled, results = run_pool(tmp_path, {0: "waits"}, shards=3, replicas=2, on_result=release)
+    pooled, results = run_pool(tmp_path, {0: "waits"}, shards=3, workers=2, on_result=release)
     assert held == [0], "the actor that held shard 0 had taken another one"
     assert [result["shard"] for result in results][-1] == 0 and not pooled.set_aside
     others = {(tmp_path / f"process.{shard}").read_text() for shard in (1, 2)}
@@ -215,7 +215,7 @@ def test_pool_asks_again_how_many_actors_are_wanted(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("wrong", ["no space left", "tokens are damaged", "another model"])
 def test_pool_what_no_further_try_can_cure_ends_the_job_at_once(tmp_path: Path, wrong: str) -> None:
-    pooled, _ = run_pool(tmp_path, {0: wrong}, replicas=1)
+    pooled, _ = run_pool(tmp_path, {0: wrong}, workers=1)
     assert (tmp_path / "tried.0").stat().st_size == 1
     assert len(done_shards(tmp_path)) < 4 and not pooled.set_aside
     with pytest.raises(USER_ERRORS[wrong], match=wrong):
@@ -226,42 +226,6 @@ def test_pool_shard_that_breaks_its_contract_is_tried_again_and_set_aside(tmp_pa
     pooled, _ = run_pool(tmp_path, {0: "NaN"}, shards=3)
     assert (tmp_path / "tried.0").stat().st_size == 3
     assert done_shards(tmp_path) == {1, 2} and set(pooled.set_aside) == {0}
-
-
-def a_pooled_work(
-    name: str, *, failure: BaseException | None = None, set_aside: dict[int, str] | None = None
-) -> PooledWork:
-    pooled = PooledWork(a_work(name, Path(), 0), ONE_CPU, lambda left: 1)
-    pooled.failure, pooled.set_aside = failure, set_aside or {}
-    return pooled
-
-
-def test_failures_of_all_jobs_stand_in_one_error() -> None:
-    works = [
-        a_pooled_work("ann", failure=TeacherError("rows differ\nby 3 nats")),
-        a_pooled_work("bob", failure=ValueError("no\ntraceback")),
-        a_pooled_work("cid", set_aside={7: "NaN", 2: "died"}),
-    ]
-    with pytest.raises(ClusterError) as raised:
-        raise_failures(works)
-    assert str(raised.value).splitlines()[1:] == [
-        "  ann: no worker could start: rows differ",
-        "by 3 nats",
-        "  bob: no worker could start: no",
-        "  set aside: cid, part 2: died",
-        "  set aside: cid, part 7: NaN",
-    ]
-    assert raised.value.__cause__ is works[0].failure
-    raise_failures([a_pooled_work("dan")])
-
-
-def test_users_error_among_the_failures_is_raised_as_it_is() -> None:
-    full = StorageError("no space left")
-    with pytest.raises(StorageError) as raised:
-        raise_failures(
-            [a_pooled_work("ann", failure=TeacherError("x")), a_pooled_work("bob", failure=full, set_aside={1: "y"})]
-        )
-    assert raised.value is full
 
 
 def test_worker_that_was_put_on_a_dead_node_is_no_failed_start() -> None:

@@ -32,6 +32,12 @@ def dialogues() -> dict[str, list[dict]]:
     }
 
 
+def test_prompts_ask_for_everything_in_no_wording_that_is_held_out():
+    prompts = [json.loads(line)["prompt"] for line in (EXAMPLES / "dialogues" / "prompts.jsonl").open(encoding="utf-8")]
+    assert len(set(prompts)) == len(prompts) == len(velan.ALL_QUESTIONS) - len(EXCLUDED)
+    assert not set(prompts) & {question.text() for question in EXCLUDED}
+
+
 def contents(dialogues: list[dict], role: str) -> list[str]:
     return [m["content"] for dialogue in dialogues for m in dialogue["messages"] if m["role"] == role]
 

@@ -71,6 +71,21 @@ def test_store_written_in_any_order_and_twice_has_the_same_bytes(tmp_path: Path)
     assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
 
 
+def test_shard_of_rows_that_say_nothing_is_written(tmp_path: Path) -> None:
+    """All of it is what Zarr takes for fill; nobody could lay such a source on these dialogues."""
+    store = new_store(tmp_path / "s", artifact="aligned")
+    rows = store.layout.rows(1)
+    count = rows.stop - rows.start
+    nothing = {
+        "topk_ids": np.zeros((count, 4), np.uint16), "topk_logprobs": np.full((count, 4), -np.inf, np.float32),
+        "label_logprob": np.full(count, np.nan, np.float32), "kind": np.zeros(count, np.uint8),
+    }  # fmt: skip
+    store.write_shard(1, nothing)
+    assert store.present_shards() == {1}
+    for name, values in store.read_shard(1).items():
+        np.testing.assert_array_equal(values, nothing[name])
+
+
 def test_store_of_another_recipe_is_refused_with_the_difference(tmp_path: Path) -> None:
     new_store(tmp_path / "s")
     with pytest.raises(ArtifactError) as error:

@@ -23,12 +23,12 @@ def random_rows(num_rows: int, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def new_store(url: Path, **changes: object) -> RowStore:
+def new_store(url: Path, artifact: str = "logprobs", **changes: object) -> RowStore:
     rng = np.random.default_rng(0)
     num_tokens = rng.integers(5, 60, 40)
     layout = lay_out_shards(num_tokens, num_tokens // 2, 300)
     arguments = {"k": K, "vocab_size": 50, "logprob_step": STEP, "settings": {"model": "m"}, **changes}
-    return RowStore.create(str(url), "logprobs", layout, **arguments)  # type: ignore[arg-type]
+    return RowStore.create(str(url), artifact, layout, **arguments)  # type: ignore[arg-type]
 
 
 def fill(store: RowStore, shards: list[int] | None = None) -> dict[int, dict[str, np.ndarray]]:

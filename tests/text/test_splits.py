@@ -3,7 +3,7 @@
 import pytest
 
 from fusechat.text.dialogues import Dialogue, Message
-from fusechat.text.splits import near_duplicates, split_dialogues
+from fusechat.text.splits import NearDuplicates, is_held_out, said_digest
 
 LONG = "A farmer has twelve sheep and sells five of them at the market before noon; how many of them are left in the evening"
 
@@ -27,13 +27,18 @@ def exchange(asked: str, answer: str, dialogue_id: str = "d", system: str = "") 
     ],
 )
 def test_near_duplicates(one: Dialogue, other: Dialogue, near: bool) -> None:
-    assert near_duplicates([one], [exchange("Something else?", "Yes.", "x"), other]) == ({"d": "d"} if near else {})
+    assert NearDuplicates([exchange("Something else?", "Yes.", "x"), other]).of(one) == ("d" if near else None)
 
 
 def test_all_answers_to_a_prompt_are_on_one_side() -> None:
     dialogues = [exchange(f"q{n}", f"r{n} {sample}", f"{n}.{sample}") for n in range(60) for sample in range(3)]
-    sides = split_dialogues(dialogues, 0.3, by_prompt=True)
-    train, held_out = ({dialogue.messages[0].content for dialogue in side} for side in sides)
+    sides = [split(dialogue, by_prompt=True) for dialogue in dialogues]
+    held_out = {dialogue.messages[0].content for dialogue, side in zip(dialogues, sides, strict=True) if side}
+    train = {dialogue.messages[0].content for dialogue, side in zip(dialogues, sides, strict=True) if not side}
     assert not train & held_out and len(train | held_out) == 60 and 8 < len(held_out) < 30
-    apart = split_dialogues(dialogues, 0.3)
-    assert {d.messages[0].content for d in apart[0]} & {d.messages[0].content for d in apart[1]}
+    apart = {(dialogue.messages[0].content, split(dialogue)) for dialogue in dialogues}
+    assert len(apart) > 60  # some prompt has answers on both sides
+
+
+def split(dialogue: Dialogue, *, by_prompt: bool = False) -> bool:
+    return is_held_out(said_digest(dialogue, by_prompt=by_prompt), 0.3)

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...config import RunConfig
+from ...errors import DialogueError
 from ...storage.artifact import RECORD_FILE, read_json
 from ...text.dialogues import Dialogue, read_dialogues
 from ...text.json_object import json_text
 from ...text.prompts import read_prompts
+from ...text.table_rows import HUB
 
 SAMPLE_DIALOGUES = 2000
 """Of a JSON Lines file; the rest is taken to be alike."""
@@ -54,6 +56,11 @@ def estimated_volume(config: RunConfig) -> Volume:
     """
     tokens, rows, dialogues = _written(config)
     for path in config.dialogues.train:
+        if path.startswith(HUB):
+            raise DialogueError(
+                f"{path}: a dataset of the hub, which is not downloaded for a plan; expected plan.tokens in the run file, or "
+                "the dialogues tokenized before"
+            )
         dialogues_of_file = read_dialogues(path, on_bad="skip", ignore_keys=config.dialogues.ignore_keys)
         sample = itertools.islice(dialogues_of_file, _limit(path))
         counts = [_tokens_of(dialogue, config) for dialogue in sample]

@@ -11,6 +11,7 @@ from .run import RunPlan, TeacherPlan, make_plan
 
 SIZE_COLUMNS = ("model", "parameters", "active", "weights", "TP", "KV", "logits", "per GPU", "engines")
 WORK_COLUMNS = ("model", "tokens", "GFLOP/token", "hours", "GPU-hours", "store")
+SERVICE_COLUMNS = ("model", "face", "TP", "per GPU", "engines", "GPUs")
 STAGE_COLUMNS = ("stage", "hours", "GPU-hours", "written", "reckoned from")
 
 
@@ -50,6 +51,18 @@ def work_cells(teacher: TeacherPlan) -> list[str]:
     ]  # fmt: skip
 
 
+def service_rows(plan: RunPlan) -> list[list[str]]:
+    """The table of engines that `fusechat serve` would keep, with the GPUs of all."""
+    rows = [
+        [
+            face.model, face.face, str(face.tensor_parallel_size), f"{face.bytes_per_gpu / GIB:.1f}",
+            str(face.fewest) if face.most == face.fewest else f"{face.fewest} to {face.most}", str(face.gpus),
+        ]
+        for face in plan.service
+    ]  # fmt: skip
+    return [*rows, ["total", "", "", "", "", str(sum(face.gpus for face in plan.service))]]
+
+
 def stage_rows(plan: RunPlan) -> list[list[str]]:
     """The table of stages, with the total and its price."""
     rows = [
@@ -68,6 +81,7 @@ def to_json(plan: RunPlan) -> dict[str, Any]:
     return {
         "models": [dataclasses.asdict(teacher) for teacher in plan.teachers],
         "stages": [dataclasses.asdict(stage) for stage in plan.stages],
+        "service": [{**dataclasses.asdict(face), "gpus": face.gpus} for face in plan.service],
         "total": {**total, "price": None if price is None else plan.gpu_hours * price},
         "problems": plan.problems,
     }
@@ -103,10 +117,11 @@ def _print_tables(plan: RunPlan) -> None:
         (title, SIZE_COLUMNS, [size_cells(teacher) for teacher in plan.teachers]),
         ("Scoring", WORK_COLUMNS, [work_cells(teacher) for teacher in plan.teachers]),
         ("Stages", STAGE_COLUMNS, stage_rows(plan)),
+        ("As engines that stay (fusechat serve)", SERVICE_COLUMNS, service_rows(plan)),
     ):
         table = Table(title=heading, title_justify="left", box=None, pad_edge=False)
         for number, column in enumerate(columns):
-            text = number == 0 or column == "reckoned from"
+            text = number == 0 or column in ("reckoned from", "face")
             table.add_column(column, justify="left" if text else "right", no_wrap=column != "reckoned from")
         for row in rows:
             table.add_row(*row)

@@ -10,6 +10,7 @@ from ...config import ModelSection, PlanSection, RunConfig
 from ...models.engine_memory import GIB, EngineMemory
 from ...models.model_sizes import ModelSize, model_size
 from .dialogue_volume import Volume, estimated_volume, known_volume
+from .service import FacePlan, plan_service
 from .stages import StagePlan, plan_stages, row_bytes
 
 
@@ -43,6 +44,8 @@ class RunPlan:
     section: PlanSection
     teachers: list[TeacherPlan]
     stages: list[StagePlan]
+    service: list[FacePlan]
+    """What `fusechat serve` would start; no part of the run's hours."""
     problems: list[str] = field(default_factory=list)
     """Models that the fleet cannot hold: what is missing and what would fit."""
 
@@ -77,7 +80,8 @@ def make_plan(config: RunConfig) -> RunPlan:
         config, sizes, volumes, scoring_gpu_hours=sum(teacher.gpu_hours for teacher in teachers),
         store_bytes=sum(teacher.store_bytes for teacher in teachers),
     )  # fmt: skip
-    return RunPlan(config.plan, teachers, stages, problems)
+    service = plan_service(config, sizes, {teacher.name: teacher.tensor_parallel_size for teacher in teachers})
+    return RunPlan(config.plan, teachers, stages, service, problems)
 
 
 def plan_teacher(config: RunConfig, model: ModelSection, size: ModelSize, volume: Volume) -> TeacherPlan:

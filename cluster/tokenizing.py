@@ -1,0 +1,50 @@
+"""Tokenizing on Ray: workers of one CPU each read ranges of the dialogue files, tokenize pieces of them and join these.
+
+The bytes are those of `fusechat.text.tokenize_stage` in one process. Where there is nothing to share out the works are done
+in this process: one piece at most is missing, or there is one CPU.
+"""
+
+from fusechat.config import RunConfig
+from fusechat.progress import Progress
+from fusechat.storage.artifact import Artifact
+from fusechat.storage.work import Work, run_here
+from fusechat.text import tokenize_stage
+
+from .jobs.working_dir import require_absolute
+from .pool.cpus import has_several_cpus
+from .pool.run_on_ray import run_on_ray
+from .pool.session import ray_session
+
+
+def read_dialogues(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
+    """Read, check, cut and split the dialogues on all CPUs of the cluster.
+
+    Raises:
+        ClusterError: no worker could start, or pieces were set aside. All that was finished is kept.
+        ClusterSetupError: no Ray at the given address, or results in a relative path there.
+        The errors of `tokenize_stage.prepare_dialogues`.
+    """
+    progress = progress or Progress(quiet=True)
+    return _do(config, tokenize_stage.prepare_reading(config, progress=progress), progress)[0]
+
+
+def tokenize(config: RunConfig, name: str, *, progress: Progress | None = None) -> list[Artifact]:
+    """Tokenize both splits for one model on all CPUs of the cluster.
+
+    Returns:
+        the tokens artifacts of train and held_out.
+    Raises:
+        ClusterError, ClusterSetupError: as `read_dialogues`.
+        The errors of `tokenize_stage.tokenize`.
+    """
+    progress = progress or Progress(quiet=True)
+    return _do(config, tokenize_stage.prepare_tokens(config, name, progress=progress), progress)
+
+
+def _do(config: RunConfig, works: list[Work], progress: Progress) -> list[Artifact]:
+    if max(len(work.missing) for work in works) < 2 or not has_several_cpus(config.cluster):
+        return run_here(works, progress)
+    require_absolute(config)
+    with ray_session(config.cluster):
+        attempts = config.cluster.max_attempts
+        return run_on_ray(works, config.cluster, max_attempts=attempts, progress=progress, in_turn=True)

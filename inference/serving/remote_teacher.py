@@ -1,0 +1,128 @@
+"""An engine of a service in the place of a teacher of one's own: the same calls, the same rows.
+
+Imports neither vLLM nor torch, so that a run which finds a service begins at once.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fusechat.errors import ConfigError, ServiceError
+
+from ..capture.rows import TopKRows
+from .client import Connection
+from .faces import FaceName
+from .wire import ScoreRequest
+
+PROMPTS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class ServedBy:
+    """An engine of a running service, as a worker is told of it; holds no secret."""
+
+    service: str
+    """Name of the service, for people."""
+    address: str
+    token_variable: str | None
+    """Environment variable that holds its token; None: it asks for none."""
+    model: str
+    """As the service calls it."""
+    face: FaceName
+    recipe: str
+    k: int
+    max_tokens: int
+    patience: float
+    """How long a service that does not answer is asked again, seconds."""
+
+    def connect(self) -> Connection:
+        """A connection of the worker's own."""
+        token = os.environ.get(self.token_variable) if self.token_variable else None
+        return Connection(self.address, token=token, patience=self.patience)
+
+
+class RemoteTeacher:
+    """Scores or answers as `inference.engine.teacher.Teacher` does; calls may come from several threads."""
+
+    def __init__(self, served: ServedBy) -> None:
+        self.served, self.k, self.max_tokens = served, served.k, served.max_tokens
+        self._connection = served.connect()
+
+    @property
+    def alive(self) -> bool:
+        """A service replaces its engines itself."""
+        return True
+
+    def score(
+        self,
+        token_ids: Sequence[np.ndarray],
+        is_scored: Sequence[np.ndarray],
+        chosen_ids: Sequence[np.ndarray] | None = None,
+    ) -> list[TopKRows]:
+        """As `Teacher.score`; on CPUs the engine reads nothing else meanwhile, so that rows are the same to the bit.
+
+        Raises:
+            ContractError, ConfigError: as `Teacher.score`.
+            UserError: the service refuses: another recipe, a wrong token.
+            ServiceError: it does not answer.
+        """
+        self._expect("score")
+        if not len(token_ids):
+            return []
+        chosen = None if chosen_ids is None else tuple(chosen_ids)
+        request = ScoreRequest(
+            self.served.model, token_ids=tuple(token_ids), is_scored=tuple(is_scored), chosen_ids=chosen, k=self.k,
+            recipe=self.served.recipe, alone=True,
+        )  # fmt: skip
+        return list(self._connection.score(request).rows)
+
+    def generate(
+        self,
+        prompts: Sequence[np.ndarray],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        stop_token_ids: Sequence[int] = (),
+        seed: int = 0,
+    ) -> list[np.ndarray]:
+        """As `Teacher.generate`.
+
+        Raises:
+            ContractError: a prompt that with its answer exceeds `max_tokens`, or settings that vLLM does not allow.
+            UserError, ServiceError: as `score`.
+        """
+        self._expect("generate")
+        stops = list(stop_token_ids)
+
+        def ask(number: int) -> np.ndarray:
+            reply = self._connection.complete("/v1/completions", {
+                "model": self.served.model, "prompt": prompts[number].tolist(), "max_tokens": max_new_tokens,
+                "temperature": temperature, "stop_token_ids": stops, "ignore_eos": True, "seed": seed + number,
+                "return_token_ids": True,
+            }, recipe=self.served.recipe)  # fmt: skip
+            return self._ids(reply, stops)
+
+        with ThreadPoolExecutor(PROMPTS_AT_ONCE) as threads:
+            return list(threads.map(ask, range(len(prompts))))
+
+    def close(self) -> None:
+        """Let go of the connections; the engine stays."""
+        self._connection.close()
+
+    def _ids(self, reply: dict[str, Any], stops: list[int]) -> np.ndarray:
+        """int32 ids of an answer, without the stop token that ended it."""
+        ids = reply["choices"][0].get("token_ids")
+        if ids is None:
+            raise ServiceError(f"{self.served.address}: the reply has no token ids; is it a service of FuseChat?")
+        answer = np.asarray(ids, np.int32)
+        return answer[:-1] if len(answer) and answer[-1] in stops else answer
+
+    def _expect(self, face: str) -> None:
+        if self.served.face != face:
+            raise ConfigError(
+                f"{self.served.model}: this engine of the service has the face {self.served.face!r}, not {face!r}"
+            )
