@@ -1,6 +1,6 @@
 """A machine that breaks at will: faults into whole runs on tiny models, and what is left compared with an undisturbed run.
 
-    python -m benchmarks.bench_faults [--quick] [--faults 208] [--folder DIR] [--at-once 1] [--only FAMILY ...]
+    python -m benchmarks.bench_faults [--quick] [--folder DIR] [--at-once 1] [--only FAMILY ...] [--again]
 
 Each fault has a number, which is its seed: what is drawn is the same in every collection. A fault disturbs `fusechat run`
 (from any stage on; what stands before it is copied from an undisturbed run), then the command is given again, after what its

@@ -1,4 +1,7 @@
-"""A Ray of several nodes on this machine: engines, ranks, workers of every stage and whole nodes are killed while they work."""
+"""A Ray of several nodes on this machine: engines, workers of every stage and whole nodes are killed while they work.
+
+Ranks of an engine that is spread are killed in `tests/inference/test_faults.py`.
+"""
 
 import contextlib
 import os
@@ -23,7 +26,7 @@ LONGEST_WAIT = 240.0
 VICTIMS = {
     "engine": ("extract", "ray::WorkerActor"), "pool worker": ("align", "ray::WorkerActor"),
     "merge worker": ("merge", "ray::WorkerActor"), "training worker": ("train", "ray::RayTrainWorker"),
-    "node": ("align", "raylet"), "rank": ("extract", "VLLM::Worker"),
+    "node": ("align", "raylet"),
 }  # fmt: skip
 """Whom a fault kills -> the stage from which the run is done, and what the process is called."""
 
