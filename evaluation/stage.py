@@ -46,6 +46,7 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
         if_changed=config.run.if_changed,
     )  # fmt: skip
     if claim.artifact is not None:
+        _restore_cards(config, models)
         return claim.artifact
     if config.evaluation.judge is not None:
         judge_key(config.evaluation.judge)
@@ -74,6 +75,18 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
             "bits_per_byte": {model["id"]: model["loss"]["all"]["bits_per_byte"] for model in document["models"]},
         }
     )
+
+
+def _restore_cards(config: RunConfig, models: list[MeasuredModel]) -> None:
+    """Give a model that was made anew since, because it was damaged, the figures that its card had."""
+    document = artifact.read_json(f"{config.report_path}/report.json")
+    if document is None or config.places:
+        return
+    folders = {
+        model.id: str(model.folder) for model in models
+    }  # where they are now: the report may say where they were
+    of_models = [{**model, "folder": folders.get(model["id"], model["folder"])} for model in document["models"]]
+    cards.write_cards({**document, "models": of_models})
 
 
 def _settings(config: RunConfig, models: list[MeasuredModel]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusechat.storage.artifact import storage_errors
+from fusechat.storage.artifact import write_bytes
 
 from .. import ALL
 from ..wording import SUPPORTS, with_interval
@@ -24,16 +24,17 @@ def write_cards(document: dict[str, Any]) -> list[Path]:
     """Put a report's figures into the cards of targets, control and fused model.
 
     Returns:
-        the cards that were written; a model folder without one gets none.
+        the cards that changed; a model folder without one gets none.
     """
     written: list[Path] = []
     for model in document["models"]:
         path = Path(model["folder"]) / "README.md"
         if model["role"] in MADE_ROLES and path.is_file():
-            text = with_evaluation(path.read_text(encoding="utf-8"), document, model)
-            with storage_errors(path):
-                path.write_text(text, encoding="utf-8")
-            written.append(path)
+            before = path.read_text(encoding="utf-8")
+            text = with_evaluation(before, document, model)
+            if text != before:
+                write_bytes(str(path), text.encode())
+                written.append(path)
     return written
 
 

@@ -45,8 +45,9 @@ def write(document: dict[str, Any], path: Path) -> None:
     write_bytes(str(path), render(document).encode())
 
 
-def render(document: dict[str, Any]) -> str:
-    """The page's HTML."""
+@cache
+def page_template() -> jinja2.Template:
+    """The page, ready to render: compiling it takes longer than all else, and a running run writes it every few seconds."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -55,6 +56,11 @@ def render(document: dict[str, Any]) -> str:
         "number": number, "interval": interval, "duration": format_seconds, "size": size, "target_name": target_name,
         "marked": marked, "verdict": lambda supports: supports.replace(" ", "-"),
     }  # fmt: skip
+    return environment.get_template("page.html.jinja")
+
+
+def render(document: dict[str, Any]) -> str:
+    """The page's HTML."""
     figures = Figures()
     charts = {
         "loss": {kind: figures.add(chart) for kind, chart in loss_charts(document).items()},
@@ -69,7 +75,7 @@ def render(document: dict[str, Any]) -> str:
         "coefficients": [(title, figures.add(chart)) for title, chart in coefficients(document["merge"])],
         "judge": [(title, figures.add(chart)) for title, chart in judge_charts(document)],
     }
-    return environment.get_template("page.html.jinja").render(
+    return page_template().render(
         report=document,
         labels={model["id"]: model["label"] for model in document["models"]},
         charts=charts,

@@ -13,6 +13,7 @@ import torch
 import yaml
 from evaluation_runs import evaluate, finish_earlier_stages, finish_measuring, finish_model
 from judge_endpoint import Endpoint, serving
+from resealed import seal_again
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -235,6 +236,7 @@ def test_model_whose_loss_is_not_a_number_is_named_and_the_others_kept(ready: Ru
     weights = load_file(ready.fused_path / "model.safetensors")
     weights["model.norm.weight"][:] = torch.nan
     save_file(weights, ready.fused_path / "model.safetensors", metadata={"format": "pt"})
+    seal_again(ready.fused_path)
     with pytest.raises(ModelError, match=r"fused: its loss of held-out dialogue number 0 is nan"):
         evaluate(ready)
     assert artifact.load(ready.held_out_url("sft"), "logprobs").counts["rows_without_score"] == 0

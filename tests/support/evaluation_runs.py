@@ -14,6 +14,7 @@ from evaluation import stage
 from fusechat.config import RunConfig
 from fusechat.progress import Progress
 from fusechat.storage import artifact
+from fusechat.storage.seals import sealed
 from fusechat.storage.tokens import Tokens
 from fusechat.text import tokenize_stage
 
@@ -51,7 +52,7 @@ def finish_rows(config: RunConfig) -> None:
         url = config.aligned_url(source.name)
         write_rows(url, "aligned", Tokens.read(made.url), {"pivot_tokens": made}, seed)
         record = artifact.read_json(f"{url}/artifact.json")
-        artifact.write_json(f"{url}/artifact.json", {**record, "counts": aligned()})
+        artifact.write_json(f"{url}/artifact.json", sealed({**record, "counts": aligned()}))
         map_for_real(config, source.name)
 
 
