@@ -69,7 +69,7 @@ class TeacherWorker(EngineWorker):
         started, inputs = time.monotonic(), self.inputs
         self._open_store()
         if inputs.served is not None:
-            self._teacher = RemoteTeacher(inputs.served)
+            self._teacher = RemoteTeacher(inputs.served, k=inputs.k)
             self._engine_turn = contextlib.nullcontext()  # the service gives the turns
             report: dict[str, Any] = {}
         else:
