@@ -65,7 +65,7 @@ def answered(
     finish_earlier_stages(config)
     made = answering.run(config, progress=Progress(quiet=True))
     counts = [item.counts["questions"] for item in made if item.kind == "answers"]
-    assert counts == [3, 1, 2, 1, 2, 3, 2, 1, 2], "exact, samples of the pivot alone, and the three sets"
+    assert counts == [4, 1, 2, 1, 2, 4, 2, 1, 2], "exact, samples of the pivot alone, and the three sets"
     return config
 
 
