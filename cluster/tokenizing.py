@@ -15,7 +15,6 @@ from .pool.cpus import has_several_cpus
 from .pool.run_on_ray import run_on_ray
 from .pool.session import ray_session
 
-
 SHARED_PIECES = 4
 """Fewer are done sooner, of some seconds each, than workers start."""
 

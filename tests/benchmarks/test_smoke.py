@@ -32,7 +32,7 @@ PARTS = {
 
 def test_every_benchmark_has_a_smallest_command() -> None:
     benchmarks = {file.stem for file in (ROOT / "benchmarks").glob("bench_*.py")}
-    assert benchmarks == {*COMMANDS, "bench_fusion", "bench_rounds", "bench_writing"}, (
+    assert benchmarks == {*COMMANDS, "bench_faults", "bench_fusion", "bench_rounds", "bench_writing"}, (
         "these train for minutes and have tests of their own"
     )
 
