@@ -4,7 +4,6 @@
 models side by side.
 """
 
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -18,14 +17,13 @@ from fusechat.models.resolved_model import ResolvedModel
 from fusechat.progress import ShardLog
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
-from fusechat.storage.damage import sweep
+from fusechat.storage.damage import check_finished
 from fusechat.storage.retry import patiently
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import Needs, UnitLog, Work, nothing_left
 
 from .engine.engine_worker import engine_settings
-from .serving.remote_teacher import ServedBy
 from .teacher_worker import ScoringInputs, TeacherWorker
 
 
@@ -59,12 +57,6 @@ def prepare(layout: RunLayout, model: ResolvedModel, section: ExtractionSection,
     ]
 
 
-def served_work(work: Work, served: ServedBy) -> Work:
-    """The same work with an engine of a service: its worker holds none, and may stand in the driver's own process."""
-    inputs = work.make_worker.args[0]  # type: ignore[attr-defined]  # `prepare` made it
-    return replace(work, make_worker=partial(TeacherWorker, replace(inputs, served=served)), needs=Needs())
-
-
 def scoring_inputs(
     layout: RunLayout, model: ResolvedModel, section: ExtractionSection, cluster: ClusterSection
 ) -> ScoringInputs:
@@ -85,7 +77,7 @@ def claim_store(layout: RunLayout, model: ResolvedModel, section: ExtractionSect
 
     Raises:
         ConfigError: k is larger than the vocabulary, or a dialogue longer than the model reads.
-        ArtifactError: another recipe's work stands there.
+        ArtifactError: another recipe's work stands there, or the store was finished and is damaged.
     """
     name = model.name
     tokens_artifact = artifact.load(layout.tokens_url(name), "tokens")
@@ -110,6 +102,8 @@ def claim_store(layout: RunLayout, model: ResolvedModel, section: ExtractionSect
         url, "logprobs", tokens.layout(section.shard_tokens), k=section.k, vocab_size=vocab_size,
         logprob_step=section.logprob_step, settings={**settings, "tokens": tokens_artifact.fingerprint},
     )  # fmt: skip
+    if claim.artifact is not None:
+        check_finished(store)
     return claim, store
 
 
@@ -119,7 +113,6 @@ def finish(claim: Claim, store: RowStore) -> Artifact:
     Raises:
         ArtifactError: a commit mark is damaged.
     """
-    sweep(store)
     total, num_scored = 0.0, 0
     for shard in range(store.layout.num_shards):
         labels = store.label_logprobs(shard)

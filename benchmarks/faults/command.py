@@ -112,6 +112,11 @@ def _fork_server() -> Any:
     return context
 
 
+def start_server() -> None:
+    """Start the process that drivers are forked from; before any threads are."""
+    _fork_server()
+
+
 def _nothing() -> None:
     """The first child, whose start starts the server."""
 
