@@ -36,6 +36,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.scale_evaluation import evaluate_over_transformers
 from benchmarks.scale_rows import timed, write_dialogues
 from cluster.pool.run_on_ray import run_on_ray
 from cluster.pool.session import ray_session
@@ -245,6 +246,9 @@ def main() -> None:
         "--workers", type=int, default=2, help="of the runs; 1: driver and worker are one process, without Ray"
     )
     parser.add_argument("--folder", type=Path, help="for temporary files; default: the system's")
+    parser.add_argument(
+        "--run", type=Path, help="run file of a finished run, whose models are measured: evaluate_over_transformers"
+    )
     arguments = parser.parse_args()
     sizes = sorted([*arguments.sizes, *([LARGE] if arguments.large else [])])
     speed = measure_tokenizing(arguments)
@@ -263,7 +267,8 @@ def main() -> None:
             flush=True,
         )
     machine = {"machine": platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
-    print(json.dumps({**machine, **summary(sizes, runs), **speed}))
+    evaluated = evaluate_over_transformers(arguments.run) if arguments.run else {}
+    print(json.dumps({**machine, **summary(sizes, runs), **speed, **evaluated}))
 
 
 if __name__ == "__main__":
