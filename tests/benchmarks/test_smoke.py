@@ -19,6 +19,10 @@ COMMANDS = {
     "bench_extraction": ("--model {llama} --dialogues {train} --limit 4 --rounds 1 --parts prefill host", "extract_over_prefill"),
     "bench_pool": ("--actors 2 --phases throughput --shards 20", "driver_shards_per_s"),
     "bench_merge": ("--rounds 1 --layers 1 2 --vocabulary 512 --folder {tmp}", "sce_over_mergekit"),
+    "bench_scale": (
+        "--sizes 60 120 --pivot {llama} --source {tmp}/gemma-3-270m --speed-dialogues 60 --speed-words 12 --workers 1 --folder {tmp}",
+        "driver_rss_growth",
+    ),
     "bench_alignment": ("--part quality --rules default --dialogues {train} --limit 4 --models {tmp} --out {tmp}/rows", ""),
 }  # fmt: skip
 """Benchmark -> its smallest command, and a figure that its last line holds."""
