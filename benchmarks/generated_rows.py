@@ -65,7 +65,8 @@ def generate(order: dict[str, Any], out: Path) -> None:
     answers = []
     for ids, output in zip(asked, outputs, strict=True):
         one = output.outputs[0]
-        labels = [float(entry[token].logprob) for token, entry in zip(one.token_ids, one.logprobs or [], strict=True)]
+        entries: Any = one.logprobs or []
+        labels = [float(entry[token].logprob) for token, entry in zip(one.token_ids, entries, strict=True)]
         answers.append({"prompt": ids, "answer": list(one.token_ids), "labels": labels})
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     out.write_text(json.dumps({"answers": answers, "seconds": medians}), encoding="utf-8")

@@ -13,6 +13,7 @@ from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import Work, run_here
 from inference import stage
 from inference.serving.faces import recipe_of
+from inference.serving.remote_teacher import served_work
 
 from .service.attach import RunningServices, run_served
 
@@ -72,5 +73,5 @@ def _from_services(
             "score", model.name, partial(recipe_of, "score", model, template, config.extraction), tokens.longest()
         )
         if engine is not None:
-            served[model.name] = stage.served_work(work, engine)
+            served[model.name] = served_work(work, engine)
     return {name: run_served(work, progress, on_tick=check_leases) for name, work in served.items()}

@@ -1,7 +1,7 @@
 """Tokenizing on Ray: workers of one CPU each read ranges of the dialogue files, tokenize pieces of them and join these.
 
 The bytes are those of `fusechat.text.tokenize_stage` in one process. Where there is nothing to share out the works are done
-in this process: one piece at most is missing, or there is one CPU.
+in this process: few pieces are missing, or there is one CPU.
 """
 
 from fusechat.config import RunConfig
@@ -14,6 +14,9 @@ from .jobs.working_dir import require_absolute
 from .pool.cpus import has_several_cpus
 from .pool.run_on_ray import run_on_ray
 from .pool.session import ray_session
+
+SHARED_PIECES = 4
+"""Fewer are done sooner, of some seconds each, than workers start."""
 
 
 def read_dialogues(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
@@ -42,7 +45,7 @@ def tokenize(config: RunConfig, name: str, *, progress: Progress | None = None) 
 
 
 def _do(config: RunConfig, works: list[Work], progress: Progress) -> list[Artifact]:
-    if max(len(work.missing) for work in works) < 2 or not has_several_cpus(config.cluster):
+    if max(len(work.missing) for work in works) < SHARED_PIECES or not has_several_cpus(config.cluster):
         return run_here(works, progress)
     require_absolute(config)
     with ray_session(config.cluster):

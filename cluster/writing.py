@@ -7,6 +7,7 @@ import contextlib
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from evaluation.judge.judge_client import Request, ask_all, judge_key
@@ -19,10 +20,13 @@ from fusechat.models.resolved_model import resolve
 from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact
+from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import Work, run_here
 from fusechat.text.model_templates import asked_template
 from fusechat.text.prompt_stage import prepare_prompts
 from fusechat.text.prompts import read_prompts
+from inference.serving.faces import FaceName, recipe_of
+from inference.serving.remote_teacher import served_work
 from inference.writing import scoring, selection, stage
 from inference.writing.selection import Key, Known
 from inference.writing.stage import Writer
@@ -30,6 +34,7 @@ from inference.writing.stage import Writer
 from .pool.preflight import check_engines
 from .pool.run_on_ray import Bar, run_on_ray
 from .pool.session import ray_session
+from .service.attach import RunningServices, run_served
 
 JUDGE_SECONDS = 10.0
 """Longest wait for a sign that the judge's endpoint is there."""
@@ -94,7 +99,7 @@ def write(
     with contextlib.ExitStack() as stack:
         if rule.needs == "scores" and any(work.missing for work in works):
             stack.enter_context(ray_session(config.cluster))  # one for the writers and the scorers
-        answers = dict(zip(names, _do(config, works, list(models), "write", progress), strict=True))
+        answers = dict(zip(names, _do(config, works, writers, "generate", progress), strict=True))
         return _decide(config, layout, names, section, answers, date=date, seed=seed, progress=progress)
 
 
@@ -137,12 +142,41 @@ def _writer(config: RunConfig, model: ModelSection, date: str) -> Writer:
 
 
 def _do(
-    config: RunConfig, works: list[Work], models: list[ModelSection], verb: str, progress: Progress
+    config: RunConfig, works: list[Work], writers: list[Writer], face: FaceName, progress: Progress
 ) -> list[Artifact]:
-    """What is left of works, on Ray if there is any."""
+    """What is left of works, one of each writer: by a running service that has its engine, else on Ray."""
+    served = _from_services(config, works, writers, face, progress)
+    left = [work for work in works if work.name not in served]
+    made = _on_ray(config, left, [one.model.section for one in writers if one.model.name not in served], face, progress)
+    artifacts = served | dict(zip([work.name for work in left], made, strict=True))
+    return [artifacts[work.name] for work in works]
+
+
+def _from_services(
+    config: RunConfig, works: list[Work], writers: list[Writer], face: FaceName, progress: Progress
+) -> dict[str, Artifact]:
+    """Do the works whose engine a service has; gives their artifacts by name."""
+    begun = [(one, work) for one, work in zip(writers, works, strict=True) if work.missing]
+    if not begun:
+        return {}
+    services, artifacts = RunningServices(config.cluster, progress=progress), {}
+    for one, work in begun:
+        recipe = partial(recipe_of, face, one.model, one.template.text, config.extraction)
+        # How long an answer may be is known where its prompts are read; scored ones are tokenized.
+        longest = TokensReader(work.make_worker.args[0].tokens_url).longest() if face == "score" else 0  # type: ignore[attr-defined]
+        engine = services.find(face, work.name, recipe, longest)
+        if engine is not None:
+            artifacts[work.name] = run_served(served_work(work, engine), progress)
+    return artifacts
+
+
+def _on_ray(
+    config: RunConfig, works: list[Work], models: list[ModelSection], face: FaceName, progress: Progress
+) -> list[Artifact]:
     begun = [work for work in works if work.missing]
     if not begun:
         return run_here(works, progress)
+    verb = "write" if face == "generate" else "score answers"
     total, done = sum(work.total for work in works), sum(work.done for work in works)
     with ray_session(config.cluster), progress.task(verb, total, begun[0].measure, done=done) as task:
         check_engines(config, models, {"run.output": str(config.run.output / "writing")})
@@ -171,7 +205,7 @@ def _scores(
             placed, writers, one, answers, config.extraction, config.cluster, progress=progress
         )
     ]  # fmt: skip
-    _do(config, works, [one.model.section for one in asked], "score answers", progress)
+    _do(config, works, asked, "score", progress)
     return scoring.by_answer({one.model.name: scoring.logprobs_of(placed, writers, one.model.name) for one in asked})
 
 

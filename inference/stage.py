@@ -4,7 +4,6 @@
 models side by side.
 """
 
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -25,7 +24,6 @@ from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import Needs, UnitLog, Work, nothing_left
 
 from .engine.engine_worker import engine_settings
-from .serving.remote_teacher import ServedBy
 from .teacher_worker import ScoringInputs, TeacherWorker
 
 
@@ -57,12 +55,6 @@ def prepare(layout: RunLayout, model: ResolvedModel, section: ExtractionSection,
             listener=UnitLog(ShardLog(layout.log_path(f"extract.{name}"), name)),
         )
     ]
-
-
-def served_work(work: Work, served: ServedBy) -> Work:
-    """The same work with an engine of a service: its worker holds none, and may stand in the driver's own process."""
-    inputs = work.make_worker.args[0]  # type: ignore[attr-defined]  # `prepare` made it
-    return replace(work, make_worker=partial(TeacherWorker, replace(inputs, served=served)), needs=Needs())
 
 
 def scoring_inputs(

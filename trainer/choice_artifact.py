@@ -23,15 +23,17 @@ class Choice:
     """int16 [dialogues]; -1: nobody"""
     trust: np.ndarray
     """float32 [dialogues]"""
+    is_own: np.ndarray
+    """bool [dialogues]: the student's own answers; none but in a round"""
 
     @classmethod
     def read(cls, url: str) -> "Choice":
-        """Read a choice artifact but for the losses: 6 bytes a dialogue."""
+        """Read a choice artifact but for the losses: 7 bytes a dialogue."""
         with storage_errors(url):
             group = zarr.open_group(store=url, mode="r")
             attributes: Any = group.attrs[ATTRIBUTE]
-            source, trust = (np.asarray(whole_array(group, name)[...]) for name in ("source", "trust"))
-        return cls(list(attributes["sources"]), source, trust)
+            arrays = {name: np.asarray(whole_array(group, name)[...]) for name in ("source", "trust", "is_own")}
+        return cls(list(attributes["sources"]), **arrays)
 
 
 @contextlib.contextmanager

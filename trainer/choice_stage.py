@@ -24,25 +24,30 @@ from fusechat.storage.seals import check_files
 from fusechat.storage.tokens import TokensReader
 from fusechat.storage.zarr_arrays import ranges
 from fusechat.text.dialogue_set import Kinds, read_kinds
+from fusechat.text.dialogues import read_dialogues
 
 from . import choice
 from .choice import NOBODY
 from .choice_artifact import writing
 from .open_rows import open_rows
 from .recipe import choice_recipe
+from .round_teachers import RoundTeachers, read_teachers
 
 REAL_KINDS = np.array([kind for kind in RowKind if kind.is_real], dtype=np.uint8)
 
 
-def run(layout: RunLayout, pivot: str, sources: Sequence[str], *, progress: Progress | None = None) -> Artifact:
+def run(
+    layout: RunLayout, pivot: str, sources: Sequence[str], *, is_round: bool = False, progress: Progress | None = None
+) -> Artifact:
     """Decide who teaches which dialogue.
 
     Args:
         pivot, sources: names of the models.
+        is_round: the run is a round of another; its artifact `asked` says who teaches.
     Raises:
         ArtifactError: rows are missing, or were made from other tokens; or another recipe's work is in the folder.
     """
-    recipe = choice_recipe(pivot, sources)
+    recipe = choice_recipe(pivot, sources, is_round=is_round)
     parents = {role: artifact.load(*layout.place(key)) for role, key in recipe.parents.items()}
     claim = artifact.claim(
         layout.choice_url, "choice", settings=recipe.settings, parents=parents, if_changed=layout.if_changed
@@ -52,28 +57,37 @@ def run(layout: RunLayout, pivot: str, sources: Sequence[str], *, progress: Prog
     tokens = TokensReader(layout.tokens_url(pivot))
     pivot_rows = open_rows(parents["pivot_rows"], parents["tokens"], tokens)
     stores = {name: open_rows(parents[f"rows.{name}"], parents["tokens"], tokens) for name in sources}
+    train_file = layout.dialogues_path / "train.jsonl"
     check_files(str(layout.dialogues_path), artifact.read_json(f"{layout.dialogues_path}/{artifact.RECORD_FILE}") or {})
-    kinds = read_kinds(layout.dialogues_path / "train.jsonl")
+    kinds = read_kinds(train_file)
     if len(kinds.number) != tokens.num_dialogues:
         raise ArtifactError(
             f"{layout.dialogues_path}: train.jsonl holds {len(kinds.number):,} dialogues, {tokens.num_dialogues:,} were tokenized; run "
             f"`fusechat inspect {layout.dialogues_path} --repair`, then start the same command again"
         )
-    table = decide(layout.choice_url, tokens, pivot_rows, stores, kinds)
+    asked = read_teachers(layout, read_dialogues(train_file), pivot, sources) if is_round else None
+    table = decide(layout.choice_url, tokens, pivot_rows, stores, kinds, asked)
     if progress is not None:
         for line in table_lines(table):
             progress.say(line)
     taught = sum(record["dialogues"] for record in table if record["source"] is not None)
-    return claim.finish({"dialogues": tokens.num_dialogues, "dialogues_taught": taught, "table": table})
+    own = {} if asked is None else {"own": int(asked.is_own.sum())}
+    return claim.finish({"dialogues": tokens.num_dialogues, "dialogues_taught": taught, **own, "table": table})
 
 
 def decide(
-    url: str, tokens: TokensReader, pivot_rows: RowStore, stores: dict[str, RowStore], kinds: Kinds
+    url: str,
+    tokens: TokensReader,
+    pivot_rows: RowStore,
+    stores: dict[str, RowStore],
+    kinds: Kinds,
+    asked: RoundTeachers | None = None,
 ) -> list[dict[str, Any]]:
     """Choose a teacher for every dialogue, and write the choice.
 
     Args:
         stores: source name -> its aligned rows.
+        asked: who teaches in a round, where the labels do not say it.
     Returns:
         one record per kind and teacher: dialogues, tokens and trust; those that teach nothing are left out.
     """
@@ -81,17 +95,25 @@ def decide(
     with writing(url, list(stores), tokens.num_dialogues) as arrays:
         sources = []
         for part, losses in _losses(tokens, pivot_rows, stores):
+            block = slice(part.start, part.stop)
             source = choice.choose(losses.pivot, losses.sources, losses.frequency).astype(np.int16)
+            if asked is not None:
+                source = asked.source[block]
             arrays["source"].add(source)
             arrays["source_losses"].add(losses.sources)
             arrays["pivot_loss"].add(losses.pivot)
             arrays["frequency_loss"].add(losses.frequency)
-            shown.add(source, kinds.number[part.start : part.stop], losses)
+            arrays["is_own"].add(np.zeros(len(part), bool) if asked is None else asked.is_own[block])
+            shown.add(source, kinds.number[block], losses)
             sources.append(source)
-        trust, source = shown.trust(), np.concatenate([np.empty(0, np.int16), *sources])
+        source = np.concatenate([np.empty(0, np.int16), *sources])
+        trust = (
+            shown.trust() if asked is None else asked.trust_of_kinds(kinds.number, (len(kinds.names), len(stores) + 1))
+        )
         for part in ranges(len(source)):
             block = slice(part.start, part.stop)
-            arrays["trust"].add(trust[kinds.number[block], source[block]])
+            of_dialogues = trust[kinds.number[block], source[block]] if asked is None else asked.trust[block]
+            arrays["trust"].add(of_dialogues)
     return shown.records(trust)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import TokensReader
 
-from .fusion_targets import RowChoice, Rows, Supervision, choose_rows, without_rows
+from .fusion_targets import RowChoice, Rows, Supervision, choose_rows, until_strayed, without_rows
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Teachers:
     trust: np.ndarray
     is_own: np.ndarray | None = None
     """bool [dialogues]: the student's own answers, which teach by rows alone; None: there are none."""
+    least_probability: float = 0.0
+    """Of a token of an own answer under its teacher: behind the first less probable one there are no rows."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,8 @@ class FusionDataset:
         rows = self._rows(teachers.stores[number], dialogue)
         assert rows is not None
         chosen = choose_rows("source", None, rows[0], rows[1], num_rows=num_rows)
+        if teachers.is_own is not None and teachers.is_own[dialogue] and teachers.least_probability:
+            chosen = until_strayed(chosen, rows[0].label_logprob, teachers.least_probability)
         return replace(chosen, trust=float(teachers.trust[dialogue]))
 
     def _rows(self, store: RowStore | None, dialogue: int) -> tuple[Rows, np.ndarray | None] | None:

@@ -8,7 +8,7 @@ supervises it. The released code compares means over each model's own tokens, wh
 summed over the same rows, hence the same bytes, so that the comparison is one of nats per byte.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -96,6 +96,21 @@ def without_rows(num_rows: int, *, without_source: bool = False) -> Supervision:
     """No row anywhere: plain SFT."""
     logprobs = np.full((num_rows, 1), -np.inf, np.float32)
     return Supervision(np.zeros((num_rows, 1), np.int64), logprobs, np.zeros(num_rows, np.float32), without_source)
+
+
+def until_strayed(chosen: Supervision, label_logprob: np.ndarray, least_probability: float) -> Supervision:
+    """No rows behind the first token that its teacher finds less probable: there it speaks of words it would not say.
+
+    Args:
+        label_logprob: float [rows], nats, of the teacher; NaN where it said nothing.
+    """
+    strayed = (label_logprob < np.log(least_probability)).astype(np.int64)
+    is_behind = np.cumsum(strayed) > strayed
+    return replace(
+        chosen,
+        topk_logprobs=np.where(is_behind[:, None], -np.inf, chosen.topk_logprobs).astype(np.float32),
+        source_share=np.where(is_behind, 0, chosen.source_share).astype(np.float32),
+    )
 
 
 def _from(rows: Rows, source_share: np.ndarray) -> Supervision:

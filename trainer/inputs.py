@@ -25,6 +25,10 @@ class TrainingInputs:
     """Longest dialogue, tokens of the pivot."""
     dialogue_files: tuple[str, ...]
     """Of dialogues and of prompts, as the run file names them, for the targets' cards."""
+    is_round: bool = False
+    """The run is a round of another: its pivot is a student that wrote some of the dialogues."""
+    least_probability: float = 0.0
+    """Of a token of the student's answer under its teacher; behind a less probable one there are no rows."""
 
     @classmethod
     def of(cls, config: RunConfig) -> "TrainingInputs":
@@ -32,6 +36,7 @@ class TrainingInputs:
         return cls(
             config.layout, config.pivot, tuple(config.sources), tuple(config.trained_names), config.training,
             config.run.seed, config.dialogues.max_tokens, (*config.dialogues.train, *config.dialogues.prompts),
+            config.rounds.number > 0, config.rounds.least_probability,
         )  # fmt: skip
 
     @property
@@ -41,9 +46,11 @@ class TrainingInputs:
 
     def recipe(self, target_name: str) -> Recipe:
         """What decides a target, but for the pivot's files."""
-        return target_recipe(
+        recipe = target_recipe(
             target_name, self.section, self.pivot.name, self.source_names, seed=self.seed, max_tokens=self.max_tokens
         )
+        own = {"least_probability": self.least_probability} if self.is_round else {}
+        return Recipe({**recipe.settings, **own}, recipe.parents)
 
     def teachers(self, target_name: str) -> list[ModelSection]:
         """The sources that a target learns from."""

@@ -11,13 +11,17 @@ ORDER_VERSION = 2
 """Goes up when the same settings give batches of another order, so that targets of different orders are not taken for the same."""
 
 
-def choice_recipe(pivot: str, sources: Sequence[str]) -> Recipe:
-    """Of the choice of teachers; `pivot` and `sources` are names."""
+def choice_recipe(pivot: str, sources: Sequence[str], *, is_round: bool = False) -> Recipe:
+    """Of the choice of teachers; `pivot` and `sources` are names.
+
+    Args:
+        is_round: who teaches was decided where the round's prompts were.
+    """
     rows = {f"rows.{name}": f"aligned/{name}" for name in sources}
     return Recipe(
-        {"rule": "trusted", "sources": list(sources)},
-        {"tokens": f"tokens/{pivot}", "pivot_rows": f"logprobs/{pivot}", **rows},
-    )
+        {"rule": "asked" if is_round else "trusted", "sources": list(sources)},
+        {"tokens": f"tokens/{pivot}", "pivot_rows": f"logprobs/{pivot}", **rows, **({"asked": "asked"} if is_round else {})},
+    )  # fmt: skip
 
 
 def row_choice(section: TrainingSection, target_name: str) -> RowChoice:

@@ -107,7 +107,7 @@ def _parents(inputs: TrainingInputs, target_name: str) -> dict[str, Artifact]:
     """What a target is trained from, by role."""
     recipe = inputs.recipe(target_name)
     if "choice" in recipe.parents:  # made before, unless this target is trained alone
-        choice_stage.run(inputs.layout, inputs.pivot.name, inputs.source_names)
+        choice_stage.run(inputs.layout, inputs.pivot.name, inputs.source_names, is_round=inputs.is_round)
     return {role: artifact.load(*inputs.layout.place(key)) for role, key in recipe.parents.items()}
 
 
@@ -141,20 +141,20 @@ def read_data(inputs: TrainingInputs, pivot: ResolvedModel, target_name: str) ->
     }
     if "source_own_rows" in parents:
         stores["source_own_rows"] = RowStore.open(parents["source_own_rows"].url, "logprobs")
-    teachers = _teachers(parents, tokens) if "choice" in parents else None
+    teachers = _teachers(parents, tokens, inputs.least_probability) if "choice" in parents else None
     return TrainingData(row_choice(inputs.section, target_name), tokens, pivot.folder, stores, teachers)
 
 
-def _teachers(parents: dict[str, Artifact], tokens: TokensReader) -> Teachers:
+def _teachers(parents: dict[str, Artifact], tokens: TokensReader, least_probability: float) -> Teachers:
     """Who teaches a target's dialogues: of those that its sources did not win, nobody."""
     chosen = Choice.read(parents["choice"].url)
     names = [role.removeprefix("rows.") for role in parents if role.startswith("rows.")]
     number = np.full(tokens.num_dialogues, NOBODY, np.int16)
     for place, name in enumerate(names):
         number[chosen.source == chosen.sources.index(name)] = place
-    return Teachers(
-        [open_rows(parents[f"rows.{name}"], parents["tokens"], tokens) for name in names], number, chosen.trust
-    )
+    stores = [open_rows(parents[f"rows.{name}"], parents["tokens"], tokens) for name in names]
+    is_own = chosen.is_own if chosen.is_own.any() else None
+    return Teachers(stores, number, chosen.trust, is_own, least_probability)
 
 
 def _train(

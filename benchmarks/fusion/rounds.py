@@ -102,7 +102,8 @@ def run(seed: Seed, name: str, student: Any) -> dict[str, Any]:
     teachers = _teachers(seed.corpus, base)
     counts = []
     for number, steps in enumerate(arm.steps[1:], start=1):
-        corpus, lesson, count = seed.corpus, base, {}
+        corpus, lesson = seed.corpus, base
+        count: dict[str, Any] = {}
         here = folder / str(number)
         shutil.rmtree(here, ignore_errors=True)
         _save(student, seed.pivot, here / "student")
@@ -300,8 +301,8 @@ def sample(
     texts = []
     for row in range(len(begun)):
         answer = ids[row, lengths[row] : ends[row]].tolist() if ends[row] else []
-        special = set(answer) & set(tokenizer.all_special_ids + tokenizer.convert_tokens_to_ids(["<q>", "<a>"]))
-        texts.append("" if special else tokenizer.decode(answer).strip())
+        special = set(answer) & {*tokenizer.all_special_ids, *tokenizer.encode("<q><a>")}
+        texts.append("" if special else str(tokenizer.decode(answer)).strip())
     return [["" if "\ufffd" in t else t for t in texts[i : i + samples]] for i in range(0, len(texts), samples)]
 
 

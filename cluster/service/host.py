@@ -14,13 +14,15 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from fusechat.errors import FuseChatError
+from fusechat.errors import ClusterError, FuseChatError, first_line
 
 from .records import Process, ServiceRecord, path_of, write_private, write_record
 from .spec import ServiceSpec
 
 OBJECT_STORE_BYTES = 400 * 2**20
 """Of the local Ray: bodies of requests and replies go through it. Taken as it is used."""
+RAY_STARTS = 3
+"""A busy machine may take longer for one than Ray waits."""
 REST_SECONDS = (1, 2, 5, 10, 30)
 """Between a death and the next start; the last one again and again."""
 STEADY_SECONDS = 300.0
@@ -54,11 +56,10 @@ def host(name: str) -> int:
     spec: ServiceSpec = pickle.loads(path_of(name, "spec").read_bytes())  # written by this user's own command
     import ray
 
-    from ..pool.session import start_local
     from .deploy import deploy
 
     try:
-        start_local(spec.cluster.num_cpus, OBJECT_STORE_BYTES)
+        _start_ray(spec)
         deploy(spec)
     except FuseChatError as error:
         write_private(path_of(name, FAILED), str(error).encode())
@@ -74,6 +75,22 @@ def host(name: str) -> int:
     stop.wait()
     ray.shutdown()
     return 0
+
+
+def _start_ray(spec: ServiceSpec) -> None:
+    """Start the local Ray; raises ClusterError where it does not come up."""
+    import ray
+
+    from ..pool.session import start_local
+
+    for attempt in range(1, RAY_STARTS + 1):
+        try:
+            start_local(spec.cluster.num_cpus, OBJECT_STORE_BYTES)
+            return
+        except Exception as error:  # plain Exceptions, of a node that took longer than Ray waits
+            ray.shutdown()
+            if attempt == RAY_STARTS:
+                raise ClusterError(f"{spec.serve.name}: Ray did not start here: {first_line(error)}") from error
 
 
 def _on_end() -> threading.Event:

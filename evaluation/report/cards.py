@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 BEGIN, END = "<!-- evaluation: begin -->", "<!-- evaluation: end -->"
-MADE_ROLES = ("target", "sft", "fused")
+MADE_ROLES = ("target", "sft", "fused", "round")
 
 
 def write_cards(document: dict[str, Any]) -> list[Path]:
@@ -87,7 +87,7 @@ def _table(document: dict[str, Any], model: dict[str, Any]) -> str:
         "|---" * (len(kinds) + 1) + "|",
     ]
     for entry in shown:
-        cells = [with_interval(found["bits_per_byte"], found) for found in map(entry["loss"].get, kinds)]
+        cells = [with_interval(measured["bits_per_byte"], measured) for measured in map(entry["loss"].get, kinds)]
         lines.append(f"| {entry['label']} | " + " | ".join(cells) + " |")
     labels = {entry["id"]: entry["label"] for entry in document["models"]}
     for difference in document["differences"]:
@@ -97,6 +97,6 @@ def _table(document: dict[str, Any], model: dict[str, Any]) -> str:
             and difference["against"] in ("pivot", "sft")
             and loss["difference"] is not None
         ):
-            found = f"{with_interval(loss['difference'], loss, 4, True)} bits per byte: {SUPPORTS[loss['supports']]}"
-            lines += ["", f"Against {labels[difference['against']]}: {found}."]
+            measured = f"{with_interval(loss['difference'], loss, 4, True)} bits per byte: {SUPPORTS[loss['supports']]}"
+            lines += ["", f"Against {labels[difference['against']]}: {measured}."]
     return "\n".join(lines)

@@ -14,7 +14,7 @@ from typing import Any
 from ..wording import with_interval
 
 ROLE_COLOURS = {
-    "pivot": "#7c8594", "sft": "#d08722", "target": "#16a394", "fused": "#3b7cf0", "source": "#a58be0",
+    "pivot": "#7c8594", "sft": "#d08722", "target": "#16a394", "fused": "#3b7cf0", "round": "#1f9fc0", "source": "#a58be0",
     "lower": "#2fa35b", "higher": "#e0605f", "undecided": "#7c8594", "too few": "#7c8594",
 }  # fmt: skip
 SERIES_COLOURS = ("#3b7cf0", "#d08722", "#16a394", "#c05fd0", "#e0605f", "#7f9f2f")

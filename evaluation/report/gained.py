@@ -1,4 +1,5 @@
-"""What was gained, in lines of text: report.json's content in; the fused model and the joint target beside control and sources.
+"""What was gained, in lines of text: report.json's content in; the fused model, the joint target and the rounds' students beside
+control and sources.
 
 Knows nothing about networks, terminals or HTML.
 """
@@ -26,7 +27,7 @@ def gained_lines(document: dict[str, Any]) -> Iterator[str]:
         yield f"{'all kinds' if kind == ALL else kind}: " + "; ".join(
             f"{model['label']} {_measured(model, kind)}" for model in others
         )
-        for model in (models[name] for name in (FUSED, JOINT) if name in models):
+        for model in (model for name, model in models.items() if name in (FUSED, JOINT) or name.startswith("round.")):
             against = [
                 f"{_difference(entry, kind)} against {other['label']}"
                 for other in others

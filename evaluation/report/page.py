@@ -82,7 +82,7 @@ def render(document: dict[str, Any]) -> str:
         gained=list(gained_lines(document)),
         figures=figures.as_json(),
         colours=SERIES_COLOURS,
-        plotly=_plotly_script() if figures.found else "",
+        plotly=_plotly_script() if figures.figures else "",
         run_file=yaml.safe_dump(document["config"], sort_keys=False, allow_unicode=True),
     )
 
@@ -91,22 +91,22 @@ class Figures:
     """The figures of one page, by number."""
 
     def __init__(self) -> None:
-        self.found: list[Figure] = []
+        self.figures: list[Figure] = []
 
     def add(self, figure: Figure | None) -> Markup:
         """The place of a figure in the page; nothing where there is none."""
         if figure is None:
             return Markup()
-        self.found.append(figure)
+        self.figures.append(figure)
         height = figure["layout"]["height"]
         return Markup(
-            f'<div class="chart" data-figure="{len(self.found) - 1}" role="img" aria-label="{escape(figure["text"])}" '
+            f'<div class="chart" data-figure="{len(self.figures) - 1}" role="img" aria-label="{escape(figure["text"])}" '
             f'style="min-height:{height}px"></div>'
         )
 
     def as_json(self) -> Markup:
         """All of them for a script element: no character in it can end the element."""
-        plain = [_finite({"data": figure["data"], "layout": figure["layout"]}) for figure in self.found]
+        plain = [_finite({"data": figure["data"], "layout": figure["layout"]}) for figure in self.figures]
         text = json.dumps(plain, allow_nan=False)
         return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 

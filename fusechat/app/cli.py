@@ -77,8 +77,9 @@ for _stage, _text in {
     "align": "Lay every source's rows on the pivot's tokens and vocabulary.",
     "train": "Train one target per source, and the SFT-only control.",
     "merge": "Merge the targets into the fused model.",
-    "answer": "Let the models answer the questions of `evaluation.questions.sets`.",
-    "evaluate": "Measure all models on the held-out dialogues.",
+    "rounds": "Let the student answer, and train it on what the sources say of its answers.",
+    "answer": "Let the measured models score the held-out dialogues and answer the questions.",
+    "evaluate": "Make the report of what the measured models left.",
 }.items():
     _stage_command(_stage, _text)
 

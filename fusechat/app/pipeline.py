@@ -13,6 +13,7 @@ from typing import Any
 
 from ..config import RunConfig
 from ..config.artifacts import ArtifactEntry, artifact_entries
+from ..config.round_run import ROUND_STAGES, round_runs
 from ..errors import ConfigError
 from ..models.process_memory import without_garbage_collection
 from ..progress import Progress, append_json_line, format_seconds
@@ -20,6 +21,10 @@ from ..storage.artifact import RECORD_FILE, Artifact, read_json, run_lock, write
 
 Make = Callable[[RunConfig, Progress], Any]
 Check = Callable[[RunConfig], None]
+
+
+def _nothing(config: RunConfig) -> None:
+    """Of a step that nothing can be known to be wrong with before it runs."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Step:
     artifacts: tuple[ArtifactEntry, ...]
     """That it leaves."""
     make: Make
-    check: Check = lambda config: None
+    check: Check = _nothing
     """Raises a UserError for what can be known to be wrong before anything runs."""
 
     @property
@@ -48,7 +53,7 @@ def steps(config: RunConfig) -> list[Step]:
     names = [model.name for model in config.models]
     entries = artifact_entries(config)
 
-    def step(stage: str, name: str, make: Make, check: Check = lambda config: None) -> Step:
+    def step(stage: str, name: str, make: Make, check: Check = _nothing) -> Step:
         made_here = tuple(entry for entry in entries if (entry.stage, entry.step) == (stage, name))
         return Step(stage, name, made_here, make, check)
 
@@ -61,13 +66,19 @@ def steps(config: RunConfig) -> list[Step]:
         street.append(step("train", "choice", _choose))
     street.append(step("train", "", partial(_train, config.trained_names)))
     street.append(step("merge", "", _merge, _check_merge))
-    if config.evaluation.questions.sets and config.measured_ids:
-        street.append(step("answer", "", _answer, _check_questions))
+    for number, one in enumerate(round_runs(config), 1):
+        street.append(step("rounds", f"{number} ask", partial(_ask, one), _check_prompts if number == 1 else _nothing))
+        street += [
+            step("rounds", f"{number} {inner.label}", partial(_in_round, one, inner.make))
+            for inner in steps(one)
+            if inner.stage in ROUND_STAGES
+        ]
+    street.append(step("answer", "", _answer, _check_answers))
     street.append(step("evaluate", "", _evaluate, _check_evaluation))
     return street
 
 
-STAGES = ("write", "tokenize", "extract", "align", "train", "merge", "answer", "evaluate")
+STAGES = ("write", "tokenize", "extract", "align", "train", "merge", "rounds", "answer", "evaluate")
 
 
 def check(config: RunConfig, only: str | None = None) -> None:
@@ -92,13 +103,14 @@ def run(config: RunConfig, *, progress: Progress, only: str | None = None) -> di
         step label -> seconds it took here (0 where it was skipped).
     Raises:
         BusyError: another process works on this run folder.
-        ConfigError: the run has no such stage.
         UserError: as `check`, before any stage begins.
     """
     if only is not None and only not in [step.stage for step in steps(config)]:
-        names = {"write": "files of prompts in dialogues.prompts"}
-        named = names.get(only, "sets of questions in evaluation.questions.sets")
-        raise ConfigError(f"this run has nothing to {only}: name {named}")
+        lacking = {
+            "write": "nothing to write: name files of prompts in dialogues.prompts",
+            "rounds": "no rounds: set rounds.count",
+        }
+        raise ConfigError(f"this run has {lacking[only]}")
     check(config, only)
     from evaluation.report import live
 
@@ -173,7 +185,8 @@ def _choose(config: RunConfig, progress: Progress) -> Artifact:
     from trainer import choice_stage
 
     names = [source.name for source in config.sources]
-    return choice_stage.run(config.layout, config.pivot.name, names, progress=progress)
+    is_round = config.rounds.number > 0
+    return choice_stage.run(config.layout, config.pivot.name, names, is_round=is_round, progress=progress)
 
 
 def _train(targets: list[str], config: RunConfig, progress: Progress) -> dict[str, Artifact]:
@@ -199,25 +212,47 @@ def _merge(config: RunConfig, progress: Progress) -> Artifact:
     return stage.run(config, progress=progress)
 
 
-def _check_questions(config: RunConfig) -> None:
-    from evaluation import ahead
+def _check_prompts(config: RunConfig) -> None:
+    from ..text.prompts import read_prompts
 
-    ahead.check_questions(config)
+    if files := config.rounds.prompts or config.dialogues.prompts:
+        read_prompts(files, on_bad=config.dialogues.on_bad)
+
+
+def _ask(one: RunConfig, config: RunConfig, progress: Progress) -> Artifact:
+    from trainer import asking
+
+    write_json(str(one.run.output / "run.json"), one.dump())
+    return asking.ask(config.layout, one.layout, asking.Asking.of(config, one), progress=progress)
+
+
+def _in_round(one: RunConfig, make: Make, config: RunConfig, progress: Progress) -> Any:
+    """A stage of a round: the round is a run of its own."""
+    return make(one, progress)
+
+
+def _check_answers(config: RunConfig) -> None:
+    from inference.answering import stage
+    from inference.harness import stage as harness
+
+    stage.check(config.evaluation)
+    harness.check(config.evaluation.lm_eval)
 
 
 def _answer(config: RunConfig, progress: Progress) -> list[Artifact]:
-    with without_garbage_collection():  # transformers: 1.8 s of 5.6
-        from cluster import answering
+    from cluster import answering
+
     return answering.run(config, progress=progress)
 
 
 def _check_evaluation(config: RunConfig) -> None:
-    from evaluation import ahead
+    from evaluation.judge.judge_client import judge_key
 
-    ahead.check(config)
+    if config.evaluation.judge is not None:
+        judge_key(config.evaluation.judge)
 
 
 def _evaluate(config: RunConfig, progress: Progress) -> Artifact:
-    with without_garbage_collection():  # transformers: 1.4 s of 5.2
-        from evaluation import stage
+    from evaluation import stage
+
     return stage.run(config, progress=progress)

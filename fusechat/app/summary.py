@@ -5,8 +5,9 @@ from typing import Any
 
 from evaluation.report import ablation_tables, terminal
 
-from ..config import RunConfig
+from ..config import JOINT, RunConfig
 from ..config.artifacts import artifact_entries
+from ..config.round_run import round_runs
 from ..progress import format_seconds
 from ..storage.artifact import read_json
 
@@ -33,7 +34,9 @@ def show_summary(config: RunConfig, seconds: dict[str, float]) -> None:
             "anew): --set training.fusion=both --set run.if_changed=restart",
             soft_wrap=True,
         )
-    console.print(f"\nTalk to it: fusechat chat {config.fused_path}", soft_wrap=True)
+    rounds = round_runs(config)
+    last = rounds[-1].target_path(JOINT) if rounds else config.fused_path
+    console.print(f"\nTalk to it: fusechat chat {last}", soft_wrap=True)
 
 
 def artifact_places(config: RunConfig) -> dict[str, str]:
@@ -47,6 +50,7 @@ def artifact_places(config: RunConfig) -> dict[str, str]:
         "targets": _folder(urls["train"]),
         "rows": _folder(urls["extract"]),
         "aligned rows": _folder(urls["align"]),
+        **{f"round {number}": str(one.target_path(JOINT)) for number, one in enumerate(round_runs(config), 1)},
         "report": f"{urls['evaluate'][0]}/index.html",
     }
 

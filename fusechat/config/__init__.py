@@ -11,6 +11,7 @@ from .evaluation import (
     QuestionsSection,
 )
 from .models import EngineSection, ModelSection
+from .rounds import RoundsSection
 from .run import (
     AlignmentSection,
     DialoguesSection,
@@ -42,6 +43,7 @@ __all__ = [
     "ModelSection",
     "PlanSection",
     "QuestionsSection",
+    "RoundsSection",
     "RunConfig",
     "RunSection",
     "TrainingSection",

@@ -18,6 +18,7 @@ from .file import load_file, read_overrides
 from .layout import Places, RunLayout
 from .models import ModelSection
 from .paths import FolderPath, PathText
+from .rounds import RoundsSection
 from .section import Section
 from .serve import ServeSection
 from .training import CONTROL, JOINT, TrainingSection
@@ -114,6 +115,7 @@ class RunConfig(Section, Places):
     alignment: AlignmentSection = AlignmentSection()
     training: TrainingSection = TrainingSection()
     merge: MergeSection = MergeSection()
+    rounds: RoundsSection = RoundsSection()
     evaluation: EvaluationSection = EvaluationSection()
     cluster: ClusterSection = ClusterSection()
     serve: ServeSection = ServeSection()
@@ -144,6 +146,15 @@ class RunConfig(Section, Places):
             raise ValueError(
                 f"training.fusion: {training.fusion} needs training.row_choice: trusted, found {training.row_choice!r}; "
                 "the other choices are between the pivot and one source"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_know_their_teachers(self) -> "RunConfig":
+        if self.rounds.count and self.training.row_choice != "trusted":
+            raise ValueError(
+                f"rounds.count: {self.rounds.count} needs training.row_choice: trusted, found {self.training.row_choice!r}: "
+                "who teaches an answer is read off the choice"
             )
         return self
 
@@ -187,7 +198,8 @@ class RunConfig(Section, Places):
         sources = [source.name for source in self.sources]
         control = [CONTROL] if self.training.train_control else []
         targets = [f"target.{name}" for name in self.target_names]
-        return ["pivot", *control, *targets, "fused", *(f"source.{name}" for name in sources)]
+        rounds = [f"round.{number}" for number in range(1, self.rounds.count + 1)]
+        return ["pivot", *control, *targets, "fused", *rounds, *(f"source.{name}" for name in sources)]
 
     @property
     def target_names(self) -> list[str]:
@@ -209,6 +221,11 @@ class RunConfig(Section, Places):
     def measured_ids(self) -> list[str]:
         """Those of them that are evaluated."""
         return self.evaluation.measured(self.model_ids)
+
+    @property
+    def compares_rows(self) -> bool:
+        """Whether the divergence from the teachers' rows is measured: it is asked for, and the capture gives chosen ids."""
+        return self.evaluation.held_out.divergence_dialogues > 0 and self.extraction.capture == "topk_pooler"
 
     @property
     def layout(self) -> RunLayout:

@@ -6,12 +6,14 @@ Imports neither vLLM nor torch, so that a run which finds a service begins at on
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from fusechat.errors import ConfigError, ServiceError
+from fusechat.storage.work import Needs, Work
 
 from ..capture.rows import TopKRows
 from .client import Connection
@@ -48,8 +50,21 @@ class ServedBy:
 class RemoteTeacher:
     """Scores or answers as `inference.engine.teacher.Teacher` does; calls may come from several threads."""
 
-    def __init__(self, served: ServedBy) -> None:
-        self.served, self.k, self.max_tokens = served, served.k, served.max_tokens
+    def __init__(self, served: ServedBy, *, k: int | None = None, max_tokens: int = 0) -> None:
+        """Connects to nothing yet.
+
+        Args:
+            k: entries per row; None: all that the engine keeps.
+            max_tokens: longest dialogue, or prompt and answer together, that it will be asked.
+        Raises:
+            ConfigError: the engine reads no so long ones.
+        """
+        if max_tokens > served.max_tokens:
+            raise ConfigError(
+                f"the service {served.service} reads {served.max_tokens} tokens of {served.model}, {max_tokens} are needed; serve "
+                "it with a larger serve.max_tokens, or set cluster.service: off"
+            )
+        self.served, self.k, self.max_tokens = served, k or served.k, served.max_tokens
         self._connection = served.connect()
 
     @property
@@ -87,7 +102,7 @@ class RemoteTeacher:
         max_new_tokens: int,
         temperature: float = 0.0,
         stop_token_ids: Sequence[int] = (),
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
     ) -> list[np.ndarray]:
         """As `Teacher.generate`.
 
@@ -97,11 +112,12 @@ class RemoteTeacher:
         """
         self._expect("generate")
         stops = list(stop_token_ids)
+        seeds = [seed + number for number in range(len(prompts))] if isinstance(seed, int) else list(seed)
 
         def ask(number: int) -> np.ndarray:
             reply = self._connection.complete("/v1/completions", {
                 "model": self.served.model, "prompt": prompts[number].tolist(), "max_tokens": max_new_tokens,
-                "temperature": temperature, "stop_token_ids": stops, "ignore_eos": True, "seed": seed + number,
+                "temperature": temperature, "stop_token_ids": stops, "ignore_eos": True, "seed": seeds[number],
                 "return_token_ids": True,
             }, recipe=self.served.recipe)  # fmt: skip
             return self._ids(reply, stops)
@@ -126,3 +142,14 @@ class RemoteTeacher:
             raise ConfigError(
                 f"{self.served.model}: this engine of the service has the face {self.served.face!r}, not {face!r}"
             )
+
+
+def served_work(work: Work, served: ServedBy) -> Work:
+    """The same work with an engine of a service: its worker holds none, and may stand in the driver's own process.
+
+    Args:
+        work: as a stage's `prepare` makes it: a worker's class, and inputs that have a field `served`.
+    """
+    make: partial[Any] = work.make_worker  # type: ignore[assignment]
+    (inputs,) = make.args
+    return replace(work, make_worker=partial(make.func, replace(inputs, served=served)), needs=Needs())

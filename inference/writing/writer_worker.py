@@ -32,6 +32,7 @@ from fusechat.text.rendered import ChatTemplate
 from fusechat.text.tokenization import tokenize_prompt
 
 from ..engine.engine_worker import EngineWorker
+from ..serving.remote_teacher import RemoteTeacher, ServedBy
 from .answers import Answer
 
 SHOWN_CHARACTERS = 400
@@ -54,6 +55,8 @@ class WriterInputs:
     temperature: float
     max_new_tokens: int
     seed: int
+    served: ServedBy | None = None
+    """An engine of a service that answers; None: the worker starts its own."""
 
     def chunk(self, unit: int) -> slice:
         """Numbers of the prompts of a unit."""
@@ -92,8 +95,6 @@ class WriterWorker(EngineWorker):
         Raises:
             ModelError, TeacherError: the model cannot be opened.
         """
-        from ..engine.teacher import Teacher
-
         started, inputs = time.monotonic(), self.inputs
         folder = model_files.resolve_model(inputs.model)
         self._template = ChatTemplate.from_attributes(inputs.template)
@@ -102,10 +103,21 @@ class WriterWorker(EngineWorker):
         self._stops = sorted({*self._reader.stop_ids, *own_stop_ids(folder)})
         self._prompts = saved_prompts(inputs.prompts_file)
         self._positions = self._needed_positions(folder)
-        self._teacher = Teacher(str(folder), max_tokens=self._positions, engine=self._engine_section, mode="generate")
-        if self._teacher.info["device"] != "cpu":
+        if inputs.served is not None:
+            self._teacher = RemoteTeacher(inputs.served, max_tokens=self._positions)
             self._engine_turn = contextlib.nullcontext()
+        else:
+            self._start_engine(str(folder))
         return {"seconds": time.monotonic() - started, "positions": self._positions}
+
+    def _start_engine(self, folder: str) -> None:
+        from ..engine.teacher import Teacher
+
+        self._teacher = teacher = Teacher(
+            folder, max_tokens=self._positions, engine=self._engine_section, mode="generate"
+        )
+        if teacher.info["device"] != "cpu":
+            self._engine_turn = contextlib.nullcontext()
 
     def run_unit(self, unit: int) -> dict[str, Any]:
         """Answer one chunk and write its file.

@@ -22,12 +22,6 @@ COMMANDS = {
     "bench_alignment": ("--part quality --rules default --dialogues {train} --limit 4 --models {tmp} --out {tmp}/rows", ""),
 }  # fmt: skip
 """Benchmark -> its smallest command, and a figure that its last line holds."""
-PARTS = {
-    "writing_speed": ("--model {llama} --prompts {train} --limit 4 --rounds 1 "
-                      """--section {{"max_new_tokens":8,"chunk_prompts":2}} --engine {{"kv_cache_gib":0.05}}""", "write_over_vllm"),
-    "generated_rows": ("--model {llama} --prompts {train} --limit 4 --rounds 1", "scoring_cost"),
-}  # fmt: skip
-"""The same of commands that are parts of a benchmark."""
 
 
 def test_every_benchmark_has_a_smallest_command() -> None:
@@ -37,11 +31,11 @@ def test_every_benchmark_has_a_smallest_command() -> None:
     )
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, *PARTS])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_benchmark_runs(
     name: str, tiny_models: dict[str, Path], dialogue_files: dict[str, Path], tmp_path: Path
 ) -> None:
-    options, figure = {**COMMANDS, **PARTS}[name]
+    options, figure = COMMANDS[name]
     for called, model in (("smollm2-135m-instruct", "llama"), ("gemma-3-270m", "mixtral"), ("velan-moe", "mixtral")):
         (tmp_path / called).symlink_to(tiny_models[model])
     options = options.format(llama=tiny_models["llama"], train=dialogue_files["train"], tmp=tmp_path)

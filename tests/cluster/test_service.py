@@ -23,15 +23,21 @@ import pytest
 from served_models import TOKEN, Served, run_of, start_service, wait_until
 
 import fusechat
+from cluster import writing
 from cluster.service.attach import RunningServices
 from fusechat.config import load_config
-from fusechat.errors import ClusterSetupError, ContractError, UserError
+from fusechat.errors import ClusterSetupError, ContractError, DialogueError, UserError
 from fusechat.models.resolved_model import resolve
 from fusechat.progress import Progress
+from fusechat.storage import artifact
 from fusechat.storage.work import run_here
+from fusechat.text.model_templates import asked_template
+from fusechat.text.prompt_stage import prepare_prompts
 from inference import stage
 from inference.capture.rows import TopKRows
 from inference.serving.wire import BINARY, ScoreRequest, read_reply, write_request
+from inference.writing import stage as writing_stage
+from inference.writing.stage import Writer
 
 ROWS = [
     {"messages": [{"role": "user", "content": f"{n} + 4?"}, {"role": "assistant", "content": f"It is {n + 4}."}]}
@@ -268,6 +274,39 @@ def test_a_run_finds_it(
         RunningServices(other.cluster.model_copy(update={"service": "nobody"}), progress=Progress(quiet=True))
 
 
+def test_writers_are_asked_there(
+    served: Served,
+    tmp_path: Path,
+    tiny_models: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Greedy answers are those of an engine of the run's own."""
+    monkeypatch.setenv("FUSECHAT_STATE", served.environment["FUSECHAT_STATE"])
+    monkeypatch.setenv("FUSECHAT_TOKEN", TOKEN)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(
+        "".join(json.dumps({"id": f"p{n}", "prompt": f"{n} + 4?"}) + "\n" for n in range(3)), encoding="utf-8"
+    )
+    run = run_of(
+        tmp_path, tiny_models["llama"], dialogues={"train": [], "prompts": [str(prompts)], "held_out_share": 0},
+        writing={"writers": ["twin"], "samples": 1, "temperature": 0.0, "max_new_tokens": 6},
+    )  # fmt: skip
+    own, other = (load_config(run, [f"run.output={tmp_path / name}"]) for name in ("own", "served"))
+    quiet = Progress(quiet=True)
+    prepare_prompts(own.layout, own.dialogues, progress=quiet)
+    model = resolve(own.model_named("twin"), own.digests_path)
+    date = artifact.load(own.layout.prompts_path, "prompts").counts["date"]
+    writer = Writer(model, asked_template(model.section, own.pivot, date))
+    run_here(writing_stage.prepare(own.layout, [writer], own.writing, own.cluster, seed=own.run.seed), quiet)
+    with pytest.raises(DialogueError):  # no answer of a random model ends in so few tokens, so none is kept
+        writing.run(other, progress=Progress())
+    assert "twin: the service fusechat" in capfd.readouterr().err
+    ours, theirs = (config.layout.written_answers_path("twin") / "parts/0.json" for config in (own, other))
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert len(json.loads(ours.read_text(encoding="utf-8"))["answers"]) == 3
+
+
 def files_of(store: Path) -> dict[str, bytes]:
     """The arrays and attributes of a store; its record says when it was made."""
     kept = {
@@ -326,6 +365,17 @@ def test_engine_that_is_killed_comes_back(served: Served, here: list[Any], face:
     with fusechat.connect(served.address, token=TOKEN) as service:
         assert all(map(same, service.score("llama", ROWS), here))
         assert len(service.generate("llama", [PROMPT], max_new_tokens=4)) == 1
+
+
+def test_node_that_is_killed_comes_back(served: Served, here: list[Any]) -> None:
+    """The local Ray with all that is in it: its keeper starts it anew under the same address."""
+    before = served.status()["processes"]
+    os.kill(before["raylet"][0], signal.SIGKILL)
+    with fusechat.connect(served.address, token=TOKEN, patience=400) as service:
+        wait_until(lambda: served.status()["processes"].get("raylet", before["raylet"]) != before["raylet"], 400)
+        assert all(map(same, service.score("llama", ROWS), here))
+        wait_until(lambda: service.status()["state"] == "ok", 200)
+    assert served.status()["processes"]["keeper"] == before["keeper"]
 
 
 def test_another_recipe_is_another_engine(served: Served, here: list[Any]) -> None:

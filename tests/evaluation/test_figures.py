@@ -92,3 +92,7 @@ def test_compared_pairs_hold_measured_models_only() -> None:
     assert pairs[0] == ("fused", "sft") and ("target.y", "sft") in pairs and ("fused", "source.x") in pairs
     assert len(pairs) == len(set(pairs)) == 10
     assert ("target.joint", "source.x") in compared_pairs(["target.joint", "source.x"])
+    of_rounds = [pair for pair in compared_pairs(["sft", "fused", "round.1", "round.2"]) if pair[0].startswith("round")]
+    assert of_rounds == [
+        ("round.1", "fused"), ("round.1", "sft"), ("round.2", "round.1"), ("round.2", "fused"), ("round.2", "sft"),
+    ]  # fmt: skip

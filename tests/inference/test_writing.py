@@ -93,6 +93,21 @@ def test_killed_writing_goes_on_to_the_same_bytes(
         stage.prepare(layouts[1], [writer], section.model_copy(update={"temperature": 0.5}), ClusterSection(), seed=0)
 
 
+def test_more_prompts_than_an_engine_step_holds_are_answered_alike(folder: Path, tmp_path: Path) -> None:
+    """Prompts that would be cut between two steps, as the sixth and every tenth of these."""
+    section = WritingSection(samples=1, temperature=1.0, max_new_tokens=8)
+    prompts = [prompt_of(f"What colour has thing {number}?", f"p{number}") for number in range(40)]
+    wide = writer_of(folder, tmp_path)
+    engine = wide.model.section.engine.model_copy(update={"max_num_batched_tokens": 100})
+    model = wide.model.section.model_copy(update={"engine": engine})
+    narrow = replace(wide, model=replace(wide.model, section=model))
+    texts = []
+    for name, writer in (("wide", wide), ("narrow", narrow)):
+        layout = RunLayout(tmp_path / name, str(tmp_path / name), {})
+        texts.append(said(answers_of(layout, writer, section, prompts)))
+    assert texts[0] == texts[1] and {text for [[text]] in texts[0]} == set(SHARES)
+
+
 def test_answers_that_are_not_whole_say_why(folder: Path, tmp_path: Path) -> None:
     layout = RunLayout(tmp_path / "out", str(tmp_path / "out"), {})
     endless = save_word_model(tmp_path / "endless", {"Blue": 1.0}, then="Blue")

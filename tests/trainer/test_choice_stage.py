@@ -19,11 +19,13 @@ from fusechat.models.resolved_model import resolve
 from fusechat.storage import artifact
 from fusechat.storage.contracts import RowKind
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens import Tokens, TokensReader
+from fusechat.text.dialogue_set import Kinds
 from trainer import choice, choice_stage, stage
 from trainer.choice_artifact import Choice
 from trainer.fusion_trainer import FusionTrainer
 from trainer.inputs import TrainingInputs
+from trainer.round_teachers import RoundTeachers
 from trainer.run_log import read_metrics
 
 NAMES = ("other", "third")
@@ -101,6 +103,22 @@ def test_choice_table_counts_every_dialogue_and_token_once(joint: RunConfig) -> 
     assert sum(line["tokens"] for line in table) == tokens.num_rows
     assert set(record["parents"]) == {"tokens", "pivot_rows", "rows.other", "rows.third"}
     assert any("nobody (plain SFT) teaches" in line for line in choice_stage.table_lines(table))
+
+
+def test_round_is_taught_as_asked_whatever_its_labels_say(joint: RunConfig, tmp_path: Path) -> None:
+    tokens = TokensReader(joint.tokens_url("pivot"))
+    pivot = RowStore.open(joint.logprobs_url("pivot"), "logprobs")
+    stores = {name: RowStore.open(joint.aligned_url(name), "aligned") for name in NAMES}
+    number = np.arange(tokens.num_dialogues)
+    source = (number % 3 - 1).astype(np.int16)
+    asked = RoundTeachers(source, np.where(source < 0, 0, 0.25 + 0.5 * source).astype(np.float32), number > 15)
+    kinds = Kinds(np.zeros(len(number), np.int32), [""])
+    table = choice_stage.decide(str(tmp_path), tokens, pivot, stores, kinds, asked)
+    made = Choice.read(str(tmp_path))
+    for name in ("source", "trust", "is_own"):
+        assert np.array_equal(getattr(made, name), getattr(asked, name)), name
+    assert {line["source"]: line["trust"] for line in table} == {None: None, "other": 0.25, "third": 0.75}
+    assert not Choice.read(joint.choice_url).is_own.any()
 
 
 def test_joint_target_learns_from_all_winners_and_counts_the_dialogues_without_rows(joint: RunConfig) -> None:

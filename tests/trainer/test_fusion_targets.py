@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fusechat.storage.contracts import RowKind
-from trainer.fusion_targets import Rows, choose_rows, dialogue_losses, released_reward
+from trainer.fusion_targets import Rows, Supervision, choose_rows, dialogue_losses, released_reward, until_strayed
 
 MAPPED, EMPTY, ONE_HOT = int(RowKind.MAPPED), int(RowKind.EMPTY), int(RowKind.ONE_HOT)
 
@@ -109,3 +109,12 @@ def test_rows_of_different_width_are_chosen_between() -> None:
     chosen = choose_rows("min_ce", PIVOT, narrow, np.full(3, MAPPED, np.uint8), num_rows=3)
     assert chosen.topk_ids.shape == (3, 2)
     assert np.allclose(np.exp(chosen.topk_logprobs), [[0.9, 0.0]] * 3)
+
+
+def test_rows_end_behind_the_first_token_that_the_teacher_would_not_say() -> None:
+    logprobs = np.log(np.array([0.9, np.nan, 0.01, 0.9, 0.001, 0.9]))
+    whole = Supervision(np.zeros((6, 1), int), np.full((6, 1), -0.5, np.float32), np.ones(6, np.float32), trust=0.5)
+    cut = until_strayed(whole, logprobs, 0.02)
+    assert np.isfinite(cut.topk_logprobs[:, 0]).tolist() == [True, True, True, False, False, False]
+    assert cut.source_share.tolist() == [1, 1, 1, 0, 0, 0] and cut.trust == 0.5
+    assert np.isfinite(until_strayed(whole, logprobs, 1e-4).topk_logprobs).all()
