@@ -25,14 +25,15 @@ class Door:
     """moto's S3 server; from a request on some are answered otherwise."""
 
     def __init__(self) -> None:
-        from moto.server import DomainDispatcherApplication, create_backend_app
+        import moto.server
         from werkzeug.serving import WSGIRequestHandler, make_server
 
         class Quiet(WSGIRequestHandler):
             def log(self, type: str, message: str, *args: Any) -> None:
                 """Nothing."""
 
-        self._app = DomainDispatcherApplication(create_backend_app)
+        moto_server: Any = moto.server  # it exports nothing by name
+        self._app = moto_server.DomainDispatcherApplication(moto_server.create_backend_app)
         self._lock = threading.Lock()
         self._faults: dict[str, tuple[str, int, int]] = {}
         """Bucket -> (way, requests that succeed before, requests that fail then)."""
