@@ -19,7 +19,7 @@ from fusechat.progress import ShardLog, read_json_lines
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
 from fusechat.storage.chosen_rows import ChosenRows
-from fusechat.storage.damage import sweep
+from fusechat.storage.damage import check_finished
 from fusechat.storage.retry import patiently
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import TokensReader
@@ -102,6 +102,8 @@ def claim_store(
         url, "logprobs", shards, k=section.k, vocab_size=vocab_size, logprob_step=section.logprob_step,
         settings={**recipe, "tokens": tokens_artifact.fingerprint},
     )  # fmt: skip
+    if claim.artifact is not None:
+        check_finished(store)
     return claim, store
 
 
@@ -149,7 +151,6 @@ def finish_store(claim: Claim, store: RowStore | None, model: MeasuredModel, log
     if store is None:
         empty = {"shards": 0, "dialogues": 0, "rows": 0, "rows_without_score": 0, "engine": None, "engine_seconds": 0.0}
         return claim.finish({**empty, "parameters": count_parameters(model.folder)})
-    sweep(store)
     shards = range(store.layout.num_shards)
     without_score = sum(int((~np.isfinite(store.label_logprobs(shard))).sum()) for shard in shards)
     done = [
