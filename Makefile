@@ -13,7 +13,7 @@ STAMP := .venv/.installed
 # Kept even where the environment says otherwise: a run of the tests starts a hundred processes.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install demo test quick check lint types imports docs clean
+.PHONY: install demo test quick check lint types imports licences docs clean
 
 install: $(STAMP)
 
@@ -39,11 +39,11 @@ test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Without engines, Ray, browsers and trained models.
-QUICK := tests/test_architecture.py tests/test_docs.py tests/test_words.py tests/test_compilation.py tests/test_progress.py \
-  tests/test_hostile_inputs.py tests/config tests/storage tests/text tests/models \
+QUICK := tests/test_architecture.py tests/test_docs.py tests/test_promises.py tests/test_words.py tests/test_compilation.py tests/test_progress.py \
+  tests/hostile tests/config tests/storage tests/text tests/models \
   tests/alignment tests/merge tests/trainer/test_choice.py tests/trainer/test_losses.py tests/trainer/test_fusion_targets.py tests/trainer/test_asking.py \
-  tests/cluster/test_failures.py tests/inference/test_writing_rules.py \
-  tests/inference/test_serving.py tests/cluster/test_service_setup.py tests/benchmarks/test_gpu_report.py
+  tests/cluster/test_failures.py tests/inference/test_writing_rules.py tests/inference/test_serving.py tests/cluster/test_service_setup.py \
+  tests/benchmarks/test_gpu_report.py
 
 quick: install lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(QUICK)
@@ -59,6 +59,9 @@ imports: install
 	$(BIN)/lint-imports
 
 check: lint types imports test
+
+licences: install
+	$(BIN)/python supply/licences.py
 
 docs: install
 	$(BIN)/python -m fusechat.storage.contracts > docs/contracts.md

@@ -23,6 +23,7 @@ from fusechat.compilation import kept
 from fusechat.errors import ArtifactError
 from fusechat.storage.artifact import read_json, write_json
 from fusechat.storage.contracts import RowKind
+from fusechat.storage.seals import is_whole, sealed
 
 from .rows.projection import Projection
 from .rows.row_arrays import VocabularyTables
@@ -140,22 +141,33 @@ def figures_url(url: str, shard: int) -> str:
 
 def write_figures(url: str, shard: int, figures: ShardFigures) -> None:
     """Keep the sums of one shard beside its rows."""
-    write_json(figures_url(url, shard), figures.to_json())
+    write_json(figures_url(url, shard), sealed(figures.to_json()))
+
+
+def has_figures(url: str, shard: int) -> bool:
+    """Whether the sums of a shard are there, as they were written."""
+    try:
+        return is_whole(read_json(figures_url(url, shard)))
+    except ArtifactError:
+        return False
 
 
 def read_figures(url: str, num_shards: int) -> ShardFigures:
     """The sums of a whole aligned artifact.
 
     Raises:
-        ArtifactError: a shard has none.
+        ArtifactError: a shard has none that hold.
     """
     return add_figures(_read_shard_figures(url, shard) for shard in range(num_shards))
 
 
 def _read_shard_figures(url: str, shard: int) -> ShardFigures:
-    document = read_json(figures_url(url, shard))
+    document = read_json(figures_url(url, shard)) if has_figures(url, shard) else None
     if document is None:
-        raise ArtifactError(f"{figures_url(url, shard)}: missing; delete the aligned folder and align again")
+        raise ArtifactError(
+            f"{figures_url(url, shard)}: missing or changed since it was written; start the same command again: this shard is "
+            "aligned anew"
+        )
     return ShardFigures(
         np.array(document["sums"]),
         np.array(document["kinds"], np.int64),

@@ -16,13 +16,13 @@ from fusechat.models.process_memory import give_memory_back
 from fusechat.progress import Progress, ShardLog
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
-from fusechat.storage.damage import sweep
+from fusechat.storage.damage import check_finished
 from fusechat.storage.lease import hold_store
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import Listener, Needs, UnitLog, Work, nothing_left, run_here
 
-from .quality import read_figures, summarise
+from .quality import has_figures, read_figures, summarise
 from .recipe import recipe
 from .rows.shard_alignment import AlignmentInputs, ShardAligner, ShardCounter
 from .tokens.cooccurrence import Cooccurrence, merge_counts
@@ -70,7 +70,10 @@ def prepare(
     if claim.artifact is not None:
         artifacts = [claim.artifact]
         return [nothing_left(f"align {source}", lambda: artifacts)]
-    missing = store.missing_shards()
+    present = store.present_shards()
+    missing = [
+        shard for shard in range(store.layout.num_shards) if shard not in present or not has_figures(store.url, shard)
+    ]
     align = Work(
         name=f"align {source}",
         missing=missing,
@@ -172,6 +175,8 @@ def claim_store(layout: RunLayout, inputs: AlignmentInputs, made_by: Recipe) -> 
         vocab_size=int(pivot.attributes["vocab_size"]), logprob_step=settings["logprob_step"],
         settings={**settings, "parents": {role: parent.fingerprint for role, parent in parents.items()}},
     )  # fmt: skip
+    if claim.artifact is not None:
+        check_finished(store)
     return claim, store
 
 
@@ -191,7 +196,6 @@ def map_vocabularies(inputs: AlignmentInputs, counts: Cooccurrence, tokenizers: 
 
 def finish(claim: Claim, store: RowStore) -> Artifact:
     """Write the record of a store that has all its shards, with its figures."""
-    sweep(store)
     vocabularies = load_vocabularies(store.url)
     return claim.finish(
         {

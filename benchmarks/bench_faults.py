@@ -1,6 +1,6 @@
 """A machine that breaks at will: faults into whole runs on tiny models, and what is left compared with an undisturbed run.
 
-    python -m benchmarks.bench_faults [--quick] [--faults 208] [--folder DIR] [--at-once 1] [--only FAMILY ...]
+    python -m benchmarks.bench_faults [--quick] [--folder DIR] [--at-once 1] [--only FAMILY ...] [--again]
 
 Each fault has a number, which is its seed: what is drawn is the same in every collection. A fault disturbs `fusechat run`
 (from any stage on; what stands before it is copied from an undisturbed run), then the command is given again, after what its
@@ -19,13 +19,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .faults import damage, disk, kills, machine
+from .faults import command, damage, disk, kills, machine, s3, workers
 from .faults.trial import Fault, Judgement, Tools, judge
 from .faults.world import World
 
 FAMILIES: dict[str, tuple[Fault, int, int]] = {
     "kill at a change": (kills.kill_at_operation, 36, 2),
-    "kill at a moment": (kills.kill_at_moment, 16, 1),
+    "kill at a moment": (kills.kill_at_moment, 16, 2),
     "stop": (kills.stop, 8, 1),
     "damage between": (damage.between, 40, 4),
     "damage during": (damage.during, 16, 1),
@@ -36,6 +36,12 @@ FAMILIES: dict[str, tuple[Fault, int, int]] = {
     "memory": (machine.little_memory, 10, 1),
     "two drivers": (machine.two_drivers, 10, 1),
     "poison row": (machine.poison_row, 6, 1),
+    "object store": (s3.failing_store, 16, 1),
+    "engine": (workers.kill("engine"), 4, 0),
+    "pool worker": (workers.kill("pool worker"), 4, 0),
+    "merge worker": (workers.kill("merge worker"), 4, 0),
+    "training worker": (workers.kill("training worker"), 3, 0),
+    "node": (workers.kill("node"), 3, 0),
 }
 """Family -> fault, how many of the whole, how many of the quick collection."""
 STOP_SECONDS, QUICK_STOP_SECONDS = 60.0, 2.0
@@ -103,6 +109,7 @@ def collect(folder: Path, *, quick: bool, at_once: int, only: list[str], again: 
         known = {number: judgement for number, judgement in known.items() if judgement.is_good}
     world = World(folder)
     wanted = faults_of(folder, quick, only)
+    command.start_server()
     for variant in ("rows", "joint"):
         world.undisturbed(variant)
 
@@ -128,8 +135,14 @@ def collect(folder: Path, *, quick: bool, at_once: int, only: list[str], again: 
             shutil.rmtree(place, ignore_errors=True)
         return judgement
 
-    with ThreadPoolExecutor(at_once) as threads:
-        made = list(threads.map(one, [item for item in wanted if item[0] not in known]))
+    left = [item for item in wanted if item[0] not in known]
+    try:
+        with ThreadPoolExecutor(at_once) as threads:
+            made = list(threads.map(one, [item for item in left if item[1] not in workers.VICTIMS]))
+        # Nodes of a Ray are started in the main thread, and their workers told apart by them: one fault after the other.
+        made += [one(item) for item in left if item[1] in workers.VICTIMS]
+    finally:
+        workers.end()
     numbers = {number for number, _, _ in wanted}
     return [judgement for number, judgement in known.items() if number in numbers] + made
 

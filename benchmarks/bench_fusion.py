@@ -21,7 +21,7 @@ import transformers
 
 from benchmarks.fusion import real_text
 from benchmarks.fusion.seed import Seed
-from benchmarks.fusion.table import Results, print_table, summary
+from benchmarks.fusion.table import Results, power, print_table, summary
 from benchmarks.fusion.units import read_results, run_all, run_arms
 from benchmarks.fusion.worlds import SKILLS, WORLDS
 
@@ -106,6 +106,7 @@ def report(out: Path, worlds: list[str], seeds: int, which: str) -> None:
     for world in worlds:
         results[world] = read_results(out, world, seeds, arms_of(world, which))
         print_table(world, results[world], arms_of(world, which))
+        print(power(results[world]))
     print(json.dumps(summary(results, BEST_MERGE)))
 
 

@@ -5,7 +5,8 @@
 Each contender has an engine in a process of its own that works only in its turn. `stage` is the whole of it as a worker of a run
 does it: prompts rendered and tokenized, every sample with its seed, answers read back into their fields, chunks written. `vllm` is
 `LLM.generate` over prompts that are token ids already, `n` samples each, with vLLM's own defaults but for dtype, length and the
-memory of the KV cache; it detokenizes, and writes nothing. Starts do not count. `write_over_vllm` is the median over the rounds of
+memory of the KV cache; it detokenizes, and writes nothing. (Without seeds: with them vLLM dies on a CPU where a prompt is cut
+between two steps.) Starts do not count. `write_over_vllm` is the median over the rounds of
 the ratio of their rates; the last line is one JSON object.
 """
 
@@ -172,7 +173,7 @@ class _Vllm:
         self._prompts: Any = [{"prompt_token_ids": one} for one in ids]
         self._params = SamplingParams(
             n=section["samples"], temperature=section["temperature"], max_tokens=section["max_new_tokens"],
-            stop_token_ids=AnswerReader(tokenizer, template).stop_ids, seed=0,
+            stop_token_ids=AnswerReader(tokenizer, template).stop_ids,
         )  # fmt: skip
 
     def write(self) -> int:

@@ -1,43 +1,153 @@
-"""Answering on Ray: a pool of engines answers the questions of `evaluation.questions.sets`, every measured model for itself."""
+"""Measured models at work on Ray: one pool lets them score the held-out dialogues, answer questions and do lm-eval's tasks.
 
-from evaluation.models import measured_models
+Three rounds, the processes kept between them. First whatever needs no rows of others: the pivot and the sources score the held-out
+dialogues, and all models answer. Then the sources' held-out rows are laid on the pivot's tokens, here. Last the trained models
+score, and every model over the pivot's vocabulary scores the ids of the teachers' rows.
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+
+from alignment import held_out as aligned_held_out
 from fusechat.config import RunConfig
+from fusechat.models.measured_models import MeasuredModel, measured_models
 from fusechat.progress import Progress
-from fusechat.storage.artifact import Artifact
-from fusechat.storage.work import run_here
-from inference.answering import stage
-from inference.answering.stage import AnsweringModel
+from fusechat.storage import artifact
+from fusechat.storage.artifact import RECORD_FILE, Artifact
+from fusechat.storage.lease import Lease, hold_store
+from fusechat.storage.work import Work, run_here
+from inference.answering import stage as answers
+from inference.harness import stage as harness
+from inference.held_out import stage as held_out
+from inference.held_out.teachers import TeacherSample, teacher_samples
+from inference.measuring import MeasuringSettings
 
 from .pool.preflight import check_cluster
 from .pool.run_on_ray import Bar, run_on_ray
 from .pool.session import ray_session
+from .pool.worker_pool import WorkerPool
 
 
 def run(config: RunConfig, *, progress: Progress) -> list[Artifact]:
-    """Answer what is missing, and write each model's answers in the form of their set.
+    """Let the measured models do what is missing.
 
     Returns:
-        one artifact per model and set.
+        the artifacts of all models: rows on the held-out dialogues, answers per set, lm-eval's figures, chosen logprobs.
     Raises:
         DialogueError: a questions file that cannot be read.
-        StorageError: the answers cannot be written.
-        ClusterError: an engine could not start, or chunks were set aside. In all cases what was answered is kept.
+        StorageError: results cannot be written.
+        ArtifactError: a model is not finished, or another recipe's work stands in a folder.
+        BusyError: another driver is writing one of the stores.
+        ClusterError: an engine could not start, or units were set aside. In all cases what was done is kept.
     """
-    models = [
-        AnsweringModel(model.id, model.label, str(model.folder), model.fingerprint, model.reader)
-        for model in measured_models(config)
+    models = measured_models(config)
+    settings = MeasuringSettings(config.evaluation.held_out, config.extraction, config.cluster)
+    with contextlib.ExitStack() as stack:
+        urls = [config.held_out_url(model.id) for model in models]
+        leases = [stack.enter_context(hold_store(url, config.run.if_changed)) for url in urls]
+        rounds = _Rounds(config, models, progress, stack, [lease for lease in leases if lease is not None])
+        given = [model for model in models if model.is_given]
+        made = rounds.run(
+            lambda: [
+                *_works_of(config, given, settings, []),
+                *(work for model in models for work in _asked_works(config, model, settings)),
+            ]
+        )
+        _align_held_out(config, given, progress)
+        teachers = _teachers(config)
+        own = [model for model in models if model.reader == config.pivot.name]
+        return made + rounds.run(lambda: _works_of(config, own, settings, teachers))
+
+
+class _Rounds:
+    """Works one set after the other, on one Ray and one pool that are opened when first needed."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        models: Sequence[MeasuredModel],
+        progress: Progress,
+        stack: contextlib.ExitStack,
+        leases: list[Lease],
+    ) -> None:
+        self._config, self._progress, self._stack, self._leases = config, progress, stack, leases
+        self._readers = list(dict.fromkeys(model.reader for model in models))
+        self._pool: WorkerPool | None = None
+
+    def run(self, prepare: Callable[[], list[Work]]) -> list[Artifact]:
+        """Do what is missing of the works, and finish them."""
+        works = prepare()
+        if not any(work.missing for work in works):
+            return run_here(works, self._progress)
+        cluster = self._config.cluster
+        pool = self._pool or self._open()
+        total, done = sum(work.total for work in works), sum(work.done for work in works)
+        with self._progress.task("answer", total, "units", done=done) as task:
+            return run_on_ray(
+                works, cluster, max_attempts=cluster.max_attempts, progress=self._progress, pool=pool,
+                workers_per_work=cluster.engines, listen=lambda work: Bar(task, work), on_tick=self._tick,
+            )  # fmt: skip
+
+    def _open(self) -> WorkerPool:
+        config = self._config
+        self._stack.enter_context(ray_session(config.cluster))
+        check_cluster(config, self._readers, {"run.store": config.store_url, "run.output": str(config.run.output)})
+        self._progress.say("answer: starting the measured models on Ray")
+        pool = WorkerPool(max_attempts=config.cluster.max_attempts, on_event=self._progress.say, keeps_idle=True)
+        self._pool = self._stack.enter_context(pool)
+        return self._pool
+
+    def _tick(self, ready: dict[str, int]) -> None:
+        for lease in self._leases:
+            lease.check()
+
+
+def _works_of(
+    config: RunConfig, models: Sequence[MeasuredModel], settings: MeasuringSettings, teachers: list[TeacherSample]
+) -> list[Work]:
+    """Scoring: the held-out dialogues, and the teachers' ids."""
+    return [
+        work
+        for model in models
+        for work in held_out.prepare(
+            config.layout, model, config.model_named(model.reader), settings, teachers, seed=config.run.seed
+        )
     ]
-    works = stage.prepare(config, models)
-    begun = {work.name: work for work in works if work.missing}
-    if not begun:
-        return run_here(works, progress)
-    total = sum(work.total - work.done for work in works)
-    with ray_session(config.cluster), progress.task("answer", total, "questions") as task:
-        readers = list(dict.fromkeys(model.reader for model in models if model.label in begun))
-        places = {"run.store": config.store_url, "run.output": str(config.run.output / "answers")}
-        check_cluster(config, readers, places)
-        progress.say(f"answer: starting {len(begun)} models on Ray: {', '.join(begun)}")
-        return run_on_ray(
-            works, config.cluster, max_attempts=config.cluster.max_attempts, progress=progress,
-            workers_per_work=config.cluster.engines, listen=lambda work: Bar(task, work),
-        )  # fmt: skip
+
+
+def _asked_works(config: RunConfig, model: MeasuredModel, settings: MeasuringSettings) -> list[Work]:
+    """Answers, and lm-eval's tasks."""
+    layout, reader, section, seed = (
+        config.layout, config.model_named(model.reader), config.evaluation, config.run.seed,
+    )  # fmt: skip
+    works = answers.prepare(layout, model, reader, section, settings, seed=seed)
+    return works + harness.prepare(layout, model, reader, section.lm_eval, settings, seed=seed)
+
+
+def _align_held_out(config: RunConfig, given: Sequence[MeasuredModel], progress: Progress) -> None:
+    """Lay each measured source's held-out rows on the pivot's tokens, where training's rows of it are finished."""
+    if not config.compares_rows:
+        return
+    for name in (model.name for model in given if model.role == "source"):
+        rows = artifact.load(config.held_out_url(f"source.{name}"), "logprobs")
+        if not rows.counts["rows"] or artifact.read_json(f"{config.aligned_url(name)}/{RECORD_FILE}") is None:
+            continue
+        run_here(
+            aligned_held_out.prepare(config.layout, config.pivot.name, name, config.alignment, config.extraction),
+            progress,
+        )
+
+
+def _teachers(config: RunConfig) -> list[TeacherSample]:
+    """Whose ids are scored."""
+    if not config.compares_rows:
+        return []
+    wanted = config.evaluation.held_out.divergence_dialogues
+    names = [source.name for source in config.sources]
+    return [
+        sample
+        for split in ("train", "held_out")
+        for sample in teacher_samples(
+            config.layout, config.pivot.name, names, split=split, num_dialogues=wanted, seed=config.run.seed
+        )
+    ]

@@ -5,7 +5,6 @@ from typing import Any
 
 from fusechat.config import RunConfig
 from fusechat.storage import artifact
-from fusechat.storage.artifact import Artifact
 from fusechat.text.questions import answers_file, read_answers, read_questions
 
 from .judge.judge import AnswerSet
@@ -14,22 +13,9 @@ SHOWN_QUESTIONS = 20
 """Questions of a set whose answers stand in the report; all of them stand in the answers' own files."""
 
 
-def finished_answers(config: RunConfig) -> dict[str, Artifact]:
-    """Role -> artifact of each model's answers to each set.
-
-    Raises:
-        ArtifactError: a model did not answer a set yet.
-    """
-    return {
-        f"answers {section.name} {model_id}": artifact.load(config.answers_path(section.name, model_id), "answers")
-        for section in config.evaluation.questions.sets
-        for model_id in config.measured_ids
-    }
-
-
 def read_answer_sets(config: RunConfig) -> list[AnswerSet]:
     """All sets with the answers of all models; a question that a model had no room for is None there."""
-    found = []
+    made = []
     for section in config.evaluation.questions.sets:
         questions = read_questions(section.file, section.form)
         answers: dict[str, Sequence[Sequence[str] | None]] = {}
@@ -40,23 +26,23 @@ def read_answer_sets(config: RunConfig) -> list[AnswerSet]:
             answers[model_id] = [
                 None if question.id in no_room else turns for question, turns in zip(questions, given, strict=True)
             ]
-        found.append(AnswerSet(section.name, questions, answers))
-    return found
+        made.append(AnswerSet(section.name, questions, answers))
+    return made
 
 
 def set_records(config: RunConfig, sets: list[AnswerSet]) -> list[dict[str, Any]]:
     """What the report says of each set: how it was sampled, counts per model, and the first questions side by side."""
     records = []
-    for section, found in zip(config.evaluation.questions.sets, sets, strict=True):
+    for section, one in zip(config.evaluation.questions.sets, sets, strict=True):
         counts = {
-            model_id: artifact.load(config.answers_path(found.name, model_id), "answers").counts
-            for model_id in found.answers
+            model_id: artifact.load(config.answers_path(one.name, model_id), "answers").counts
+            for model_id in one.answers
         }
         records.append(
             {
-                "name": found.name,
+                "name": one.name,
                 "form": section.form,
-                "questions": len(found.questions),
+                "questions": len(one.questions),
                 "sampling": next(iter(counts.values()))["sampling"],
                 "models": {
                     model_id: {key: entry[key] for key in ("answers", "tokens", "no_room")}
@@ -67,9 +53,9 @@ def set_records(config: RunConfig, sets: list[AnswerSet]) -> list[dict[str, Any]
                         "id": question.id,
                         "category": question.category,
                         "turns": list(question.turns),
-                        "answers": {model_id: given[number] for model_id, given in found.answers.items()},
+                        "answers": {model_id: given[number] for model_id, given in one.answers.items()},
                     }
-                    for number, question in enumerate(found.questions[:SHOWN_QUESTIONS])
+                    for number, question in enumerate(one.questions[:SHOWN_QUESTIONS])
                 ],
             }
         )

@@ -68,18 +68,18 @@ def loss_figures(held_out: HeldOut, nats: np.ndarray, *, seed: int) -> dict[str,
         `all` and each kind -> bits_per_byte, low, high (null where too few dialogues), dialogues, bytes, nats.
     """
     bits = nats / math.log(2)
-    found = {}
+    figures = {}
     for name, mask in held_out.masks().items():
         scored = mask & np.isfinite(nats)
         sizes = held_out.num_bytes[scored]
-        found[name] = {
+        figures[name] = {
             "bits_per_byte": float(bits[scored].sum() / sizes.sum()) if scored.any() else None,
             **_bounds(ratio_interval(bits[scored], sizes, seed=seed)),
             "dialogues": int(scored.sum()),
             "bytes": int(sizes.sum()),
             "nats": float(nats[scored].sum()),
         }
-    return found
+    return figures
 
 
 def loss_differences(
@@ -93,18 +93,18 @@ def loss_differences(
         `all` and each kind -> difference, low, high, dialogues, supports (see `supported`).
     """
     bits = (first - second) / math.log(2)
-    found = {}
+    figures = {}
     for name, mask in held_out.masks().items():
         scored = mask & np.isfinite(bits)
         sizes = held_out.num_bytes[scored]
         interval = ratio_interval(bits[scored], sizes, seed=seed)
-        found[name] = {
+        figures[name] = {
             "difference": float(bits[scored].sum() / sizes.sum()) if scored.any() else None,
             **_bounds(interval),
             "dialogues": int(scored.sum()),
             "supports": supported(interval),
         }
-    return found
+    return figures
 
 
 def divergence_figures(measured: dict[str, Any], *, seed: int) -> dict[str, dict[str, Any]]:
@@ -115,17 +115,17 @@ def divergence_figures(measured: dict[str, Any], *, seed: int) -> dict[str, dict
     Returns:
         teacher -> nats_per_row, low, high, dialogues, rows.
     """
-    found = {}
+    figures = {}
     for teacher, entry in measured.items():
         nats, rows = np.array(entry["nats"], np.float64), np.array(entry["rows"], np.int64)
         scored = np.isfinite(nats) & (rows > 0)
-        found[teacher] = {
+        figures[teacher] = {
             "nats_per_row": float(nats[scored].sum() / rows[scored].sum()) if scored.any() else None,
             **_bounds(ratio_interval(nats[scored], rows[scored], seed=seed)),
             "dialogues": int(scored.sum()),
             "rows": int(rows[scored].sum()),
         }
-    return found
+    return figures
 
 
 def divergence_differences(first: dict[str, Any], second: dict[str, Any], *, seed: int) -> dict[str, dict[str, Any]]:
@@ -134,19 +134,19 @@ def divergence_differences(first: dict[str, Any], second: dict[str, Any], *, see
     Returns:
         teacher -> difference (nats per row), low, high, dialogues, supports.
     """
-    found = {}
+    figures = {}
     for teacher in first.keys() & second.keys():
         nats = np.array(first[teacher]["nats"], np.float64) - np.array(second[teacher]["nats"], np.float64)
         rows = np.array(first[teacher]["rows"], np.int64)
         scored = np.isfinite(nats) & (rows > 0)
         interval = ratio_interval(nats[scored], rows[scored], seed=seed)
-        found[teacher] = {
+        figures[teacher] = {
             "difference": float(nats[scored].sum() / rows[scored].sum()) if scored.any() else None,
             **_bounds(interval),
             "dialogues": int(scored.sum()),
             "supports": supported(interval),
         }
-    return dict(sorted(found.items()))
+    return dict(sorted(figures.items()))
 
 
 def accuracy_figures(held_out: HeldOut, exact: dict[int, bool], kinds: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -157,16 +157,16 @@ def accuracy_figures(held_out: HeldOut, exact: dict[int, bool], kinds: Sequence[
     Returns:
         `all` and each kind -> accuracy, low, high, exact, asked.
     """
-    found = {}
+    figures = {}
     for name, mask in held_out.masks(kinds).items():
         outcomes = np.array([good for number, good in exact.items() if mask[number]], dtype=bool)
-        found[name] = {
+        figures[name] = {
             "accuracy": float(outcomes.mean()) if len(outcomes) else None,
             **_bounds(accuracy_interval(outcomes)),
             "exact": int(outcomes.sum()),
             "asked": len(outcomes),
         }
-    return found
+    return figures
 
 
 def accuracy_differences(
@@ -178,18 +178,18 @@ def accuracy_differences(
         `all` and each kind -> difference, low, high, asked, supports.
     """
     both = sorted(first.keys() & second.keys())
-    found = {}
+    figures = {}
     for name, mask in held_out.masks(kinds).items():
         numbers = [number for number in both if mask[number]]
         one, other = (np.array([outcomes[number] for number in numbers], dtype=bool) for outcomes in (first, second))
         interval = accuracy_difference_interval(one, other)
-        found[name] = {
+        figures[name] = {
             "difference": float(one.mean() - other.mean()) if numbers else None,
             **_bounds(interval),
             "asked": len(numbers),
             "supports": supported(interval),
         }
-    return found
+    return figures
 
 
 def supported(interval: Interval | None) -> str:

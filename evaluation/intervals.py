@@ -45,12 +45,12 @@ def ratio_interval(numerators: np.ndarray, denominators: np.ndarray, *, seed: in
     num = len(numerators)
     if num < MIN_DIALOGUES:
         return None
-    found = stats.bootstrap(
+    bounds = stats.bootstrap(
         (numerators, denominators), _ratio, paired=True, vectorized=True, n_resamples=RESAMPLES,
         batch=max(1, VALUES_PER_BLOCK // num), method="percentile", confidence_level=1 - 2 * expanded_tail(num),
         rng=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
-    return float(found.low), float(found.high)
+    return float(bounds.low), float(bounds.high)
 
 
 def _ratio(numerators: np.ndarray, denominators: np.ndarray, axis: int) -> np.ndarray:
@@ -72,8 +72,8 @@ def accuracy_interval(correct: np.ndarray) -> Interval | None:
     """
     if len(correct) < MIN_DIALOGUES:
         return None
-    found = stats.binomtest(int(correct.sum()), len(correct)).proportion_ci(LEVEL, method="wilson")
-    return float(found.low), float(found.high)
+    bounds = stats.binomtest(int(correct.sum()), len(correct)).proportion_ci(LEVEL, method="wilson")
+    return float(bounds.low), float(bounds.high)
 
 
 def accuracy_difference_interval(first: np.ndarray, second: np.ndarray) -> Interval | None:
@@ -91,8 +91,8 @@ def win_rate_interval(won: np.ndarray) -> Interval | None:
     Args:
         won: float [questions], from 0 (lost) to 1 (won).
     """
-    found = _balance_interval(2 * won - 1)
-    return None if found is None else ((1 + found[0]) / 2, (1 + found[1]) / 2)
+    bounds = _balance_interval(2 * won - 1)
+    return None if bounds is None else ((1 + bounds[0]) / 2, (1 + bounds[1]) / 2)
 
 
 def _balance_interval(balance: np.ndarray) -> Interval | None:

@@ -14,7 +14,7 @@ from fusechat.config.artifacts import artifact_entries
 from fusechat.progress import read_json_lines
 from fusechat.storage.artifact import RECORD_FILE, read_json
 
-FORMAT = 2
+FORMAT = 3
 """Number of report.json's form; another number, another form."""
 CURVE_POINTS = 400
 """Points kept of a training curve."""
@@ -56,17 +56,17 @@ def run_record(config: RunConfig) -> dict[str, Any]:
 
 def step_records(config: RunConfig) -> list[dict[str, Any]]:
     """Each step that worked in this folder: its label, the seconds it took in all, and how often it was begun and ended."""
-    found: dict[str, dict[str, Any]] = {}
+    steps: dict[str, dict[str, Any]] = {}
     for record in read_json_lines(config.log_path("run")):
-        entry = found.setdefault(record["step"], {"step": record["step"], "seconds": 0.0, "times": 0})
+        entry = steps.setdefault(record["step"], {"step": record["step"], "seconds": 0.0, "times": 0})
         entry["seconds"] += record["seconds"]
         entry["times"] += 1
-    return list(found.values())
+    return list(steps.values())
 
 
 def artifact_records(config: RunConfig) -> list[dict[str, Any]]:
     """One record for each finished artifact before the report, in the order of the stages."""
-    found = []
+    artifacts = []
     for entry in artifact_entries(config):
         record = read_json(f"{entry.url}/{RECORD_FILE}") if entry.stage != "evaluate" else None
         if record is not None:
@@ -75,8 +75,8 @@ def artifact_records(config: RunConfig) -> list[dict[str, Any]]:
                 for key in ("kind", "fingerprint", "parents", "counts", "seconds", "finished", "versions")
             }
             size = _size(entry.url, record)
-            found.append({"stage": entry.stage, "name": entry.name, "url": entry.url, "bytes": size, **kept})
-    return found
+            artifacts.append({"stage": entry.stage, "name": entry.name, "url": entry.url, "bytes": size, **kept})
+    return artifacts
 
 
 def writing_record(config: RunConfig) -> dict[str, Any] | None:
@@ -87,12 +87,12 @@ def writing_record(config: RunConfig) -> dict[str, Any] | None:
 
 def extraction_records(config: RunConfig) -> dict[str, dict[str, Any]]:
     """Teacher -> shards, rows, tokens, rate (`[seconds, rows per second]` pairs), shards tried again and set aside."""
-    found = {}
+    by_teacher = {}
     for model in config.models:
         lines = read_json_lines(config.log_path(f"extract.{model.name}"))
         shards = [line for line in lines if line["event"] == "done"]
         if shards:
-            found[model.name] = {
+            by_teacher[model.name] = {
                 "shards": len(shards),
                 "rows": sum(line["rows"] for line in shards),
                 "tokens": sum(line["tokens"] for line in shards),
@@ -100,7 +100,7 @@ def extraction_records(config: RunConfig) -> dict[str, dict[str, Any]]:
                 "retries": sum(line["event"] == "retried" for line in lines),
                 "set_aside": sum(line["event"] == "set_aside" for line in lines),
             }
-    return found
+    return by_teacher
 
 
 def extraction_rate(shards: list[dict[str, Any]]) -> list[list[float]]:
@@ -126,17 +126,17 @@ def extraction_rate(shards: list[dict[str, Any]]) -> list[list[float]]:
 
 def training_curves(config: RunConfig) -> dict[str, list[dict[str, float | None]]]:
     """Target name (and the control's) -> step, losses and shares over the course of its training, thinned out."""
-    found = {}
+    curves = {}
     for name in [*config.target_names, CONTROL]:
         records = read_json_lines(config.target_path(name) / "metrics.jsonl")
         if records:
             stride = -(-len(records) // CURVE_POINTS) or 1
             # The last step is always among them.
             thinned = records[::-1][::stride][::-1]
-            found[name] = [
+            curves[name] = [
                 {key: _finite(record[key]) for key in ("step", *CURVES) if key in record} for record in thinned
             ]
-    return found
+    return curves
 
 
 def bad_metrics(curves: dict[str, list[dict[str, float | None]]]) -> list[str]:

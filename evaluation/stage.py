@@ -1,67 +1,68 @@
-"""The door of evaluation: the models of a run in, report.json and index.html out."""
+"""The door of evaluation: what the measured models left in, report.json and index.html out. Loads no network."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from fusechat.config import RunConfig
-from fusechat.config.evaluation import EVALUATION_MEANS
+from fusechat.config.evaluation import EVALUATION_MEANS, EXACT, SAMPLES
 from fusechat.errors import ArtifactError, ConfigError
+from fusechat.models.measured_models import MeasuredModel, measured_models
 from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact
-from fusechat.storage.tokens import Tokens
-from fusechat.text.dialogues import Dialogue, read_dialogues
+from fusechat.storage.chosen_rows import ChosenRows
+from fusechat.text.dialogues import Dialogue
+from fusechat.text.held_out import is_asked, read_held_out
+from fusechat.text.questions import Question
 
-from . import ahead, harness, provenance
-from .answer_sets import finished_answers, read_answer_sets
+from . import harness_figures, provenance
+from .answer_sets import read_answer_sets
+from .compared_rows import ComparedRows, compared_rows
 from .figures import HeldOut
 from .judge.judge import AnswerSet, judge_answers, num_verdicts
-from .measurement import Questions, measure, work
-from .models import MeasuredModel, measured_models
+from .judge.judge_client import judge_key
+from .measured import Measured, MeasuredArtifacts, load_artifacts, read_measured
 from .report import cards, page, report
-from .row_sample import RowSample, row_sample
 
 
 def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
-    """Measure every model of the run on the held-out dialogues and write the report.
+    """Read what every measured model of the run left, and write the report.
 
     Raises:
-        ConfigError: `evaluation` names a kind of dialogue that the run does not have, or as `ahead.check`.
-        ArtifactError: a model is not finished, or the folder holds another recipe's report.
-        ModelError: a model cannot be loaded, or its loss is not a number.
+        ConfigError: `evaluation` names a kind of dialogue that the run does not have, or the judge's key is not there.
+        ArtifactError: a model is not finished or did not do what is asked, or the folder holds another recipe's report.
+        ModelError: a model's loss is not a number.
         JudgeError: the judge's endpoint does not answer; the verdicts that came are kept.
     """
     progress = progress or Progress(quiet=True)
-    models = measured_models(config)
+    models, compared = measured_models(config), compared_rows(config)
     readers = dict.fromkeys(model.reader for model in models)
     tokens = {name: artifact.load(config.tokens_url(name, "held_out"), "tokens") for name in readers}
-    parents = {f"tokens {name}": found for name, found in tokens.items()}
-    parents |= {model.id: model.artifact for model in models if model.artifact is not None}
-    sample = row_sample(config)
-    parents |= sample.artifacts if sample else {}
-    parents |= finished_answers(config)
     dialogues = _held_out_dialogues(config, tokens)
     _check_kinds(config, dialogues)
-    section, sets = config.evaluation, read_answer_sets(config)
-    # What is finished asks for no key and no harness.
-    to_do = (
-        artifact.read_json(f"{config.report_path}/{artifact.RECORD_FILE}") is None or config.run.if_changed == "restart"
-    )
-    if to_do:
-        ahead.check(config)
-    harness_version = harness.version() if section.lm_eval.tasks and to_do else None
+    made = {model.id: load_artifacts(config.layout, model, config.evaluation, compared) for model in models}
     claim = artifact.claim(
-        config.report_path,
-        "report",
-        settings=_settings(config, models),
-        parents=parents,
+        config.report_path, "report", settings=_settings(config, models), parents=_parents(models, tokens, made),
         if_changed=config.run.if_changed,
-    )
+    )  # fmt: skip
     if claim.artifact is not None:
+        _restore_cards(config, models)
         return claim.artifact
-    measured = _measure_all(config, models, tokens, dialogues, sample, progress)
+    if config.evaluation.judge is not None:
+        judge_key(config.evaluation.judge)
+    sets = read_answer_sets(config)
+    questions = _questions(config, dialogues)
+    measured = {
+        model.id: read_measured(
+            made[model.id], model, tokens[model.reader], dialogue_ids=[dialogue.id for dialogue in dialogues],
+            questions=questions, compared=compared,
+        )
+        for model in models
+    }  # fmt: skip
     judged = _judge(config, sets, progress)
+    sample = report.sample_record(config, compared, *_drawn(config, compared, made))
     document = report.build(config, models, HeldOut.of(dialogues), dialogues, measured, sample, sets, judged)
-    document["harness"] = _harness_record(harness_version, measured)
+    document["harness"] = _harness_record(made, measured)
     artifact.write_json(str(config.report_path / "report.json"), document)
     page.write(document, config.report_path / "index.html")
     if not config.places:  # a shared model has several reports, and its card would show the last one's
@@ -76,6 +77,18 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
     )
 
 
+def _restore_cards(config: RunConfig, models: list[MeasuredModel]) -> None:
+    """Give a model that was made anew since, because it was damaged, the figures that its card had."""
+    document = artifact.read_json(f"{config.report_path}/report.json")
+    if document is None or config.places:
+        return
+    folders = {
+        model.id: str(model.folder) for model in models
+    }  # where they are now: the report may say where they were
+    of_models = [{**model, "folder": folders.get(model["id"], model["folder"])} for model in document["models"]]
+    cards.write_cards({**document, "models": of_models})
+
+
 def _settings(config: RunConfig, models: list[MeasuredModel]) -> dict[str, Any]:
     # What changes how figures are reached, and not the figures.
     excluded: Any = {**EVALUATION_MEANS, "models": True, "sources": True}
@@ -87,12 +100,48 @@ def _settings(config: RunConfig, models: list[MeasuredModel]) -> dict[str, Any]:
     }
 
 
-def _harness_record(version: str | None, measured: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
-    if version is None:
-        return None
-    models = {model_id: found["harness"] for model_id, found in measured.items()}
-    figures = list(dict.fromkeys(figure for found in models.values() for figure in found))
-    return {"version": version, "figures": figures, "models": models}
+def _parents(
+    models: Sequence[MeasuredModel],
+    tokens: dict[str, Artifact],
+    made: dict[str, MeasuredArtifacts],
+) -> dict[str, Artifact]:
+    """All that the figures are from."""
+    parents = {f"tokens {name}": one for name, one in tokens.items()}
+    parents |= {model.id: model.artifact for model in models if model.artifact is not None}
+    for model_id, artifacts in made.items():
+        parents |= artifacts.parents(model_id)
+    return parents
+
+
+def _questions(config: RunConfig, dialogues: Sequence[Dialogue]) -> dict[str, list[Question]]:
+    """What was asked beside the sets of questions, by set."""
+    section = config.evaluation
+    exact = [
+        Question(dialogue.id, (dialogue.messages[-2].content,))
+        for dialogue in dialogues
+        if is_asked(dialogue, section.exact.kinds)
+    ]
+    samples = [Question(str(number), (text,)) for number, text in enumerate(section.questions.samples, 1)]
+    return {EXACT: exact, SAMPLES: samples}
+
+
+def _drawn(
+    config: RunConfig, compared: Sequence[ComparedRows], made: dict[str, MeasuredArtifacts]
+) -> tuple[dict[str, list[int]], int]:
+    """Split -> numbers of the dialogues that were compared; and how many training dialogues there are."""
+    drawn: dict[str, list[int]] = {"train": [], "held_out": []}
+    for one in compared:
+        for artifacts in made.values():
+            if (scored := artifacts.chosen.get((one.split, one.teacher))) is not None:
+                drawn[one.split] = ChosenRows.read(scored.url).dialogues.tolist()
+                break
+    return drawn, int(artifact.load(config.tokens_url(config.pivot.name), "tokens").counts["dialogues"])
+
+
+def _harness_record(made: dict[str, MeasuredArtifacts], measured: dict[str, Measured]) -> dict[str, Any] | None:
+    versions = [one.harness.counts["version"] for one in made.values() if one.harness is not None]
+    figures = {model_id: one.harness for model_id, one in measured.items()}
+    return harness_figures.record(versions[0] if versions else None, figures)
 
 
 def _judge(config: RunConfig, sets: list[AnswerSet], progress: Progress) -> dict[str, Any] | None:
@@ -106,14 +155,14 @@ def _judge(config: RunConfig, sets: list[AnswerSet], progress: Progress) -> dict
 def _held_out_dialogues(config: RunConfig, tokens: dict[str, Artifact]) -> list[Dialogue]:
     """The held-out dialogues, in the order of the tokens artifacts; none where nothing was held out."""
     path = config.dialogues_path / "held_out.jsonl"
-    found = list(read_dialogues(path)) if path.is_file() and path.stat().st_size else []
+    dialogues = read_held_out(path)
     for name, tokenized in tokens.items():
-        if tokenized.counts["dialogues"] != len(found):
+        if tokenized.counts["dialogues"] != len(dialogues):
             raise ArtifactError(
-                f"{path}: holds {len(found)} dialogues, {tokenized.url} was made from {tokenized.counts['dialogues']}; "
+                f"{path}: holds {len(dialogues)} dialogues, {tokenized.url} was made from {tokenized.counts['dialogues']}; "
                 f"tokenize the dialogues of {name} again"
             )
-    return found
+    return dialogues
 
 
 def _check_kinds(config: RunConfig, dialogues: list[Dialogue]) -> None:
@@ -124,29 +173,3 @@ def _check_kinds(config: RunConfig, dialogues: list[Dialogue]) -> None:
                 f"evaluation.exact.kinds: found {kind!r}, the held-out dialogues are of the kinds {kinds}; "
                 "name one of these"
             )
-
-
-def _measure_all(
-    config: RunConfig,
-    models: list[MeasuredModel],
-    tokens: dict[str, Artifact],
-    dialogues: list[Dialogue],
-    sample: RowSample | None,
-    progress: Progress,
-) -> dict[str, dict[str, Any]]:
-    """Model id -> what was measured, one model in memory at a time."""
-    questions = Questions.of(config.evaluation, dialogues)
-    read = {name: Tokens.read(found.url) for name, found in tokens.items()}
-    total = sum(work(read[model.reader], questions, model.role, config.evaluation, sample) for model in models)
-    measured = {}
-    with progress.task("evaluate", total, "tokens") as task:
-        for model in models:
-
-            def on_tokens(num_tokens: int, label: str = model.label) -> None:
-                task.advance(num_tokens, note=label)
-
-            measured[model.id] = measure(
-                config, model, tokens[model.reader], dialogue_ids=[dialogue.id for dialogue in dialogues],
-                questions=questions, sample=sample, on_tokens=on_tokens,
-            )  # fmt: skip
-    return measured

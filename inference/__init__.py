@@ -1,5 +1,6 @@
-"""A source reads dialogues and leaves top-k rows.
+"""Models read dialogues and leave top-k rows, or answer questions.
 
-Goes in: a model and the tokens artifact under its template. Comes out: a logprobs store. The only folder that imports
-vLLM. `teacher.py` is the engine's face; `topk_pooler.py` runs inside the engine; `stage.py` is the stage's door.
+Goes in: models, tokens artifacts under their templates, questions. Comes out: logprobs stores, answers, chosen logprobs. The only
+folder that imports vLLM. `engine/` is one engine, `capture/` runs inside of it; `stage.py` is extraction's door, `held_out/`,
+`answering/` and `harness/` have those of what measured models do.
 """

@@ -17,7 +17,7 @@ from fusechat.models.resolved_model import ResolvedModel
 from fusechat.progress import ShardLog
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
-from fusechat.storage.damage import sweep
+from fusechat.storage.damage import check_finished
 from fusechat.storage.retry import patiently
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import TokensReader
@@ -77,7 +77,7 @@ def claim_store(layout: RunLayout, model: ResolvedModel, section: ExtractionSect
 
     Raises:
         ConfigError: k is larger than the vocabulary, or a dialogue longer than the model reads.
-        ArtifactError: another recipe's work stands there.
+        ArtifactError: another recipe's work stands there, or the store was finished and is damaged.
     """
     name = model.name
     tokens_artifact = artifact.load(layout.tokens_url(name), "tokens")
@@ -102,6 +102,8 @@ def claim_store(layout: RunLayout, model: ResolvedModel, section: ExtractionSect
         url, "logprobs", tokens.layout(section.shard_tokens), k=section.k, vocab_size=vocab_size,
         logprob_step=section.logprob_step, settings={**settings, "tokens": tokens_artifact.fingerprint},
     )  # fmt: skip
+    if claim.artifact is not None:
+        check_finished(store)
     return claim, store
 
 
@@ -111,7 +113,6 @@ def finish(claim: Claim, store: RowStore) -> Artifact:
     Raises:
         ArtifactError: a commit mark is damaged.
     """
-    sweep(store)
     total, num_scored = 0.0, 0
     for shard in range(store.layout.num_shards):
         labels = store.label_logprobs(shard)

@@ -27,6 +27,7 @@ from .serving.remote_teacher import RemoteTeacher, ServedBy
 
 if TYPE_CHECKING:
     from .capture.rows import TopKRows
+    from .engine.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class ScoringInputs:
     capture: Literal["topk_pooler", "prompt_logprobs"]
     self_check_dialogues: int
     storage_patience_seconds: float
+    is_wide_on_cpus: bool = False
+    """An engine on CPUs whose dtype is `auto` computes in float32, whatever the checkpoint says."""
     served: ServedBy | None = None
     """An engine of a service that scores; None: the worker starts its own."""
 
@@ -64,8 +67,7 @@ class TeacherWorker(EngineWorker):
             TeacherError: the engine does not start or fails its self-check.
         """
         started, inputs = time.monotonic(), self.inputs
-        self.tokens = TokensReader(inputs.tokens_url)
-        self.store = RowStore.open(inputs.store_url, "logprobs", mode="r+")
+        self._open_store()
         if inputs.served is not None:
             self._teacher = RemoteTeacher(inputs.served, k=inputs.k)
             self._engine_turn = contextlib.nullcontext()  # the service gives the turns
@@ -74,27 +76,36 @@ class TeacherWorker(EngineWorker):
             report = self._start_engine()
         return {"self_check": report, "seconds": time.monotonic() - started}
 
+    def _open_store(self) -> None:
+        self.tokens = TokensReader(self.inputs.tokens_url)
+        self.store = RowStore.open(self.inputs.store_url, "logprobs", mode="r+")
+
     def _start_engine(self) -> dict[str, Any]:
         """Start an engine here; gives the report of its self-check."""
-        from .engine.teacher import Teacher
         from .self_check import check_teacher
 
+        teacher = self._open_engine(self.tokens.longest())
+        if not self.inputs.self_check_dialogues:
+            return {}
+        ids, targets = self._checked(self.inputs.self_check_dialogues)
+        return check_teacher(teacher, ids, targets, model_folder=teacher.model)
+
+    def _open_engine(self, max_tokens: int) -> "Teacher":
+        from .engine.teacher import Teacher
+
         inputs = self.inputs
-        folder = model_files.resolve_model(inputs.model)
         self._teacher = teacher = Teacher(
-            str(folder),
+            str(model_files.resolve_model(inputs.model)),
             k=inputs.k,
             capture=inputs.capture,
-            max_tokens=self.tokens.longest(),
+            max_tokens=max_tokens,
             engine=self._engine_section,
+            is_wide_on_cpus=inputs.is_wide_on_cpus,
         )
         self._on_cpu = teacher.info["device"] == "cpu"
         if not self._on_cpu:
             self._engine_turn = contextlib.nullcontext()
-        if not inputs.self_check_dialogues:
-            return {}
-        ids, targets = self._checked(inputs.self_check_dialogues)
-        return check_teacher(teacher, ids, targets, model_folder=str(folder))
+        return teacher
 
     def run_unit(self, unit: int) -> dict[str, Any]:
         """Score one shard and write it; the commit mark is written last.
@@ -121,9 +132,11 @@ class TeacherWorker(EngineWorker):
             "seconds": time.monotonic() - started,
         }
 
-    def _score(self, ids: list[np.ndarray], targets: list[np.ndarray]) -> "list[TopKRows]":
+    def _score(
+        self, ids: list[np.ndarray], targets: list[np.ndarray], chosen: list[np.ndarray] | None = None
+    ) -> "list[TopKRows]":
         with self._engine() as teacher:
-            return teacher.score(ids, targets)
+            return teacher.score(ids, targets, chosen)
 
     def _checked(self, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """The first dialogues that were not set aside for this model."""

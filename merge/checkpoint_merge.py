@@ -21,7 +21,7 @@ from .card import model_card
 from .methods import Method
 from .recipe import DTYPES, MergeRecipe, make_recipe
 from .report import REPORT_FILE, make_report
-from .shard_merge import WORK_FOLDER, new_thread_pool, read_shard_record
+from .shard_merge import WORK_FOLDER, new_thread_pool, read_shard_record, remove_damaged
 from .shard_worker import shard_work
 
 COMPANIONS = (
@@ -88,9 +88,12 @@ def begin_merge(
     max_shard_bytes: int,
     threads: int | None,
     progress: Progress,
+    claimed: bool = False,
 ) -> tuple[MergeRecipe, dict[str, Any] | None]:
     """Check all inputs, decide what goes where, and make or find the work folder; arguments as `merge_checkpoints`.
 
+    Args:
+        claimed: the output folder is known to be this merge's own, whatever stands in it.
     Returns:
         the recipe, and its report where the output is whole already.
     """
@@ -104,7 +107,7 @@ def begin_merge(
             f"merge {recipe.method_name}: the targets have more bits than the fused weights, whose rounding drops small "
             "updates; merge.dtype: float32 keeps them"
         )
-    return recipe, read_json(str(Path(out) / REPORT_FILE)) if begin(recipe) else None
+    return recipe, _earlier(Path(out) / REPORT_FILE) if begin(recipe, claimed) else None
 
 
 @contextmanager
@@ -117,7 +120,7 @@ def thread_pool(threads: int | None) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def begin(recipe: MergeRecipe) -> bool:
+def begin(recipe: MergeRecipe, claimed: bool = False) -> bool:
     """Make the work folder, or find what an earlier call left there.
 
     Returns:
@@ -126,17 +129,19 @@ def begin(recipe: MergeRecipe) -> bool:
         ArtifactError: the output folder holds another model.
     """
     out = Path(recipe.out)
-    report = read_json(str(out / REPORT_FILE)) if (out / REPORT_FILE).is_file() else None
-    work = out / WORK_FOLDER
+    report, work = _earlier(out / REPORT_FILE), out / WORK_FOLDER
     if not work.is_dir():
-        if report is not None and report.get("fingerprint") == recipe.fingerprint and (out / "config.json").is_file():
+        is_own = report is not None and report.get("fingerprint") == recipe.fingerprint
+        if is_own and all((out / recipe.shard_name(index)).is_file() for index in range(len(recipe.shards))):
             return True
         model_files = [path.name for pattern in ("config.json", "*.safetensors") for path in out.glob(pattern)]
-        if model_files:
+        if (
+            model_files and not is_own and not claimed
+        ):  # of its own, shards may have been taken away because they were damaged
             raise ArtifactError(
                 f"{out}: already holds a model ({model_files[0]}) of another merge; delete it, or choose another folder"
             )
-    elif (read_json(str(work / "plan.json")) or {}).get("fingerprint") != recipe.fingerprint:
+    elif (_earlier(work / "plan.json") or {}).get("fingerprint") != recipe.fingerprint:
         shutil.rmtree(work)
         for path in out.glob("model*.safetensors"):  # moved up by that unfinished merge
             path.unlink()
@@ -145,7 +150,17 @@ def begin(recipe: MergeRecipe) -> bool:
         for path in work.glob("*.partial"):  # left by a merge that was killed
             path.unlink()
         write_json(str(work / "plan.json"), {"fingerprint": recipe.fingerprint})
+    remove_damaged(recipe)
     return False
+
+
+def _earlier(path: Path) -> dict[str, Any] | None:
+    """A document of an earlier merge; None where there is none, or where it is damaged: the merge begins anew."""
+    try:
+        document = read_json(str(path)) if path.is_file() else None
+    except ArtifactError:
+        return None
+    return document if isinstance(document, dict) else None
 
 
 def finish(recipe: MergeRecipe, *, companions: str | Path | None = None) -> dict[str, Any]:
@@ -168,12 +183,19 @@ def finish(recipe: MergeRecipe, *, companions: str | Path | None = None) -> dict
                 (work / recipe.shard_name(index)).replace(out / recipe.shard_name(index))
         if len(recipe.shards) > 1:
             write_json(str(out / INDEX_FILE), _index(recipe))
-        _copy_companions(Path(companions or recipe.base), Path(recipe.base), out)
-        (out / "README.md").write_text(model_card(recipe, report), encoding="utf-8")
+        put_companions(recipe, report, companions=companions)
         write_json(str(out / REPORT_FILE), report, indent=None)
         write_json(str(out / "config.json"), _config(recipe))
         shutil.rmtree(work)
     return report
+
+
+def put_companions(recipe: MergeRecipe, report: dict[str, Any], *, companions: str | Path | None) -> None:
+    """Write what stands beside the weights, config.json apart; again where an earlier call wrote it."""
+    out = Path(recipe.out)
+    with storage_errors(out):
+        _copy_companions(Path(companions or recipe.base), Path(recipe.base), out)
+        (out / "README.md").write_text(model_card(recipe, report), encoding="utf-8")
 
 
 def _index(recipe: MergeRecipe) -> dict[str, Any]:

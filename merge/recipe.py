@@ -212,8 +212,8 @@ def _check_space(out: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(existing).free
     if free + earlier_bytes < num_bytes:
         raise StorageError(
-            f"{out}: the fused model needs {num_bytes / 1e9:.1f} GB, {existing} has {free / 1e9:.1f} GB free; free some, "
-            "or choose another place"
+            f"{out}: the fused model needs {num_bytes / 1e6:,.1f} MB, {existing} has {free / 1e6:,.1f} MB free; free some, "
+            "then start the same command again, or choose another place"
         )
 
 

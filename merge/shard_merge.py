@@ -5,7 +5,6 @@ over the threads and read a block at a time, small ones are shared out whole and
 one small tensor of all models per thread, whatever the model's size.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fusechat.errors import ModelError
-from fusechat.storage.artifact import storage_errors, write_json
+from fusechat.errors import ArtifactError, ModelError
+from fusechat.storage.artifact import read_json, storage_errors, write_json
+from fusechat.storage.seals import file_digest, is_whole, sealed
 
 from .compute.parameters import find_method
 from .files.shard_writer import ShardWriter
@@ -67,7 +67,7 @@ def merge_shard(
             writer.discard()
             raise
         writer.close()
-        record = {"fingerprint": recipe.fingerprint, "tensors": records}
+        record = sealed({"fingerprint": recipe.fingerprint, "sha256": file_digest(path), "tensors": records})
         write_json(str(shard_record_path(recipe, index)), record, indent=None)
 
 
@@ -161,5 +161,21 @@ def read_shard_record(recipe: MergeRecipe, index: int) -> dict[str, Any] | None:
     path = shard_record_path(recipe, index)
     if not path.is_file():
         return None
-    record = json.loads(path.read_text(encoding="utf-8"))
-    return record["tensors"] if record["fingerprint"] == recipe.fingerprint else None
+    try:
+        record: Any = read_json(str(path))
+    except ArtifactError:
+        return None
+    whole = is_whole(record) and {"fingerprint", "sha256", "tensors"} <= record.keys()
+    return record["tensors"] if whole and record["fingerprint"] == recipe.fingerprint else None
+
+
+def remove_damaged(recipe: MergeRecipe) -> None:
+    """Delete the records of shards whose file is not as it was written: they are merged again."""
+    for index in range(len(recipe.shards)):
+        name = recipe.shard_name(index)
+        if read_shard_record(recipe, index) is None:
+            continue
+        expected = read_json(str(shard_record_path(recipe, index)))["sha256"]  # type: ignore[index]  # the record is whole
+        files = [path for path in (Path(recipe.out) / WORK_FOLDER / name, Path(recipe.out) / name) if path.is_file()]
+        if not files or file_digest(files[0]) != expected:
+            shard_record_path(recipe, index).unlink()

@@ -17,7 +17,7 @@ from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
 from fusechat.storage.work import Work, nothing_left, run_here
 
-from .checkpoint_merge import begin_merge, finish
+from .checkpoint_merge import begin_merge, finish, put_companions
 from .compute.parameters import check_parameters, find_method, parameter_names, try_method
 from .pass_through import pass_through
 from .shard_worker import shard_work
@@ -61,11 +61,12 @@ def prepare(
     merging, report = begin_merge(
         method=section.method, base=pivot.folder, targets=targets, out=layout.fused_path,
         parameters=settings["parameters"], dtype=section.dtype, max_shard_bytes=section.max_shard_bytes,
-        threads=section.threads, progress=progress,
+        threads=section.threads, progress=progress, claimed=True,
     )  # fmt: skip
-    if report is not None:
-        return [nothing_left("merge", lambda: [_finish(claim, targets, report)])]
     companions = next(iter(targets.values()))  # it has the pivot's files, and the template it was trained under
+    if report is not None:
+        put_companions(merging, report, companions=companions)
+        return [nothing_left("merge", lambda: [_finish(claim, targets, report)])]
     return [
         shard_work(
             merging,

@@ -24,6 +24,7 @@ def test_paper_run_has_its_six_sources_and_the_published_settings() -> None:
     workers = config.cluster.training_workers
     assert workers * trl["per_device_train_batch_size"] * trl["gradient_accumulation_steps"] == PUBLISHED_BATCH
     assert workers == config.cluster.gpus_per_node and trl["fsdp"] is True
+    assert config.measured_ids == config.model_ids and config.dialogues.held_out_share >= 0.01
     assert config.merge.method == "sce" and config.merge.parameters["select_topk"] == 0.1
 
 

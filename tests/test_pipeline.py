@@ -19,8 +19,38 @@ from tiny_runs import tiny_run
 pytestmark = pytest.mark.pipeline
 
 
-def fusechat(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fusechat", *map(str, arguments)]
+WATCHED = """
+import sys
+import torch, transformers.modeling_utils as modeling
+from dataclasses import replace
+from fusechat.app import cli, pipeline
+
+made, plain_steps, plain_init = [], pipeline.steps, modeling.PreTrainedModel.__init__
+
+def init(self, *arguments, **options):
+    made.append(type(self).__name__)
+    plain_init(self, *arguments, **options)
+
+def watched(step):
+    def make(config, progress):
+        made.clear()
+        result = step.make(config, progress)
+        print(f"driver of {step.label}: networks {made}, cuda {torch.cuda.is_initialized()}", file=sys.stderr)
+        return result
+    return replace(step, make=make)
+
+modeling.PreTrainedModel.__init__ = init
+torch.cuda._lazy_init = lambda: made.append("cuda")
+pipeline.steps = lambda config: [watched(step) for step in plain_steps(config)]
+cli.main()
+"""
+"""The command line in a process that says which networks each step made there."""
+
+
+def fusechat(
+    *arguments: str | Path, check: bool = True, program: tuple[str, ...] = ("-m", "fusechat")
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *program, *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=580)
     assert not check or result.returncode == 0, result.stderr
     return result
@@ -34,7 +64,7 @@ def finished_run(
     base = tmp_path_factory.mktemp("pipeline")
     path = base / "run.yaml"
     path.write_text(yaml.safe_dump(tiny_run(base / "out", tiny_models, dialogue_files)), encoding="utf-8")
-    return path, fusechat("run", "-c", path)
+    return path, fusechat("run", "-c", path, program=("-c", WATCHED))
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +78,20 @@ def test_run_ends_with_a_table_of_all_models(finished_run: tuple[Path, subproces
         assert word in shown, shown
 
 
+def test_driver_loads_no_network_but_where_it_trains(
+    finished_run: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    lines = [line for line in finished_run[1].stderr.splitlines() if line.startswith("driver of ")]
+    assert len(lines) == 10, finished_run[1].stderr
+    for line in lines:
+        label, _, said = line.removeprefix("driver of ").partition(": ")
+        assert label in ("train", "merge") or said == "networks [], cuda False", line
+
+
 def test_run_again_skips_every_stage_and_says_so(finished_run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     again = fusechat("run", "-c", finished_run[0])
     lines = [line for line in again.stderr.splitlines() if ":" in line]
-    assert sum("done before, skipped" in line for line in lines) == 9, again.stderr
+    assert sum("done before, skipped" in line for line in lines) == 10, again.stderr
     assert "done in" not in again.stderr
 
 
@@ -67,7 +107,7 @@ def test_status_and_inspect_show_what_is_there(
     finished_run: tuple[Path, subprocess.CompletedProcess[str]], output: Path
 ) -> None:
     shown = fusechat("status", "-c", finished_run[0]).stdout
-    assert len(re.findall(r"\bdone\b", shown)) == 13, shown
+    assert len(re.findall(r"\bdone\b", shown)) == 34, shown
     for kind in ("logprobs/mixtral", "aligned/mixtral"):
         shown = fusechat("inspect", output / kind, "--verify", "--dialogue", "1").stdout
         assert "every checksum holds" in shown and "mean label logprob" in shown and "top tokens" in shown

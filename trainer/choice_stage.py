@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from fusechat.config.layout import RunLayout
+from fusechat.errors import ArtifactError
 from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact
 from fusechat.storage.contracts import RowKind
 from fusechat.storage.row_reader import RowReader
 from fusechat.storage.row_store import RowStore
+from fusechat.storage.seals import check_files
 from fusechat.storage.tokens import TokensReader
 from fusechat.storage.zarr_arrays import ranges
 from fusechat.text.dialogue_set import Kinds, read_kinds
@@ -56,7 +58,13 @@ def run(
     pivot_rows = open_rows(parents["pivot_rows"], parents["tokens"], tokens)
     stores = {name: open_rows(parents[f"rows.{name}"], parents["tokens"], tokens) for name in sources}
     train_file = layout.dialogues_path / "train.jsonl"
+    check_files(str(layout.dialogues_path), artifact.read_json(f"{layout.dialogues_path}/{artifact.RECORD_FILE}") or {})
     kinds = read_kinds(train_file)
+    if len(kinds.number) != tokens.num_dialogues:
+        raise ArtifactError(
+            f"{layout.dialogues_path}: train.jsonl holds {len(kinds.number):,} dialogues, {tokens.num_dialogues:,} were tokenized; run "
+            f"`fusechat inspect {layout.dialogues_path} --repair`, then start the same command again"
+        )
     asked = read_teachers(layout, read_dialogues(train_file), pivot, sources) if is_round else None
     table = decide(layout.choice_url, tokens, pivot_rows, stores, kinds, asked)
     if progress is not None:

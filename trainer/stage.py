@@ -22,13 +22,14 @@ from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
 from fusechat.storage.row_store import RowStore
+from fusechat.storage.seals import CHECKPOINTS
 from fusechat.storage.tokens import TokensReader
 from fusechat.text.dialogues import read_dialogues
 from fusechat.text.model_templates import template_of
 
 from . import choice_stage, target_model
 from .arguments import model_arguments, packing_arguments, training_arguments
-from .checkpoints import CheckpointPace, last_checkpoint, remove_partial
+from .checkpoints import CheckpointPace, last_checkpoint, remove_damaged, remove_partial
 from .choice import NOBODY
 from .choice_artifact import Choice
 from .collator import FusionCollator
@@ -42,9 +43,6 @@ from .packing_check import check_packing
 from .recipe import row_choice
 from .run_log import RunLog, read_metrics
 from .target_prompt import write_target_prompt
-
-CHECKPOINTS = "checkpoints"
-"""Folder within the target's while it is trained."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +93,14 @@ def claim_target(inputs: TrainingInputs, pivot: ResolvedModel, target_name: str)
     Raises:
         ArtifactError: the artifacts that it is trained from are missing, or the folder holds another recipe's work.
     """
-    recipe = inputs.recipe(target_name)
-    return artifact.claim(
-        inputs.layout.target_path(target_name), "target", settings={**recipe.settings, "pivot": pivot.digests},
+    recipe, target = inputs.recipe(target_name), inputs.layout.target_path(target_name)
+    claim = artifact.claim(
+        target, "target", settings={**recipe.settings, "pivot": pivot.digests},
         parents=_parents(inputs, target_name), if_changed=inputs.layout.if_changed,
     )  # fmt: skip
+    if claim.artifact is not None:  # killed just before it could delete them
+        shutil.rmtree(target / CHECKPOINTS, ignore_errors=True)
+    return claim
 
 
 def _parents(inputs: TrainingInputs, target_name: str) -> dict[str, Artifact]:
@@ -190,9 +191,12 @@ def _train(
         name_dialogues=lambda numbers: _dialogue_ids(inputs, numbers),
         pace=None if {"save_strategy", "save_steps"} & training.trl.keys() else CheckpointPace(),
     )  # fmt: skip
-    resumed = last_checkpoint(checkpoints)
     if trainer.is_world_process_zero():
         remove_partial(checkpoints)
+        for damaged in remove_damaged(checkpoints):
+            progress.say(f"train {name}: {damaged} is not as it was written, and was deleted")
+    trainer.accelerator.wait_for_everyone()
+    resumed = last_checkpoint(checkpoints)
     if resumed is not None:
         progress.say(f"train {name}: goes on from step {resumed.name.removeprefix('checkpoint-')}")
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)

@@ -6,6 +6,9 @@ holds plain numpy arrays: `source_to_pivot`, `origin` (vocabulary_mapping.Origin
 """
 
 import io
+import struct
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,7 +18,7 @@ import numpy as np
 
 from fusechat.config import AlignmentSection
 from fusechat.errors import ArtifactError
-from fusechat.storage.artifact import storage_errors
+from fusechat.storage.artifact import storage_errors, write_bytes
 from fusechat.text.token_surface import token_surfaces
 
 from ..released.released import candidate_map, word_start_mark
@@ -124,21 +127,24 @@ def save_vocabularies(url: str, vocabularies: Vocabularies) -> None:
         segment_offsets=t.segments.offsets, pivot_texts=_pack(texts.pivot), source_texts=_pack(texts.source),
         marks=np.array(texts.marks),
     )  # fmt: skip
-    with storage_errors(url), fsspec.open(f"{url}/{FILE_NAME}", "wb") as file:
-        file.write(buffer.getvalue())
+    write_bytes(f"{url}/{FILE_NAME}", buffer.getvalue())
 
 
 def load_vocabularies(url: str) -> Vocabularies:
     """Read `vocabulary.npz` of an artifact folder.
 
     Raises:
-        ArtifactError: there is none.
+        ArtifactError: there is none, or it is damaged (its parts carry checksums).
     """
     try:
-        with fsspec.open(f"{url}/{FILE_NAME}", "rb") as file:
+        with storage_errors(url), fsspec.open(f"{url}/{FILE_NAME}", "rb") as file:
             stored = dict(np.load(io.BytesIO(file.read())))
     except FileNotFoundError:
         raise ArtifactError(f"{url}: found no {FILE_NAME}; run align again, it counts first") from None
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, struct.error, NotImplementedError) as error:
+        raise ArtifactError(
+            f"{url}: {FILE_NAME} is damaged ({error}); start the same command again: it counts first"
+        ) from None
     tables = make_tables(
         Surfaces(stored["source_bytes"], stored["source_offsets"]),
         Surfaces(stored["pivot_bytes"], stored["pivot_offsets"]),
@@ -154,9 +160,12 @@ def load_vocabularies(url: str) -> Vocabularies:
 
 
 def has_vocabularies(url: str) -> bool:
-    """Whether counting is finished for an artifact folder."""
-    filesystem, path = fsspec.core.url_to_fs(f"{url}/{FILE_NAME}")
-    return bool(filesystem.exists(path))
+    """Whether counting is finished for an artifact folder, and what it left is whole."""
+    try:
+        load_vocabularies(url)
+    except ArtifactError:
+        return False
+    return True
 
 
 def _pieces(tokenizer: Any, vocab_size: int) -> list[str]:

@@ -4,6 +4,7 @@ Drivers are forked from a process that has everything imported and has the shim 
 no time. With `alone`, engines live in the driver and nothing starts Ray; without, the driver is the product's own.
 """
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -112,6 +113,11 @@ def _fork_server() -> Any:
     return context
 
 
+def start_server() -> None:
+    """Start the process that drivers are forked from; before any threads are."""
+    _fork_server()
+
+
 def _nothing() -> None:
     """The first child, whose start starts the server."""
 
@@ -159,16 +165,15 @@ def _drive(
     os.environ.pop("LD_PRELOAD", None)  # what the driver starts is not disturbed
     os.environ.update(environment)
     sys.argv = ["fusechat", *arguments]
-    from cluster.pool import score_on_ray as extraction
+    from cluster.pool import score_on_ray
     from fusechat.app.cli import main
     from fusechat.storage.work import run_here
 
     if alone:
-        extraction.run_on_ray = lambda works, *_, progress, **__: run_here(works, progress)  # type: ignore[assignment, unused-ignore]
-        import contextlib
-
-        extraction.ray_session = lambda section: contextlib.nullcontext()  # type: ignore[assignment, unused-ignore]
-        extraction.check_cluster = lambda *_: None  # type: ignore[assignment, unused-ignore]
+        here: Any = score_on_ray
+        here.run_on_ray = lambda works, *_, progress, **__: run_here(works, progress)
+        here.ray_session = lambda section: contextlib.nullcontext()
+        here.check_cluster = lambda *_: None
     if prepare is not None:
         prepare()
     _set(trap)

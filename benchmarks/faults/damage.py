@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .command import start
 from .equal import LEFT_OUT
-from .kills import LONGEST_WAIT
+from .kills import LONGEST_WAIT, draw_stage
 from .trial import Disturbed, Tools
 from .world import MADE, STAGES, VARIANTS, Run
 
@@ -48,7 +48,7 @@ def between(tools: Tools) -> Disturbed:
 
 def during(tools: Tools) -> Disturbed:
     """A file of the run changes while a stage works, finished or not."""
-    draw, variant, stage = tools.draw, tools.draw.choice(list(VARIANTS)), tools.draw.choice(STAGES[1:])
+    draw, variant, stage = tools.draw, tools.draw.choice(list(VARIANTS)), draw_stage(tools.draw, STAGES[1:])
     run = tools.world.begin(variant, stage, tools.folder / "run")
     seconds = draw.uniform(0.2, LONGEST_WAIT)
     running = start(run.arguments)

@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 
 from .command import FAIL_CHANGES, FAIL_WRITES, Trap, start
-from .kills import OPERATIONS
+from .kills import OPERATIONS, draw_stage
 from .trial import Disturbed, Tools
-from .world import STAGES, VARIANTS
+from .world import VARIANTS
 
 BYTES = {
     "tokenize": 30_000,
@@ -25,7 +25,7 @@ ERRORS = {errno.ENOSPC: "no space", errno.EDQUOT: "over quota", errno.EROFS: "re
 
 def failing_writes(tools: Tools) -> Disturbed:
     """From a byte on nothing can be written below the run's folder."""
-    draw, variant, stage = tools.draw, tools.draw.choice(list(VARIANTS)), tools.draw.choice(STAGES)
+    draw, variant, stage = tools.draw, tools.draw.choice(list(VARIANTS)), draw_stage(tools.draw)
     run = tools.world.begin(variant, stage, tools.folder / "run")
     error = draw.choice([errno.ENOSPC, errno.EDQUOT])
     after = draw.randrange(BYTES[stage])
@@ -35,7 +35,7 @@ def failing_writes(tools: Tools) -> Disturbed:
 
 def failing_changes(tools: Tools) -> Disturbed:
     """From an operation on no file below the run's folder can be made, renamed, deleted or written."""
-    draw, variant, stage = tools.draw, tools.draw.choice(list(VARIANTS)), tools.draw.choice(STAGES)
+    draw, variant, stage = tools.draw, tools.draw.choice(list(VARIANTS)), draw_stage(tools.draw)
     run = tools.world.begin(variant, stage, tools.folder / "run")
     error = draw.choice([errno.EROFS, errno.EACCES])
     after = draw.randrange(OPERATIONS[stage])
@@ -45,7 +45,7 @@ def failing_changes(tools: Tools) -> Disturbed:
 
 def small_disk(tools: Tools) -> Disturbed:
     """The run's folder is a file system that fills up; then it is made larger."""
-    draw, variant, stage = tools.draw, tools.draw.choice(list(VARIANTS)), tools.draw.choice(STAGES)
+    draw, variant, stage = tools.draw, tools.draw.choice(list(VARIANTS)), draw_stage(tools.draw)
     disk = tools.folder / "disk"
     disk.mkdir()
     mount(disk, "size=1g")

@@ -16,7 +16,7 @@ REMEDIES = {
     "restart": re.compile(r"--set run\.if_changed=restart"),
     "delete": re.compile(rf"({PATH}): [^\n]*?(?:delete (?:this file|it|this folder))"),
     "again": re.compile(
-        r"(?:same command|start) (?:goes on|again|tries)|again when it does|run again|start again|later"
+        r"free some|(?:same command|start) (?:goes on|again|tries)|again when it does|run again|start again|later"
     ),
     "wait": re.compile(r"wait for it"),
     "stage": re.compile(

@@ -10,13 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-LEFT_OUT = re.compile(r"^(logs/|digests\.json$|run\.json$|\.lock$|report/index\.html$)|\.lock$")
+PLACE = re.compile(rb"/[^\"\s`|,]*/(?:trials/\d+/(?:disk/)?(?:run|other)|undisturbed/\w+)(?![\w])")
+"""A run's folder where it is told: files of finished artifacts name the one in which they were made."""
+LEFT_OUT = re.compile(r"^(logs/|measured/|digests\.json$|run\.json$|\.lock$|report/index\.html$)|\.lock$")
 """Logs, caches, what holds the place of the run; the page is made of report.json, which is compared."""
 VARYING = {
     "seconds", "finished", "versions", "started", "hours", "created", "time", "machine", "software", "run_folder", "tokens_per_second",
-    "steps_per_second", "seal", "sha256", "command", "bytes_written",
+    "steps_per_second", "seal", "files", "command", "updated",
 }  # fmt: skip
-"""Keys of JSON documents whose values tell when and where."""
+"""Keys of JSON documents whose values tell when and where; `files` are digests of what is compared itself."""
+OF_THE_COURSE = {"artifacts", "config", "extraction", "steps", "run", "fingerprint"}
+"""Keys of report.json, and of the merge's report in it, that tell how the run came about; its figures are all else."""
 
 
 @dataclass(frozen=True)
@@ -37,22 +41,20 @@ class Difference:
 def contents(folder: Path) -> dict[str, bytes]:
     """File -> what is compared of it."""
     files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {
-        name: normal(name, path.read_bytes(), str(folder)) for name, path in files.items() if not LEFT_OUT.search(name)
-    }
+    return {name: normal(name, path.read_bytes()) for name, path in files.items() if not LEFT_OUT.search(name)}
 
 
-def normal(name: str, data: bytes, place: str) -> bytes:
+def normal(name: str, data: bytes) -> bytes:
     """A file's bytes without what differs between any two runs; as they are where it is not what its name says."""
     if name.endswith((".md", ".json", ".jsonl")):
-        data = data.replace(place.encode(), b"RUN")
+        data = PLACE.sub(b"RUN", data)
     if not name.endswith((".json", "metrics.jsonl")):
         return data
     try:
         documents = [json.loads(line) for line in data.splitlines()] if name.endswith(".jsonl") else [json.loads(data)]
     except ValueError:
         return data
-    drop = VARYING | ({"fingerprint"} if name.endswith("merge_report.json") else set())
+    drop = VARYING | (OF_THE_COURSE if name.endswith(("merge_report.json", "report/report.json")) else set())
     return json.dumps([_without(document, drop) for document in documents], sort_keys=True).encode()
 
 

@@ -1,7 +1,9 @@
 """Drivers that are killed (SIGKILL) or stand still (SIGSTOP), at random moments and at random operations on files."""
 
+import random
 import signal
 import time
+from collections.abc import Sequence
 
 from .command import KILL, Running, Trap, start
 from .trial import Disturbed, Tools
@@ -9,13 +11,20 @@ from .world import STAGES, VARIANTS
 
 OPERATIONS = {"tokenize": 420, "extract": 160, "align": 130, "train": 260, "merge": 60, "evaluate": 90}
 """Stage -> about how many operations on files it takes; only says how moments are drawn."""
+WEIGHTS = {"tokenize": 1, "extract": 1, "align": 3, "train": 3, "merge": 3, "evaluate": 3}
+"""How often a stage is drawn as the first that is done; one with engines takes four times as long as the rest together."""
 LONGEST_WAIT = 4.0
 """Seconds that a stage of a tiny run about takes."""
 
 
+def draw_stage(draw: random.Random, stages: Sequence[str] = STAGES) -> str:
+    """A stage from which a disturbed run is done."""
+    return draw.choices(stages, [WEIGHTS[stage] for stage in stages])[0]
+
+
 def kill_at_operation(tools: Tools) -> Disturbed:
     """The driver dies at its n-th change of a file, within any stage."""
-    draw, variant, stage = tools.draw, tools.draw.choice(list(VARIANTS)), tools.draw.choice(STAGES)
+    draw, variant, stage = tools.draw, tools.draw.choice(list(VARIANTS)), draw_stage(tools.draw)
     run = tools.world.begin(variant, stage, tools.folder / "run")
     after = draw.randrange(OPERATIONS[stage])
     trap = Trap(folder=str(run.folder), kind=KILL, after=after)
@@ -31,7 +40,7 @@ def kill_at_operation(tools: Tools) -> Disturbed:
 
 def kill_at_moment(tools: Tools) -> Disturbed:
     """The driver and all of its session die after a while; then once more."""
-    draw, variant, stage = tools.draw, tools.draw.choice(list(VARIANTS)), tools.draw.choice(STAGES)
+    draw, variant, stage = tools.draw, tools.draw.choice(list(VARIANTS)), draw_stage(tools.draw)
     run = tools.world.begin(variant, stage, tools.folder / "run")
     waits = [draw.uniform(0.1, LONGEST_WAIT) for _ in range(2)]
     ended = []
@@ -48,7 +57,7 @@ def kill_at_moment(tools: Tools) -> Disturbed:
 
 def stop(tools: Tools) -> Disturbed:
     """The driver stands still for a while at a random moment, and goes on."""
-    draw, variant, stage = tools.draw, tools.draw.choice(list(VARIANTS)), tools.draw.choice(STAGES)
+    draw, variant, stage = tools.draw, tools.draw.choice(list(VARIANTS)), draw_stage(tools.draw)
     run = tools.world.begin(variant, stage, tools.folder / "run")
     seconds = draw.uniform(0.1, LONGEST_WAIT)
     running = start(run.arguments)

@@ -1,18 +1,20 @@
 """A clock that is set back, memory that is not there, two drivers at once, a dialogue that no run can read."""
 
-import json
+import os
+import threading
 import time
+from functools import partial
 from pathlib import Path
 
-from .command import Trap, start
-from .kills import LONGEST_WAIT
+from .command import Ending, Trap, start
+from .kills import LONGEST_WAIT, draw_stage
 from .trial import Disturbed, Tools
 from .world import STAGES, VARIANTS, Run
 
 
 def clock_back(tools: Tools) -> Disturbed:
     """The clock jumps back, by seconds or years, after a number of readings."""
-    draw, variant, stage = tools.draw, tools.draw.choice(list(VARIANTS)), tools.draw.choice(STAGES)
+    draw, variant, stage = tools.draw, tools.draw.choice(list(VARIANTS)), draw_stage(tools.draw)
     run = tools.world.begin(variant, stage, tools.folder / "run")
     after, seconds = (
         draw.choice([0, draw.randrange(3000)]),
@@ -23,22 +25,48 @@ def clock_back(tools: Tools) -> Disturbed:
     return Disturbed(run, what, [ending], variant)
 
 
+MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
+"""Where the system lets root limit the memory of a group of processes (cgroup v1)."""
+ENDED_WITHIN = (-6, -9)
+"""Statuses of a process that a library ends when it gets no memory (SIGABRT), and that the system ends (SIGKILL)."""
+
+
 def little_memory(tools: Tools) -> Disturbed:
-    """The driver may take only so many bytes more (RLIMIT_AS)."""
+    """The driver may take only so many bytes more: of address space (RLIMIT_AS), or of memory (a cgroup, whose end is SIGKILL)."""
     draw, variant, stage = (
         tools.draw,
         tools.draw.choice(list(VARIANTS)),
-        tools.draw.choice([s for s in STAGES if s != "extract"]),
+        draw_stage(tools.draw, [stage for stage in STAGES if stage != "extract"]),
     )
     run = tools.world.begin(variant, stage, tools.folder / "run")
-    mib = draw.choice([1, 2, 4, 8, 16, 32, 64, 128, 256])
-    ending = start(run.arguments, trap=Trap(memory=mib * 2**20)).wait()
-    return Disturbed(run, f"{mib} MiB of memory, from {stage} on ({variant})", [ending], variant)
+    mib = draw.choice([16, 32, 64, 128, 256, 512])
+    if draw.random() < 0.5 and MEMORY_GROUPS.is_dir() and os.access(MEMORY_GROUPS, os.W_OK):
+        ending, how = _in_a_group(tools, run, mib * 2**20), "cgroup"
+    else:
+        ending, how = start(run.arguments, trap=Trap(memory=mib * 2**20)).wait(), "RLIMIT_AS"
+    what = f"{mib} MiB of memory ({how}), from {stage} on ({variant})"
+    return Disturbed(run, what, [ending], variant, killed=ending.status in ENDED_WITHIN)
+
+
+def _in_a_group(tools: Tools, run: Run, limit: int) -> Ending:
+    """Run within a memory group of its own."""
+    group = MEMORY_GROUPS / f"faults.{os.getpid()}.{tools.folder.name}"
+    group.mkdir(exist_ok=True)
+    (group / "memory.limit_in_bytes").write_text(str(limit))
+    try:
+        return start(run.arguments, prepare=partial(_join, str(group / "cgroup.procs"))).wait()
+    finally:
+        group.rmdir()
+
+
+def _join(path: str) -> None:
+    with open(path, "w") as file:
+        file.write(str(os.getpid()))
 
 
 def two_drivers(tools: Tools) -> Disturbed:
     """A second driver begins a moment later, with the same run folder or with another one over the same store."""
-    draw, variant, stage = tools.draw, tools.draw.choice(list(VARIANTS)), tools.draw.choice(STAGES)
+    draw, variant, stage = tools.draw, tools.draw.choice(list(VARIANTS)), draw_stage(tools.draw)
     run = tools.world.begin(variant, stage, tools.folder / "run")
     shares_store = draw.random() < 0.5
     other = run
@@ -61,25 +89,31 @@ BAD_ROWS = (
     '{"id": "bad", "messages": [{"role": "user", "content": "\\ud800"}, {"role": "assistant", "content": "y"}]}',
     '{"id": "d1", "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}',
     '{"id": "bad", "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": 5}]}',
-    '{"id": "bad", "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "<|im_end|>"}]}',
     '{"id": "bad", "messages": [{"role": "wizard", "content": "x"}, {"role": "assistant", "content": "y"}]}',
 )  # fmt: skip
 """Rows that the rules refuse."""
 
 
+_POISON = threading.Lock()
+"""The recipes name the dialogue file, so that there is one for all of these faults."""
+
+
 def poison_row(tools: Tools) -> Disturbed:
     """One row of the dialogue file is one that the rules refuse; its line is taken out as the message says."""
-    draw, variant = tools.draw, tools.draw.choice(list(VARIANTS))
-    tools.world.undisturbed(variant)
-    source = tools.world.inputs / "train.jsonl"
-    lines = source.read_text(encoding="utf-8").splitlines()
+    _POISON.acquire()
+    draw, world = tools.draw, tools.world
+    lines = (world.inputs / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    file = world.base / "poison.jsonl"
+
+    def write(rows: list[str]) -> None:
+        file.write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+    write(lines)
+    values = {**VARIANTS["rows"], "dialogues": {"train": [str(file)]}}
+    run = Run(world.run_file("poison", values), tools.folder / "run")
+    world.undisturbed("poison")
     row, place = draw.choice(BAD_ROWS), draw.randrange(len(lines) + 1)
-    bad = tools.folder / "train.jsonl"
-    bad.write_text("\n".join([*lines[:place], row, *lines[place:]]) + "\n", encoding="utf-8")
-    run = Run(tools.world.run_file(variant), tools.folder / "run", (f"dialogues.train={json.dumps([str(bad)])}",))
+    write([*lines[:place], row, *lines[place:]])
     ending = start(run.arguments).wait()
-
-    def mend() -> None:
-        Path(bad).write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-    return Disturbed(run, f"row {place + 1} of a dialogue file: {row[:60]} ({variant})", [ending], variant, cure=mend)
+    what = f"row {place + 1} of a dialogue file: {row[:60]}"
+    return Disturbed(run, what, [ending], "poison", cure=lambda: write(lines), end=_POISON.release)

@@ -75,6 +75,8 @@ class Disturbed:
     """Of the commands after it."""
     left: Callable[[], dict[str, bytes]] | None = None
     """What stands at the end, where that is not the run's folder."""
+    end: Callable[[], None] = lambda: None
+    """Called when all is judged."""
     may_change_quietly: bool = False
     """Files were changed while the command worked: it may have ended before it could see that."""
 
@@ -85,6 +87,13 @@ Fault = Callable[[Tools], Disturbed]
 def judge(number: int, family: str, fault: Fault, tools: Tools) -> Judgement:
     """Try one fault."""
     disturbed = fault(tools)
+    try:
+        return _judge(number, family, disturbed, tools)
+    finally:
+        disturbed.end()
+
+
+def _judge(number: int, family: str, disturbed: Disturbed, tools: Tools) -> Judgement:
     judgement = Judgement(number, family, disturbed.what, disturbed.endings[-1].status)
     for ending in disturbed.endings:
         _look_at(ending, judgement, killed=disturbed.killed)
@@ -98,7 +107,7 @@ def judge(number: int, family: str, fault: Fault, tools: Tools) -> Judgement:
 
 def _look_at(ending: Ending, judgement: Judgement, *, killed: bool) -> None:
     judgement.tracebacks += endings.has_traceback(ending)
-    if ending.status == 0 or (killed and ending.status == -9):
+    if ending.status == 0 or (killed and ending.status < 0):
         return
     if not endings.is_clear(ending):
         judgement.unexplained.append(f"status {ending.status}: {ending.stderr[-1200:]}")

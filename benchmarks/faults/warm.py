@@ -34,6 +34,7 @@ import cluster.extraction
 import cluster.merging
 import cluster.training
 import evaluation.report.live
+import evaluation.report.page
 import evaluation.stage
 import fusechat.app.cli
 import fusechat.app.inspection
@@ -64,5 +65,6 @@ __all__ = [
 ]
 
 torch.set_num_threads(1)
+evaluation.report.page.page_template()
 gc.collect()
 gc.freeze()  # what no driver will free; looking through it would copy all memory into each

@@ -29,8 +29,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "joint": {"training": {"row_choice": "trusted", "fusion": "both"}},
 }
 """Two runs: in the first every row teaches, in the second a choice stands before the targets, one of which is joint."""
-ON_RAY: dict[str, Any] = {"training": {"row_choice": "source"}, "merge": {"max_shard_bytes": 120_000}}
-"""The run that is done by Ray's workers in every stage; two ranks train a target."""
+ON_RAY: dict[str, Any] = {
+    "training": {"row_choice": "source"}, "merge": {"max_shard_bytes": 120_000},
+    "cluster": {"training_workers": 2, "max_attempts": 3, "num_cpus": None},
+}  # fmt: skip
+"""The run whose every stage is done by Ray's workers; two of them train a target together."""
 
 
 @dataclass(frozen=True)

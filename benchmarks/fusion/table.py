@@ -67,7 +67,6 @@ def print_table(world: str, results: Results, arms: list[str]) -> None:
             ]  # fmt: skip
         if cells:
             print(f"| {arm} | {seeds} | " + " | ".join(cells) + " |")
-    print(power(results))
 
 
 def _with_interval(value: float, interval: tuple[float, float] | None, form: str, factor: float = 1) -> str:
@@ -88,22 +87,21 @@ def summary(worlds: dict[str, Results], best_merge: str) -> dict[str, Any]:
     """The JSON object. World B, known wordings, unless a key says otherwise; a figure that was not measured is None."""
     values: dict[str, Any] = {
         "best_merge": best_merge,
-        "seeds": {world: len(results) for world, results in worlds.items()},
+        "seeds": {world: sum("joint" in arms for arms in results.values()) for world, results in worlds.items()},
     }
     for prefix, wording in (("", "known"), ("new_", "new")):
         for key, world, arm, base in _compared(list(worlds), best_merge):
             put_difference(values, prefix + key, difference(worlds.get(world, {}), arm, base, wording))
         for world, results in worlds.items():
             suffix = "" if world == "B" else f"_{world}"
-            joint, oracle = (difference(results, arm, "sft", wording) for arm in ("joint", "oracle"))
+            joint = difference(results, "joint", "sft", wording)
             values[f"{prefix}joint_accuracy{suffix}"] = joint and round(joint["accuracy"], 4)
             values[f"{prefix}sft_accuracy{suffix}"] = joint and round(joint["base_accuracy"], 4)
             put_difference(values, f"{prefix}joint_minus_sft_accuracy{suffix}", joint, "accuracy_")
-            values[f"{prefix}share_of_oracle{suffix}"] = _share(joint, oracle)
+            values[f"{prefix}share_of_oracle{suffix}"] = _share(results, "joint", "oracle", wording)
     oracle = difference(worlds.get("B", {}), "oracle", "sft", "known")
     values["can_show"] = bool(oracle and oracle["interval"] and oracle["interval"][1] < 0)
-    without_bad = difference(worlds.get("S5", {}), "joint_without_bad", "sft", "known")
-    kept = _share(difference(worlds.get("S5", {}), "joint", "sft", "known"), without_bad)
+    kept = _share(worlds.get("S5", {}), "joint", "joint_without_bad", "known")
     values["bad_source_costs_share_of_gain_S5"] = None if kept is None else round(1 - kept, 4)
     return values
 
@@ -122,11 +120,13 @@ def _compared(worlds: list[str], best_merge: str) -> Iterator[tuple[str, str, st
     yield "bad_source_minus_without_bits_S5", "S5", "joint", "joint_without_bad"
 
 
-def _share(gain: dict[str, Any] | None, whole: dict[str, Any] | None) -> float | None:
-    """One gain as a share of another; None: one of them was not measured, or the other is nothing."""
-    if gain is None or whole is None or not whole["difference"]:
+def _share(results: Results, arm: str, whole: str, wording: str) -> float | None:
+    """An arm's gain over SFT as a share of another's, over the seeds that have both; None: none has, or there is no gain."""
+    both = {seed: arms for seed, arms in results.items() if arm in arms and whole in arms}
+    gain, all_of_it = (difference(both, name, "sft", wording) for name in (arm, whole))
+    if gain is None or all_of_it is None or not all_of_it["difference"]:
         return None
-    return round(float(gain["difference"] / whole["difference"]), 4)
+    return round(float(gain["difference"] / all_of_it["difference"]), 4)
 
 
 def put_difference(values: dict[str, Any], key: str, found: dict[str, Any] | None, of: str = "") -> None:

@@ -5,6 +5,7 @@ greedily, or sampled. Students see given dialogues, written ones, or both, with 
 steps as the arms of `bench_fusion.py`.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,6 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from evaluation.answers import left_padded
 from fusechat.text.dialogues import Dialogue, Message
 from fusechat.text.tokenization import tokenize_prompt
 
@@ -111,3 +111,11 @@ def answers_of(folder: Path, asked: list[Dialogue], how: How, seed: int) -> list
         text = str(tokenizer.decode(ids_of[: ids_of.index(end)])).strip() if ended else ""
         answers.append(text or None)
     return answers
+
+
+def left_padded(prompts: Sequence[Sequence[int]], *, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """int64 [batch, width] ids that all end at the right edge, and the mask of what is no padding."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return ids, mask

@@ -36,6 +36,7 @@ def run_on_ray(
     in_turn: bool = False,
     listen: Callable[[Work], Listener] | None = None,
     on_tick: Callable[[dict[str, int]], None] = lambda ready: None,
+    pool: WorkerPool | None = None,
 ) -> list[Artifact]:
     """Do what is missing, and finish each work.
 
@@ -45,6 +46,7 @@ def run_on_ray(
         in_turn: each work begins when the one before is finished; else all go side by side.
         listen: who shows how a work goes; default: a bar per work.
         on_tick: told at least every second the ready workers by the name of the work; what it raises ends the run.
+        pool: one that stays after this call, with processes that later works may go on with; default: one for this call.
     Returns:
         the artifacts of all works.
     Raises:
@@ -53,18 +55,16 @@ def run_on_ray(
     """
     artifacts: list[Artifact] = []
     begun: list[PooledWork] = []
-    pool = WorkerPool(
-        max_attempts=max_attempts,
-        on_event=progress.say,
-        on_tick=lambda: on_tick({work.name: pool.num_ready(work) for work in begun}),
-        keeps_idle=in_turn,
-    )
-    with pool:
+    with contextlib.ExitStack() as own:
+        if pool is None:
+            pool = own.enter_context(WorkerPool(max_attempts=max_attempts, on_event=progress.say, keeps_idle=in_turn))
+        used = pool
+        used.on_tick = lambda: on_tick({work.name: used.num_ready(work) for work in begun})
         for together in [[work] for work in works] if in_turn else [works]:
             with contextlib.ExitStack() as bars:
                 begun[:] = [_pooled(work, cluster, workers_per_work, listen or _bars(progress, bars))
                            for work in together if work.missing]  # fmt: skip
-                pool.run(begun)
+                used.run(begun)
             raise_failures(begun)
             artifacts += [artifact for work in together for artifact in work.finish()]
     return artifacts

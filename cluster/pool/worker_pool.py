@@ -47,7 +47,7 @@ class WorkerPool:
             keeps_idle: processes that have nothing left stay for the next call of `run`.
         """
         self.max_attempts, self.keeps_idle = max_attempts, keeps_idle
-        self._say, self._tick = on_event, on_tick
+        self._say, self.on_tick = on_event, on_tick
         self._calls: dict[Any, tuple[Process, int | str]] = {}
         self._processes: list[Process] = []
         self._idle: list[Process] = []
@@ -72,7 +72,7 @@ class WorkerPool:
             done, _ = ray.wait(list(self._calls), num_returns=1, timeout=WAIT_SECONDS)
             for ref in done:
                 self._handle(ref)
-            self._tick()
+            self.on_tick()
 
     def close(self) -> None:
         """End all processes and give their placement groups back."""
@@ -105,6 +105,8 @@ class WorkerPool:
             self._processes.append(idle)
             self._serve(idle, pooled)
             return
+        for other in list(self._idle):  # of other needs: it would hold the room that the new one waits for
+            self._drop(other)
         handle, group = start_actor(pooled.placement, calls_at_once=pooled.work.needs.units_in_flight)
         process = Process(pooled, handle, group)
         self._processes.append(process)
@@ -180,7 +182,8 @@ class WorkerPool:
                 self._drop(waiting[0])
                 self._serve(process, pooled)
                 return
-        if not self.keeps_idle:
+        is_waited_for = any(not other.stands for other in self._processes)
+        if not self.keeps_idle or is_waited_for:
             self._drop(process)
         else:
             self._processes.remove(process)

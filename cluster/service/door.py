@@ -7,6 +7,7 @@ Serve, so that its counts are those of the whole service.
 import asyncio
 import hashlib
 import hmac
+import ipaddress
 import json
 import time
 from collections.abc import AsyncIterator
@@ -77,7 +78,7 @@ class Door:
         if self.spec.token_digest is None:
             # A page in a browser of this machine can send requests here under a name of its own.
             host = request.headers.get("host", "").rsplit(":", 1)[0].strip("[]")
-            if host not in ("localhost", "::1", self.spec.serve.host) and not host.startswith("127."):
+            if host != self.spec.serve.host and not _is_here(host):
                 raise Refusal(403, f"this service answers on this machine alone; found Host {host[:80]!r}")
             return
         kind, _, token = request.headers.get("authorization", "").partition(" ")
@@ -225,6 +226,14 @@ class Door:
             ]
             for face in self.spec.faces
         }
+
+
+def _is_here(host: str) -> bool:
+    """Whether a host is a name or address of this machine's own; `127.evil.example` is not."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 async def _rest(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

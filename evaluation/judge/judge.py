@@ -72,13 +72,13 @@ def judge_answers(
     grouped: dict[tuple[str, str, str], list[tuple[_Verdict, Reply]]] = {}
     for verdict, reply in zip(asked, replies, strict=True):
         grouped.setdefault((verdict.answer_set, verdict.mode, verdict.model), []).append((verdict, reply))
-    found: dict[str, dict[str, dict[str, Any]]] = {answer_set.name: {} for answer_set in sets}
+    by_set: dict[str, dict[str, dict[str, Any]]] = {answer_set.name: {} for answer_set in sets}
     for (name, mode, model), items in grouped.items():
         figures = _single_figures(items, seed) if mode == "single" else _pairwise_figures(items, seed)
-        found[name].setdefault(mode, {})[model] = figures
+        by_set[name].setdefault(mode, {})[model] = figures
     return {
         "model": section.model, "url": section.url, "repeats": section.repeats, "temperature": section.temperature,
-        "baseline": section.baseline if "pairwise" in section.modes else None, "sets": found,
+        "baseline": section.baseline if "pairwise" in section.modes else None, "sets": by_set,
         "cost": _cost(section, replies),
     }  # fmt: skip
 

@@ -31,7 +31,7 @@ def make_table(title: str, rows: Rows, reports: dict[str, dict[str, Any]]) -> di
         by_seed, and `difference` from the first row: mean, low, high, supports.
     """
     values = [_values(model, runs, reports) for _, model, runs in rows]
-    found = []
+    made = []
     for (name, model, _), of_row in zip(rows, values, strict=True):
         figures = {}
         for figure, by_seed in of_row.items():
@@ -43,8 +43,8 @@ def make_table(title: str, rows: Rows, reports: dict[str, dict[str, Any]]) -> di
                 "by_seed": {str(seed): value for seed, value in by_seed.items()},
                 "difference": None if of_row is values[0] or not shared else _difference(differences),
             }
-        found.append({"name": name, "model": model, "seeds": _num_seeds(of_row), "figures": figures})
-    return {"title": title, "rows": found}
+        made.append({"name": name, "model": model, "seeds": _num_seeds(of_row), "figures": figures})
+    return {"title": title, "rows": made}
 
 
 def _num_seeds(of_row: dict[str, dict[int, float]]) -> int:
@@ -53,7 +53,7 @@ def _num_seeds(of_row: dict[str, dict[int, float]]) -> int:
 
 def _values(model_id: str, runs: dict[int, str], reports: dict[str, dict[str, Any]]) -> dict[str, dict[int, float]]:
     """Figure -> seed -> value, of one model."""
-    found: dict[str, dict[int, float]] = {}
+    by_figure: dict[str, dict[int, float]] = {}
     for seed, name in runs.items():
         report = reports.get(name)
         model = next((entry for entry in report["models"] if entry["id"] == model_id), None) if report else None
@@ -70,8 +70,8 @@ def _values(model_id: str, runs: dict[int, str], reports: dict[str, dict[str, An
         }
         for figure, value in figures.items():
             if value is not None:
-                found.setdefault(figure, {})[seed] = value
-    return found
+                by_figure.setdefault(figure, {})[seed] = value
+    return by_figure
 
 
 def _mean(values: list[float]) -> dict[str, Any]:

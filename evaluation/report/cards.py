@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusechat.storage.artifact import storage_errors
+from fusechat.storage.artifact import write_bytes
 
 from .. import ALL
 from ..wording import SUPPORTS, with_interval
@@ -24,16 +24,17 @@ def write_cards(document: dict[str, Any]) -> list[Path]:
     """Put a report's figures into the cards of targets, control and fused model.
 
     Returns:
-        the cards that were written; a model folder without one gets none.
+        the cards that changed; a model folder without one gets none.
     """
     written: list[Path] = []
     for model in document["models"]:
         path = Path(model["folder"]) / "README.md"
         if model["role"] in MADE_ROLES and path.is_file():
-            text = with_evaluation(path.read_text(encoding="utf-8"), document, model)
-            with storage_errors(path):
-                path.write_text(text, encoding="utf-8")
-            written.append(path)
+            before = path.read_text(encoding="utf-8")
+            text = with_evaluation(before, document, model)
+            if text != before:
+                write_bytes(str(path), text.encode())
+                written.append(path)
     return written
 
 
@@ -86,7 +87,7 @@ def _table(document: dict[str, Any], model: dict[str, Any]) -> str:
         "|---" * (len(kinds) + 1) + "|",
     ]
     for entry in shown:
-        cells = [with_interval(found["bits_per_byte"], found) for found in map(entry["loss"].get, kinds)]
+        cells = [with_interval(measured["bits_per_byte"], measured) for measured in map(entry["loss"].get, kinds)]
         lines.append(f"| {entry['label']} | " + " | ".join(cells) + " |")
     labels = {entry["id"]: entry["label"] for entry in document["models"]}
     for difference in document["differences"]:
@@ -96,6 +97,6 @@ def _table(document: dict[str, Any], model: dict[str, Any]) -> str:
             and difference["against"] in ("pivot", "sft")
             and loss["difference"] is not None
         ):
-            found = f"{with_interval(loss['difference'], loss, 4, True)} bits per byte: {SUPPORTS[loss['supports']]}"
-            lines += ["", f"Against {labels[difference['against']]}: {found}."]
+            measured = f"{with_interval(loss['difference'], loss, 4, True)} bits per byte: {SUPPORTS[loss['supports']]}"
+            lines += ["", f"Against {labels[difference['against']]}: {measured}."]
     return "\n".join(lines)

@@ -45,8 +45,9 @@ def write(document: dict[str, Any], path: Path) -> None:
     write_bytes(str(path), render(document).encode())
 
 
-def render(document: dict[str, Any]) -> str:
-    """The page's HTML."""
+@cache
+def page_template() -> jinja2.Template:
+    """The page, ready to render: compiling it takes longer than all else, and a running run writes it every few seconds."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -55,6 +56,11 @@ def render(document: dict[str, Any]) -> str:
         "number": number, "interval": interval, "duration": format_seconds, "size": size, "target_name": target_name,
         "marked": marked, "verdict": lambda supports: supports.replace(" ", "-"),
     }  # fmt: skip
+    return environment.get_template("page.html.jinja")
+
+
+def render(document: dict[str, Any]) -> str:
+    """The page's HTML."""
     figures = Figures()
     charts = {
         "loss": {kind: figures.add(chart) for kind, chart in loss_charts(document).items()},
@@ -69,14 +75,14 @@ def render(document: dict[str, Any]) -> str:
         "coefficients": [(title, figures.add(chart)) for title, chart in coefficients(document["merge"])],
         "judge": [(title, figures.add(chart)) for title, chart in judge_charts(document)],
     }
-    return environment.get_template("page.html.jinja").render(
+    return page_template().render(
         report=document,
         labels={model["id"]: model["label"] for model in document["models"]},
         charts=charts,
         gained=list(gained_lines(document)),
         figures=figures.as_json(),
         colours=SERIES_COLOURS,
-        plotly=_plotly_script() if figures.found else "",
+        plotly=_plotly_script() if figures.figures else "",
         run_file=yaml.safe_dump(document["config"], sort_keys=False, allow_unicode=True),
     )
 
@@ -85,22 +91,22 @@ class Figures:
     """The figures of one page, by number."""
 
     def __init__(self) -> None:
-        self.found: list[Figure] = []
+        self.figures: list[Figure] = []
 
     def add(self, figure: Figure | None) -> Markup:
         """The place of a figure in the page; nothing where there is none."""
         if figure is None:
             return Markup()
-        self.found.append(figure)
+        self.figures.append(figure)
         height = figure["layout"]["height"]
         return Markup(
-            f'<div class="chart" data-figure="{len(self.found) - 1}" role="img" aria-label="{escape(figure["text"])}" '
+            f'<div class="chart" data-figure="{len(self.figures) - 1}" role="img" aria-label="{escape(figure["text"])}" '
             f'style="min-height:{height}px"></div>'
         )
 
     def as_json(self) -> Markup:
         """All of them for a script element: no character in it can end the element."""
-        plain = [_finite({"data": figure["data"], "layout": figure["layout"]}) for figure in self.found]
+        plain = [_finite({"data": figure["data"], "layout": figure["layout"]}) for figure in self.figures]
         text = json.dumps(plain, allow_nan=False)
         return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 

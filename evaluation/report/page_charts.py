@@ -22,15 +22,15 @@ LAYER = re.compile(r"^(?:.*\.)?(?:layers|h|blocks)\.(\d+)\.(.+?)(?:\.weight)?$")
 
 def loss_charts(document: dict[str, Any]) -> dict[str, Figure | None]:
     """`all` and each kind -> chart of bits per byte."""
-    found = {}
+    charts = {}
     for kind in (ALL, *document["held_out"]["kinds"]) if document["held_out"] else ():
         rows = [
             IntervalRow(model["label"], entry["bits_per_byte"], entry["low"], entry["high"], model["role"])
             for model in document["models"]
             if (entry := model["loss"][kind])["bits_per_byte"] is not None
         ]
-        found[kind] = interval_chart(rows, title=f"Bits per byte, {kind}")
-    return found
+        charts[kind] = interval_chart(rows, title=f"Bits per byte, {kind}")
+    return charts
 
 
 def difference_charts(document: dict[str, Any]) -> list[tuple[str, Figure | None]]:
@@ -56,21 +56,21 @@ def difference_charts(document: dict[str, Any]) -> list[tuple[str, Figure | None
 
 def divergence_charts(document: dict[str, Any]) -> dict[str, Figure | None]:
     """Teacher -> chart of each model's divergence from it."""
-    found = {}
+    charts = {}
     for teacher in (document["divergence"] or {"teachers": []})["teachers"]:
         rows = [
             IntervalRow(model["label"], entry["nats_per_row"], entry["low"], entry["high"], model["role"])
             for model in document["models"]
             if (entry := model["divergence"].get(teacher)) and entry["nats_per_row"] is not None
         ]
-        found[teacher] = interval_chart(rows, title=f"Divergence from {teacher}, nats per row")
-    return found
+        charts[teacher] = interval_chart(rows, title=f"Divergence from {teacher}, nats per row")
+    return charts
 
 
 def judge_charts(document: dict[str, Any]) -> list[tuple[str, Figure | None]]:
     """(title, chart) of scores and of win rates for each set."""
     labels = {model["id"]: (model["label"], model["role"]) for model in document["models"]}
-    found = []
+    charts = []
     for name, modes in document["judge"]["sets"].items() if document["judge"] else ():
         for mode, key in (("single", "score"), ("pairwise", "win_rate")):
             rows = [
@@ -80,8 +80,8 @@ def judge_charts(document: dict[str, Any]) -> list[tuple[str, Figure | None]]:
             ]
             title = f"{name}: " + ("scores, 1 to 10" if mode == "single" else "share of wins, a tie counts half")
             if rows:
-                found.append((title, interval_chart(rows, title=title, digits=2)))
-    return found
+                charts.append((title, interval_chart(rows, title=title, digits=2)))
+    return charts
 
 
 def seconds_chart(document: dict[str, Any]) -> Figure | None:
@@ -122,7 +122,7 @@ def choice_charts(document: dict[str, Any]) -> list[tuple[str, Figure | None]]:
     """(title, chart): share of each kind's dialogues, and of its tokens, that each source teaches."""
     if not document["choice"]:
         return []
-    found = []
+    charts = []
     for unit in ("dialogues", "tokens"):
         totals: dict[str, int] = {}
         for record in document["choice"]:
@@ -132,13 +132,13 @@ def choice_charts(document: dict[str, Any]) -> list[tuple[str, Figure | None]]:
             teacher = record["source"] or "nobody (plain SFT)"
             bars.setdefault(teacher, {})[record["kind"] or "all"] = 100 * record[unit] / totals[record["kind"]]
         title = f"Who teaches which {unit}"
-        found.append((f"{title}, % of each kind's", bar_chart(bars, title=title, unit=f"% of {unit}", stacked=True)))
-    return found
+        charts.append((f"{title}, % of each kind's", bar_chart(bars, title=title, unit=f"% of {unit}", stacked=True)))
+    return charts
 
 
 def courses(document: dict[str, Any]) -> list[tuple[str, Figure | None]]:
     """(title, chart) of each figure that training logged."""
-    found: list[tuple[str, dict[str, Any] | None]] = []
+    charts: list[tuple[str, dict[str, Any] | None]] = []
     for key, (title, unit) in COURSES.items():
         series = {
             name: [(record["step"], record[key]) for record in records if key in record]
@@ -147,8 +147,8 @@ def courses(document: dict[str, Any]) -> list[tuple[str, Figure | None]]:
         }
         chart = line_chart({name: line for name, line in series.items() if line}, title=title, unit=unit)
         if chart:
-            found.append((f"{title}{f', {unit}' if unit else ''}", chart))
-    return found
+            charts.append((f"{title}{f', {unit}' if unit else ''}", chart))
+    return charts
 
 
 def coefficients(merge: dict[str, Any] | None) -> list[tuple[str, Figure | None]]:
@@ -170,15 +170,15 @@ def coefficients(merge: dict[str, Any] | None) -> list[tuple[str, Figure | None]
         of_matrix = [of_tensor for match, of_tensor in cells.values() if match[2] == matrix]
         means.append([sum(column) / len(of_matrix) for column in zip(*of_matrix, strict=True)])
     title = "Mean coefficient over the layers, matrices by targets"
-    found: list[tuple[str, Figure | None]] = [
+    charts: list[tuple[str, Figure | None]] = [
         (title, heat_map(targets, matrices, means, title=title, low=low, high=high))
     ]
     for place, target in enumerate(targets):
         grid = {(match[2], int(match[1])): of_tensor[place] for match, of_tensor in cells.values()}
         lines = [[grid.get((matrix, layer)) for layer in layers] for matrix in matrices]
         title = f"Coefficients of {target} by layer"
-        found.append((title, heat_map([str(n) for n in layers], matrices, lines, title=title, low=low, high=high)))
-    return found
+        charts.append((title, heat_map([str(n) for n in layers], matrices, lines, title=title, low=low, high=high)))
+    return charts
 
 
 def target_name(target: Any) -> str:

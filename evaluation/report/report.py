@@ -1,6 +1,6 @@
 """The report as one document, and as what a terminal shows: what was measured in, report.json's content out.
 
-docs/evaluation.md describes the document. Knows nothing about networks or HTML.
+docs/evaluation.md describes the document. Knows nothing about artifacts or HTML.
 """
 
 from collections import Counter
@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 
 from fusechat.config import RunConfig
+from fusechat.config.evaluation import SAMPLED_ROLES
+from fusechat.models.measured_models import MeasuredModel
 from fusechat.storage import artifact
 from fusechat.text.dialogues import Dialogue
+from fusechat.text.exact_match import is_exact
+from fusechat.text.held_out import is_asked
 
 from .. import provenance
 from ..answer_sets import set_records
-from ..answers import is_exact
+from ..compared_rows import ComparedRows, missing_teachers
 from ..figures import (
     HeldOut,
     accuracy_differences,
@@ -28,9 +32,7 @@ from ..figures import (
 )
 from ..intervals import LEVEL, MIN_DIALOGUES
 from ..judge.judge import AnswerSet
-from ..measurement import SAMPLED_ROLES
-from ..models import MeasuredModel
-from ..row_sample import RowSample
+from ..measured import Measured
 
 MAX_NAMED = 10
 """Dialogues named in one note."""
@@ -41,45 +43,51 @@ def build(
     models: Sequence[MeasuredModel],
     held_out: HeldOut,
     dialogues: Sequence[Dialogue],
-    measured: dict[str, dict[str, Any]],
-    sample: RowSample | None = None,
+    measured: dict[str, Measured],
+    sample: dict[str, Any] | None = None,
     sets: Sequence[AnswerSet] = (),
     judged: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The whole document."""
+    """The whole document.
+
+    Args:
+        sample: from `sample_record`.
+    """
     seed, course = config.run.seed, provenance.course(config)
     bad = provenance.bad_metrics(course["training"])
     kinds = [kind for kind in config.evaluation.exact.kinds if kind in held_out.kind_names]
-    asked = [
-        number
-        for number, dialogue in enumerate(dialogues)
-        if dialogue.kind in kinds and not dialogue.messages[-1].tool_calls
-    ]
+    asked = [number for number, dialogue in enumerate(dialogues) if is_asked(dialogue, kinds)]
     exact = {
         model_id: {
             number: is_exact(answer, dialogues[number].messages[-1].content)
-            for number, answer in zip(asked, found["answers"], strict=False)
+            for number, answer in zip(asked, one.exact, strict=True)
             if answer is not None
         }
-        for model_id, found in measured.items()
+        for model_id, one in measured.items()
     }
-    nats = {model_id: np.array(found["nats"], dtype=np.float64) for model_id, found in measured.items()}
+    nats = {model_id: one.nats for model_id, one in measured.items()}
     return {
         **course,
         "state": "finished",
         "now": "",
         "held_out": _held_out_record(held_out),
         "interval": {"level": LEVEL, "min_dialogues": MIN_DIALOGUES},
-        "notes": [*_notes(held_out, nats), *_source_notes(config, sample), *_judge_notes(judged), *bad],
-        "divergence": _sample_record(sample),
+        "notes": [
+            *_notes(held_out, nats),
+            *_source_notes(config, (sample or {}).get("missing", [])),
+            *_judge_notes(judged),
+            *bad,
+        ],
+        "divergence": sample,
         "exact_match_kinds": kinds,
         "models": [
             {
-                **_model_record(model, measured[model.id]),
+                **_model_record(model, measured[model.id].about),
                 "loss": loss_figures(held_out, nats[model.id], seed=seed),
                 "accuracy": accuracy_figures(held_out, exact[model.id], kinds) if kinds else {},
-                "divergence": divergence_figures(measured[model.id]["divergence"], seed=seed),
-                "nats": measured[model.id]["nats"],
+                "divergence": divergence_figures(measured[model.id].divergence["train"], seed=seed),
+                "held_out_divergence": divergence_figures(measured[model.id].divergence["held_out"], seed=seed),
+                "nats": [None if np.isnan(value) else float(value) for value in nats[model.id]],
             }
             for model in models
         ],
@@ -89,14 +97,17 @@ def build(
                 "against": other,
                 "loss": loss_differences(held_out, nats[one], nats[other], seed=seed),
                 "divergence": divergence_differences(
-                    measured[one]["divergence"], measured[other]["divergence"], seed=seed
+                    measured[one].divergence["train"], measured[other].divergence["train"], seed=seed
+                ),
+                "held_out_divergence": divergence_differences(
+                    measured[one].divergence["held_out"], measured[other].divergence["held_out"], seed=seed
                 ),
                 "accuracy": accuracy_differences(held_out, exact[one], exact[other], kinds) if kinds else {},
             }
             for one, other in compared_pairs(list(measured))
         ],
         "answers": _answers(dialogues, asked, measured, exact),
-        "samples": _samples(config.evaluation.questions.samples, models, measured, len(asked)),
+        "samples": _samples(config.evaluation.questions.samples, models, measured),
         "answer_sets": set_records(config, list(sets)),
         "judge": judged,
         "harness": None,
@@ -141,7 +152,7 @@ def _notes(held_out: HeldOut, nats: dict[str, np.ndarray]) -> list[str]:
     return notes
 
 
-def _source_notes(config: RunConfig, sample: RowSample | None) -> list[str]:
+def _source_notes(config: RunConfig, missing_rows: list[str]) -> list[str]:
     notes = []
     prepared = artifact.read_json(f"{config.dialogues_path}/{artifact.RECORD_FILE}") or {"counts": {}}
     if shared := prepared["counts"].get("held_out_in_train"):
@@ -150,8 +161,10 @@ def _source_notes(config: RunConfig, sample: RowSample | None) -> list[str]:
             f"{len(shared)} held-out dialogues are training dialogues too ({named}): the held-out loss of targets and "
             "fused model is lower than it would be on new dialogues."
         )
-    if sample and sample.missing:
-        notes.append(f"No finished rows of {', '.join(sample.missing)}: no divergence from them was measured.")
+    if missing_rows:
+        notes.append(f"No finished rows of {', '.join(missing_rows)}: no divergence from them was measured.")
+    if config.evaluation.held_out.divergence_dialogues and not config.compares_rows:
+        notes.append("No divergence was measured: extraction.capture prompt_logprobs gives no logprobs of chosen ids.")
     return notes
 
 
@@ -173,20 +186,30 @@ def _judge_notes(judged: dict[str, Any] | None) -> list[str]:
     return notes
 
 
-def _sample_record(sample: RowSample | None) -> dict[str, Any] | None:
-    """Which rows the divergences were measured on."""
-    if sample is None:
+def sample_record(
+    config: RunConfig, compared: Sequence[ComparedRows], dialogues: dict[str, list[int]], num_train: int
+) -> dict[str, Any] | None:
+    """Which rows the divergences were measured on; None where none was asked for.
+
+    Args:
+        dialogues: split -> numbers of the dialogues that were drawn.
+        num_train: training dialogues.
+    """
+    if not config.compares_rows:
         return None
     return {
-        "teachers": list(sample.stores),
-        "training_dialogues": len(sample.dialogues),
-        "of": sample.tokens.num_dialogues,
-        "numbers": sample.dialogues.tolist(),
+        "teachers": [one.teacher for one in compared if one.split == "train"],
+        "training_dialogues": len(dialogues["train"]),
+        "of": num_train,
+        "numbers": dialogues["train"],
+        "held_out_teachers": [one.teacher for one in compared if one.split == "held_out"],
+        "held_out_dialogues": len(dialogues["held_out"]),
+        "held_out_numbers": dialogues["held_out"],
+        "missing": missing_teachers(config, list(compared)),
     }
 
 
-def _model_record(model: MeasuredModel, found: dict[str, Any]) -> dict[str, Any]:
-    kept = ("parameters", "dtype", "device", "seconds", "tokens", "rows")
+def _model_record(model: MeasuredModel, about: dict[str, Any]) -> dict[str, Any]:
     return {
         "id": model.id,
         "label": model.label,
@@ -194,12 +217,12 @@ def _model_record(model: MeasuredModel, found: dict[str, Any]) -> dict[str, Any]
         "name": model.name,
         "folder": str(model.folder),
         "fingerprint": model.fingerprint,
-        **{name: found[name] for name in kept},
+        **about,
     }
 
 
 def _answers(
-    dialogues: Sequence[Dialogue], asked: list[int], measured: dict[str, Any], exact: dict[str, dict[int, bool]]
+    dialogues: Sequence[Dialogue], asked: list[int], measured: dict[str, Measured], exact: dict[str, dict[int, bool]]
 ) -> list[dict[str, Any]]:
     return [
         {
@@ -208,8 +231,8 @@ def _answers(
             "question": dialogues[number].messages[-2].content,
             "reference": dialogues[number].messages[-1].content,
             "answers": {
-                model_id: {"text": found["answers"][place], "exact": exact[model_id].get(number)}
-                for model_id, found in measured.items()
+                model_id: {"text": one.exact[place], "exact": exact[model_id].get(number)}
+                for model_id, one in measured.items()
             },
         }
         for place, number in enumerate(asked)
@@ -217,13 +240,13 @@ def _answers(
 
 
 def _samples(
-    prompts: Sequence[str], models: Sequence[MeasuredModel], measured: dict[str, Any], num_exact: int
+    prompts: Sequence[str], models: Sequence[MeasuredModel], measured: dict[str, Measured]
 ) -> list[dict[str, Any]]:
     asked = [model.id for model in models if model.role in SAMPLED_ROLES]
     return [
         {
             "prompt": prompt,
-            "answers": {model_id: measured[model_id]["answers"][num_exact + place] for model_id in asked},
+            "answers": {model_id: measured[model_id].samples[place] for model_id in asked},
         }
         for place, prompt in enumerate(prompts)
     ]

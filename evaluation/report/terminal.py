@@ -40,15 +40,15 @@ def table(document: dict[str, Any]) -> Any:
     kinds = list(document["held_out"]["kinds"])
     exact_kinds = document["exact_match_kinds"]
     title = f"Held-out loss, bits per byte, {document['held_out']['dialogues']} dialogues (lower is better)"
-    found = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    found.add_column("model", no_wrap=True)
+    shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    shown.add_column("model", no_wrap=True)
     for name in (ALL, *kinds, *(f"{kind} exact" for kind in exact_kinds)):
-        found.add_column(name, justify="right")
+        shown.add_column(name, justify="right")
     for model in document["models"]:
         losses = [number(model["loss"][name]["bits_per_byte"]) for name in (ALL, *kinds)]
         shares = [f"{entry['exact']}/{entry['asked']}" for entry in (model["accuracy"][kind] for kind in exact_kinds)]
-        found.add_row(model["label"], *losses, *shares)
-    return found
+        shown.add_row(model["label"], *losses, *shares)
+    return shown
 
 
 def choice_lines(document: dict[str, Any]) -> Iterator[str]:
@@ -77,5 +77,5 @@ def _difference_lines(document: dict[str, Any], labels: dict[str, str]) -> Itera
         loss = entry["loss"][ALL]
         if entry["model"] != "fused" or loss["difference"] is None or entry["against"].startswith("source."):
             continue
-        found = f"{with_interval(loss['difference'], loss, 4, True)} bits per byte: {SUPPORTS[loss['supports']]}"
-        yield f"fused - {labels[entry['against']]}: {found}"
+        shown = f"{with_interval(loss['difference'], loss, 4, True)} bits per byte: {SUPPORTS[loss['supports']]}"
+        yield f"fused - {labels[entry['against']]}: {shown}"

@@ -8,11 +8,15 @@ lies in files (weights, dialogues) is not read for it: where that changed, the s
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..config import CONTROL, RunConfig
+from ..config import CONTROL, ModelSection, RunConfig
+from ..config.layout import ON_STORE
 from ..config.recipe import Recipe
 from ..text.recipes import dialogues_recipe, prompts_recipe, tokens_recipe
+
+if TYPE_CHECKING:
+    from inference.measuring import MeasuringSettings
 
 
 def shared_places(config: RunConfig, root: Path) -> dict[str, str]:
@@ -23,12 +27,11 @@ def shared_places(config: RunConfig, root: Path) -> dict[str, str]:
     """
     keys = _keys(config)
     places = {key: f"{_base(config, root, key)}/{key}-{digest}" for key, digest in keys.items()}
-    # What lies there bears keys of its own.
-    return {**places, "measured": f"{root}/measured", "verdicts.jsonl": f"{root}/verdicts.jsonl"}
+    return {**places, "verdicts.jsonl": f"{root}/verdicts.jsonl"}  # each verdict bears a key of its own
 
 
 def _base(config: RunConfig, root: Path, key: str) -> str:
-    on_store = key.startswith(("tokens/", "logprobs/", "aligned/")) and config.run.store
+    on_store = key.split("/")[0] in ON_STORE and config.run.store
     return str(config.run.store).rstrip("/") if on_store else str(root)
 
 
@@ -68,7 +71,7 @@ def _recipes(config: RunConfig) -> dict[str, Recipe]:
             name, config.training, pivot, sources, seed=seed, max_tokens=config.dialogues.max_tokens
         )
     recipes["fused"] = fused_recipe(config.merge, config.merged_names, seed=seed)
-    return {**recipes, **_answer_recipes(config)}
+    return {**recipes, **_measured_recipes(config)}
 
 
 def _writing_recipes(config: RunConfig) -> dict[str, Recipe]:
@@ -88,27 +91,64 @@ def _writing_recipes(config: RunConfig) -> dict[str, Recipe]:
     return recipes
 
 
-def _answer_recipes(config: RunConfig) -> dict[str, Recipe]:
-    """Of the answers by set and model: beside how the set is asked, the model that gives them."""
-    from inference.answering.stage import recipe as answers_recipe
+def _measured_recipes(config: RunConfig) -> dict[str, Recipe]:
+    """Of what measured models leave: beside what they are asked, the model itself."""
+    from alignment.held_out import recipe as held_out_aligned_recipe
+    from inference.held_out.stage import rows_recipe
+    from inference.measuring import MeasuringSettings
 
-    recipes = {}
+    recipes: dict[str, Recipe] = {}
+    settings = MeasuringSettings(config.evaluation.held_out, config.extraction, config.cluster)
     for model_id in config.measured_ids:
         role, _, name = model_id.partition(".")
         reader = config.model_named(name if role == "source" else config.pivot.name)
-        trained = (
-            {}
-            if role in ("pivot", "source")
-            else {"model": "fused" if role in ("fused", "round") else f"targets/{name or CONTROL}"}
-        )
-        # What a round leaves stands in the variant's own folder; its answers are shared by what decides it.
+        asked = {
+            f"held_out/{model_id}": rows_recipe(reader, settings),
+            **_asked_recipes(config, model_id, reader, settings),
+        }
+        is_given = role in ("pivot", "source")
+        trained = {} if is_given else {"model": "fused" if role in ("fused", "round") else f"targets/{name or CONTROL}"}
+        # What a round leaves stands in the variant's own folder; what its student leaves is shared by what decides that.
         rounds = {"round": name, "rounds": config.rounds.model_dump(mode="json")} if role == "round" else {}
         trained |= {"choice": "choice"} if rounds else {}
-        for section in config.evaluation.questions.sets:
-            asked = answers_recipe(section, reader, config.run.seed)
-            settings = {**asked.settings, "file": section.file, **rounds}
-            recipes[f"answers/{section.name}/{model_id}"] = Recipe(settings, {**asked.parents, **trained})
+        recipes |= {key: Recipe({**one.settings, **rounds}, {**one.parents, **trained}) for key, one in asked.items()}
+    for source in config.sources:
+        if f"source.{source.name}" in config.measured_ids:
+            recipes[f"held_out_aligned/{source.name}"] = held_out_aligned_recipe(
+                config.pivot.name, source.name, config.alignment, config.extraction
+            )
     return recipes
+
+
+def _asked_recipes(
+    config: RunConfig, model_id: str, reader: ModelSection, settings: "MeasuringSettings"
+) -> dict[str, Recipe]:
+    """Of one model's answers, its figures of lm-eval and its logprobs of teachers' ids."""
+    from inference.answering.asked import asked_sets
+    from inference.answering.stage import recipe as answers_recipe
+    from inference.harness.stage import recipe as harness_recipe
+    from inference.held_out.stage import chosen_recipe
+
+    section, seed, role = config.evaluation, config.run.seed, model_id.partition(".")[0]
+    recipes = {f"harness/{model_id}": harness_recipe(section.lm_eval, reader, settings, seed=seed)}
+    for one in asked_sets(section, "", role):
+        recipes[f"answers/{one.name}/{model_id}"] = answers_recipe(one, reader, settings, seed=seed)
+    if role != "source":
+        for teacher in config.models:
+            rows = {
+                "train": f"logprobs/{teacher.name}" if teacher == config.pivot else f"aligned/{teacher.name}",
+                "held_out": "held_out/pivot" if teacher == config.pivot else f"held_out_aligned/{teacher.name}",
+            }
+            recipes |= {
+                f"chosen/{model_id}/{split}.{teacher.name}": chosen_recipe(reader, settings, key, split, seed=seed)
+                for split, key in rows.items()
+                if split == "train" or _measured_id(config, teacher) in config.measured_ids
+            }
+    return recipes
+
+
+def _measured_id(config: RunConfig, model: ModelSection) -> str:
+    return "pivot" if model == config.pivot else f"source.{model.name}"
 
 
 def _digest(*parts: Any) -> str:

@@ -16,6 +16,7 @@ from ..storage import damage
 from ..storage.artifact import RECIPE_FILE, RECORD_FILE, read_json, storage_errors
 from ..storage.contracts import CHOICE, RowKind, TokenField
 from ..storage.row_store import RowStore
+from ..storage.seals import broken_of
 from ..storage.tokens import Tokens, TokensReader
 from ..storage.zarr_arrays import ATTRIBUTE, whole_array
 from . import written_answers
@@ -25,8 +26,8 @@ def show_artifact(url: str, *, dialogue: int, num_rows: int, verify: bool, repai
     """Print the record, the figures and one dialogue of an artifact.
 
     Args:
-        verify: read every object and check its checksum first.
-        repair: the same, and take the damaged shards away, so that the stage makes them again.
+        verify: read every object and file first, and check that it is as it was written.
+        repair: the same, and take away what is damaged, so that the stage makes it again.
     Raises:
         ArtifactError: there is nothing that FuseChat made; or `verify` found damage (all of it is listed).
     """
@@ -44,6 +45,8 @@ def show_artifact(url: str, *, dialogue: int, num_rows: int, verify: bool, repai
             ensure_ascii=False,
         )
     )
+    if (verify or repair) and _verify_files(url, record, repair):
+        return
     if record["kind"] in ("logprobs", "aligned"):
         store = RowStore.open(url, record["kind"])
         if verify or repair:
@@ -175,6 +178,28 @@ def _by_field(tokens: Tokens) -> str:
         if own.any():
             counts.append(f"{field.name.lower()} {int(own.sum()):,} ({int((own & scored).sum()):,} scored)")
     return "tokens of each field: " + ", ".join(counts)
+
+
+def _verify_files(url: str, record: dict[str, Any], repair: bool) -> bool:
+    """Look through the files of a finished artifact; whether there was damage, which then is taken away.
+
+    Raises:
+        ArtifactError: there is damage, and it is not to be repaired.
+    """
+    broken = damage.repair_files(url, record) if repair else broken_of(url, record, thorough=True)
+    lines = "\n  ".join(f"{name} {reason}" for name, reason in broken.items())
+    if broken and not repair:
+        raise ArtifactError(
+            f"{url}: {len(broken)} damaged files:\n  {lines}\nRun `fusechat inspect {url} --repair`, then the stage that writes "
+            "it: it makes them again."
+        )
+    if broken:
+        print(
+            f"{len(broken)} damaged files:\n  {lines}\ntaken away: the stage that writes the artifact makes them again"
+        )
+    elif record.get("files"):
+        print(f"{len(record['files'])} files read; every one is as it was written")
+    return bool(broken)
 
 
 def _verify(store: RowStore, repair: bool) -> None:

@@ -73,8 +73,7 @@ def steps(config: RunConfig) -> list[Step]:
             for inner in steps(one)
             if inner.stage in ROUND_STAGES
         ]
-    if config.evaluation.questions.sets and config.measured_ids:
-        street.append(step("answer", "", _answer, _check_questions))
+    street.append(step("answer", "", _answer, _check_answers))
     street.append(step("evaluate", "", _evaluate, _check_evaluation))
     return street
 
@@ -104,7 +103,6 @@ def run(config: RunConfig, *, progress: Progress, only: str | None = None) -> di
         step label -> seconds it took here (0 where it was skipped).
     Raises:
         BusyError: another process works on this run folder.
-        ConfigError: the run has no such stage.
         UserError: as `check`, before any stage begins.
     """
     if only is not None and only not in [step.stage for step in steps(config)]:
@@ -112,8 +110,7 @@ def run(config: RunConfig, *, progress: Progress, only: str | None = None) -> di
             "write": "nothing to write: name files of prompts in dialogues.prompts",
             "rounds": "no rounds: set rounds.count",
         }
-        questions = f"nothing to {only}: name sets of questions in evaluation.questions.sets"
-        raise ConfigError(f"this run has {lacking.get(only, questions)}")
+        raise ConfigError(f"this run has {lacking[only]}")
     check(config, only)
     from evaluation.report import live
 
@@ -234,25 +231,28 @@ def _in_round(one: RunConfig, make: Make, config: RunConfig, progress: Progress)
     return make(one, progress)
 
 
-def _check_questions(config: RunConfig) -> None:
-    from evaluation import ahead
+def _check_answers(config: RunConfig) -> None:
+    from inference.answering import stage
+    from inference.harness import stage as harness
 
-    ahead.check_questions(config)
+    stage.check(config.evaluation)
+    harness.check(config.evaluation.lm_eval)
 
 
 def _answer(config: RunConfig, progress: Progress) -> list[Artifact]:
-    with without_garbage_collection():  # transformers: 1.8 s of 5.6
-        from cluster import answering
+    from cluster import answering
+
     return answering.run(config, progress=progress)
 
 
 def _check_evaluation(config: RunConfig) -> None:
-    from evaluation import ahead
+    from evaluation.judge.judge_client import judge_key
 
-    ahead.check(config)
+    if config.evaluation.judge is not None:
+        judge_key(config.evaluation.judge)
 
 
 def _evaluate(config: RunConfig, progress: Progress) -> Artifact:
-    with without_garbage_collection():  # transformers: 1.4 s of 5.2
-        from evaluation import stage
+    from evaluation import stage
+
     return stage.run(config, progress=progress)

@@ -13,8 +13,8 @@ from ..storage.row_store import RowStore
 from .pipeline import steps
 
 WATCH_SECONDS = 5.0
-KINDS = {"extract": "logprobs", "align": "aligned"}
-"""Stage -> kind of the stores that it fills."""
+LOGGED = ("extract", "align")
+"""Stages that log the shards of each store under its name."""
 ERROR_WIDTH = 100
 """Characters shown of an error; the log has all of it."""
 
@@ -49,7 +49,7 @@ def status_table(config: RunConfig) -> Any:
     for step in steps(config):
         for artifact in step.artifacts:
             state, shown = artifact_state(artifact)
-            if state == "part" and step.stage in KINDS:  # a round's logs lie in its own folder
+            if state == "part" and step.stage in LOGGED:  # a round's logs lie in its own folder
                 shown = "\n".join([shown, *shard_news(config, artifact)])
             if state == "begun" and step.stage == "write":
                 shown = writing_news(artifact)
@@ -62,7 +62,7 @@ def status_table(config: RunConfig) -> Any:
 def shard_news(config: RunConfig, artifact: ArtifactEntry) -> list[str]:
     """Lines about an unfinished store: rate and time left of its last driver, shards set aside, the last error."""
     records = read_json_lines(config.log_path(f"{artifact.stage}.{artifact.name}"))
-    store = RowStore.open(artifact.url, KINDS[artifact.stage])
+    store = RowStore.open(artifact.url, artifact.store)
     missing = store.missing_shards()
     own = [record for record in _of_last_process(records, "time") if record["event"] == "done"]
     news = []
@@ -118,9 +118,9 @@ def artifact_state(artifact: ArtifactEntry) -> tuple[str, str]:
         counts = {key: value for key, value in record["counts"].items() if isinstance(value, int | float) and value}
         shown = "  ".join(f"{key} {value:,}" for key, value in list(counts.items())[:5])
         return "done", f"{shown}  {record['seconds']:.0f} s"
-    if artifact.made_by in KINDS:
+    if artifact.store:
         try:
-            store = RowStore.open(artifact.url, KINDS[artifact.made_by])
+            store = RowStore.open(artifact.url, artifact.store)
         except ArtifactError:
             return "-", ""
         present = store.present_shards()

@@ -22,11 +22,8 @@ class ArtifactEntry:
     """What people read beside the stage."""
     url: str
     """Folder or URL."""
-
-    @property
-    def made_by(self) -> str:
-        """The stage that works: of what a round leaves, the one within the round."""
-        return self.step.split(" ")[1] if self.stage == "rounds" else self.stage
+    store: str = ""
+    """Kind of the rows, where it is a row store."""
 
 
 def artifact_entries(config: RunConfig) -> list[ArtifactEntry]:
@@ -46,9 +43,9 @@ def _entries(config: RunConfig) -> Iterator[ArtifactEntry]:
         for split in ("train", "held_out"):
             yield ArtifactEntry("tokenize", name, f"{name} {split}", config.tokens_url(name, split))
     for name in names:
-        yield ArtifactEntry("extract", "", name, config.logprobs_url(name))
+        yield ArtifactEntry("extract", "", name, config.logprobs_url(name), "logprobs")
     for source in config.sources:
-        yield ArtifactEntry("align", source.name, source.name, config.aligned_url(source.name))
+        yield ArtifactEntry("align", source.name, source.name, config.aligned_url(source.name), "aligned")
     if config.training.row_choice == "trusted":
         yield ArtifactEntry("train", "choice", "choice", config.choice_url)
     for name in config.trained_names:
@@ -59,9 +56,20 @@ def _entries(config: RunConfig) -> Iterator[ArtifactEntry]:
         for entry in _entries(one):
             if entry.stage in ROUND_STAGES:
                 step = f"{number} {entry.stage} {entry.step}".rstrip()
-                yield ArtifactEntry("rounds", step, f"{number} {entry.stage} {entry.name}", entry.url)
-    for answer_set in config.evaluation.questions.sets:
-        for model_id in config.measured_ids:
-            place = str(config.answers_path(answer_set.name, model_id))
-            yield ArtifactEntry("answer", "", f"{answer_set.name} {model_id}", place)
+                yield ArtifactEntry("rounds", step, f"{number} {entry.stage} {entry.name}", entry.url, entry.store)
+    for model_id in config.measured_ids:
+        yield from _entries_of_measured(config, model_id)
     yield ArtifactEntry("evaluate", "", "report", str(config.report_path))
+
+
+def _entries_of_measured(config: RunConfig, model_id: str) -> Iterator[ArtifactEntry]:
+    """What one measured model leaves; chosen logprobs on held-out dialogues, which depend on what was held out, are not listed."""
+    yield ArtifactEntry("answer", "", f"held_out {model_id}", config.held_out_url(model_id), "logprobs")
+    if config.compares_rows and not model_id.startswith("source."):
+        for teacher in config.models:
+            url = config.chosen_url(model_id, "train", teacher.name)
+            yield ArtifactEntry("answer", "", f"chosen {model_id} {teacher.name}", url)
+    for name in config.evaluation.set_names(model_id):
+        yield ArtifactEntry("answer", "", f"{name} {model_id}", str(config.answers_path(name, model_id)))
+    if config.evaluation.lm_eval.tasks:
+        yield ArtifactEntry("answer", "", f"lm-eval {model_id}", str(config.harness_path(model_id)))

@@ -13,6 +13,12 @@ Form = Literal["prompts", "mt_bench", "alpaca_eval"]
 """What a file of questions holds, and how their answers are written."""
 
 
+EXACT, SAMPLES = "exact", "samples"
+"""Names of the sets that every run may have: held-out dialogues before their last answer, and `questions.samples`."""
+SAMPLED_ROLES = ("pivot", "sft", "fused")
+"""Roles of the models that answer the samples."""
+
+
 class AnswerSetSection(Section):
     """A file of questions that every measured model answers, by vLLM on Ray."""
 
@@ -77,12 +83,10 @@ class JudgeSection(Section):
 class HeldOutSection(Section):
     """The loss on held-out dialogues, and the divergence from the teachers' rows."""
 
-    batch_tokens: int = Field(4096, ge=64)
-    """Tokens of one evaluation batch."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Dtype of weights and activations; auto: float32 on CPUs, what the checkpoint says on GPUs."""
+    """Dtype of weights and activations of whatever is measured; auto: float32 on CPUs, what the checkpoint says on GPUs."""
     divergence_dialogues: int = Field(64, ge=0)
-    """Training dialogues, drawn by the run's seed, on whose rows the divergence from each teacher is measured; 0: none."""
+    """Dialogues, as many of each split, drawn by the run's seed, on whose rows the divergence from each teacher is measured; 0: none."""
 
 
 class ExactSection(Section):
@@ -113,10 +117,10 @@ class LmEvalSection(Section):
     limit: int | None = Field(None, ge=1)
     """Questions of each task; default: all of them."""
     unsafe_code: bool = False
-    """Let the harness run, on the driver's machine, code that the models write: tasks such as `humaneval` and `mbpp` ask for it."""
+    """Let the harness run, on the workers' machines, code that the models write: tasks such as `humaneval` and `mbpp` ask for it."""
 
 
-EVALUATION_MEANS = {"held_out": {"batch_tokens"}, "judge": set(JUDGE_MEANS), "lm_eval": {"unsafe_code"}}
+EVALUATION_MEANS = {"judge": set(JUDGE_MEANS), "lm_eval": {"unsafe_code"}}
 """Fields of the section that say how figures are reached, not what they are, as pydantic's `exclude` takes them."""
 
 
@@ -143,9 +147,19 @@ class EvaluationSection(Section):
         names = [answer_set.name for answer_set in self.questions.sets]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"questions.sets: two are called {twice[0]!r}; give each a name of its own")
+        if taken := {EXACT, SAMPLES} & set(names):
+            raise ValueError(
+                f"questions.sets: found the name {min(taken)!r}, which a run's own questions have; take another"
+            )
         if self.judge is not None and not names:
             raise ValueError("judge: there are no answers to judge; name questions in evaluation.questions.sets")
         return self
+
+    def set_names(self, model_id: str) -> list[str]:
+        """Names of the sets of questions that a measured model answers."""
+        own = [EXACT] if self.exact.kinds else []
+        own += [SAMPLES] if self.questions.samples and model_id in SAMPLED_ROLES else []
+        return own + [one.name for one in self.questions.sets]
 
     def measured(self, known: list[str]) -> list[str]:
         """Ids of the models that are measured, out of those that the run will have, in their order."""

@@ -9,11 +9,12 @@ IfChanged = Literal["refuse", "restart"]
 
 KINDS = {
     "dialogues": "dialogues", "tokens": "tokens", "logprobs": "logprobs", "aligned": "aligned", "choice": "choice",
-    "targets": "target", "fused": "fused", "answers": "answers", "writing/prompts": "prompts", "writing/answers": "answers",
+    "targets": "target", "fused": "fused", "answers": "answers", "held_out": "logprobs", "held_out_aligned": "aligned",
+    "chosen": "chosen", "harness": "harness", "writing/prompts": "prompts", "writing/answers": "answers",
     "writing/dialogues": "written", "asked": "asked",
 }  # fmt: skip
 """First part of an artifact's key, or the first two -> the kind that its record names."""
-ON_STORE = ("tokens", "logprobs", "aligned", "choice")
+ON_STORE = ("tokens", "logprobs", "aligned", "choice", "held_out", "held_out_aligned", "chosen")
 """Those that lie below `run.store`; all others lie in the run's folder."""
 
 
@@ -70,6 +71,22 @@ class Places:
         """Model folder of a target (a source's name, `joint`, or `sft` for the control)."""
         return Path(self.url(f"targets/{name}"))
 
+    def held_out_url(self, model_id: str) -> str:
+        """Rows of a measured model on the held-out dialogues."""
+        return self.url(f"held_out/{model_id}")
+
+    def held_out_aligned_url(self, source: str) -> str:
+        """A source's rows on the held-out dialogues, on the pivot's tokens."""
+        return self.url(f"held_out_aligned/{source}")
+
+    def chosen_url(self, model_id: str, split: str, teacher: str) -> str:
+        """What a measured model says of the ids of a teacher's rows on dialogues of a split."""
+        return self.url(f"chosen/{model_id}/{split}.{teacher}")
+
+    def harness_path(self, model_id: str) -> Path:
+        """Folder of a measured model's figures of lm-eval."""
+        return Path(self.url(f"harness/{model_id}"))
+
     def answers_path(self, answer_set: str, model_id: str) -> Path:
         """Folder of a model's answers to a set of questions."""
         return Path(self.url(f"answers/{answer_set}/{model_id}"))
@@ -94,7 +111,7 @@ class Places:
         return Path(self.url("verdicts.jsonl"))
 
     def log_path(self, name: str) -> Path:
-        """JSON Lines file of what a step did: `run`, `extract.NAME`, `align.NAME`, `answer.ID`."""
+        """JSON Lines file of what a step did: `run`, `extract.NAME`, `align.NAME`, `held_out.ID`, `answer.ID`."""
         return self.run_folder / "logs" / f"{name}.jsonl"
 
     @property
@@ -116,11 +133,6 @@ class Places:
     def report_path(self) -> Path:
         """Folder of the report."""
         return self.run_folder / "report"
-
-    @property
-    def measured_path(self) -> Path:
-        """Folder of what was measured of each model."""
-        return Path(self.url("measured"))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Fields of earlier run files: the old name in; the new one, or what became of it, out."""
 
 MOVED = {
-    "evaluation.batch_tokens": "evaluation.held_out.batch_tokens",
     "evaluation.dtype": "evaluation.held_out.dtype",
     "evaluation.kl_dialogues": "evaluation.held_out.divergence_dialogues",
     "evaluation.exact_match_kinds": "evaluation.exact.kinds",
@@ -18,7 +17,12 @@ MOVED = {
     "extraction.storage_patience_seconds": "cluster.storage_patience_seconds",
 }
 """Old name -> new one. `evaluation.lm_eval` was a list and is a section now."""
-REMOVED = {"run.places": "`fusechat ablate` keeps what its runs share by itself; take it out"}
+BATCHED = "models are measured by engines, which fill their batches by themselves (`engine.max_num_batched_tokens`); take it out"
+REMOVED = {
+    "run.places": "`fusechat ablate` keeps what its runs share by itself; take it out",
+    "evaluation.batch_tokens": BATCHED,
+    "evaluation.held_out.batch_tokens": BATCHED,
+}
 """Old name -> what to do, where no field took its place."""
 
 

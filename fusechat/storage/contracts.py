@@ -156,13 +156,15 @@ def _topk_arrays(writer: str, reader: str) -> tuple[ArraySpec, ...]:
     return tuple(ArraySpec(s.name, s.dtypes, s.axes, s.unit, s.fill_value, writer, reader, s.meaning) for s in _TOPK)
 
 
-LOGPROBS = Contract("logprobs", _topk_arrays("extract", "align, train, evaluate"))
+LOGPROBS = Contract("logprobs", _topk_arrays("extract, answer", "align, train, evaluate"))
 
 ALIGNED = Contract(
     "aligned",
     (
-        *_topk_arrays("align", "train, evaluate"),
-        ArraySpec("kind", ("uint8",), ("rows",), "RowKind", 0, "align", "train, evaluate", "how the row was obtained"),
+        *_topk_arrays("align, answer", "train, evaluate"),
+        ArraySpec(
+            "kind", ("uint8",), ("rows",), "RowKind", 0, "align, answer", "train, evaluate", "how the row was obtained"
+        ),
     ),
 )
 
@@ -190,7 +192,20 @@ CHOICE = Contract(
     ),
 )  # fmt: skip
 
-CONTRACTS = {contract.artifact: contract for contract in (TOKENS, LOGPROBS, ALIGNED, CHOICE)}
+CHOSEN = Contract(
+    "chosen",
+    (
+        ArraySpec("dialogues", ("int64",), ("sampled",), "dialogue", 0, "answer", "evaluate", "numbers of the dialogues in their split"),
+        ArraySpec("offsets", ("int64",), ("sampled+1",), "rows", 0, "answer", "evaluate", "first row of each of them"),
+        ArraySpec(
+            "chosen_logprobs", ("float32",), ("rows", "k"), "nats", float("-inf"), "answer", "evaluate",
+            "of a measured model, of the ids of a teacher's row; -inf where that row is padded",
+        ),
+        ArraySpec("rest_logprob", ("float32",), ("rows",), "nats", float("nan"), "answer", "evaluate", "of all other ids together"),
+    ),
+)  # fmt: skip
+
+CONTRACTS = {contract.artifact: contract for contract in (TOKENS, LOGPROBS, ALIGNED, CHOICE, CHOSEN)}
 
 
 def to_markdown() -> str:

@@ -1,16 +1,18 @@
-"""Damage in a row store: found, named, and taken away so that the stage makes the damaged shards again, and only those.
+"""Damage in an artifact: found, named, and taken away so that the stage makes what is damaged again, and only that.
 
-A damaged object is one that is missing or empty though its shard's commit mark is there, or that fails a checksum. The
+In a row store, a damaged object is one that is missing or empty though its shard's commit mark is there, or that fails a checksum. The
 cure is to delete the mark: the shard then counts as not written.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import ArtifactError
-from .artifact import RECORD_FILE, delete, storage_errors
+from .artifact import RECORD_FILE, delete, read_json
 from .row_arrays import COMMIT_ARRAY
 from .row_store import RowStore
+from .seals import broken_of
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,63 @@ class Damage:
 
 
 def find_damage(store: RowStore) -> list[Damage]:
-    """Read every object of the shards that are written, checksums and all, one in memory at a time."""
+    """Read every object of the shards that are written, checksums and all, one in memory at a time.
+
+    Where a record says that the store is finished, these are all: a commit mark that is gone is damage too.
+    """
+    finished = read_json(f"{store.url}/{RECORD_FILE}") is not None
     return [
         Damage(shard, name, reason)
-        for shard in sorted(store.present_shards())
+        for shard in (range(store.layout.num_shards) if finished else sorted(store.present_shards()))
         for name in store.contract.names
         if (reason := _why_unreadable(store, shard, name))
     ]
+
+
+def check_finished(store: RowStore) -> None:
+    """Look at a local store whose record says that it is finished: every object is there, and those that were changed after
+    the record hold.
+
+    Raises:
+        ArtifactError: one is not there or does not hold; the message says how to repair it.
+    """
+    if "://" in store.url:
+        return
+    finished = (Path(store.url) / RECORD_FILE).stat().st_mtime_ns
+    damages = [
+        Damage(shard, name, reason)
+        for shard in range(store.layout.num_shards)
+        for name in store.contract.names
+        if _is_suspect(Path(store.object_url(name, shard)), finished)
+        and (reason := _why_unreadable(store, shard, name))
+    ]
+    if damages:
+        raise ArtifactError(
+            f"{store.url}: damaged since it was finished: {'; '.join(map(str, damages[:5]))}; run `fusechat inspect {store.url} "
+            "--repair`, then start the same command again: the stage makes these shards anew"
+        )
+
+
+def _is_suspect(path: Path, finished_ns: int) -> bool:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return True
+    return status.st_size == 0 or status.st_mtime_ns > finished_ns
+
+
+def repair_files(url: str, record: dict[str, Any]) -> dict[str, str]:
+    """Delete what of a finished artifact's files is damaged, and before it the record that calls the artifact finished.
+
+    Returns:
+        the deleted files -> what was wrong with them.
+    """
+    broken = broken_of(url, record, thorough=True)
+    if broken:
+        delete(f"{url}/{RECORD_FILE}")
+        for name in broken:
+            delete(f"{url}/{name}")
+    return broken
 
 
 def repair(store: RowStore, damages: list[Damage]) -> list[int]:
@@ -49,17 +101,6 @@ def repair(store: RowStore, damages: list[Damage]) -> list[int]:
         for shard in shards:
             delete(store.object_url(COMMIT_ARRAY, shard))
     return shards
-
-
-def sweep(store: RowStore) -> None:
-    """Delete what killed writers left in a local store: objects that never got their name.
-
-    Beside the arrays' objects nothing is touched: the lease's next beat may be on its way there.
-    """
-    if "://" not in store.url:
-        with storage_errors(store.url):
-            for path in Path(store.url).glob("*/c/**/*.partial"):
-                path.unlink(missing_ok=True)
 
 
 def _why_unreadable(store: RowStore, shard: int, name: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import DialogueError, ModelError
 from .dialogues import Dialogue, Message
+from .foreign_tokenizer import check_tokenizer_file, panics_named
 from .rendered import ChatTemplate, Rendered
 from .skeletons import Renderer
 from .template_text import TemplateText
@@ -34,11 +35,15 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer  # seconds, and half a GiB: only where text becomes tokens
 
+    check_tokenizer_file(model)
     try:
         # Mistral's own backend gives ids without offsets; its folders hold a tokenizer.json as well.
-        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, mistral_format=False)
+        with panics_named(model):
+            tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, mistral_format=False)
+    except ModelError:
+        raise
     except Exception as error:  # the Rust side raises plain Exception on a broken tokenizer.json
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise ModelError(
             f"{model}: no tokenizer could be loaded ({reason}); expected tokenizer.json and tokenizer_config.json in a "
             "Hugging Face folder"

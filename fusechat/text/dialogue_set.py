@@ -80,12 +80,22 @@ class Kinds:
 
 
 def read_kinds(path: Path) -> Kinds:
-    """The kinds of the dialogues of a file that the tokenize stage wrote: 4 bytes a dialogue."""
+    """The kinds of the dialogues of a file that the tokenize stage wrote: 4 bytes a dialogue.
+
+    Raises:
+        ArtifactError: the file is not as it was written.
+    """
     names: dict[str, int] = {}
     blocks, block = [], []
     with path.open("rb") as lines:
         for line in lines:
-            block.append(names.setdefault(json.loads(line).get("kind") or "", len(names)))
+            try:
+                kind = json.loads(line).get("kind") or ""
+            except (ValueError, AttributeError):
+                raise ArtifactError(
+                    f"{path}: damaged; run `fusechat inspect {path.parent} --repair`, then start the same command again"
+                ) from None
+            block.append(names.setdefault(kind, len(names)))
             if len(block) == 8192:
                 blocks.append(np.array(block, np.int32))
                 block = []

@@ -13,23 +13,17 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-
 from ..errors import DialogueError, ModelError
 from .dialogues import Dialogue, Message, ToolCall
-from .render_limit import time_limit
+from .json_object import JsonObject
 from .rendered import ChatTemplate
+from .template_process import TemplateFault, TemplateSyntax, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 """Where templates look for a message's reasoning."""
-_FAULTS = (
-    jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, MemoryError,
-    RecursionError, TimeoutError,
-)  # fmt: skip
-"""What a template raises that cannot show a dialogue: by its own words, or because it meets what it does not expect."""
 
 
 class TemplateText:
@@ -43,7 +37,7 @@ class TemplateText:
         """Beginning of a placeholder that does not stand in the template."""
         while self.mark in template.text:
             self.mark += "q"
-        self._keywords = template.keywords
+        self._arguments: dict[str, Any] = JsonObject(template.arguments).value
         named = [key for key in REASONING_KEYS if re.search(rf"\b{key}\b", template.text)]
         self._reasoning_keys = named or [REASONING_KEYS[0]]
 
@@ -61,15 +55,15 @@ class TemplateText:
             messages = [self.message_of(message) for message in dialogue.messages]
         try:
             text = self._apply(dialogue, messages, prompt)
-        except jinja2.TemplateSyntaxError as error:
+        except TemplateSyntax as error:
             raise ModelError(
-                f"{self.name}: line {error.lineno} of the chat template is not Jinja ({error.message}); correct it"
+                f"{self.name}: line {error.line} of the chat template is not Jinja ({error}); correct it"
             ) from None
-        except _FAULTS as error:
+        except TemplateFault as error:
             roles = ", ".join(message["role"] for message in messages)
             raise DialogueError(
                 f"dialogue {dialogue.id!r}: the chat template of {self.name} refuses the roles {roles} "
-                f"({str(error)[:300] or type(error).__name__}); set `template` of this model to `pivot` or to a Jinja file that takes them"
+                f"({error}); set `template` of this model to `pivot` or to a Jinja file that takes them"
             ) from None
         return text
 
@@ -120,16 +114,15 @@ class TemplateText:
         """The text, or None where the template refuses it."""
         try:
             return self._apply(Dialogue("probe of the template", ()), messages, False)
-        except _FAULTS:
+        except (TemplateSyntax, TemplateFault):
             return None
 
     def _apply(self, dialogue: Dialogue, messages: Sequence[dict[str, Any]], prompt: bool) -> str:
-        keywords = {**self._keywords, **dialogue.template_keywords} if dialogue.template_arguments else self._keywords
-        tools: Any = dialogue.template_tools or None
-        with time_limit():
-            text = self._tokenizer.apply_chat_template(
-                list(messages), tools=tools, chat_template=self.template.text, tokenize=False,
-                add_generation_prompt=prompt, **keywords,
-            )  # fmt: skip
-        assert isinstance(text, str)  # tokenize=False gives text
-        return text
+        arguments = (
+            {**self._arguments, **dialogue.template_keywords} if dialogue.template_arguments else self._arguments
+        )
+        variables = {
+            **getattr(self._tokenizer, "special_tokens_map", {}), **arguments, "messages": list(messages),
+            "tools": dialogue.template_tools or None, "documents": None, "add_generation_prompt": prompt,
+        }  # fmt: skip
+        return render(self.template.text, variables, self.template.date)

@@ -20,6 +20,7 @@ from ..errors import DialogueError, ModelError
 from .chat_template import render, renderer_of
 from .control_tokens import ControlTokens, Encoded
 from .dialogues import Dialogue, Message
+from .foreign_tokenizer import panics_named
 from .layout import Measured, TokenizedDialogue, lay_out
 from .rendered import ChatTemplate, Rendered
 from .template_heads import render_answerable
@@ -125,6 +126,7 @@ class _DialogueEncoder:
                 f"{tokenizer.name_or_path}: found a {type(tokenizer).__name__}, expected a tokenizer with a tokenizer.json, "
                 "the only kind that says where its tokens come from; convert it and save it"
             )
+        self._name = tokenizer.name_or_path
         self._backend = _untrimmed(backend)
         self._surfaces = token_surfaces(backend)
         self._controls = ControlTokens(backend)
@@ -138,14 +140,17 @@ class _DialogueEncoder:
             self._backend.no_truncation()
         if self._backend.padding is not None:
             self._backend.no_padding()
-        encodings = self._backend.encode_batch([one.text for one in rendered], add_special_tokens=False)
+        with panics_named(self._name):
+            encodings = self._backend.encode_batch([one.text for one in rendered], add_special_tokens=False)
         for one, encoding in zip(rendered, encodings, strict=True):
             measured = self._measured(Encoded(one.text, encoding, one.said))
             if not self._controls.may_be_forged(measured.token_ids, measured.in_content):
                 yield measured
                 continue
             try:
-                yield self._measured(self._controls.encode_guarded(one.template_parts, one.contents))
+                with panics_named(self._name):
+                    guarded = self._controls.encode_guarded(one.template_parts, one.contents)
+                yield self._measured(guarded)
             except ModelError as error:
                 yield error
 

@@ -39,12 +39,14 @@ def engine_arguments(
     k: int,
     max_tokens: int,
     text: bool = False,
+    is_wide_on_cpus: bool = False,
 ) -> EngineArgs:
     """vLLM's arguments for one engine.
 
     Args:
         max_tokens: longest prompt; in `generate` prompt and answer together.
         text: the engine reads and writes text, too; else token ids alone.
+        is_wide_on_cpus: on CPUs the dtype `auto` is float32, whatever the checkpoint says.
     Raises:
         ConfigError: `extra` sets what the teacher decides itself.
         ModelError: the model's config cannot be read.
@@ -53,8 +55,12 @@ def engine_arguments(
         raise ConfigError(f"engine.extra: found {', '.join(own)}, which the teacher decides itself; leave them out")
     config = _read_config(model, revision, section)
     overrides = {**section.extra.get("hf_overrides", {}), "head_dtype": _head_dtype(section)}
+    dtype = section.dtype
+    if dtype == "auto":
+        is_wide = is_wide_on_cpus and current_platform.is_cpu()
+        dtype = "float32" if is_wide else _dtype(config, model, revision)
     arguments: dict[str, Any] = {
-        "dtype": _dtype(config, model, revision) if section.dtype == "auto" else section.dtype,
+        "dtype": dtype,
         "tensor_parallel_size": section.tensor_parallel_size,
         "max_num_batched_tokens": section.max_num_batched_tokens,
         "max_num_seqs": min(256, section.max_num_batched_tokens),
@@ -134,7 +140,7 @@ def _head_dtype(section: EngineSection) -> str:
     return "model" if current_platform.is_cpu() else "float32"
 
 
-def _dtype(config: Any, model: str, revision: str | None) -> str:
+def _dtype(config: Any, model: str, revision: str | None) -> Literal["auto", "float32"]:
     """What the checkpoint says: vLLM's `auto`, but that it would turn float32 into half precision."""
     found = ModelArchConfigConvertorBase.get_torch_dtype(config, model, revision=revision, config_format="hf")
     return "float32" if found == torch.float32 else "auto"

@@ -34,6 +34,7 @@ class Teacher:
         engine: EngineSection | dict[str, Any] | None = None,
         revision: str | None = None,
         mode: Literal["score", "generate"] = "score",
+        is_wide_on_cpus: bool = False,
     ) -> None:
         """Start the engine; seconds for one rank on a CPU, up to minutes for large models.
 
@@ -43,6 +44,7 @@ class Teacher:
             capture: how rows are taken (see docs/capture.md); both give the same rows.
             max_tokens: longest dialogue, tokens; in mode `generate` prompt and answer together.
             engine: the engine section of a run, or its fields.
+            is_wide_on_cpus: on CPUs the dtype `auto` is float32, whatever the checkpoint says.
         Raises:
             ModelError: vLLM cannot open the model, or k exceeds its vocabulary.
             ConfigError: engine arguments that vLLM does not have.
@@ -59,7 +61,9 @@ class Teacher:
 
         self.model, self.k, self.capture, self.max_tokens, self.mode = model, k, capture, max_tokens, mode
         runner = capture if mode == "score" else "generate"
-        arguments = engine_arguments(model, revision, section, runner, k=k, max_tokens=max_tokens)
+        arguments = engine_arguments(
+            model, revision, section, runner, k=k, max_tokens=max_tokens, is_wide_on_cpus=is_wide_on_cpus
+        )
 
         def build() -> LLMEngine:
             with guarded_kernel_scan(), ranks_of_their_own():

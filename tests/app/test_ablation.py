@@ -1,6 +1,7 @@
 """Ablation: what variants share and what they do not, tables with known intervals, and a small grid end to end."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,42 @@ def make(run_file: Path, tmp_path: Path, **fields: Any) -> AblationConfig:
 
 
 def changed(run_file: Path, tmp_path: Path, overrides: dict[str, Any]) -> set[str]:
-    """The kinds of artifacts that a variant does not share with the base."""
+    """The artifacts that a variant does not share with the base, but for what measured models leave."""
+    return {key for key in all_changed(run_file, tmp_path, overrides) if key.split("/")[0] not in MEASURED}
+
+
+def all_changed(run_file: Path, tmp_path: Path, overrides: dict[str, Any]) -> set[str]:
+    """The artifacts that a variant does not share with the base."""
     made = make(run_file, tmp_path)
     base, variant = (shared_places(made.run_config(o), tmp_path) for o in ({}, overrides))
     return {key for key in base if key in variant and base[key] != variant[key]}
+
+
+MEASURED = ("held_out", "held_out_aligned", "chosen", "answers", "harness")
+IDS = ["pivot", CONTROL, "target.mixtral", "fused", "source.mixtral"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            {"evaluation.exact.max_new_tokens": 5},
+            {"answers/exact": IDS, "answers/samples": ["pivot", CONTROL, "fused"]},
+        ),
+        ({"evaluation.held_out.divergence_dialogues": 5}, {"chosen": [id for id in IDS if id != "source.mixtral"]}),
+        (
+            {"merge.method": "linear"},
+            {key: ["fused"] for key in ("held_out", "chosen", "answers/exact", "answers/samples", "harness")},
+        ),
+    ],
+)
+def test_variant_shares_what_models_leave_that_its_change_does_not_decide(
+    run_file: Path, tmp_path: Path, overrides: dict[str, Any], expected: dict[str, list[str]]
+) -> None:
+    own = {key for key in all_changed(run_file, tmp_path, overrides) if key.split("/")[0] in MEASURED}
+    assert {f"{kind}/{model_id}" for kind, ids in expected.items() for model_id in ids} == {
+        "/".join(key.split("/")[:2]) if key.startswith("chosen/") else key for key in own
+    }
 
 
 ALL_TARGETS = {"targets/mixtral", "fused"}
@@ -88,7 +121,11 @@ ASKED = {"evaluation.questions.sets": [{"name": "own", "file": "asked.txt"}]}
             {"evaluation.questions.sets": [{"name": "own", "file": "asked.txt", "temperature": 1}]},
             {"pivot", CONTROL, "fused", "target.mixtral", "source.mixtral"},
         ),
-        ({"pivot.engine.dtype": "bfloat16"}, {"pivot", CONTROL, "fused", "target.mixtral"}),
+        ({"pivot.engine.dtype": "bfloat16"}, {"fused", "target.mixtral"}),  # its rows change, not how it is measured
+        (
+            {"evaluation.held_out.dtype": "bfloat16"},
+            {"pivot", CONTROL, "fused", "target.mixtral", "source.mixtral"},
+        ),
     ],
 )
 def test_variant_shares_the_answers_of_models_that_it_does_not_change(
@@ -110,8 +147,7 @@ def test_run_keeps_its_folder_when_only_means_change(run_file: Path, tmp_path: P
     for means, cluster in (({}, 1), ({"concurrency": 2, "key_variable": "KEY"}, 3)):
         changed = {
             **ASKED, "evaluation.judge": {**judge, **means}, "cluster.num_cpus": cluster, "cluster.engines": cluster,
-            "plan.gpus": cluster, "evaluation.held_out.batch_tokens": 64 * cluster,
-            "evaluation.lm_eval.unsafe_code": cluster == 3,
+            "plan.gpus": cluster, "evaluation.lm_eval.unsafe_code": cluster == 3,
         }  # fmt: skip
         folders.add(tuple(ablation.list_runs(make(run_file, tmp_path, set=changed))[1]))
     assert len(folders) == 1
@@ -249,8 +285,17 @@ def test_table_of_few_seeds_invents_no_interval_and_one_of_unfinished_runs_says_
     assert "| a | 1.0500 |" in to_markdown(document) and "3 of 4 runs finished" in to_markdown(document)
 
 
+@pytest.fixture
+def engines() -> Iterator[list[str]]:
+    """Plain engines in this process, and what was opened."""
+    from plain_engine import plain_engines
+
+    with plain_engines() as opened:
+        yield opened
+
+
 def test_the_shipped_table_of_fusion_rules_runs_on_tiny_models(
-    run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engines: list[str]
 ) -> None:
     from evaluation_runs import finish_rows_of
 
@@ -270,10 +315,11 @@ def test_the_shipped_table_of_fusion_rules_runs_on_tiny_models(
     rows = ablation.run(made, progress=Progress(quiet=True))[0]["rows"]
     assert [row["name"] for row in rows] == list(table.variants)
     assert all(row["figures"]["bits per byte, all"]["mean"] > 0 for row in rows)
+    assert engines and all(line.startswith("score ") for line in engines), "nothing is asked"
 
 
 def test_small_grid_shares_its_artifacts_resumes_and_ends_in_tables(
-    run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engines: list[str]
 ) -> None:
     from evaluation_runs import finish_rows_of
 
@@ -316,6 +362,7 @@ def test_small_grid_shares_its_artifacts_resumes_and_ends_in_tables(
     monkeypatch.setattr(pipeline, "run", plain)
     tables = ablation.run(made, progress=Progress(quiet=True))
     assert extracted == ["llama", "mixtral"]
+    assert len({line for line in engines if line.startswith("score ")}) == 1 + 1 + 2 + 4, "each model is scored once"
     counts = {kind: len(list((made.output / "shared").glob(f"{kind}*"))) for kind in ("targets/", "aligned/", "fused")}
     assert counts == {"targets/": 3, "aligned/": 2, "fused": 4}
     assert all(row["seeds"] == 1 for table in tables for row in table["rows"])

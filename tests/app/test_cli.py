@@ -51,14 +51,6 @@ def test_keys_of_earlier_run_files_end_the_process_with_their_new_names_and_stat
         assert f"moved to evaluation.{new}, write it there" in result.stderr
 
 
-def test_answering_without_questions_is_refused_with_the_field_that_names_some(run_file: Path) -> None:
-    result = fusechat("answer", "-c", str(run_file))
-    assert (
-        result.returncode == 2
-        and "nothing to answer: name sets of questions in evaluation.questions.sets" in result.stderr
-    )
-
-
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [

@@ -131,7 +131,15 @@ def test_hours_are_flops_over_the_stated_rate_or_the_measured_one(tmp_path: Path
 
 def test_stages_add_up_and_the_price_follows_the_gpu_hours(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, price_per_gpu_hour=2.5, gpus=16)
-    assert [stage.stage for stage in plan.stages] == ["tokenize", "extract", "align", "train", "merge", "evaluate"]
+    assert [stage.stage for stage in plan.stages] == [
+        "tokenize",
+        "extract",
+        "align",
+        "train",
+        "merge",
+        "answer",
+        "evaluate",
+    ]
     assert plan.stages[1].gpu_hours == pytest.approx(sum(teacher.gpu_hours for teacher in plan.teachers))
     assert plan.stages[1].hours == pytest.approx(plan.stages[1].gpu_hours / 16)
     assert f"{plan.gpu_hours * 2.5:,.2f}" in stage_rows(plan)[-1][-1]
@@ -141,7 +149,7 @@ def test_rounds_take_what_their_dialogues_take_of_extraction_alignment_and_one_t
     values = paper_run(tmp_path)
     values["rounds"] = {"count": 2, "samples": 1, "given_share": 0.5, "max_new_tokens": 1}
     stages = {stage.stage: stage for stage in make_plan(RunConfig.model_validate(values)).stages}
-    assert list(stages)[-2:] == ["rounds", "evaluate"]
+    assert list(stages)[-3:] == ["rounds", "answer", "evaluate"]
     # As many answers as dialogues, and as many given ones beside them; five sources and the control are six trainings.
     of_round = 2 * (stages["extract"].gpu_hours + stages["train"].gpu_hours / 6)
     assert stages["rounds"].gpu_hours == pytest.approx(2 * of_round, rel=0.05)
@@ -168,11 +176,27 @@ def test_answers_take_the_weights_once_a_step_of_a_chunk(tmp_path: Path) -> None
         "questions": {"sets": [{"name": "own", "file": str(tmp_path / "ask.txt"), "max_new_tokens": 100}]},
     }
     plan = make_plan(RunConfig.model_validate(values))
+    silent = make_plan(RunConfig.model_validate({**values, "evaluation": {"models": values["evaluation"]["models"]}}))
     assert [stage.stage for stage in plan.stages][-2:] == ["answer", "evaluate"]
     sizes = {teacher.name: teacher.size for teacher in plan.teachers}
     weights = 2 * sizes["openchat"].weight_bytes + sizes["solar"].weight_bytes
-    assert plan.stages[-2].gpu_hours == pytest.approx(2 * 100 * weights / (1000 * 2**30) / 3600)
-    assert plan.stages[-2].bytes == 3 * 33 * 100 * 4
+    answers = plan.stages[-2].gpu_hours - silent.stages[-2].gpu_hours
+    assert answers == pytest.approx(2 * 100 * weights / (1000 * 2**30) / 3600)
+    assert plan.stages[-2].bytes - silent.stages[-2].bytes == pytest.approx(3 * 33 * 100 * 4)
+    assert plan.stages[-1].gpu_hours == 0, "evaluation loads no model"
+
+
+def test_measuring_scores_the_held_out_share_with_every_measured_model(tmp_path: Path) -> None:
+    values = paper_run(tmp_path, store_mib_per_second=1e12)
+    values["evaluation"] = {"models": ["pivot", "source.qwen"]}
+    values["dialogues"]["held_out_share"] = 0.1
+    plan = make_plan(RunConfig.model_validate(values))
+    expected = 0.0
+    for teacher in plan.teachers:
+        if teacher.name in ("openchat", "qwen"):
+            flops = 0.1 * teacher.volume.tokens * teacher.size.flops_per_token(teacher.volume.mean_context)
+            expected += flops / (plan.section.tflops * 1e12 * plan.section.prefill_utilisation) / 3600
+    assert plan.stages[-2].gpu_hours == pytest.approx(expected)
 
 
 def test_merge_reads_the_pivot_and_the_sources_targets_and_writes_in_its_own_dtype(tmp_path: Path) -> None:

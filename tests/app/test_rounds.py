@@ -8,11 +8,11 @@ import pytest
 from plain_engines import PlainEngine, use_plain_engines
 from round_runs import rounds_run
 
-from evaluation.models import measured_models
 from fusechat.app import pipeline
 from fusechat.app.status import status_table
 from fusechat.config import RunConfig
 from fusechat.errors import ConfigError
+from fusechat.models.measured_models import measured_models
 from fusechat.progress import Progress
 from fusechat.text.dialogues import read_dialogues
 from trainer.choice_artifact import Choice

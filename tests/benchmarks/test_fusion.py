@@ -92,6 +92,17 @@ def test_the_summary_names_the_share_of_the_oracle_and_leaves_out_what_was_not_m
     assert values["can_show"] is True
 
 
+def test_shares_compare_only_the_seeds_that_have_both_arms() -> None:
+    """The second seed gains nothing, and was not trained without the bad source."""
+    world = {seed: dict(arms) for seed, arms in results(oracle_nats=60.0).items() if seed < 2}
+    world[0]["joint_without_bad"] = world[0]["joint"]
+    world[1]["joint"] = world[1]["sft"]
+    values = summary({"S5": world}, "linear")
+    assert values["bad_source_costs_share_of_gain_S5"] == 0
+    assert values["share_of_oracle_S5"] == pytest.approx(0.25)
+    assert values["seeds"] == {"S5": 2}
+
+
 def test_worlds_of_one_seed_share_their_words_and_wrong_answers_are_other_nouns_words() -> None:
     plain, noisy = World(3, WorldSpec(1)), World(3, WorldSpec(1, wrong_share=0.5))
     assert plain.lexicons == noisy.lexicons

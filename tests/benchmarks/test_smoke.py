@@ -23,6 +23,10 @@ COMMANDS = {
         "service_over_direct",
     ),
     "bench_merge": ("--rounds 1 --layers 1 2 --vocabulary 512 --folder {tmp}", "sce_over_mergekit"),
+    "bench_scale": (
+        "--sizes 60 120 --pivot {llama} --source {tmp}/gemma-3-270m --speed-dialogues 60 --speed-words 12 --workers 1 --folder {tmp}",
+        "driver_rss_growth",
+    ),
     "bench_alignment": ("--part quality --rules default --dialogues {train} --limit 4 --models {tmp} --out {tmp}/rows", ""),
 }  # fmt: skip
 """Benchmark -> its smallest command, and a figure that its last line holds."""
@@ -36,7 +40,7 @@ PARTS = {
 
 def test_every_benchmark_has_a_smallest_command() -> None:
     benchmarks = {file.stem for file in (ROOT / "benchmarks").glob("bench_*.py")}
-    assert benchmarks == {*COMMANDS, "bench_fusion", "bench_rounds", "bench_writing"}, (
+    assert benchmarks == {*COMMANDS, "bench_faults", "bench_fusion", "bench_rounds", "bench_writing"}, (
         "these train for minutes and have tests of their own"
     )
 

@@ -306,3 +306,14 @@ def test_pool_keeps_idle_processes_for_the_next_run(tmp_path: Path) -> None:
         for name in ("one", "two"):
             pool.run([PooledWork(a_work(name, tmp_path / name, 2), ONE_CPU, lambda left: 1)])
     assert processes(tmp_path / "one") == processes(tmp_path / "two") and len(processes(tmp_path / "one")) == 1
+
+
+def test_idle_process_gives_its_room_to_a_work_that_it_cannot_serve(tmp_path: Path) -> None:
+    """Each takes the whole Ray: one that stayed would be waited for without end."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    other = replace(a_work("two", tmp_path / "two", 2), needs=Needs(engine_ranks=2))
+    with WorkerPool(max_attempts=3, on_event=lambda line: None, keeps_idle=True) as pool:
+        pool.run([PooledWork(a_work("one", tmp_path / "one", 2), Placement(4, 0, "uni"), lambda left: 1)])
+        pool.run([PooledWork(other, Placement(4, 0, "mp"), lambda left: 1)])
+    assert done_shards(tmp_path / "two") == {0, 1} and not processes(tmp_path / "one") & processes(tmp_path / "two")

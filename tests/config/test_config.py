@@ -66,11 +66,14 @@ OLD_VALUES: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", [*MOVED, *REMOVED])
 def test_field_of_an_earlier_run_file_is_refused_with_its_new_name(run_file: Path, name: str) -> None:
-    section, field = name.split(".")
+    *sections, field = name.split(".")
     value = OLD_VALUES.get(name, 64)
-    says = f"moved to {MOVED[name]}, write it there" if name in MOVED else "any more; `fusechat ablate` keeps"
+    says = f"moved to {MOVED[name]}, write it there" if name in MOVED else f"any more; {REMOVED[name]}"
     values = yaml.safe_load(run_file.read_text(encoding="utf-8"))
-    values.setdefault(section, {})[field] = value
+    drawer = values
+    for section in sections:
+        drawer = drawer.setdefault(section, {})
+    drawer[field] = value
     old = run_file.with_name("old.yaml")
     old.write_text(yaml.safe_dump(values), encoding="utf-8")
     for path, overrides in ((old, []), (run_file, [f"{name}={json.dumps(value)}"])):

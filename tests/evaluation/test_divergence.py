@@ -1,16 +1,18 @@
 """Divergence from teachers: the obvious number on dense logits, and what a run reports of it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from evaluation_runs import finish_earlier_stages, finish_rows
+from evaluation_runs import evaluate, finish_earlier_stages, finish_measuring, finish_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+import alignment.stage
 from evaluation import stage
 from evaluation.row_divergence import row_divergence
 from fusechat.config import HeldOutSection, RunConfig, load_config
@@ -38,16 +40,33 @@ def test_row_divergence_is_the_sum_over_listed_ids_and_tail(seed: int, k: int, p
     ids = np.stack([random.permutation(30)[: k + padded] for _ in range(4)])
     logprobs = np.full((4, k + padded), -np.inf, np.float32)
     logprobs[:, :k] = np.log(random.dirichlet(np.ones(k + 1), 4)[:, :k] * 0.98 + 0.001)
-    found = row_divergence(torch.from_numpy(logits), torch.from_numpy(ids), torch.from_numpy(logprobs))
+    found = row_divergence(
+        logprobs, *chosen_of(torch.from_numpy(logits), np.where(np.isfinite(logprobs), ids, ids[:, :1]))
+    )
     expected = [obvious(*row) for row in zip(logits.astype(np.float64), ids, logprobs.astype(np.float64), strict=True)]
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
-    assert (found.numpy() > -1e-9).all()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert (found > -1e-9).all()
+
+
+def chosen_of(logits: torch.Tensor, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What an engine says of the ids: their logprobs, and that of all others; an id twice counts once."""
+    logprobs, places = logits.log_softmax(1), torch.from_numpy(ids)
+    rest = logprobs.scatter(1, places, -torch.inf).logsumexp(1)
+    return logprobs.gather(1, places).numpy(), rest.numpy()
 
 
 def test_row_divergence_of_a_networks_own_rows_is_nothing() -> None:
     logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(0))
     logprobs, ids = logits.log_softmax(1).topk(8, dim=1)
-    assert row_divergence(logits, ids, logprobs).abs().max() < 1e-5
+    assert abs(row_divergence(logprobs.numpy(), *chosen_of(logits, ids.numpy()))).max() < 1e-5
+
+
+def test_row_divergence_of_rows_that_list_the_whole_vocabulary_has_no_tail() -> None:
+    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    ids = np.tile(np.arange(5), (3, 1))
+    logprobs = torch.randn(3, 5, generator=torch.Generator().manual_seed(1)).log_softmax(1).numpy()
+    expected = (np.exp(logprobs) * (logprobs - logits.log_softmax(1).numpy())).sum(axis=1)
+    np.testing.assert_allclose(row_divergence(logprobs, *chosen_of(logits, ids)), expected, rtol=1e-5)
 
 
 @pytest.fixture
@@ -63,7 +82,7 @@ def read_report(config: RunConfig) -> dict:
 
 
 def test_report_has_the_divergence_of_each_model_of_the_pivots_shape_from_each_teacher(ready: RunConfig) -> None:
-    stage.run(ready)
+    evaluate(ready)
     found = read_report(ready)
     assert found["divergence"]["teachers"] == ["llama", "mixtral"]
     assert (found["divergence"]["training_dialogues"], found["divergence"]["of"]) == (9, 14)
@@ -79,11 +98,43 @@ def test_report_has_the_divergence_of_each_model_of_the_pivots_shape_from_each_t
     assert first["divergence"]["llama"]["difference"] == pytest.approx(difference)
 
 
-def obvious_divergence(config: RunConfig, folder: Path, numbers: list[int]) -> float:
+def test_report_has_the_divergence_on_held_out_dialogues_from_rows_that_the_teachers_made_there(
+    ready: RunConfig,
+) -> None:
+    """Rows of the source are laid on the pivot's tokens by the vocabularies that the training dialogues mapped."""
+    finish_rows_for_real(ready)
+    evaluate(ready)
+    found = read_report(ready)
+    assert found["divergence"]["held_out_teachers"] == ["llama", "mixtral"]
+    numbers = found["divergence"]["held_out_numbers"]
+    assert len(numbers) == found["divergence"]["held_out_dialogues"] == 9
+    by_id = {model["id"]: model["held_out_divergence"] for model in found["models"]}
+    assert by_id.pop("source.mixtral") == {}
+    assert by_id["pivot"]["llama"]["nats_per_row"] < 1e-4, "the pivot from itself; rows are rounded when stored"
+    places = {
+        "llama": (ready.held_out_url("pivot"), "logprobs"),
+        "mixtral": (ready.held_out_aligned_url("mixtral"), "aligned"),
+    }
+    for teacher, place in places.items():
+        expected = obvious_divergence(ready, ready.fused_path, numbers, "held_out", *place)
+        assert by_id["fused"][teacher]["nats_per_row"] == pytest.approx(expected, rel=1e-4)
+    page = (ready.report_path / "index.html").read_text(encoding="utf-8")
+    assert "Nats per row on held-out dialogues" in page
+
+
+def finish_rows_for_real(config: RunConfig) -> None:
+    """The source's aligned store as alignment makes it, over its random rows."""
+    shutil.rmtree(config.aligned_url("mixtral"))
+    alignment.stage.run(config, "mixtral")
+
+
+def obvious_divergence(
+    config: RunConfig, folder: Path, numbers: list[int], split: str = "train", url: str = "", kind: str = "aligned"
+) -> float:
     """Mean over the rows that say something, one dialogue and row at a time."""
     network = AutoModelForCausalLM.from_pretrained(folder)
-    tokens = Tokens.read(config.tokens_url("llama"))
-    store = RowStore.open(config.aligned_url("mixtral"), "aligned")
+    tokens = Tokens.read(config.tokens_url("llama", split))
+    store = RowStore.open(url or config.aligned_url("mixtral"), kind)
     found = []
     for number in numbers:
         where = tokens.tokens_of(number)
@@ -91,7 +142,8 @@ def obvious_divergence(config: RunConfig, folder: Path, numbers: list[int]) -> f
             logits = network(torch.from_numpy(tokens.token_ids[where].astype(np.int64))[None]).logits[0].double()
         arrays = store.read_dialogue(number)
         for row, position in enumerate(np.flatnonzero(tokens.is_scored[where])):
-            if arrays["kind"][row] not in (RowKind.EMPTY, RowKind.ONE_HOT):
+            said = "kind" not in arrays or arrays["kind"][row] not in (RowKind.EMPTY, RowKind.ONE_HOT)
+            if said and np.isfinite(arrays["topk_logprobs"][row]).any():
                 ids, logprobs = arrays["topk_ids"][row].astype(int), arrays["topk_logprobs"][row].astype(np.float64)
                 found.append(obvious(logits[position - 1].numpy(), ids, logprobs))
     return float(np.mean(found))
@@ -99,7 +151,7 @@ def obvious_divergence(config: RunConfig, folder: Path, numbers: list[int]) -> f
 
 def test_teacher_without_finished_rows_is_named_in_a_note_and_left_out(ready: RunConfig) -> None:
     (Path(ready.aligned_url("mixtral")) / "artifact.json").unlink()
-    stage.run(ready)
+    evaluate(ready)
     found = read_report(ready)
     assert found["divergence"]["teachers"] == ["llama"]
     assert any("No finished rows of mixtral" in note for note in found["notes"])
@@ -110,11 +162,19 @@ def test_rows_of_other_tokens_are_refused(ready: RunConfig) -> None:
     record = json.loads(path.read_text())
     path.write_text(json.dumps({**record, "parents": {"pivot_tokens": "another"}}))
     with pytest.raises(ArtifactError, match=r"aligned/mixtral: was made from other tokens"):
+        finish_measuring(ready)
+
+
+def test_other_rows_than_those_that_were_scored_are_refused(ready: RunConfig) -> None:
+    finish_measuring(ready)
+    path = Path(ready.aligned_url("mixtral")) / "artifact.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": "another"}))
+    with pytest.raises(ArtifactError, match=r"chosen/pivot/train\.mixtral: is of other rows"):
         stage.run(ready)
 
 
 def test_divergence_that_is_not_asked_for_is_not_measured(ready: RunConfig) -> None:
     evaluation = ready.evaluation.model_copy(update={"held_out": HeldOutSection(divergence_dialogues=0)})
-    stage.run(ready.model_copy(update={"evaluation": evaluation}))
+    evaluate(ready.model_copy(update={"evaluation": evaluation}))
     found = read_report(ready)
     assert found["divergence"] is None and all(model["divergence"] == {} for model in found["models"])

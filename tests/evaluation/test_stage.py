@@ -3,28 +3,31 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from evaluation_runs import finish_earlier_stages, finish_model
+import yaml
+from evaluation_runs import evaluate, finish_earlier_stages, finish_measuring, finish_model
 from judge_endpoint import Endpoint, serving
+from resealed import seal_again
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from evaluation import measurement, stage
+from evaluation import stage
 from evaluation.report import terminal
 from fusechat.config import ExactSection, QuestionsSection, RunConfig, RunSection, load_config
 from fusechat.config.evaluation import EvaluationSection
 from fusechat.errors import ArtifactError, ConfigError, DialogueError, ModelError
-from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.tokens import Tokens
 from fusechat.text.dialogues import read_dialogues
-from fusechat.text.questions import answers_file, read_questions, write_answers
+from fusechat.text.questions import answers_file, read_answers, read_questions, write_answers
+from inference.held_out.worker import HeldOutWorker
 
 IDS = ["pivot", "sft", "target.mixtral", "fused", "source.mixtral"]
 
@@ -34,7 +37,6 @@ def finished(
     tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path], dialogue_files: dict[str, Path]
 ) -> tuple[RunConfig, dict]:
     """A run that was evaluated, and its report."""
-    import yaml
     from tiny_runs import tiny_run
 
     base = tmp_path_factory.mktemp("evaluated")
@@ -43,7 +45,7 @@ def finished(
     )
     config = load_config(base / "run.yaml", ["evaluation.questions.samples=['<b>Say</b> hello & bye.']"])
     finish_earlier_stages(config)
-    made = stage.run(config)
+    made = evaluate(config)
     assert made.kind == "report" and made.counts["models"] == len(IDS)
     return config, json.loads((config.report_path / "report.json").read_text(encoding="utf-8"))
 
@@ -173,60 +175,83 @@ def test_run_again_is_skipped_and_other_settings_are_refused(finished: tuple[Run
         stage.run(other)
 
 
-def test_killed_evaluation_goes_on_with_the_model_it_was_in(ready: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    scored: list[str] = []
-    plain = measurement.dialogue_nats
+def test_killed_measuring_goes_on_with_what_is_missing(ready: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, done = HeldOutWorker.run_unit, list[tuple[str, int]]()
 
-    def fails_at_the_third(network: object, tokens: object, *, label: str, **rest: object) -> np.ndarray:
-        scored.append(label)
-        if len(scored) == 3:
+    def fails_at_the_third(worker: HeldOutWorker, unit: int) -> dict:
+        done.append((worker.inputs.store_url, unit))
+        if len(done) == 3:
             raise KeyboardInterrupt
-        return plain(network, tokens, label=label, **rest)  # type: ignore[arg-type]
+        return plain(worker, unit)
 
-    monkeypatch.setattr(measurement, "dialogue_nats", fails_at_the_third)
+    monkeypatch.setattr(HeldOutWorker, "run_unit", fails_at_the_third)
     with pytest.raises(KeyboardInterrupt):
+        finish_measuring(ready)
+    with pytest.raises(ArtifactError, match=r"found nothing finished of .*; run `fusechat answer` first"):
         stage.run(ready)
-    assert not (ready.report_path / "artifact.json").exists()
-    stage.run(ready, progress=Progress(quiet=True))
-    assert len(scored) == 6 and scored[2] == scored[3] == "target mixtral"
+    finish_measuring(ready)
+    first, again = set(done[:2]), done[3:]
+    assert done[2] in again and not first & set(again) and len({url for url, _ in done}) == len(IDS)
+    assert finish_measuring(ready) == []
+    stage.run(ready)
 
 
 def test_model_that_changed_is_measured_again_and_others_are_not(ready: RunConfig) -> None:
-    stage.run(ready)
-    before = {path.stem: path.read_text() for path in ready.measured_path.iterdir()}
+    evaluate(ready)
     report_before = json.loads((ready.report_path / "report.json").read_text(encoding="utf-8"))
     finish_model(ready.fused_path, "fused", seed=77)
+    with pytest.raises(
+        ArtifactError, match=r"held_out/fused: was made by another model .* run `fusechat answer` again"
+    ):
+        stage.run(ready)
+    with pytest.raises(ArtifactError, match=r"settings\.model: "):
+        finish_measuring(ready)
+    again = ready.model_copy(update={"run": restarting(ready)})
+    assert {Path(line.split(" ", 1)[1]) for line in finish_measuring(again)} == {ready.fused_path}
     with pytest.raises(ArtifactError, match=r"settings\.models\.fused"):
         stage.run(ready)
-    stage.run(ready.model_copy(update={"run": restarting(ready)}))
-    after = {path.stem: path.read_text() for path in ready.measured_path.iterdir()}
-    assert {json.loads(text)["key"] for text in before.values()} ^ {json.loads(text)["key"] for text in after.values()}
+    stage.run(again)
     report_after = json.loads((ready.report_path / "report.json").read_text(encoding="utf-8"))
     losses = [
-        {model["id"]: model["loss"]["all"]["bits_per_byte"] for model in found["models"]}
-        for found in (report_before, report_after)
+        {model["id"]: model["loss"]["all"]["bits_per_byte"] for model in report["models"]}
+        for report in (report_before, report_after)
     ]
     changed = {model_id for model_id in IDS if losses[0][model_id] != losses[1][model_id]}
     assert changed == {"fused"}
 
 
-def test_another_sample_prompt_measures_nothing_else_anew(ready: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = stage.run(ready)
-    monkeypatch.setattr(measurement, "dialogue_nats", lambda *_, **__: pytest.fail("the loss was measured again"))
+def test_another_sample_prompt_measures_nothing_else_anew(ready: RunConfig) -> None:
+    first = evaluate(ready)
     evaluation = ready.evaluation.model_copy(update={"questions": QuestionsSection(samples=["Say something else."])})
-    again = stage.run(ready.model_copy(update={"evaluation": evaluation, "run": restarting(ready)}))
+    other = ready.model_copy(update={"evaluation": evaluation, "run": restarting(ready)})
+    opened = finish_measuring(other)
+    assert len(opened) == 3 and all(line.startswith("generate ") for line in opened)
+    again = stage.run(other)
     assert again.counts["bits_per_byte"] == first.counts["bits_per_byte"]
-    found = json.loads((ready.report_path / "report.json").read_text(encoding="utf-8"))
-    assert set(found["samples"][0]["answers"]) == {"pivot", "sft", "fused"}
+    report = json.loads((ready.report_path / "report.json").read_text(encoding="utf-8"))
+    assert set(report["samples"][0]["answers"]) == {"pivot", "sft", "fused"}
 
 
 def test_model_whose_loss_is_not_a_number_is_named_and_the_others_kept(ready: RunConfig) -> None:
     weights = load_file(ready.fused_path / "model.safetensors")
     weights["model.norm.weight"][:] = torch.nan
     save_file(weights, ready.fused_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"fused: its loss of held-out dialogue 'd10\d\d' is nan"):
-        stage.run(ready)
-    assert list(ready.measured_path.glob("sft.loss.*.json"))
+    seal_again(ready.fused_path)
+    with pytest.raises(ModelError, match=r"fused: its loss of held-out dialogue number 0 is nan"):
+        evaluate(ready)
+    assert artifact.load(ready.held_out_url("sft"), "logprobs").counts["rows_without_score"] == 0
+
+
+def test_evaluation_loads_no_network(ready: RunConfig) -> None:
+    finish_measuring(ready)
+    (ready.run.output / "run.yaml").write_text(yaml.safe_dump(ready.dump()), encoding="utf-8")
+    code = (
+        "import sys\nfrom fusechat.config import load_config\nfrom evaluation import stage\n"
+        f"stage.run(load_config({str(ready.run.output / 'run.yaml')!r}))\n"
+        "print({'torch', 'transformers', 'vllm', 'ray'} & set(sys.modules) or 'nothing')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "nothing\n", done.stderr[-2000:]
 
 
 def test_kind_that_no_held_out_dialogue_has_is_refused_before_any_model_is_read(ready: RunConfig) -> None:
@@ -237,7 +262,7 @@ def test_kind_that_no_held_out_dialogue_has_is_refused_before_any_model_is_read(
 
 def test_chosen_models_alone_are_measured(ready: RunConfig) -> None:
     evaluation = ready.evaluation.model_copy(update={"models": ["fused", "pivot"]})
-    made = stage.run(ready.model_copy(update={"evaluation": evaluation}))
+    made = evaluate(ready.model_copy(update={"evaluation": evaluation}))
     assert list(made.counts["bits_per_byte"]) == ["pivot", "fused"]
 
 
@@ -247,7 +272,7 @@ def test_cards_of_models_that_several_runs_share_are_left_alone(ready: RunConfig
     evaluation = ready.evaluation.model_copy(update={"models": ["fused"]})
     config = ready.model_copy(update={"evaluation": evaluation})
     before = card.read_text(encoding="utf-8")
-    stage.run(config.with_places({"fused": str(ready.fused_path)}))
+    evaluate(config.with_places({"fused": str(ready.fused_path)}))
     assert card.read_text(encoding="utf-8") == before
     shutil.rmtree(config.report_path)
     stage.run(config)
@@ -264,7 +289,7 @@ def test_missing_fused_model_is_named(ready: RunConfig) -> None:
 def test_report_of_hardly_any_held_out_dialogue_invents_nothing(ready: RunConfig, count: int) -> None:
     keep_held_out(ready, count)
     evaluation = ready.evaluation.model_copy(update={"questions": QuestionsSection(samples=["Say hello."])})
-    stage.run(ready.model_copy(update={"evaluation": evaluation}))
+    evaluate(ready.model_copy(update={"evaluation": evaluation}))
     found = json.loads((ready.report_path / "report.json").read_text(encoding="utf-8"))
     assert found["held_out"]["dialogues"] == count and found["notes"]
     loss = found["models"][0]["loss"]["all"]
@@ -286,7 +311,7 @@ def test_held_out_dialogues_that_are_training_dialogues_are_refused_by_name_unle
         finish_earlier_stages(load_config(run_file, [f"dialogues.held_out=[{both}]"]))
     config = load_config(run_file, [f"dialogues.held_out=[{both}]", "dialogues.on_overlap=keep"])
     finish_earlier_stages(config)
-    stage.run(config)
+    evaluate(config)
     found = json.loads((config.report_path / "report.json").read_text(encoding="utf-8"))
     assert any(
         "2 held-out dialogues are training dialogues too (again-d2, again-d3)" in note for note in found["notes"]
@@ -297,7 +322,7 @@ def test_answers_are_judged_and_shown_side_by_side(ready: RunConfig, tmp_path: P
     (tmp_path / "asked.txt").write_text("Say hello.\nWhat is 3 + 4?\n")
     endpoint.reply = lambda body, number: "nonsense" if number == 0 else "SCORE: 6"
     judge = {"url": endpoint.url, "model": "examiner", "repeats": 2, "concurrency": 1}
-    answers = [{"name": "own", "file": str(tmp_path / "asked.txt")}]
+    answers = [{"name": "own", "file": str(tmp_path / "asked.txt"), "max_new_tokens": 4}]
     evaluation = EvaluationSection.model_validate(
         {
             "models": ["sft", "fused"],
@@ -307,10 +332,12 @@ def test_answers_are_judged_and_shown_side_by_side(ready: RunConfig, tmp_path: P
         }
     )
     config = ready.model_copy(update={"evaluation": evaluation})
-    with pytest.raises(ArtifactError, match="answers/own/sft"):
-        stage.run(config)
+    finish_measuring(config)
+    questions = read_questions(tmp_path / "asked.txt", "prompts")
     for model_id in ("sft", "fused"):
-        finish_answers(config, model_id)
+        path = answers_file(config.answers_path("own", model_id), model_id, "prompts")
+        assert len(read_answers(path, "prompts", questions)) == 2
+        write_answers(path, model_id, "prompts", questions, [[f"{model_id} says {n}"] for n in range(2)], {})
     stage.run(config)
     found = json.loads((config.report_path / "report.json").read_text(encoding="utf-8"))
     assert found["judge"]["sets"]["own"]["single"]["sft"]["nonsense"] == 1
@@ -318,21 +345,16 @@ def test_answers_are_judged_and_shown_side_by_side(ready: RunConfig, tmp_path: P
     assert any("1 of 8 single verdicts on own cannot be read" in note for note in found["notes"])
     shown = found["answer_sets"][0]["shown"]
     assert shown[0]["answers"] == {"sft": ["sft says 0"], "fused": ["fused says 0"]}
+    record = config.answers_path("own", "sft") / "artifact.json"
+    written = record.read_bytes()
+    record.unlink()
+    with pytest.raises(ArtifactError, match="answers/own/sft: found nothing finished"):
+        stage.run(config)
+    record.write_bytes(written)
     endpoint.bodies = []
     other = evaluation.model_copy(update={"exact": ExactSection(max_new_tokens=9)})
-    stage.run(config.model_copy(update={"evaluation": other, "run": restarting(config)}))
+    evaluate(config.model_copy(update={"evaluation": other, "run": restarting(config)}))
     assert not endpoint.bodies, "verdicts outlive the report"
-
-
-def finish_answers(config: RunConfig, model_id: str) -> None:
-    """Answers as the answering stage leaves them."""
-    section = config.evaluation.questions.sets[0]
-    folder, questions = config.answers_path("own", model_id), read_questions(section.file, section.form)
-    claim = artifact.claim(folder, "answers", settings={}, parents={})
-    sampling = {"temperatures": [0.0], "max_new_tokens": 9, "seed": 0}
-    texts = [[f"{model_id} says {number}"] for number in range(len(questions))]
-    write_answers(answers_file(folder, model_id, section.form), model_id, section.form, questions, texts, sampling)
-    claim.finish({"questions": 2, "answers": 2, "tokens": 9, "no_room": [], "sampling": sampling})
 
 
 def restarting(config: RunConfig) -> RunSection:
@@ -353,4 +375,4 @@ def keep_held_out(config: RunConfig, count: int) -> None:
             tokens.token_ids[:end], tokens.is_scored[:end], tokens.span[:end], tokens.offsets[: count + 1],
             tokens.attributes,
         ).write(url)  # fmt: skip
-        claim.finish({"dialogues": count})
+        claim.finish({"dialogues": count, "tokens": end, "rows": int(tokens.is_scored[:end].sum())})

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "kuberay"
 HUB_IDS = {
     "openchat": "openchat/openchat_3.5", "starling": "berkeley-nest/Starling-LM-7B-alpha",
-    "solar": "upstage/SOLAR-10.7B-Instruct-v1.0", "internlm2": "internlm/internlm2-chat-20b",
+    "solar": "NousResearch/Nous-Hermes-2-SOLAR-10.7B", "internlm2": "internlm/internlm2-chat-20b",
     "mixtral": "mistralai/Mixtral-8x7B-Instruct-v0.1", "qwen": "Qwen/Qwen1.5-72B-Chat",
 }  # fmt: skip
 
@@ -85,7 +85,7 @@ def test_a_group_holds_each_source_and_all_groups_are_what_the_run_counts_on(job
 def test_one_node_trains_a_target_with_all_its_gpus_in_the_published_batches(job: RayJob, shipped: RunConfig) -> None:
     workers = shipped.cluster.training_workers
     assert workers == shipped.cluster.gpus_per_node == max(map(gpus, job.spec.rayClusterSpec.workerGroupSpecs))
-    assert shipped.training.trl["fsdp"] is True and not shipped.evaluation.sources
+    assert shipped.training.trl["fsdp"] is True and set(shipped.measured_ids) == set(shipped.model_ids)
     arguments = training_arguments(
         shipped.training.trl, seed=shipped.run.seed, max_tokens=shipped.dialogues.max_tokens, num_processes=workers
     )

@@ -6,6 +6,7 @@ import pytest
 import tiny_models
 import torch
 from merge_models import load_model
+from resealed import seal_again
 
 from fusechat.config import RunConfig, load_config
 from fusechat.errors import ArtifactError, ConfigError, ModelError
@@ -77,10 +78,12 @@ def test_stage_with_a_target_that_equals_the_pivot_leaves_nothing_but_its_plan(c
     target = config.target_path(config.sources[0].name) / "model.safetensors"
     trained = target.read_bytes()
     target.write_bytes((Path(config.pivot.model) / "model.safetensors").read_bytes())
+    seal_again(target.parent)
     with pytest.raises(ModelError, match="equals the base in every tensor"):
         stage.run(config)
     assert [path.name for path in config.fused_path.iterdir()] == [artifact.RECIPE_FILE]
     target.write_bytes(trained)
+    seal_again(target.parent)
     section = config.merge.model_copy(update={"parameters": {"select_topk": 0.5}})
     stage.run(config.model_copy(update={"merge": section}))  # not refused: nothing was merged there
 

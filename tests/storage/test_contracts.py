@@ -35,6 +35,6 @@ def test_validate_good_arrays_pass_and_bad_ones_are_named() -> None:
 
 def test_contracts_share_the_row_arrays_and_ids_fit() -> None:
     assert set(ALIGNED.names) == {*LOGPROBS.names, "kind"}
-    assert set(CONTRACTS) == {"tokens", "logprobs", "aligned", "choice"}
+    assert set(CONTRACTS) == {"tokens", "logprobs", "aligned", "choice", "chosen"}
     assert id_dtype(65_536) == "uint16" and id_dtype(65_537) == "uint32"
     assert not RowKind.ONE_HOT.is_real and not RowKind.EMPTY.is_real and RowKind.EXACT.is_real

@@ -10,8 +10,8 @@ import pytest
 from row_stores import fill, new_store
 
 from fusechat.errors import ArtifactError
-from fusechat.storage.artifact import LEASE_FILE, RECORD_FILE
-from fusechat.storage.damage import find_damage, repair, sweep
+from fusechat.storage.artifact import RECORD_FILE
+from fusechat.storage.damage import find_damage, repair
 from fusechat.storage.row_arrays import COMMIT_ARRAY
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import Tokens, TokensReader
@@ -118,19 +118,6 @@ def test_damaged_tokens_are_refused(tmp_path: Path, array: str, damage: str) -> 
         reader = TokensReader(str(tmp_path / "t"))
         reader.read(range(2))
         reader.layout(100)
-
-
-def test_sweep_takes_away_what_killed_writers_left(tmp_path: Path) -> None:
-    store = new_store(tmp_path / "s")
-    fill(store)
-    whole = contents(tmp_path / "s")
-    (tmp_path / "s" / "topk_ids" / "c" / "1" / "0.0123abcd.partial").write_bytes(b"half")
-    (tmp_path / "s" / COMMIT_ARRAY / "c" / "1.0123abcd.partial").write_bytes(b"half")
-    beat = tmp_path / "s" / f"{LEASE_FILE}.0123abcd.partial"  # of a living driver
-    beat.write_bytes(b"half")
-    assert store.missing_shards() == []
-    sweep(store)
-    assert contents(tmp_path / "s") == {**whole, beat.name: b"half"}
 
 
 def test_inspect_names_the_damage_repairs_it_and_ends_with_status_2(tmp_path: Path) -> None:

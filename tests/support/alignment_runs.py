@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from resealed import seal_again
 
 from fusechat.config import RunConfig, load_config
 from fusechat.storage import artifact
@@ -29,6 +30,7 @@ def name_other_dialogues(config: RunConfig, name: str) -> None:
     tokens = Tokens.read(config.tokens_url(name))
     attributes = {**tokens.attributes, "dialogues_digest": "another"}
     replace(tokens, attributes=attributes).write(config.tokens_url(name))
+    seal_again(config.tokens_url(name))
 
 
 def write_random_rows(config: RunConfig, name: str, seed: int = 0) -> None:

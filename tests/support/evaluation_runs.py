@@ -4,10 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import tiny_models
+from plain_engine import plain_engines
 from trainer_runs import write_rows
 
+from alignment.rows.shard_alignment import count_dialogues
+from alignment.stage import alignment_inputs, map_vocabularies
+from cluster import answering
+from evaluation import stage
 from fusechat.config import RunConfig
+from fusechat.progress import Progress
 from fusechat.storage import artifact
+from fusechat.storage.seals import sealed
 from fusechat.storage.tokens import Tokens
 from fusechat.text import tokenize_stage
 
@@ -23,8 +30,21 @@ def finish_earlier_stages(config: RunConfig) -> None:
         finish_model(folder, kind, seed)
 
 
+def finish_measuring(config: RunConfig) -> list[str]:
+    """Let the measured models do what the run asks, by plain engines in this process; gives what was opened."""
+    with plain_engines() as opened:
+        answering.run(config, progress=Progress(quiet=True))
+        return list(opened)
+
+
+def evaluate(config: RunConfig) -> artifact.Artifact:
+    """Measure, then write the report."""
+    finish_measuring(config)
+    return stage.run(config)
+
+
 def finish_rows(config: RunConfig) -> None:
-    """Random rows: each model's own, and each source's on the pivot's tokens."""
+    """Random rows: each model's own, and each source's on the pivot's tokens, beside vocabularies that are mapped for real."""
     for model in config.models:
         finish_rows_of(config, model.name)
     made = artifact.load(config.tokens_url(config.pivot.name), "tokens")
@@ -32,7 +52,17 @@ def finish_rows(config: RunConfig) -> None:
         url = config.aligned_url(source.name)
         write_rows(url, "aligned", Tokens.read(made.url), {"pivot_tokens": made}, seed)
         record = artifact.read_json(f"{url}/artifact.json")
-        artifact.write_json(f"{url}/artifact.json", {**record, "counts": aligned()})
+        artifact.write_json(f"{url}/artifact.json", sealed({**record, "counts": aligned()}))
+        map_for_real(config, source.name)
+
+
+def map_for_real(config: RunConfig, source: str) -> None:
+    """The vocabularies of a source's aligned store, by what the training dialogues count."""
+    inputs = alignment_inputs(config.layout, config.pivot.name, source, config.alignment)
+    pivot, other = Tokens.read(inputs.pivot_tokens), Tokens.read(inputs.source_tokens)
+    shape = int(other.attributes["vocab_size"]), int(pivot.attributes["vocab_size"])
+    counts = count_dialogues(pivot, other, range(pivot.num_dialogues), shape)
+    map_vocabularies(inputs, counts, inputs.open_tokenizers())
 
 
 def finish_rows_of(config: RunConfig, name: str) -> None:

@@ -50,11 +50,16 @@ def minimal_document(config: RunConfig) -> dict[str, Any]:
         "dtype": "float32", "device": "cpu", "seconds": 1.0, "tokens": 9, "rows": 5, "loss": {"all": loss, EVIL: loss},
         "accuracy": {"all": accuracy, EVIL: accuracy}, "nats": [1.0],
         "divergence": {"p": {"nats_per_row": 0.5, "low": 0.4, "high": 0.6, "dialogues": 6, "rows": 9}},
+        "held_out_divergence": {"p": {"nats_per_row": 0.7, "low": 0.6, "high": 0.8, "dialogues": 3, "rows": 4}},
     }  # fmt: skip
     return {
-        "format": 2, "updated": "2026-01-01T00:00:00+00:00", "run": provenance.run_record(config),
+        "format": 3, "updated": "2026-01-01T00:00:00+00:00", "run": provenance.run_record(config),
         "state": "finished", "now": "", "steps": [{"step": EVIL, "seconds": 3.0, "times": 1}],
-        "divergence": {"teachers": ["p"], "training_dialogues": 6, "of": 9, "numbers": []}, "harness": {
+        "divergence": {
+            "teachers": ["p"], "training_dialogues": 6, "of": 9, "numbers": [], "held_out_teachers": ["p"],
+            "held_out_dialogues": 3, "held_out_numbers": [], "missing": [],
+        },
+        "harness": {
             "version": "0", "figures": [EVIL], "models": {"pivot": {EVIL: {"value": 0.5, "low": 0.4, "high": 0.6}}}},
         "judge": judged(), "answer_sets": [answer_set()],
         "extraction": {"p": {"shards": 1, "rows": 9, "tokens": 20, "rate": [[1.0, 9.0], [2.0, 8.0]], "retries": 0,

@@ -11,7 +11,10 @@ SHARES = {"pivot": {"Blue": 0.4, "Green": 0.3, "Red": 0.3}, "sure": {"Blue": 0.9
 
 
 def rounds_run(base: Path, **rounds: Any) -> dict[str, Any]:
-    """A run over ten dialogues, which the source explains better than the pivot; `rounds`: fields of its section."""
+    """A run over ten dialogues, which the source explains better than the pivot; `rounds`: fields of its section.
+
+    It has one CPU, so that what can be done in one process is.
+    """
     base.mkdir(parents=True, exist_ok=True)
     for name, shares in SHARES.items():
         if not (base / name).exists():
@@ -40,5 +43,5 @@ def rounds_run(base: Path, **rounds: Any) -> dict[str, Any]:
         "training": {"fusion": "joint", "train_control": False, "trl": trl},
         "rounds": {"count": 2, "samples": 2, "max_new_tokens": 4, **rounds},
         "evaluation": {"sources": False, "models": ["pivot", "fused", "round.1", "round.2"]},
-        "cluster": {"engines": 1, "num_cpus": 2},
+        "cluster": {"engines": 1, "num_cpus": 1},
     }  # fmt: skip

@@ -1,6 +1,5 @@
 """Chat templates: the text is the template's own, and contents are found where they stand, whatever is stripped."""
 
-import datetime as real_datetime
 import json
 from functools import cache
 from pathlib import Path
@@ -10,11 +9,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
-from transformers.utils import chat_template_utils
 
 from fusechat.errors import DialogueError, ModelError
 from fusechat.text.chat_template import load_tokenizer, render
 from fusechat.text.dialogues import Dialogue, Message, ToolCall
+from fusechat.text.rendered import ChatTemplate
 
 
 def each(turn: str) -> str:
@@ -122,19 +121,11 @@ def test_render_template_that_holds_the_placeholder_still_works() -> None:
     assert shown_contents("zqcontent0z zqcontentq" + CHATML, dialogue_of("a ", " b")) == ["a ", " b"]
 
 
-def test_render_template_with_the_date_survives_midnight(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Clock:
-        today = real_datetime.date(2026, 1, 31)
-
-        @classmethod
-        def now(cls) -> real_datetime.date:
-            return cls.today
-
-    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+def test_render_template_with_the_date_survives_midnight() -> None:
     template = "{{ strftime_now('%d %b') + '\\n' }}" + CHATML
-    assert shown_contents(template, dialogue_of("a ", "b")) == ["a ", "b"]
-    Clock.today = real_datetime.date(2026, 2, 1)
-    assert shown_contents(template, dialogue_of("a ", "b")) == ["a ", "b"]
+    for day, shown in (("2026-01-31", "31 Jan"), ("2026-02-01", "01 Feb")):
+        made = render(tokenizer(), ChatTemplate(template, date=day), dialogue_of("a ", "b"))
+        assert made.text.startswith(f"{shown}\n")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import tiny_models
 import trainer_runs
 import zarr
+from resealed import seal_again
 
 from fusechat.config import RunConfig
 from fusechat.errors import ArtifactError, ConfigError, FuseChatError, ModelError
@@ -49,6 +50,7 @@ def test_rows_of_other_tokens_are_refused(tmp_path: Path) -> None:
     path = Path(config.aligned_url("other")) / "artifact.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps({**record, "parents": {"tokens": "0123456789abcdef"}}))
+    seal_again(path.parent)
     with pytest.raises(ArtifactError, match=r"0123456789abcdef.*run the stages before"):
         stage.run(config, "other")
 
@@ -63,6 +65,7 @@ def test_pivot_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
 
 def _other_vocabulary(config: RunConfig) -> None:
     _change_attributes(Path(config.aligned_url("other")), vocab_size=401)
+    seal_again(config.aligned_url("other"))
 
 
 def _other_rows(config: RunConfig) -> None:

@@ -12,6 +12,8 @@ from .dialogue_volume import Volume, asked_prompts
 
 LABEL_BYTES, BYTES_PER_ENTRY, WIDE_ID_BYTES = 0.6, 2.27, 0.34
 """On disk: per row, per row and entry (23.3 a row measured at k=10), and more per entry for ids of 32 bits."""
+GIVEN_SHARE = 0.02
+"""Of the dialogues, held out in files of their own."""
 TRAINING_BYTES_PER_PARAMETER = 16
 """float32 weights, gradients and two moments of Adam, without activations."""
 
@@ -59,12 +61,6 @@ def plan_stages(
     fused_bytes = pivot.parameters * BYTES_OF_DTYPE.get(config.merge.dtype, pivot.bytes_per_weight)
     joint_alone = config.merged_names == [JOINT]
     merged = 0.0 if joint_alone else pivot.weight_bytes + len(config.merged_names) * target_bytes + fused_bytes
-    share = config.dialogues.held_out_share if not config.dialogues.held_out else 0.02
-    forward = sum(
-        (targets + 2 if name == config.pivot.name else 1) * volumes[name].tokens * share
-        * size.flops_per_token(volumes[name].mean_context) / (section.tflops * 1e12 * section.training_utilisation) / 3600
-        for name, size in sizes.items()
-    )  # fmt: skip
     rates = f"{section.cpus} cores at {section.cpu_tokens_per_second:,.0f} tokens/s"
     disk = f"{section.store_mib_per_second:g} MiB/s"
     stages = [
@@ -73,14 +69,13 @@ def plan_stages(
         StagePlan("align", len(config.sources) * of_pivot.tokens / cpu, 0, aligned, rates),
         StagePlan("train", _wall_hours(config, train, targets), train, targets * target_bytes, train_basis),
         StagePlan("merge", merged / (section.store_mib_per_second * 2**20) / 3600, 0, fused_bytes, disk),
-        StagePlan("evaluate", forward / section.gpus, forward, 0, f"FLOPs, {share:.0%} of the dialogues held out"),
+        _answer_stage(config, sizes, volumes),
+        StagePlan("evaluate", 0, 0, 0, "reads what the models left; loads none"),
     ]  # fmt: skip
     if config.rounds.count:
-        stages.insert(-1, _rounds_stage(config, stages, pivot, of_pivot, targets))
+        stages.insert(-2, _rounds_stage(config, stages, pivot, of_pivot, targets))
     if config.dialogues.prompts:
         stages.insert(0, _write_stage(config, sizes))
-    if config.evaluation.questions.sets:
-        stages.insert(-1, _answer_stage(config, sizes))
     return stages
 
 
@@ -108,21 +103,47 @@ def _rounds_stage(
     return StagePlan("rounds", rounds.count * hours, rounds.count * gpu_hours, rounds.count * written, basis)
 
 
-def _answer_stage(config: RunConfig, sizes: dict[str, ModelSize]) -> StagePlan:
-    """Every measured model gives its longest answer to every turn; each step of a chunk reads all weights once."""
-    section, steps, tokens = config.plan, 0, 0
+def _answer_stage(config: RunConfig, sizes: dict[str, ModelSize], volumes: dict[str, Volume]) -> StagePlan:
+    """Every measured model scores the held-out dialogues, and gives its longest answer to every turn."""
+    section = config.plan
+    share = config.dialogues.held_out_share if not config.dialogues.held_out else GIVEN_SHARE
+    names = [model_id.removeprefix("source.") for model_id in config.measured_ids if model_id.startswith("source.")]
+    names += [config.pivot.name] * (len(config.measured_ids) - len(names))
+    scoring, rows_bytes = 0.0, 0.0
+    for name in names:
+        size, volume = sizes[name], volumes[name]
+        flops = share * volume.tokens * size.flops_per_token(volume.mean_context)
+        scoring += flops / (section.tflops * 1e12 * section.prefill_utilisation) / 3600
+        ranks = config.model_named(name).engine.tensor_parallel_size  # all wait while the weights are loaded
+        scoring += ranks * size.weight_bytes / (section.store_mib_per_second * 2**20) / 3600
+        rows_bytes += share * volume.rows * row_bytes(config.extraction.k, size.vocab_size)
+    asked = round(share * volumes[config.pivot.name].dialogues) if config.evaluation.exact.kinds else 0
+    answering, answer_bytes = _answering(config, sum(sizes[name].weight_bytes for name in names), len(names), asked)
+    hours = scoring + answering
+    rate = f"{section.decode_gib_per_second:g} GiB/s of weights"
+    basis = f"{len(names)} models, {share:.0%} of the dialogues held out; longest answers, {rate}"
+    return StagePlan("answer", hours / section.gpus, hours, rows_bytes + answer_bytes, basis)
+
+
+def _answering(config: RunConfig, weight_bytes: float, num_models: int, num_exact: int) -> tuple[float, float]:
+    """GPU-hours and bytes of all answers of all models; each step of a chunk reads all weights once.
+
+    Args:
+        weight_bytes: of all models together.
+        num_exact: held-out dialogues whose last answer is asked for, at most.
+    """
+    section = config.plan
+    exact = -(-num_exact // CHUNK_QUESTIONS) * config.evaluation.exact.max_new_tokens
+    steps, tokens = exact, num_exact * config.evaluation.exact.max_new_tokens
     for answer_set in config.evaluation.questions.sets:
         turns = [len(question.turns) for question in read_questions(answer_set.file, answer_set.form)]
         chunks = [turns[start : start + CHUNK_QUESTIONS] for start in range(0, len(turns), CHUNK_QUESTIONS)]
         steps += sum(map(max, chunks)) * answer_set.max_new_tokens
         tokens += sum(turns) * answer_set.max_new_tokens
-    sources = [model_id.removeprefix("source.") for model_id in config.measured_ids if model_id.startswith("source.")]
-    of_pivots_size = len(config.measured_ids) - len(sources)
-    weights = of_pivots_size * sizes[config.pivot.name].weight_bytes + sum(sizes[name].weight_bytes for name in sources)
+    if not steps:
+        return 0.0, 0.0
     seconds = steps / (section.decode_gib_per_second * GIB) + 1 / (section.store_mib_per_second * 2**20)
-    gpu_hours, written = weights * seconds / 3600, tokens * section.bytes_per_token * len(config.measured_ids)
-    basis = f"{len(config.measured_ids)} models, longest answers, {section.decode_gib_per_second:g} GiB/s of weights"
-    return StagePlan("answer", gpu_hours / section.gpus, gpu_hours, written, basis)
+    return weight_bytes * seconds / 3600, tokens * section.bytes_per_token * num_models
 
 
 def _write_stage(config: RunConfig, sizes: dict[str, ModelSize]) -> StagePlan:

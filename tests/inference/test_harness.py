@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from evaluation_runs import finish_earlier_stages
+from evaluation_runs import evaluate, finish_earlier_stages
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from evaluation import ahead, harness, measurement, stage
-from evaluation.harness import figure
-from fusechat.config import load_config
+from evaluation.harness_figures import figure
+from fusechat.app import pipeline
+from fusechat.config import RunConfig, load_config
+from fusechat.config.recipe import Recipe
 from fusechat.errors import ConfigError
+from inference.harness import stage
+from inference.harness.tasks import run_tasks
+from inference.measuring import MeasuringSettings
 
 pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
 TEXTS = [
@@ -49,7 +53,7 @@ def test_task_on_local_data_is_run_and_folded_into_the_report(run_file: Path, ta
         ],
     )  # fmt: skip
     finish_earlier_stages(config)
-    stage.run(config)
+    evaluate(config)
     found = json.loads((config.report_path / "report.json").read_text(encoding="utf-8"))["harness"]
     assert found["figures"] == ["local_texts, bits_per_byte"]
     for model_id, folder in (("pivot", config.pivot.model), ("fused", config.fused_path)):
@@ -74,30 +78,34 @@ def test_task_that_the_harness_does_not_have_is_refused_before_any_model_is_read
     config = load_config(run_file, ["evaluation.lm_eval.tasks=[no_such_task]"])
     finish_earlier_stages(config)
     with pytest.raises(ConfigError, match="found 'no_such_task'"):
-        stage.run(config)
-    assert not (config.report_path / "plan.json").exists()
+        pipeline.check(config, only="answer")
 
 
 def test_harness_figures_are_kept_under_seed_version_and_task_files_without_caches(
     run_file: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = ["evaluation.lm_eval.tasks=[local_texts]", f"evaluation.lm_eval.folder={tasks}"]
-    config, other_seed = (load_config(run_file, [*given, f"run.seed={seed}"]) for seed in (0, 1))
-    inputs = measurement._harness_inputs(config)
-    assert inputs != measurement._harness_inputs(other_seed)
+    config = load_config(run_file, given)
+    settings = MeasuringSettings(config.evaluation.held_out, config.extraction, config.cluster)
+
+    def recipe(seed: int = 0) -> Recipe:
+        return stage.recipe(config.evaluation.lm_eval, config.pivot, settings, seed=seed)
+
+    first = recipe()
+    assert first != recipe(seed=1)
     (tasks / "__pycache__").mkdir()
     (tasks / "__pycache__" / "functions.cpython-311.pyc").write_bytes(b"1")
-    assert measurement._harness_inputs(config) == inputs
+    assert recipe() == first
     (tasks / "functions.py").write_text("x = 1")
-    assert measurement._harness_inputs(config) != inputs
-    inputs = measurement._harness_inputs(config)
-    monkeypatch.setattr(harness, "version", lambda: "0.0")
-    assert measurement._harness_inputs(config) != inputs
+    second = recipe()
+    assert second != first
+    monkeypatch.setattr("inference.harness.tasks.version", lambda: "0.0")
+    assert recipe() != second
 
 
 def test_value_that_is_no_number_is_none_and_error_that_is_none_gives_no_interval() -> None:
     assert figure(float("nan"), 0.1, 100) == {"value": None, "low": None, "high": None}
-    assert figure(0.5, "N/A", 100) == {"value": 0.5, "low": None, "high": None}
+    assert figure(0.5, None, 100) == {"value": 0.5, "low": None, "high": None}
     assert figure(1.0, 0.0, 100) == {"value": 1.0, "low": None, "high": None}
     assert figure(0.5, 0.1, 100)["low"] == pytest.approx(0.5 - 1.9842 * 0.1, rel=1e-4)
 
@@ -116,9 +124,13 @@ def test_task_that_runs_generated_code_is_refused_at_the_start_unless_it_is_allo
     )
     overrides = [f"evaluation.lm_eval.tasks=[local_texts, {name}]", f"evaluation.lm_eval.folder={tasks}"]
     with pytest.raises(ConfigError, match=rf"'{name}' runs code that the models write .*lm_eval\.unsafe_code"):
-        ahead.check(load_config(run_file, overrides))
-    ahead.check(load_config(run_file, [*overrides, "evaluation.lm_eval.unsafe_code=true"]))
-    ahead.check(load_config(run_file, ["evaluation.lm_eval.tasks=[local_texts]", overrides[1]]))
+        check_tasks(load_config(run_file, overrides))
+    check_tasks(load_config(run_file, [*overrides, "evaluation.lm_eval.unsafe_code=true"]))
+    check_tasks(load_config(run_file, ["evaluation.lm_eval.tasks=[local_texts]", overrides[1]]))
+
+
+def check_tasks(config: RunConfig) -> None:
+    stage.check(config.evaluation.lm_eval)
 
 
 def test_allowed_task_that_is_marked_unsafe_is_run(
@@ -130,5 +142,5 @@ def test_allowed_task_that_is_marked_unsafe_is_run(
     network = AutoModelForCausalLM.from_pretrained(tiny_models["llama"])
     tokenizer = AutoTokenizer.from_pretrained(tiny_models["llama"])
     options = {"tasks": ["local_texts"], "folder": tasks, "limit": None, "batch_size": 1, "seed": 0}
-    found = harness.run_tasks(network, tokenizer, "{{ messages }}", unsafe_code=True, **options)  # type: ignore[arg-type]
+    found = run_tasks(network, tokenizer, "{{ messages }}", unsafe_code=True, **options)  # type: ignore[arg-type]
     assert found["local_texts, bits_per_byte"]["value"] > 0

@@ -1,22 +1,17 @@
-"""EleutherAI's evaluation harness (lm-eval, an optional extra): a loaded network and tasks in; each figure with its interval out.
+"""EleutherAI's evaluation harness: a loaded network and a task in; each figure with its standard error out.
 
 Knows nothing about the run or the report.
 """
 
-import math
 import os
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
-
 from fusechat.errors import ConfigError
 from fusechat.models.model_files import text_digest
 from fusechat.text.rendered import ChatTemplate
-
-from .intervals import LEVEL
 
 
 def check(tasks: list[str], folder: Path | None, *, unsafe_code: bool = False) -> None:
@@ -31,9 +26,8 @@ def check(tasks: list[str], folder: Path | None, *, unsafe_code: bool = False) -
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"evaluation.lm_eval.folder: found no folder {folder}; expected one of task files, or none")
     index = _manager(folder).task_index
-    known = set(index)
     for task in tasks:
-        if task not in known:
+        if task not in index:
             raise ConfigError(
                 f"evaluation.lm_eval.tasks: found {task!r}, which the harness does not have; name one of its tasks, or put its "
                 "file into evaluation.lm_eval.folder"
@@ -53,17 +47,17 @@ def _unsafe_tasks(index: dict[str, Any], name: str, seen: set[str]) -> set[str]:
         return set()
     seen.add(name)
     settings = entry.cfg or {}
-    found = {name} if settings.get("unsafe_code") else set()
+    unsafe = {name} if settings.get("unsafe_code") else set()
     members = settings.get("task") if entry.kind.name == "GROUP" else []
     for member in members if isinstance(members, list) else []:
         inline = member if isinstance(member, dict) else {"task": member}
         if inline.get("unsafe_code"):
-            found.add(str(inline.get("task")))
-        found |= _unsafe_tasks(index, str(inline.get("task")), seen)
+            unsafe.add(str(inline.get("task")))
+        unsafe |= _unsafe_tasks(index, str(inline.get("task")), seen)
     if entry.kind.name == "TAG":
         for other, tagged in index.items():
-            found |= _unsafe_tasks(index, other, seen) if name in tagged.tags else set()
-    return found
+            unsafe |= _unsafe_tasks(index, other, seen) if name in tagged.tags else set()
+    return unsafe
 
 
 def version() -> str:
@@ -81,8 +75,7 @@ def run_tasks(
         template: chat template under which the tasks' prompts are put.
         limit: questions of each task; None: all.
     Returns:
-        `task, metric` -> value, low, high (null where the harness gives no standard error), questions. A value that is no
-        number is null.
+        `task, metric` -> value, error (its standard error; null where the harness gives no number) and questions.
     """
     if unsafe_code:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # the metric that runs the code asks for this too
@@ -101,7 +94,7 @@ def run_tasks(
         log_samples=False, random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed,
         confirm_run_unsafe_code=unsafe_code,
     )  # fmt: skip
-    found = {}
+    figures = {}
     for task, entries in results["results"].items():
         questions = results["n-samples"].get(task, {}).get("effective")
         for name, value in entries.items():
@@ -110,8 +103,13 @@ def run_tasks(
                 continue
             error = entries.get(f"{metric}_stderr,{variant}")
             label = f"{task}, {metric}" + ("" if variant in ("", "none") else f", {variant}")
-            found[label] = {**figure(float(value), error, questions), "questions": questions}
-    return found
+            is_known = isinstance(error, int | float)
+            figures[label] = {
+                "value": float(value),
+                "error": float(error) if is_known else None,
+                "questions": questions,
+            }
+    return figures
 
 
 def tasks_digest(folder: Path | None) -> str:
@@ -122,18 +120,6 @@ def tasks_digest(folder: Path | None) -> str:
     # Python writes its caches there when the harness reads a task's functions.
     kept = sorted((str(name), path) for name, path in files.items() if "__pycache__" not in name.parts)
     return text_digest("".join(f"{name} {path.read_bytes().hex()}\n" for name, path in kept))
-
-
-def figure(value: float, error: Any, questions: int | None) -> dict[str, float | None]:
-    """A value with its 95 % interval; none where the error is missing, a word, or 0."""
-    if not math.isfinite(value):
-        return {"value": None, "low": None, "high": None}
-    # An error of 0 says that all questions went alike, as with few and easy ones, and not that others would.
-    known = isinstance(error, int | float) and math.isfinite(error) and error > 0
-    if not known or not questions or questions < 2:
-        return {"value": value, "low": None, "high": None}
-    half = float(stats.t.ppf((1 + LEVEL) / 2, questions - 1)) * error
-    return {"value": value, "low": value - half, "high": value + half}
 
 
 @cache

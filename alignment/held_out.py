@@ -1,0 +1,69 @@
+"""The held-out dialogues' rows of a source on the pivot's tokens: its held-out store in, an aligned store out.
+
+The vocabularies are those that the training dialogues mapped: what the held-out ones say is measured as training used it.
+"""
+
+from functools import partial
+
+from fusechat.config import AlignmentSection, ExtractionSection
+from fusechat.config.layout import RunLayout
+from fusechat.config.recipe import Recipe
+from fusechat.progress import ShardLog
+from fusechat.storage.work import UnitLog, Work, nothing_left
+
+from .recipe import recipe as training_recipe
+from .rows.shard_alignment import AlignmentInputs, ShardAligner
+from .stage import ONE_CPU, claim_store, finish
+from .vocabulary.vocabulary_file import has_vocabularies, load_vocabularies, save_vocabularies
+
+
+def prepare(
+    layout: RunLayout, pivot: str, source: str, section: AlignmentSection, rows: ExtractionSection
+) -> list[Work]:
+    """Claim the folder; give what is left of it as one work.
+
+    Args:
+        pivot, source: names of the models; the source has a finished aligned store and finished rows on the held-out dialogues.
+    Raises:
+        ArtifactError, AlignmentError: as `alignment.stage.prepare`.
+    """
+    inputs = AlignmentInputs(
+        pivot_tokens=layout.tokens_url(pivot, "held_out"),
+        source_tokens=layout.tokens_url(source, "held_out"),
+        rows=layout.held_out_url(f"source.{source}"),
+        aligned=layout.held_out_aligned_url(source),
+        rules=section,
+    )
+    claim, store = claim_store(layout, inputs, recipe(pivot, source, section, rows))
+    name = f"align {source} held_out"
+    if claim.artifact is not None:
+        artifacts = [claim.artifact]
+        return [nothing_left(name, lambda: artifacts)]
+    if not has_vocabularies(store.url):
+        save_vocabularies(store.url, load_vocabularies(layout.aligned_url(source)))
+    missing = store.missing_shards()
+    return [
+        Work(
+            name=name,
+            missing=missing,
+            num_units=store.layout.num_shards,
+            total=store.layout.num_rows,
+            done=store.layout.num_rows - store.layout.num_rows_of(missing),
+            measure="rows",
+            make_worker=partial(ShardAligner, inputs),
+            finish=lambda: [finish(claim, store)],
+            needs=ONE_CPU,
+            listener=UnitLog(ShardLog(layout.log_path(f"align.{source}.held_out"), source)),
+        )
+    ]
+
+
+def recipe(pivot: str, source: str, section: AlignmentSection, rows: ExtractionSection) -> Recipe:
+    """What decides the store: the training rows' recipe, over the held-out rows and the vocabularies that stand with those."""
+    parents = {
+        "pivot_tokens": f"tokens/{pivot}.held_out",
+        "source_tokens": f"tokens/{source}.held_out",
+        "logprobs": f"held_out/source.{source}",
+        "vocabularies": f"aligned/{source}",
+    }
+    return Recipe(training_recipe(pivot, source, section, rows).settings, parents)

@@ -1,0 +1,148 @@
+"""A Ray of several nodes on this machine: engines, workers of every stage and whole nodes are killed while they work.
+
+Ranks of an engine that is spread are killed in `tests/inference/test_faults.py`.
+"""
+
+import contextlib
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import psutil
+
+from .command import Running, start
+from .trial import Disturbed, Tools
+from .world import ON_RAY, Run, World
+
+VARIANT = "ray"
+OBJECT_STORE = 80 * 2**20
+"""Bytes, of each node."""
+LONGEST_WAIT = 240.0
+"""Seconds until the process that is to be killed must be there."""
+VICTIMS = {
+    "engine": ("extract", "ray::WorkerActor"), "pool worker": ("align", "ray::WorkerActor"),
+    "merge worker": ("merge", "ray::WorkerActor"), "training worker": ("train", "ray::RayTrainWorker"),
+    "node": ("align", "raylet"),
+}  # fmt: skip
+"""Whom a fault kills -> the stage from which the run is done, and what the process is called."""
+
+
+class Nodes:
+    """A head without CPUs and one node that stays; more come and die."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": OBJECT_STORE}
+        )
+        self.stays = self.add()
+
+    def add(self) -> Any:
+        """A node with two CPUs."""
+        return self.cluster.add_node(num_cpus=2, object_store_memory=OBJECT_STORE)
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """Processes of all nodes that are called so."""
+        known = []
+        for node in self.cluster.worker_nodes:
+            for info in node.all_processes.get("raylet", []):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    known += psutil.Process(info.process.pid).children(recursive=True)
+        return [process for process in known if _called(process, name)]
+
+
+def _called(process: psutil.Process, name: str) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        return bool(name in " ".join(process.cmdline()))
+    return False
+
+
+@lru_cache(maxsize=1)
+def nodes() -> Nodes:
+    """The one cluster of this process."""
+    return Nodes()
+
+
+def prepare(world: World) -> None:
+    """The undisturbed run that these faults are compared with, done on the cluster."""
+    world.run_file(VARIANT, ON_RAY)
+    world.undisturbed(VARIANT, lambda run: start(_on_cluster(run).arguments, alone=False).wait(900))
+
+
+def _on_cluster(run: Run, *more: str) -> Run:
+    return Run(run.file, run.folder, (*run.overrides, f"cluster.address={nodes().cluster.address}", *more))
+
+
+def kill(whom: str) -> Callable[[Tools], Disturbed]:
+    """The fault that kills one such process while it works."""
+
+    def fault(tools: Tools) -> Disturbed:
+        return _kill(whom, tools)
+
+    return fault
+
+
+def _kill(whom: str, tools: Tools) -> Disturbed:
+    prepare(tools.world)
+    draw, (stage, name) = tools.draw, VICTIMS[whom]
+    run = _on_cluster(tools.world.begin(VARIANT, stage, tools.folder / "run"))
+    seconds = draw.uniform(0, 4)
+    with _doomed_node(whom == "node") as doomed:
+        running = start(run.arguments, alone=False)
+        killed = _kill_node(running, doomed, seconds) if doomed else _kill_one(running, name, seconds, draw)
+        ending = running.wait(900)
+    what = f"SIGKILL of {whom} ({killed}) {seconds:.2f} s after it stood, from {stage} on"
+    return Disturbed(run, what, [ending], VARIANT, options={"alone": False})
+
+
+@contextlib.contextmanager
+def _doomed_node(wanted: bool) -> Iterator[Any]:
+    node = nodes().add() if wanted else None
+    try:
+        yield node
+    finally:
+        if node is not None and node in nodes().cluster.worker_nodes:
+            nodes().cluster.remove_node(node, allow_graceful=False)
+
+
+def _kill_one(running: Running, name: str, seconds: float, draw: random.Random) -> str:
+    victims = _wait_for(running, lambda: nodes().processes(name))
+    time.sleep(seconds)
+    victims = nodes().processes(name) or victims
+    victim = draw.choice(victims) if victims else None
+    if victim is None:
+        return "none was there"
+    with contextlib.suppress(psutil.NoSuchProcess):
+        os.kill(victim.pid, signal.SIGKILL)
+    return f"process {victim.pid}"
+
+
+def _kill_node(running: Running, node: Any, seconds: float) -> str:
+    _wait_for(running, lambda: nodes().processes("ray::WorkerActor"))
+    time.sleep(seconds)
+    workers = psutil.Process(node.all_processes["raylet"][0].process.pid).children(recursive=True)
+    nodes().cluster.remove_node(node, allow_graceful=False)
+    for worker in workers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.kill()
+    return f"{len(workers)} processes"
+
+
+def _wait_for(running: Running, look: Callable[[], list[psutil.Process]]) -> list[psutil.Process]:
+    deadline = time.monotonic() + LONGEST_WAIT
+    while running.is_alive() and time.monotonic() < deadline:
+        if seen := look():
+            return seen
+        time.sleep(0.1)
+    return []
+
+
+def end() -> None:
+    """End the cluster, if there is one."""
+    if nodes.cache_info().currsize:
+        nodes().cluster.shutdown()

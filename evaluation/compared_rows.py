@@ -1,0 +1,47 @@
+"""Which teachers' rows the models were compared with: a run in; the finished rows of each split out."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fusechat.config import RunConfig
+from fusechat.storage import artifact
+from fusechat.storage.artifact import RECORD_FILE, Artifact
+
+Split = Literal["train", "held_out"]
+
+
+@dataclass(frozen=True)
+class ComparedRows:
+    """One teacher's finished rows on the pivot's tokens of a split."""
+
+    teacher: str
+    split: Split
+    rows: Artifact
+    """Kind `logprobs` (the pivot's own) or `aligned`."""
+
+
+def compared_rows(config: RunConfig) -> list[ComparedRows]:
+    """All that there are; none where no divergence is asked for."""
+    if not config.compares_rows:
+        return []
+    pivot, compared = config.pivot.name, []
+    for model in config.models:
+        is_pivot = model.name == pivot
+        places: dict[Split, str] = {
+            "train": config.logprobs_url(pivot) if is_pivot else config.aligned_url(model.name),
+            "held_out": config.held_out_url("pivot") if is_pivot else config.held_out_aligned_url(model.name),
+        }
+        for split, url in places.items():
+            if artifact.read_json(f"{url}/{RECORD_FILE}") is not None:
+                rows = artifact.load(url, "logprobs" if is_pivot else "aligned")
+                if rows.counts.get("rows") != 0:
+                    compared.append(ComparedRows(model.name, split, rows))
+    return compared
+
+
+def missing_teachers(config: RunConfig, compared: list[ComparedRows]) -> list[str]:
+    """Teachers whose rows on the training dialogues are not finished."""
+    if not config.compares_rows:
+        return []
+    present = {one.teacher for one in compared if one.split == "train"}
+    return [model.name for model in config.models if model.name not in present]
