@@ -4,6 +4,7 @@ Goes in: the service's spec, which the command wrote. Comes out: its record, onc
 why not. `--keep` runs a second such process as a child and starts it anew whenever it dies, with Ray and all that is in it.
 """
 
+import contextlib
 import os
 import pickle
 import signal
@@ -13,6 +14,9 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import NoReturn
+
+import psutil
 
 from fusechat.errors import ClusterError, FuseChatError, first_line
 
@@ -21,6 +25,8 @@ from .spec import ServiceSpec
 
 OBJECT_STORE_BYTES = 400 * 2**20
 """Of the local Ray: bodies of requests and replies go through it. Taken as it is used."""
+LOOK_SECONDS = 1.0
+"""Between two looks at whether Ray's node lives."""
 RAY_STARTS = 3
 """A busy machine may take longer for one than Ray waits."""
 REST_SECONDS = (1, 2, 5, 10, 30)
@@ -72,9 +78,26 @@ def host(name: str) -> int:
             spec.token_digest is not None, Process.of(os.getppid()),
         )
     )  # fmt: skip
-    stop.wait()
+    node = _node_processes()
+    while not stop.wait(LOOK_SECONDS):
+        if not all(process.alive for process in node):
+            _end_children()  # Ray's own shutdown would wait for what is dead
     ray.shutdown()
     return 0
+
+
+def _node_processes() -> list[Process]:
+    """What a node of Ray cannot do without: its raylet and its control store. Nobody else tells a driver that they died."""
+    children = psutil.Process().children()
+    return [Process.of(child.pid) for child in children if child.name() in ("raylet", "gcs_server")]
+
+
+def _end_children() -> NoReturn:
+    """Kill all that this process started, and end it without Ray's own farewell."""
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    os._exit(1)
 
 
 def _start_ray(spec: ServiceSpec) -> None:

@@ -367,6 +367,17 @@ def test_engine_that_is_killed_comes_back(served: Served, here: list[Any], face:
         assert len(service.generate("llama", [PROMPT], max_new_tokens=4)) == 1
 
 
+def test_node_that_is_killed_comes_back(served: Served, here: list[Any]) -> None:
+    """The local Ray with all that is in it: its keeper starts it anew under the same address."""
+    before = served.status()["processes"]
+    os.kill(before["raylet"][0], signal.SIGKILL)
+    with fusechat.connect(served.address, token=TOKEN, patience=400) as service:
+        wait_until(lambda: served.status()["processes"].get("raylet", before["raylet"]) != before["raylet"], 400)
+        assert all(map(same, service.score("llama", ROWS), here))
+        wait_until(lambda: service.status()["state"] == "ok", 200)
+    assert served.status()["processes"]["keeper"] == before["keeper"]
+
+
 def test_another_recipe_is_another_engine(served: Served, here: list[Any]) -> None:
     run = str(served.folder / "run.yaml")
     before = served.connection().models()[0]["faces"]["score"]["recipe"]
