@@ -45,7 +45,7 @@ def test_status_shows_rate_and_time_left_of_the_last_driver(cut_short: tuple[Run
         {**done, "time": 30.0, "shard": 3, "rows": 300},
     )
     rows = store.layout.num_rows_of(store.missing_shards())
-    (line,) = status.shard_news(config, ArtifactEntry("extract", "", "other", store.url))
+    (line,) = status.shard_news(config, ArtifactEntry("extract", "", "other", store.url, "logprobs"))
     assert line == f"20 rows/s since its first shard, 0:{round(rows / 20):02d} left at that rate"
 
 
@@ -60,7 +60,7 @@ def test_status_names_shards_set_aside_and_the_last_error_that_still_counts(
         {"event": "retried", "time": 2.0, "shard": last, "attempt": 1, "error": "first"},
         {"event": "set_aside", "time": 3.0, "shard": last, "attempt": 2, "error": "the engine\nraised"},
     )
-    assert status.shard_news(config, ArtifactEntry("extract", "", "other", store.url)) == [
+    assert status.shard_news(config, ArtifactEntry("extract", "", "other", store.url, "logprobs")) == [
         f"set aside: shards {last}",
         "last error: the engine raised",
     ]
