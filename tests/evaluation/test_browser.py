@@ -50,7 +50,7 @@ def test_page_is_quiet_whole_and_readable(
         "[...document.querySelectorAll('section')].map((s) => [s.id, s.getBoundingClientRect().height, "
         "s.querySelector('h2').getClientRects().length])"
     )
-    assert len(sections) == 15 and all(height > 60 and heads for _, height, heads in sections), sections
+    assert len(sections) == 16 and all(height > 60 and heads for _, height, heads in sections), sections
     unfolded = "!place.closest('details:not([open])')"
     places = f"[...document.querySelectorAll('.chart')].filter((place) => {unfolded})"
     drawn = opened.value(f"{places}.map((place) => !!place.querySelector('.main-svg') && place.offsetHeight > 60)")

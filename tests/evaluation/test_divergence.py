@@ -10,6 +10,7 @@ import torch
 from evaluation_runs import evaluate, finish_earlier_stages, finish_measuring, finish_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from resealed import seal_again
 from transformers import AutoModelForCausalLM
 
 import alignment.stage
@@ -161,6 +162,7 @@ def test_rows_of_other_tokens_are_refused(ready: RunConfig) -> None:
     path = Path(ready.aligned_url("mixtral")) / "artifact.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps({**record, "parents": {"pivot_tokens": "another"}}))
+    seal_again(path.parent)
     with pytest.raises(ArtifactError, match=r"aligned/mixtral: was made from other tokens"):
         finish_measuring(ready)
 
@@ -169,6 +171,7 @@ def test_other_rows_than_those_that_were_scored_are_refused(ready: RunConfig) ->
     finish_measuring(ready)
     path = Path(ready.aligned_url("mixtral")) / "artifact.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": "another"}))
+    seal_again(path.parent)
     with pytest.raises(ArtifactError, match=r"chosen/pivot/train\.mixtral: is of other rows"):
         stage.run(ready)
 

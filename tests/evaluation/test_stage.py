@@ -338,6 +338,7 @@ def test_answers_are_judged_and_shown_side_by_side(ready: RunConfig, tmp_path: P
         path = answers_file(config.answers_path("own", model_id), model_id, "prompts")
         assert len(read_answers(path, "prompts", questions)) == 2
         write_answers(path, model_id, "prompts", questions, [[f"{model_id} says {n}"] for n in range(2)], {})
+        seal_again(config.answers_path("own", model_id))
     stage.run(config)
     found = json.loads((config.report_path / "report.json").read_text(encoding="utf-8"))
     assert found["judge"]["sets"]["own"]["single"]["sft"]["nonsense"] == 1
