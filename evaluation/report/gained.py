@@ -20,6 +20,7 @@ def gained_lines(document: dict[str, Any]) -> Iterator[str]:
     if CONTROL not in models or not (models.keys() & {FUSED, JOINT}):
         return
     yield "What was gained over the control, which saw the same dialogues for as many steps [95 % intervals]"
+    fused = [name for name in (FUSED, JOINT) if name in models] + [name for name in models if name.startswith("round.")]
     differences = {(entry["model"], entry["against"]): entry for entry in document["differences"]}
     for kind in [*document["exact_match_kinds"], ALL]:
         best = _best_source(list(models.values()), kind)
@@ -27,7 +28,7 @@ def gained_lines(document: dict[str, Any]) -> Iterator[str]:
         yield f"{'all kinds' if kind == ALL else kind}: " + "; ".join(
             f"{model['label']} {_measured(model, kind)}" for model in others
         )
-        for model in (model for name, model in models.items() if name in (FUSED, JOINT) or name.startswith("round.")):
+        for model in (models[name] for name in fused):
             against = [
                 f"{_difference(entry, kind)} against {other['label']}"
                 for other in others
