@@ -16,7 +16,7 @@ LEFT_OUT = re.compile(r"^(logs/|measured/|digests\.json$|run\.json$|\.lock$|repo
 """Logs, caches, what holds the place of the run; the page is made of report.json, which is compared."""
 VARYING = {
     "seconds", "finished", "versions", "started", "hours", "created", "time", "machine", "software", "run_folder", "tokens_per_second",
-    "steps_per_second", "seal", "files", "command", "updated",
+    "steps_per_second", "seal", "files", "command", "updated", "engine_seconds", "tstamp", "answer_id",
 }  # fmt: skip
 """Keys of JSON documents whose values tell when and where; `files` are digests of what is compared itself."""
 OF_THE_COURSE = {"artifacts", "config", "extraction", "steps", "run", "fingerprint"}
@@ -48,7 +48,7 @@ def normal(name: str, data: bytes) -> bytes:
     """A file's bytes without what differs between any two runs; as they are where it is not what its name says."""
     if name.endswith((".md", ".json", ".jsonl")):
         data = PLACE.sub(b"RUN", data)
-    if not name.endswith((".json", "metrics.jsonl")):
+    if not name.endswith((".json", "metrics.jsonl")) and not (name.startswith("answers/") and name.endswith(".jsonl")):
         return data
     try:
         documents = [json.loads(line) for line in data.splitlines()] if name.endswith(".jsonl") else [json.loads(data)]
