@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import pytest
 from small_tokenizers import byte_level
@@ -137,7 +138,7 @@ def assert_refused_by_the_template(
         text = own_text(tokenizer, template, dialogue)
         if "Three of them." not in own_text(tokenizer, template, plain):
             return  # it reads lists of parts: images and text
-    except Exception:
+    except (jinja2.TemplateError, TypeError):
         return
     # It shows no calls: what the assistant did would be missing between question and result.
     shown = text[text.rindex("Where is it?") :]
