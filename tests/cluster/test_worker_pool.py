@@ -68,7 +68,9 @@ class SimulatedTeacher:
         behaviour = self.behaviour.get(shard)
         while behaviour == "waits" and (self.folder / f"hold.{shard}").exists():
             time.sleep(0.01)
-        while behaviour == "waits for two" and not list(self.folder.parent.glob("two/start.*")):
+        while behaviour == "waits for both" and not all(
+            list(self.folder.parent.glob(f"{name}/start.*")) for name in ("one", "two")
+        ):
             time.sleep(0.01)
         if behaviour in USER_ERRORS:
             raise USER_ERRORS[behaviour](behaviour)
@@ -248,7 +250,7 @@ def works_side_by_side(
     works = []
     for name, need in zip(("one", "two"), needs, strict=True):
         (folder / name).mkdir()
-        work = replace(a_work(name, folder / name, 3, behaviour if name == "one" else None), needs=need)
+        work = replace(a_work(name, folder / name, 3, behaviour), needs=need)
         works.append(PooledWork(work, Placement(need.cpus, 0, "uni"), lambda left: min(wanted, left), Results()))
     with WorkerPool(max_attempts=3, on_event=lambda line: None) as pool:
         pool.run(works)
@@ -277,8 +279,10 @@ def test_pool_process_does_not_serve_a_work_of_other_needs(tmp_path: Path) -> No
 
 
 def test_pool_works_that_have_room_go_side_by_side(tmp_path: Path) -> None:
-    # The first work's units end only when the second one has a worker, however long that takes to start.
-    works_side_by_side(tmp_path, wanted=1, needs=(Needs(), Needs()), behaviour=dict.fromkeys(range(3), "waits for two"))
+    # The units of each end only when the other one has a worker, whichever of them starts first and however late the other.
+    works_side_by_side(
+        tmp_path, wanted=1, needs=(Needs(), Needs()), behaviour=dict.fromkeys(range(3), "waits for both")
+    )
     assert len(processes(tmp_path / "one") | processes(tmp_path / "two")) == 2
 
 
