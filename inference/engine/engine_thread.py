@@ -21,7 +21,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from fusechat.errors import EngineError
 
-from .vllm_internals import shut_down
+from .vllm_internals import imports_stay_frozen, shut_down
 
 Request = tuple[list[int], PoolingParams | SamplingParams]
 
@@ -152,9 +152,10 @@ class EngineThread:
             job.future.set_exception(failure)
 
     def _shut_down(self, engine: LLMEngine | None) -> None:
-        if engine is not None:
-            shut_down(engine)
-        self.engine = engine = None  # type: ignore[assignment]  # whoever still asks is told by `_failure`
-        # Vital also after `shutdown`, which does it too: only now can the engine's own cycles be freed, and the weights with them.
-        cleanup_dist_env_and_memory()
+        with imports_stay_frozen():
+            if engine is not None:
+                shut_down(engine)
+            self.engine = engine = None  # type: ignore[assignment]  # whoever still asks is told by `_failure`
+            # Vital also after `shutdown`, which does it too: only now can the engine's own cycles be freed, and the weights with them.
+            cleanup_dist_env_and_memory()
         _engine_here.release()
