@@ -13,7 +13,7 @@ from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import Work, run_here
 from inference import stage
 from inference.serving.faces import recipe_of
-from inference.serving.remote_teacher import served_work
+from inference.serving.remote_engine import served_work
 
 from .service.attach import RunningServices, run_served
 

@@ -26,7 +26,7 @@ from fusechat.text.model_templates import asked_template
 from fusechat.text.prompt_stage import prepare_prompts
 from fusechat.text.prompts import read_prompts
 from inference.serving.faces import FaceName, recipe_of
-from inference.serving.remote_teacher import served_work
+from inference.serving.remote_engine import served_work
 from inference.writing import scoring, selection, stage
 from inference.writing.selection import Key, Known
 from inference.writing.stage import Writer

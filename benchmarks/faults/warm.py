@@ -41,10 +41,10 @@ import fusechat.app.inspection
 import fusechat.app.pipeline
 import fusechat.app.summary
 import inference.capture.topk_pooler
+import inference.engine.engine
 import inference.engine.plugin
-import inference.engine.teacher
+import inference.scoring_worker
 import inference.self_check
-import inference.teacher_worker
 import merge.stage
 import trainer.choice_stage
 import trainer.fusion_trainer

@@ -77,7 +77,7 @@ class AnswerWorker(EngineWorker):
         Returns:
             the seconds the start took, and the engine's positions.
         """
-        from ..engine.teacher import Teacher
+        from ..engine.engine import Engine
 
         started, inputs = time.monotonic(), self.inputs
         tokens = TokensReader(inputs.tokens_url)
@@ -87,8 +87,8 @@ class AnswerWorker(EngineWorker):
         self._stops = sorted({*tokens.turn_end_ids(), *own_stop_ids(self._folder)})
         self._questions = {name: asked_set.read() for name, asked_set in inputs.sets.items()}
         self._positions = self._needed_positions()
-        self._teacher = Teacher(
-            str(self._folder), max_tokens=self._positions, engine=self._engine_section, mode="generate",
+        self._engine = Engine(
+            str(self._folder), max_tokens=self._positions, section=self._engine_section, face="generate",
             is_wide_on_cpus=inputs.is_wide_on_cpus,
         )  # fmt: skip
         return {"seconds": time.monotonic() - started, "positions": self._positions}
@@ -99,7 +99,7 @@ class AnswerWorker(EngineWorker):
         Returns:
             units (1), questions, answers (given to all turns), tokens (of the answers) and seconds.
         Raises:
-            TeacherError: the engine died.
+            EngineError: the engine died.
         """
         started = time.monotonic()
         chunk = self.inputs.chunks[unit]
@@ -163,8 +163,8 @@ class AnswerWorker(EngineWorker):
             return None
 
     def _generate(self, prompts: list[np.ndarray], longest: int, temperature: float, seed: int) -> list[np.ndarray]:
-        with self._engine() as teacher:
-            return teacher.generate(
+        with self._running() as engine:
+            return engine.generate(
                 prompts, max_new_tokens=longest, temperature=temperature, stop_token_ids=self._stops, seed=seed
             )
 

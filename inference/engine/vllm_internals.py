@@ -10,7 +10,7 @@ from typing import Any
 
 
 def copy_config_rule(architecture: str, name: str) -> None:
-    """Let the checks and settings that vLLM makes for an architecture hold for its teacher, too: it looks them up by name."""
+    """Let the checks and settings that vLLM makes for an architecture hold for the class that scores, too: it looks them up by name."""
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
     if architecture in MODELS_CONFIG_MAP:

@@ -26,7 +26,7 @@ from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import Needs, UnitLog, Work
 
 from ..measuring import MeasuringSettings
-from ..teacher_worker import ScoringInputs
+from ..scoring_worker import ScoringInputs
 from .teachers import TeacherSample
 from .worker import ENGINE_FILE, HeldOutInputs, HeldOutWorker
 

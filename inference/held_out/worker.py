@@ -18,7 +18,7 @@ from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import HERE, Place
 
-from ..teacher_worker import ScoringInputs, TeacherWorker
+from ..scoring_worker import ScoringInputs, ScoringWorker
 
 if TYPE_CHECKING:
     from ..capture.rows import TopKRows
@@ -61,7 +61,7 @@ class _NotANumber(Exception):
         self.place = place
 
 
-class HeldOutWorker(TeacherWorker):
+class HeldOutWorker(ScoringWorker):
     """Scores shards of held-out tokens, and the ids of teachers' rows, with one model."""
 
     def __init__(self, inputs: HeldOutInputs, place: Place = HERE) -> None:
@@ -74,7 +74,7 @@ class HeldOutWorker(TeacherWorker):
         Returns:
             the seconds the start took.
         Raises:
-            TeacherError: the engine does not start.
+            EngineError: the engine does not start.
         """
         started, task = time.monotonic(), self.task
         longest = 1
@@ -97,7 +97,7 @@ class HeldOutWorker(TeacherWorker):
         Raises:
             ArtifactError: rows or tokens are damaged.
             ModelError: a loss that is no number; the dialogue is named.
-            TeacherError, StorageError: as `TeacherWorker.run_unit`.
+            EngineError, StorageError: as `ScoringWorker.run_unit`.
         """
         if unit >= self.task.num_shards:
             return {**self._score_chosen(self.task.teachers[unit - self.task.num_shards]), "units": 1}

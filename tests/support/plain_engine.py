@@ -16,7 +16,7 @@ from inference.capture.rows import TopKRows
 
 
 class PlainEngine:
-    """`inference.engine.teacher.Teacher` without vLLM."""
+    """`inference.engine.engine.Engine` without vLLM."""
 
     opened: ClassVar[list[str]] = []
     """Folders, in the order in which they were opened."""
@@ -86,7 +86,7 @@ def plain_engines() -> Iterator[list[str]]:
     from fusechat.storage.work import run_here
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("inference.engine.teacher.Teacher", PlainEngine)
+        patch.setattr("inference.engine.engine.Engine", PlainEngine)
         patch.setattr(answering._Rounds, "run", lambda self, prepare: run_here(prepare(), self._progress))
         patch.setattr(PlainEngine, "opened", [])
         yield PlainEngine.opened
