@@ -89,7 +89,7 @@ def by_transformers(config: RunConfig) -> None:
         config.layout, config.pivot.name, names, split="train", num_dialogues=wanted, seed=config.run.seed
     )  # fmt: skip
     sampled = samples[0].dialogues if samples else ()
-    for model in measured_models(config):
+    for model in measured_models(config.layout, config.pivot, config.sources, config.measured_ids):
         network = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32).eval()
         held_out = Tokens.read(config.tokens_url(model.reader, "held_out"))
         _score(network, held_out, range(held_out.num_dialogues))
