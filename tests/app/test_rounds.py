@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plain_engines import PlainEngine, use_plain_engines
+from plain_engine import PlainEngine, use_plain_engines
 from round_runs import rounds_run
 
 from fusechat.app import pipeline
