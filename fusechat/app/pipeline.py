@@ -112,12 +112,13 @@ def run(config: RunConfig, *, progress: Progress, only: str | None = None) -> di
         }
         raise ConfigError(f"this run has {lacking[only]}")
     check(config, only)
+    from cluster.kept_ray import keep_ray
     from evaluation.inputs import ReportInputs
     from evaluation.report import live
 
     shown = ReportInputs.of(config)
     seconds: dict[str, float] = {}
-    with run_lock(config.run.output):
+    with run_lock(config.run.output), keep_ray():
         write_json(str(config.run.output / "run.json"), config.dump())
         for step in steps(config):
             if only is not None and step.stage != only:
