@@ -4,7 +4,7 @@ Units are the shards of the store, then one for each set of chosen rows. Both ar
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +18,7 @@ from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import HERE, Place
 
+from ..serving.remote_teacher import ServedBy
 from ..teacher_worker import ScoringInputs, TeacherWorker
 
 if TYPE_CHECKING:
@@ -52,6 +53,10 @@ class HeldOutInputs:
     """Of its store; 0: nothing was held out, and there is none."""
     teachers: tuple[TeacherRows, ...]
 
+    def served_by(self, served: ServedBy) -> "HeldOutInputs":
+        """The same work by an engine of a service."""
+        return replace(self, scoring=self.scoring.served_by(served))
+
 
 class _NotANumber(Exception):
     """A model gave rows that are no numbers for one of the dialogues of a unit."""
@@ -77,17 +82,20 @@ class HeldOutWorker(TeacherWorker):
             TeacherError: the engine does not start.
         """
         started, task = time.monotonic(), self.task
-        longest = 1
         if task.num_shards:
             self._open_store()
-            longest = self.tokens.longest()
-        self._readers = {url: TokensReader(url) for url in {one.tokens_url for one in task.teachers}}
-        for one in task.teachers:
-            longest = max(longest, *(_length(self._readers[one.tokens_url], number) for number in one.dialogues))
-        engine = self._open_engine(longest)
+        engine = self._open_engine(self.longest())
         if task.num_shards:
             artifact.write_json(f"{task.scoring.store_url}/{ENGINE_FILE}", engine.info)
         return {"seconds": time.monotonic() - started}
+
+    def longest(self) -> int:
+        """Tokens of the longest dialogue, the teachers' among them."""
+        longest = super().longest() if self.task.num_shards else 1
+        self._readers = {url: TokensReader(url) for url in {one.tokens_url for one in self.task.teachers}}
+        for one in self.task.teachers:
+            longest = max(longest, *(_length(self._readers[one.tokens_url], number) for number in one.dialogues))
+        return longest
 
     def run_unit(self, unit: int) -> dict[str, Any]:
         """Score one shard of the store, or one teacher's ids.
