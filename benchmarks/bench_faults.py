@@ -1,11 +1,12 @@
 """A machine that breaks at will: faults into whole runs on tiny models, and what is left compared with an undisturbed run.
 
-    python -m benchmarks.bench_faults [--quick] [--folder DIR] [--at-once 1] [--only FAMILY ...] [--again]
+    python -m benchmarks.bench_faults [--quick] [--folder DIR] [--at-once 1] [--only FAMILY ...] [--again] [--minutes N]
 
 Each fault has a number, which is its seed: what is drawn is the same in every collection. A fault disturbs `fusechat run`
 (from any stage on; what stands before it is copied from an undisturbed run), then the command is given again, after what its
 one clear line names, until it finishes. Then every file of the run is compared, see `faults/equal.py`.
-`--folder` keeps what was collected: the same command goes on there. The last line is one JSON object: `faults`, `lost` (files
+`--folder` keeps what was collected: the same command goes on there, also where `--minutes` ended the one before. The last line is
+one JSON object: `faults`, `lost` (files
 that are not there), `doubled` (files and lines too many), `differing` (files with other bytes), `tracebacks`,
 `unexplained_endings` (without one clear line, or not mended by what it names), `seconds`.
 """
@@ -55,12 +56,16 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=1, help="faults side by side")
     parser.add_argument("--only", nargs="*", default=[], help="families")
     parser.add_argument("--again", action="store_true", help="try those once more that did not end well")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="no fault begins later than this")
     given = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faults.") as temporary:
         folder = given.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        judgements = collect(folder, quick=given.quick, at_once=given.at_once, only=given.only, again=given.again)
+        judgements = collect(
+            folder, quick=given.quick, at_once=given.at_once, only=given.only, again=given.again,
+            deadline=started + 60 * given.minutes,
+        )  # fmt: skip
     for judgement in judgements:
         if not judgement.is_good:
             print(json.dumps(judgement.record(), ensure_ascii=False))
@@ -100,8 +105,14 @@ def faults_of(folder: Path, quick: bool, only: list[str]) -> list[tuple[int, str
     return drawn
 
 
-def collect(folder: Path, *, quick: bool, at_once: int, only: list[str], again: bool = False) -> list[Judgement]:
-    """All judgements, those of earlier calls among them."""
+def collect(
+    folder: Path, *, quick: bool, at_once: int, only: list[str], again: bool = False, deadline: float = float("inf")
+) -> list[Judgement]:
+    """All judgements, those of earlier calls among them.
+
+    Args:
+        deadline: `time.monotonic()` after which no fault begins.
+    """
     file = folder / ("quick.jsonl" if quick else "whole.jsonl")
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     known = {judgement.number: judgement for judgement in (Judgement(**json.loads(line)) for line in lines)}
@@ -113,7 +124,9 @@ def collect(folder: Path, *, quick: bool, at_once: int, only: list[str], again: 
     for variant in ("rows", "joint"):
         world.undisturbed(variant)
 
-    def one(item: tuple[int, str, Fault]) -> Judgement:
+    def one(item: tuple[int, str, Fault]) -> Judgement | None:
+        if time.monotonic() > deadline:
+            return None
         number, family, fault = item
         place = folder / "trials" / str(number)
         disk.unmount(place / "disk")
@@ -144,7 +157,11 @@ def collect(folder: Path, *, quick: bool, at_once: int, only: list[str], again: 
     finally:
         workers.end()
     numbers = {number for number, _, _ in wanted}
-    return [judgement for number, judgement in known.items() if number in numbers] + made
+    collected = [judgement for number, judgement in known.items() if number in numbers]
+    collected += [judgement for judgement in made if judgement is not None]
+    if len(collected) < len(wanted):
+        print(f"{len(wanted) - len(collected)} faults are left: give the same command again")
+    return collected
 
 
 if __name__ == "__main__":

@@ -47,6 +47,8 @@ from fusechat.text.model_tokens import TokenMaker
 from fusechat.text.tokenize_stage import prepare_dialogues, prepare_tokens
 
 LARGE = 1_000_000
+SHARD_TOKENS = 16_384
+"""A worker's memory grows with its shards, up to their size: the smallest run fills some of these, so that only dialogues grow."""
 SAMPLE_SECONDS = 0.25
 GIB = 2**30
 QUIET = Progress(quiet=True)
@@ -60,6 +62,7 @@ def make_config(folder: Path, dialogues: Path, arguments: argparse.Namespace, nu
             "pivot": {"name": "pivot", "model": str(arguments.pivot)},
             "sources": [{"name": "source", "model": str(arguments.source)}],
             "dialogues": {"train": [str(dialogues)], "held_out_share": 0.01, "max_tokens": 2048},
+            "extraction": {"shard_tokens": SHARD_TOKENS},
             "training": {"fusion": "joint", "row_choice": "trusted"},
             "cluster": {"num_cpus": num_cpus},
         }

@@ -12,12 +12,12 @@ from cluster.pool.session import ray_session
 from fusechat.config import ClusterSection
 from fusechat.models.resolved_model import resolve
 from inference import stage
-from inference.teacher_worker import TeacherWorker
+from inference.scoring_worker import ScoringWorker
 
 IN_FLIGHT = 2
 
 
-class PinnedWorker(TeacherWorker):
+class PinnedWorker(ScoringWorker):
     """A teacher that keeps to one core, compression and all."""
 
     def pin(self, core: int) -> None:

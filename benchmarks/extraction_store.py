@@ -16,7 +16,7 @@ from fusechat.storage.row_codec import decode_gaps, encode_gaps
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.shard_layout import ShardLayout
 from inference.capture.rows import TopKRows, unpack_rows
-from inference.teacher_worker import pack_rows
+from inference.scoring_worker import pack_rows
 
 SHARD_ROWS, NUM_SHARDS, ROWS_PER_DIALOGUE = 65_536, 3, 128
 

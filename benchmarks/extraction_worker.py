@@ -2,7 +2,7 @@
 
 Commands come as lines on standard input, each answered by one JSON line: `prefill`, `extract`, `captured`, `peak`,
 `device_peak`, `profile`, `quit`. The first line says how long the engine took to start. The engine is the product's own
-TeacherWorker, or a plain transformers model in padded batches as the released script has it.
+ScoringWorker, or a plain transformers model in padded batches as the released script has it.
 """
 
 import argparse
@@ -53,12 +53,12 @@ class Engine:
 
     def __init__(self, config: RunConfig) -> None:
         from inference import stage
-        from inference.teacher_worker import TeacherWorker
+        from inference.scoring_worker import ScoringWorker
 
         self.config, self.url, self._stage = config, config.logprobs_url(NAME), stage
         self.model = resolve(config.model_named(NAME), config.digests_path)
         self._fresh_store()
-        self.worker = TeacherWorker(stage.scoring_inputs(config.layout, self.model, config.extraction, config.cluster))
+        self.worker = ScoringWorker(stage.scoring_inputs(config.layout, self.model, config.extraction, config.cluster))
         report = self.worker.start()
         self.started = {"seconds": report["seconds"], **self._teacher().info}
         self._ids, self._marks = self.worker._dialogues(range(self.worker.tokens.num_dialogues))
@@ -108,7 +108,7 @@ class Engine:
         self.worker.close()
 
     def _teacher(self) -> Any:
-        return self.worker._teacher
+        return self.worker._engine
 
     def _fresh_store(self) -> Any:
         shutil.rmtree(self.url, ignore_errors=True)

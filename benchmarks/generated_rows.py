@@ -3,7 +3,7 @@
     python -m benchmarks.generated_rows [--model models/smollm2-135m-instruct] [--prompts FILE] [--limit 64]
 
 One engine answers with and without logprobs of the k most probable tokens, in turns; another one then scores the same ids by
-teacher forcing, as extraction does. The last line is one JSON object:
+engine forcing, as extraction does. The last line is one JSON object:
 
 - `generated_minus_scored_mean`, `_max`: absolute differences of the labels' logprobs, nats; `rows_beyond_tolerance`: share of
   the rows whose label differs by more than the self-check allows;
@@ -74,20 +74,20 @@ def generate(order: dict[str, Any], out: Path) -> None:
 
 def compare(order: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
     """Score what was generated, and say how far both agree and what each costs."""
-    from inference.engine.teacher import Teacher
+    from inference.engine.engine import Engine
     from inference.self_check import TOLERANCES
 
     answers = [one for one in made["answers"] if one["answer"]]
     ids = [np.array(one["prompt"] + one["answer"], np.int32) for one in answers]
     marks = [np.arange(len(own)) >= len(one["prompt"]) for own, one in zip(ids, answers, strict=True)]
-    with Teacher(order["model"], k=K, max_tokens=max(map(len, ids))) as teacher:
-        teacher.score(ids, marks)
+    with Engine(order["model"], k=K, max_tokens=max(map(len, ids))) as engine:
+        engine.score(ids, marks)
         seconds = []
         for _ in range(order["rounds"]):
             started = time.perf_counter()
-            rows = teacher.score(ids, marks)
+            rows = engine.score(ids, marks)
             seconds.append(time.perf_counter() - started)
-        allowed = TOLERANCES[teacher.info["dtype"]].each
+        allowed = TOLERANCES[engine.info["dtype"]].each
     scored = np.concatenate([one.label_logprob for one in rows])
     generated = np.concatenate([np.array(one["labels"], np.float32) for one in answers])
     apart = np.abs(scored - generated)

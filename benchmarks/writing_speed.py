@@ -133,7 +133,7 @@ class _Stage:
         self._units = range(-(-len(prompts) // section.chunk_prompts))
         self._worker = WriterWorker(self._inputs)
         self._worker.start()
-        self.device = self._worker._teacher.info["device"]  # type: ignore[union-attr]  # it has started
+        self.device = self._worker._engine.info["device"]  # type: ignore[union-attr]  # it has started
 
     def write(self) -> int:
         shutil.rmtree(self._inputs.folder, ignore_errors=True)

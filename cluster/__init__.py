@@ -1,1 +1,1 @@
-"""The stages on Ray: teacher pool, training jobs, job submission; the only place that imports ray."""
+"""The stages on Ray: the pool of workers, training jobs, job submission; the only place that imports ray."""

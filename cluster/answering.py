@@ -4,7 +4,8 @@ A running service that has a model's engine does what it may of that; one pool o
 
 Three rounds, the processes kept between them. First whatever needs no rows of others: the pivot and the sources score the held-out
 dialogues, and all models answer. Then the sources' held-out rows are laid on the pivot's tokens, here. Last the trained models
-score, and every model over the pivot's vocabulary scores the ids of the teachers' rows.
+score, and every model over the pivot's vocabulary scores the ids of the teachers' rows. Large models go first, so that no process
+is left with one when the others have nothing more to do.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ from typing import Any
 
 from alignment import held_out as aligned_held_out
 from fusechat.config import RunConfig
-from fusechat.models.measured_models import MeasuredModel, measured_models
+from fusechat.models.measured_models import MeasuredModel, count_parameters, measured_models
 from fusechat.models.resolved_model import resolve
 from fusechat.progress import Progress
 from fusechat.storage import artifact
@@ -47,7 +48,7 @@ def run(config: RunConfig, *, progress: Progress) -> list[Artifact]:
         BusyError: another driver is writing one of the stores.
         ClusterError: an engine could not start, or units were set aside. In all cases what was done is kept.
     """
-    models = measured_models(config)
+    models = sorted(measured_models(config), key=lambda model: -(count_parameters(model.folder) or 0))
     settings = MeasuringSettings(config.evaluation.held_out, config.extraction, config.cluster)
     with contextlib.ExitStack() as stack:
         urls = [config.held_out_url(model.id) for model in models]
@@ -56,8 +57,12 @@ def run(config: RunConfig, *, progress: Progress) -> list[Artifact]:
         given = [model for model in models if model.is_given]
         made = rounds.run(
             lambda: [
-                *_scoring(config, given, settings, []),
-                *(one for model in models for one in _asked(config, model, settings)),
+                one
+                for model in models
+                for one in [
+                    *(_scoring(config, [model], settings, []) if model.is_given else []),
+                    *_asked(config, model, settings),
+                ]
             ]
         )
         _align_held_out(config, given, progress)

@@ -184,7 +184,7 @@ def _scores(
 ) -> dict[Key, dict[str, float]]:
     """Other models' logprobs of all whole answers, by answer and scorer."""
     placed = scoring.scored_layout(layout, [one.model.name for one in scorers])
-    asked = [one for one in scorers if scoring.candidates(layout, writers, one.model.name)]
+    asked = [one for one in scorers if any(True for _ in scoring.candidates(layout, writers, one.model.name))]
     works = [
         work
         for one in asked

@@ -12,7 +12,7 @@ FuseChatError
 │   ├── BusyError          another run holds this run folder
 │   └── ClusterSetupError  a Ray cluster that does not fit the run: none there, wrong token, other versions, too few GPUs
 ├── AlignmentError         two tokenizations that cannot be laid on one another
-├── TeacherError           an engine that died, or failed its self-check
+├── EngineError           an engine that died, or failed its self-check
 ├── JudgeError             a judge's endpoint that does not answer
 ├── ServiceError           a service of engines that does not answer
 └── ClusterError           Ray could not give what the plan needs, or shards were set aside
@@ -73,7 +73,7 @@ class AlignmentError(FuseChatError):
     """Two tokenizations that cannot be laid on one another."""
 
 
-class TeacherError(FuseChatError):
+class EngineError(FuseChatError):
     """An engine that died, or failed its self-check."""
 
 

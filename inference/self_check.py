@@ -1,6 +1,6 @@
-"""A teacher's self-check, before it may write: does it score what the model says?
+"""The self-check of an engine that scores, before it may write: does it say what the model says?
 
-Goes in: an open teacher and some dialogues. Comes out: a report of plain values, or TeacherError saying what failed.
+Goes in: an open engine and some dialogues. Comes out: a report of plain values, or EngineError saying what failed.
 Three questions: are the rows well formed (finite, descending, mass at most 1, label consistent), does the company of
 other dialogues change them, and does a plain transformers forward give the same numbers.
 """
@@ -15,11 +15,11 @@ import numpy as np
 import psutil
 import torch
 
-from fusechat.errors import TeacherError
+from fusechat.errors import EngineError
 from fusechat.models.model_files import weight_files
 
 from .capture.rows import TopKRows, concatenate_rows
-from .engine.teacher import Teacher
+from .engine.engine import Engine
 
 MASS_SLACK = 1e-4
 """What a row's probabilities may sum to above 1: float32 rounding over k entries."""
@@ -46,8 +46,8 @@ TOLERANCES = {"float32": Tolerance(0.02, 1e-3), "bfloat16": Tolerance(4.0, 0.08)
 steps; a mistake (rows shifted by a token, a wrong mask, another checkpoint) moves the mean by whole nats."""
 
 
-def check_teacher(
-    teacher: Teacher,
+def check_engine(
+    engine: Engine,
     token_ids: Sequence[np.ndarray],
     is_scored: Sequence[np.ndarray],
     *,
@@ -58,31 +58,31 @@ def check_teacher(
     Args:
         token_ids: int32 [tokens] per dialogue.
         is_scored: bool [tokens] per dialogue; at least one token is a target.
-        model_folder: the teacher's model, for the forward on the CPU; without one, or where it does not fit, none is done.
+        model_folder: of the model, for the forward on the CPU; without one, or where it does not fit, none is done.
     Returns:
         rows, nan_count, mass_max, label_difference, company_mean, company_max, reference (`transformers`, or why not) and,
         with a reference, reference_rows, reference_mean, reference_max; all differences in nats.
     Raises:
-        TeacherError: a check failed; the message names the number and its bound.
+        EngineError: a check failed; the message names the number and its bound.
     """
-    tolerance = TOLERANCES[teacher.info["dtype"]]
+    tolerance = TOLERANCES[engine.info["dtype"]]
     pairs = list(zip(token_ids, is_scored, strict=True))
-    scored = teacher.score(token_ids, is_scored)
-    together = concatenate_rows(scored, teacher.k)
+    scored = engine.score(token_ids, is_scored)
+    together = concatenate_rows(scored, engine.k)
     labels = np.concatenate([ids[marks] for ids, marks in pairs])
-    report = check_form(together, labels, teacher.vocab_size, teacher.model)
-    alone = concatenate_rows([teacher.score([ids], [marks])[0] for ids, marks in reversed(pairs)][::-1], teacher.k)
+    report = check_form(together, labels, engine.vocab_size, engine.model)
+    alone = concatenate_rows([engine.score([ids], [marks])[0] for ids, marks in reversed(pairs)][::-1], engine.k)
     compared = compare_rows(together, look_up(alone, together.topk_ids), alone.label_logprob)
-    _check(report, "company", compared, tolerance, f"{teacher.model}: a dialogue's rows depend on its batch")
+    _check(report, "company", compared, tolerance, f"{engine.model}: a dialogue's rows depend on its batch")
     cut = [beginning(ids, marks) for ids, marks in pairs]
     report["reference"] = why_no_reference(model_folder, sum(len(ids) for ids, _ in cut)) or "transformers"
     if model_folder is not None and report["reference"] == "transformers":
         # What stands behind a row does not change it, so the rows of a cut dialogue are the first of the whole one's.
         kept = [first_rows(rows, int(marks.sum())) for rows, (_, marks) in zip(scored, cut, strict=True)]
-        rows = concatenate_rows(kept, teacher.k)
-        expected = reference_logprobs(model_folder, teacher.info["dtype"], cut, rows.topk_ids)
+        rows = concatenate_rows(kept, engine.k)
+        expected = reference_logprobs(model_folder, engine.info["dtype"], cut, rows.topk_ids)
         report["reference_rows"] = len(rows)
-        why = f"{teacher.model}: the engine and a plain transformers forward disagree"
+        why = f"{engine.model}: the engine and a plain transformers forward disagree"
         _check(report, "reference", compare_rows(rows, *expected), tolerance, why)
     return report
 
@@ -93,14 +93,14 @@ def check_form(rows: TopKRows, labels: np.ndarray, vocab_size: int, place: str) 
     Args:
         labels: int [rows], the tokens that stand there.
     Raises:
-        TeacherError: naming what does not hold.
+        EngineError: naming what does not hold.
     """
     logprobs, label = rows.topk_logprobs, rows.label_logprob
     nan_count = int(np.isnan(logprobs).sum() + np.isnan(label).sum())
     if nan_count:
-        raise TeacherError(f"{place}: found {nan_count} NaN in {len(rows)} rows, expected none; nothing is written")
+        raise EngineError(f"{place}: found {nan_count} NaN in {len(rows)} rows, expected none; nothing is written")
     if not len(rows):
-        raise TeacherError(f"{place}: found no target token in the dialogues of the self-check, expected some to check")
+        raise EngineError(f"{place}: found no target token in the dialogues of the self-check, expected some to check")
     mass = np.exp(logprobs.astype(np.float64)).sum(axis=1)
     hit = rows.topk_ids == labels[:, None]
     kept = np.where(hit, logprobs, -np.inf).max(axis=1)
@@ -113,7 +113,7 @@ def check_form(rows: TopKRows, labels: np.ndarray, vocab_size: int, place: str) 
         f"a label that differs from its entry by {label_difference:.2g} nats": label_difference > LABEL_SLACK,
     }
     if found := [name for name, holds in problems.items() if holds]:
-        raise TeacherError(f"{place}: found {' and '.join(found)}; nothing is written")
+        raise EngineError(f"{place}: found {' and '.join(found)}; nothing is written")
     return {
         "rows": len(rows),
         "nan_count": nan_count,
@@ -212,6 +212,6 @@ def _check(report: dict[str, Any], name: str, compared: tuple[float, float], tol
     report[f"{name}_mean"], report[f"{name}_max"] = compared
     for found, bound, kind in zip(compared, (tolerance.mean, tolerance.each), ("mean", "max"), strict=True):
         if not found <= bound:
-            raise TeacherError(
+            raise EngineError(
                 f"{why}: found {name}_{kind} {found:.4g} nats, expected at most {bound}; nothing is written"
             )

@@ -1,6 +1,6 @@
 """The door of extraction: tokens of one model in, its logprobs store out.
 
-`prepare` gives the work that is left: shards, each scored by a `TeacherWorker`. `cluster.extraction` does the works of all
+`prepare` gives the work that is left: shards, each scored by a `ScoringWorker`. `cluster.extraction` does the works of all
 models side by side.
 """
 
@@ -24,7 +24,7 @@ from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import Needs, UnitLog, Work, nothing_left
 
 from .engine.engine_worker import engine_settings
-from .teacher_worker import ScoringInputs, TeacherWorker
+from .scoring_worker import ScoringInputs, ScoringWorker
 
 
 def prepare(layout: RunLayout, model: ResolvedModel, section: ExtractionSection, cluster: ClusterSection) -> list[Work]:
@@ -47,7 +47,7 @@ def prepare(layout: RunLayout, model: ResolvedModel, section: ExtractionSection,
             total=store.layout.num_rows,
             done=store.layout.num_rows - store.layout.num_rows_of(missing),
             measure="rows",
-            make_worker=partial(TeacherWorker, scoring_inputs(layout, model, section, cluster)),
+            make_worker=partial(ScoringWorker, scoring_inputs(layout, model, section, cluster)),
             finish=lambda: [patiently(partial(finish, claim, store), seconds=cluster.storage_patience_seconds)],
             needs=Needs(
                 engine_ranks=model.section.engine.tensor_parallel_size, units_in_flight=cluster.units_in_flight

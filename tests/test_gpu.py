@@ -12,14 +12,14 @@ import tiny_architectures
 import torch
 import trainer_runs
 import yaml
-from teacher_cases import MAX_TOKENS, K, assert_rows_match, forward, make_dialogues
+from engine_cases import MAX_TOKENS, K, assert_rows_match, forward, make_dialogues
 from tiny_runs import tiny_run
 from trainer_runs import losses, weights
 
 from fusechat.app import pipeline
 from fusechat.config import load_config
 from fusechat.progress import Progress
-from inference.engine.teacher import Teacher
+from inference.engine.engine import Engine
 from trainer import fused_linear_fusion_loss, fusion_loss, stage
 
 pytestmark = [
@@ -72,23 +72,23 @@ def test_gpu_fused_loss_under_autocast_keeps_the_gradient_of_the_weight_in_float
 
 @pytest.mark.parametrize("capture", ["topk_pooler", "prompt_logprobs"])
 @pytest.mark.parametrize("name", ["llama", "mixtral", "qwen3"])
-def test_gpu_teacher_rows_equal_a_plain_forward(name: str, capture: str, tmp_path: Path) -> None:
+def test_gpu_engine_rows_equal_a_plain_forward(name: str, capture: str, tmp_path: Path) -> None:
     folder = tiny_architectures.save_architecture(tmp_path / name, name)
-    with Teacher(str(folder), k=K, capture=capture, max_tokens=MAX_TOKENS, engine=ENGINE) as teacher:  # type: ignore[arg-type]
-        assert teacher.info["device"] == "cuda"
-        ids, marks = make_dialogues(teacher.vocab_size)
-        rows = teacher.score(ids, marks)
+    with Engine(str(folder), k=K, capture=capture, max_tokens=MAX_TOKENS, section=ENGINE) as engine:  # type: ignore[arg-type]
+        assert engine.info["device"] == "cuda"
+        ids, marks = make_dialogues(engine.vocab_size)
+        rows = engine.score(ids, marks)
     assert_rows_match(rows, forward(folder, ids, marks), ids, marks, tolerance=TF32)
 
 
-def test_gpu_teacher_in_bfloat16_has_float32_logits(tmp_path: Path) -> None:
+def test_gpu_engine_in_bfloat16_has_float32_logits(tmp_path: Path) -> None:
     """Distinct logits: rounded to bfloat16, the ten best of a row would tie."""
     folder = tiny_architectures.save_architecture(tmp_path / "llama", "llama")
     engine = {**ENGINE, "dtype": "bfloat16"}
-    with Teacher(str(folder), k=K, max_tokens=MAX_TOKENS, engine=engine) as teacher:
-        ids, marks = make_dialogues(teacher.vocab_size)
-        rows = teacher.score(ids, marks)
-        assert (teacher.info["dtype"], teacher.info["head_dtype"]) == ("bfloat16", "float32")
+    with Engine(str(folder), k=K, max_tokens=MAX_TOKENS, section=engine) as opened:
+        ids, marks = make_dialogues(opened.vocab_size)
+        rows = opened.score(ids, marks)
+        assert (opened.info["dtype"], opened.info["head_dtype"]) == ("bfloat16", "float32")
     logits = np.concatenate([found.topk_logprobs + found.logsumexp[:, None] for found in rows])
     rounded = torch.from_numpy(logits).bfloat16().float().numpy()
     assert (np.abs(logits - rounded) > 0).mean() > 0.9

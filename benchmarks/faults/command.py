@@ -165,15 +165,17 @@ def _drive(
     os.environ.pop("LD_PRELOAD", None)  # what the driver starts is not disturbed
     os.environ.update(environment)
     sys.argv = ["fusechat", *arguments]
+    from cluster import answering
     from cluster.pool import score_on_ray
     from fusechat.app.cli import main
     from fusechat.storage.work import run_here
 
     if alone:
-        here: Any = score_on_ray
-        here.run_on_ray = lambda works, *_, progress, **__: run_here(works, progress)
-        here.ray_session = lambda section: contextlib.nullcontext()
-        here.check_cluster = lambda *_: None
+        here: Any
+        for here in (score_on_ray, answering):
+            here.run_on_ray = lambda works, *_, progress, **__: run_here(works, progress)
+            here.ray_session = lambda section: contextlib.nullcontext()
+            here.check_cluster = lambda *_: None
     if prepare is not None:
         prepare()
     _set(trap)

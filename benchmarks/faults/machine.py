@@ -79,6 +79,8 @@ def two_drivers(tools: Tools) -> Disturbed:
     time.sleep(wait)
     second = start(other.arguments).wait()
     ended = [second, first.wait()]
+    if shares_store and second.status in (1, 2):
+        ended.insert(1, start(other.arguments).wait())  # as its line says: when the first has ended
     how = "another run folder over its store" if shares_store else "its run folder"
     what = f"a second driver with {how} after {wait:.2f} s, from {stage} on ({variant})"
     return Disturbed(run, what, ended, variant)

@@ -41,10 +41,10 @@ import fusechat.app.inspection
 import fusechat.app.pipeline
 import fusechat.app.summary
 import inference.capture.topk_pooler
+import inference.engine.engine
 import inference.engine.plugin
-import inference.engine.teacher
+import inference.scoring_worker
 import inference.self_check
-import inference.teacher_worker
 import merge.stage
 import trainer.choice_stage
 import trainer.fusion_trainer
@@ -68,3 +68,4 @@ torch.set_num_threads(1)
 evaluation.report.page.page_template()
 gc.collect()
 gc.freeze()  # what no driver will free; looking through it would copy all memory into each
+gc.unfreeze = lambda: None  # type: ignore[assignment]  # vLLM calls it whenever an engine ends, and looks through all of it then

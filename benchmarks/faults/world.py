@@ -25,12 +25,14 @@ MADE = {
 """Stage -> folders of a run that it makes."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "rows": {"training": {"row_choice": "source"}},
-    "joint": {"training": {"row_choice": "trusted", "fusion": "both"}},
+    "rows": {"training": {"row_choice": "source"}, "evaluation": {"models": ["fused"]}},
+    "joint": {"training": {"row_choice": "trusted", "fusion": "both"}, "evaluation": {"models": ["pivot", "fused"]}},
 }
-"""Two runs: in the first every row teaches, in the second a choice stands before the targets, one of which is joint."""
+"""Two runs: in the first every row teaches, in the second a choice stands before the targets, one of which is joint. Few models
+are measured: starting their engines takes most of a run's time.
+"""
 ON_RAY: dict[str, Any] = {
-    "training": {"row_choice": "source"}, "merge": {"max_shard_bytes": 120_000},
+    "training": {"row_choice": "source"}, "merge": {"max_shard_bytes": 120_000}, "evaluation": {"models": ["fused"]},
     "cluster": {"training_workers": 2, "max_attempts": 3, "num_cpus": None},
 }  # fmt: skip
 """The run whose every stage is done by Ray's workers; two of them train a target together."""

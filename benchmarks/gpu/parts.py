@@ -61,7 +61,7 @@ class Bench:
 def equality(bench: Bench) -> dict[str, Any]:
     """The capture against a plain forward on this device, nats: as it is measured, and in float32, dense and experts."""
     from inference.capture.rows import concatenate_rows
-    from inference.engine.teacher import Teacher
+    from inference.engine.engine import Engine
     from inference.self_check import TOLERANCES, check_form, compare_rows, reference_logprobs
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -73,11 +73,11 @@ def equality(bench: Bench) -> dict[str, Any]:
         model = make_model(bench.folder, name, bench.size, dtype=dtype, weights=True)
         extra = {"enforce_eager": True} if dtype == "float32" else {}  # compiling takes a good part of a minute
         section = {**bench.engine(0.3), "extra": extra, "max_num_batched_tokens": 256}
-        with Teacher(str(model), k=10, max_tokens=512, engine=section) as teacher:
-            rows = concatenate_rows(teacher.score(ids, marks), 10)
+        with Engine(str(model), k=10, max_tokens=512, section=section) as engine:
+            rows = concatenate_rows(engine.score(ids, marks), 10)
             labels = np.concatenate([of_one[marked] for of_one, marked in zip(ids, marks, strict=True)])
-            check_form(rows, labels, teacher.vocab_size, name)
-            runner = teacher.info["model_runner"]
+            check_form(rows, labels, engine.vocab_size, name)
+            runner = engine.info["model_runner"]
         expected = reference_logprobs(model, dtype, list(zip(ids, marks, strict=True)), rows.topk_ids, device=device)
         mean, largest = compare_rows(rows, *expected)
         result[f"equality_{name}_{dtype}"] = {"mean": round(mean, 6), "max": round(largest, 5), "runner": runner}

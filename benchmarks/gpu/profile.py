@@ -68,20 +68,20 @@ def _named() -> Iterator[None]:
     from vllm.v1.core.sched.scheduler import Scheduler
 
     from fusechat.storage.row_store import RowStore
-    from inference import teacher_worker
+    from inference import scoring_worker
     from inference.capture import topk_pooler
-    from inference.engine import teacher, teacher_models
+    from inference.engine import engine, pooler_models
 
     places: list[tuple[Any, str, str]] = [
-        (teacher_models.ShardLogits, "forward", HEAD),
+        (pooler_models.ShardLogits, "forward", HEAD),
         (topk_pooler, "reduce_block", REDUCTION),
         (topk_pooler, "merge_ranks", REDUCTION),
         (topk_pooler, "to_device", COPIES),
         (topk_pooler, "to_host", COPIES),
         (Scheduler, "schedule", SCHEDULER),
         (Scheduler, "update_from_output", SCHEDULER),
-        (teacher, "unpack_rows", PACKING),
-        (teacher_worker, "pack_rows", PACKING),
+        (engine, "unpack_rows", PACKING),
+        (scoring_worker, "pack_rows", PACKING),
         (RowStore, "write_shard", WRITING),
     ]
     plain = [(owner, name, getattr(owner, name)) for owner, name, _ in places]

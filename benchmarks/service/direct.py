@@ -49,9 +49,9 @@ class DirectEngine:
 
 
 def _serve(pipe: Connection, model: str, k: int, max_tokens: int, engine: dict[str, Any]) -> None:
-    from inference.engine.teacher import Teacher
+    from inference.engine.engine import Engine
 
-    with Teacher(model, k=k, max_tokens=max_tokens, engine=engine) as teacher:
+    with Engine(model, k=k, max_tokens=max_tokens, section=engine) as opened:
         while (question := pipe.recv()) != "end":
             if question is None:
                 pipe.send(None)
@@ -59,12 +59,12 @@ def _serve(pipe: Connection, model: str, k: int, max_tokens: int, engine: dict[s
             kind, (ids, marks) = question
             if kind == "all":
                 started = time.perf_counter()
-                rows = sum(map(len, teacher.score(ids, marks)))
+                rows = sum(map(len, opened.score(ids, marks)))
                 pipe.send((time.perf_counter() - started, rows))
                 continue
             seconds = []
             for one, of_one in zip(ids, marks, strict=True):
                 started = time.perf_counter()
-                teacher.score([one], [of_one])
+                opened.score([one], [of_one])
                 seconds.append(time.perf_counter() - started)
             pipe.send(seconds)

@@ -62,16 +62,16 @@ def placement_of(needs: Needs, cluster: ClusterSection) -> Placement:
         return Placement(min(needs.cpus, _cpus_of_largest_machine()), 0, "uni")
     resources = ray.cluster_resources()
     if not resources.get("GPU") and not cluster.max_gpus:
-        cpus = cluster.teacher_cpus * size
+        cpus = cluster.engine_cpus * size
         if cpus > resources.get("CPU", 0):
             raise ClusterError(
-                f"an engine asks for {cpus:g} CPUs (teacher_cpus {cluster.teacher_cpus:g} x tensor_parallel_size {size}), "
-                f"the cluster has {resources.get('CPU', 0):g}; lower cluster.teacher_cpus"
+                f"an engine asks for {cpus:g} CPUs (engine_cpus {cluster.engine_cpus:g} x tensor_parallel_size {size}), "
+                f"the cluster has {resources.get('CPU', 0):g}; lower cluster.engine_cpus"
             )
         return Placement(cpus, 0, "uni" if size == 1 else "mp")
     if size <= cluster.gpus_per_node:
-        return Placement(cluster.teacher_cpus, size, "uni" if size == 1 else "mp")
-    return Placement(cluster.teacher_cpus, size, "ray")
+        return Placement(cluster.engine_cpus, size, "uni" if size == 1 else "mp")
+    return Placement(cluster.engine_cpus, size, "ray")
 
 
 def _cpus_of_largest_machine() -> float:

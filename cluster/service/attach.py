@@ -18,7 +18,7 @@ from fusechat.storage.artifact import Artifact
 from fusechat.storage.work import HERE, Work
 from inference.serving.client import Connection
 from inference.serving.faces import FaceName
-from inference.serving.remote_teacher import ServedBy, longest_of, served_work
+from inference.serving.remote_engine import ServedBy, longest_of, served_work
 
 from .records import all_records, read_record
 

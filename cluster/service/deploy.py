@@ -102,7 +102,7 @@ def check_room(spec: ServiceSpec, placements: list[Placement]) -> None:
         return
     raise ClusterSetupError(
         f"the service's {engines * len(placements)} engines reserve {cpus:g} CPUs and {gpus:g} GPUs, Ray has "
-        f"{resources.get('CPU', 0):g} and {has_gpus:g}; serve fewer models (--models) or faces, or lower cluster.teacher_cpus"
+        f"{resources.get('CPU', 0):g} and {has_gpus:g}; serve fewer models (--models) or faces, or lower cluster.engine_cpus"
     )
 
 

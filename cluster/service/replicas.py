@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from fusechat.errors import TeacherError
+from fusechat.errors import EngineError
 from inference.serving.faces import Face
 from inference.serving.score_face import Reply, ScoreFace
 
@@ -26,7 +26,7 @@ class ScoreReplica:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._threads, self._face.answer, body, content_type, accept)
-        except TeacherError as error:
+        except EngineError as error:
             log.error("%s", error)
             os._exit(1)
 
@@ -37,7 +37,7 @@ class ScoreReplica:
     async def check_health(self) -> None:
         """Raises where the engine is of no further use."""
         if not self._face.alive:
-            raise TeacherError(f"{self._face.face.name}: the engine died")
+            raise EngineError(f"{self._face.face.name}: the engine died")
 
 
 class GenerateReplica:
@@ -61,4 +61,4 @@ class GenerateReplica:
     async def check_health(self) -> None:
         """Raises where the engine is of no further use."""
         if not self._face.alive:
-            raise TeacherError(f"{self._face.face.name}: the engine died")
+            raise EngineError(f"{self._face.face.name}: the engine died")

@@ -23,7 +23,7 @@ from fusechat.storage.artifact import write_bytes
 
 from ..wording import interval, number
 from .charts import SERIES_COLOURS, Figure
-from .gained import gained_lines
+from .gained import gained, gained_title
 from .page_charts import (  # fmt: skip
     choice_charts,
     coefficients,
@@ -79,7 +79,8 @@ def render(document: dict[str, Any]) -> str:
         report=document,
         labels={model["id"]: model["label"] for model in document["models"]},
         charts=charts,
-        gained=list(gained_lines(document)),
+        gained=gained(document),
+        gained_title=gained_title,
         figures=figures.as_json(),
         colours=SERIES_COLOURS,
         plotly=_plotly_script() if figures.figures else "",

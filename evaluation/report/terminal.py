@@ -5,15 +5,15 @@ from typing import Any
 
 from .. import ALL
 from ..wording import SUPPORTS, number, with_interval
-from .gained import gained_lines
+from .gained import gained, gained_title
 
 
 def summary(document: dict[str, Any]) -> Iterator[Any]:
     """What `fusechat run` prints at the end: rich renderables, one after the other."""
     from rich.text import Text
 
-    for line in gained_lines(document):
-        yield Text(line)
+    if gained(document):
+        yield gained_table(document)
     yield table(document)
     labels = {model["id"]: model["label"] for model in document["models"]}
     for line in choice_lines(document):
@@ -31,6 +31,20 @@ def summary(document: dict[str, Any]) -> Iterator[Any]:
         for model_id, answer in sample["answers"].items():
             shown = "(no room for an answer)" if answer is None else " ".join(answer.split()) or "(empty)"
             yield Text(f"    {labels[model_id]:<18} {shown}")
+
+
+def gained_table(document: dict[str, Any]) -> Any:
+    """What was gained, one kind of dialogue below the other."""
+    from rich.table import Table
+
+    shown = Table(title=gained_title(document), title_justify="left", box=None, pad_edge=False)
+    for name in ("", "right answers, points", "bits per byte"):
+        shown.add_column(name, no_wrap=True)
+    for kind, rows in gained(document):
+        shown.add_row("all kinds" if kind == ALL else kind, style="bold")
+        for row in rows:
+            shown.add_row(f"{'    ' if row.is_difference else '  '}{row.name}", row.exact, row.bits)
+    return shown
 
 
 def table(document: dict[str, Any]) -> Any:

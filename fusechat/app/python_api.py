@@ -102,9 +102,9 @@ def score(
     Raises:
         DialogueError, ModelError: as `tokenize`; k exceeds the vocabulary.
         ContractError: chosen ids that do not fit the examples' scored tokens, or the vocabulary.
-        TeacherError: the engine did not start, or died.
+        EngineError: the engine did not start, or died.
     """
-    from inference.engine.teacher import Teacher
+    from inference.engine.engine import Engine
 
     examples = tokenize(model, rows, template=template, template_arguments=template_arguments)
     if chosen_ids is not None and len(chosen_ids) != len(examples):
@@ -116,8 +116,8 @@ def score(
         return []
     longest = max(len(example.token_ids) for example in examples)
     section = EngineSection.model_validate(engine or {})
-    with Teacher(str(model), k=k, max_tokens=longest, engine=section) as teacher:
-        scored = teacher.score([one.token_ids for one in examples], [one.is_scored for one in examples], chosen_ids)
+    with Engine(str(model), k=k, max_tokens=longest, section=section) as opened:
+        scored = opened.score([one.token_ids for one in examples], [one.is_scored for one in examples], chosen_ids)
     return [
         Rows(
             example.token_ids, example.is_scored, part.topk_ids, part.topk_logprobs, part.label_logprob,
@@ -151,7 +151,7 @@ def generate(
     Raises:
         DialogueError: names the row, counted from 1, and the field.
         ModelError: a model that cannot be used.
-        TeacherError: the engine did not start, or died.
+        EngineError: the engine did not start, or died.
     """
     from inference.answering.in_memory import generate_texts
 

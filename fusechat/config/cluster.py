@@ -30,7 +30,7 @@ class ClusterSection(Section):
     """Shards that an engine which scores works on at once, so that it does not drain between two."""
     storage_patience_seconds: float = Field(600, ge=0)
     """How long scored rows wait for a store that does not answer before their shard counts as failed, seconds."""
-    teacher_cpus: float = Field(1, gt=0)
+    engine_cpus: float = Field(1, gt=0)
     """CPUs that one engine reserves."""
     gpus_per_node: int = Field(8, ge=1)
     """GPUs of the largest node: a wider engine is spread over nodes."""

@@ -10,7 +10,7 @@ from .section import Name, Section
 
 
 class EngineSection(Section):
-    """How one teacher engine is started."""
+    """How one engine is started."""
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Dtype of the weights and activations; auto: what the checkpoint says."""

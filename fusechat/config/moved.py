@@ -1,6 +1,7 @@
 """Fields of earlier run files: the old name in; the new one, or what became of it, out."""
 
 MOVED = {
+    "cluster.teacher_cpus": "cluster.engine_cpus",
     "evaluation.dtype": "evaluation.held_out.dtype",
     "evaluation.kl_dialogues": "evaluation.held_out.divergence_dialogues",
     "evaluation.exact_match_kinds": "evaluation.exact.kinds",

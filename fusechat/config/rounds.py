@@ -28,7 +28,7 @@ class RoundsSection(Section):
     least_probability: float = Field(0.02, ge=0, lt=1)
     """An answer is read up to the first token that its teacher finds less probable: what follows stands behind words that the
     teacher would not say. 0: all of it."""
-    divergence: Literal["ce", "kl", "reverse_kl"] = "ce"
+    divergence: Literal["ce", "kl"] = "ce"
     """Between the chosen row and the student's distribution, as `training.divergence`, in all rounds."""
     trl: dict[str, Any] = {}
     """Fields of TRL's SFTConfig for the rounds alone, on top of `training.trl`; fewer epochs, say."""

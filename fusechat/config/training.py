@@ -36,7 +36,7 @@ class TrainingSection(Section):
     """A target per source, then merged; one target that learns each dialogue from the source that knows it best; or all of them."""
     sft_weight: float = Field(0.1, ge=0, le=1)
     """Weight of the SFT loss where a row teaches; the fusion loss gets the rest, times the source's trust. Published: 0.9."""
-    divergence: Literal["ce", "kl", "reverse_kl"] = "ce"
+    divergence: Literal["ce", "kl"] = "ce"
     """Between the chosen row and the model's distribution."""
     temperature: float = Field(1.0, gt=0)
     """Divides the row's logprobs before they are normalised again."""

@@ -15,7 +15,7 @@ from ..models.model_limits import position_limit
 from ..progress import Progress
 from ..storage import artifact
 from ..storage.artifact import Artifact, Claim
-from ..storage.pieces import finished_pieces, open_pieces, remove_pieces
+from ..storage.pieces import finished_pieces, open_pieces, remove_pieces, without_pieces
 from ..storage.work import Needs, Work, nothing_left, run_here
 from .chat_template import load_tokenizer
 from .dialogue_files import file_digest, file_ranges
@@ -63,9 +63,8 @@ def prepare_reading(config: RunConfig, *, progress: Progress) -> list[Work]:
     claim = artifact.claim(
         config.dialogues_path, "dialogues", settings=settings, parents=parents, if_changed=config.run.if_changed
     )
-    if claim.artifact is not None:
-        artifacts = [claim.artifact]
-        return [nothing_left("dialogues", lambda: artifacts)]
+    if (finished := without_pieces(claim)) is not None:
+        return [nothing_left("dialogues", lambda: [finished])]
     pieces, parts = open_pieces(claim), _parts(config)
     folder, revision, text = tokenizer_source(config.pivot, config.pivot)
     _, text = load_tokenizer(folder, revision, text)
@@ -83,8 +82,8 @@ def prepare_reading(config: RunConfig, *, progress: Progress) -> list[Work]:
         template=used_template(config.pivot, text, date),
         max_tokens=min(section.max_tokens, (position_limit(Path(folder)) or section.max_tokens + behind) - behind),
     )
-    finished = finished_pieces(pieces)
-    missing = [unit for unit in range(len(parts)) if unit not in finished]
+    read = finished_pieces(pieces)
+    missing = [unit for unit in range(len(parts)) if unit not in read]
     total = sum(part.range.num_rows for part in parts)
     files = (*section.train, *section.prompts)
     end = _End(claim, inputs, section.on_overlap == "refuse", date, files, progress)

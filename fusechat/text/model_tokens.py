@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import DialogueError, ModelError
 from ..models.model_limits import position_limit, vocabulary_columns
 from ..models.process_memory import give_memory_back
-from ..storage.token_pieces import PieceCounts, end_dialogues, write_piece
+from ..storage.token_pieces import PieceCounts, write_piece
 from ..storage.tokens import OF_TOKENS, Tokens
 from ..storage.work import HERE, Place
 from .chat_template import load_tokenizer
@@ -105,7 +105,7 @@ class ModelTokens:
         Args:
             positions_behind: that a dialogue leaves free.
         """
-        self._name, self._folder, self._tokenizer, self._template = name, folder, tokenizer, template
+        self.name, self._folder, self._tokenizer, self._template = name, folder, tokenizer, template
         self._is_pivot = is_pivot
         self._limit = (position_limit(folder) or 0) - positions_behind
         self._columns = vocabulary_columns(folder)
@@ -119,7 +119,7 @@ class ModelTokens:
         """
         parts, aside = self._tokenize(dialogues)
         tokens = _joined(parts)
-        _check_ids(tokens, self._columns, dialogues, self._name)
+        _check_ids(tokens, self._columns, dialogues, self.name)
         counts = PieceCounts(
             tokens.lengths.tolist(), np.diff(tokens.row_offsets).tolist(), tokens.call_digest.tolist(),
             sum(part.turns for part in parts), sum(part.open_turns for part in parts), _hidden_turns(parts, dialogues),
@@ -127,32 +127,13 @@ class ModelTokens:
         )  # fmt: skip
         return tokens, counts
 
-    def make_whole(self, dialogues: list[Dialogue], attributes: dict[str, Any]) -> tuple[Tokens, PieceCounts]:
-        """As `make`, with attributes; where the template ends no turn at all, the model's own end is put behind each dialogue.
+    def own_end(self) -> int:
+        """The id that ends a turn where the template ends none; raises ModelError as `own_end`."""
+        return own_end(self.name, self._folder)
 
-        Raises:
-            ModelError: nothing ends a turn, or no dialogue can be read.
-        """
-        tokens, counts = self.make(dialogues)
-        if counts.set_aside and len(counts.set_aside) == len(dialogues):
-            raise none_readable(self._name, len(dialogues), "the dialogues", counts.set_aside[0][1])
-        appended = None
-        if counts.turns and counts.open_turns == counts.turns:
-            appended = own_end(self._name, self._folder)
-            arrays = {name: getattr(tokens, name) for name in OF_TOKENS}
-            lengths = tokens.lengths + (tokens.lengths > 0)
-            offsets = np.concatenate([[0], np.cumsum(lengths)])
-            tokens = Tokens(
-                **end_dialogues(arrays, tokens.lengths, appended),
-                call_digest=tokens.call_digest,
-                offsets=offsets,
-                attributes={},
-            )
-        attributes = {
-            **attributes, **self._template.to_attributes(), "appended_end": appended,
-            "vocab_size": vocab_size(self._folder, self._tokenizer),
-        }  # fmt: skip
-        return replace(tokens, attributes=attributes), counts
+    def attributes(self) -> dict[str, Any]:
+        """What a tokens artifact says of the model."""
+        return {**self._template.to_attributes(), "vocab_size": vocab_size(self._folder, self._tokenizer)}
 
     def _tokenize(self, dialogues: list[Dialogue]) -> tuple[list[TokenizedDialogue], list[tuple[str, str]]]:
         """The tokens of each dialogue, none for those set aside; and (id, reason) of these."""

@@ -16,7 +16,7 @@ from ..models import model_files
 from ..progress import Progress
 from ..storage import artifact
 from ..storage.artifact import Artifact, Claim
-from ..storage.pieces import finished_pieces, open_pieces, remove_pieces
+from ..storage.pieces import finished_pieces, open_pieces, remove_pieces, without_pieces
 from ..storage.token_pieces import JoinInputs, TokenIndex, TokenJoiner, TokenSums, lay_out_pieces, sum_counts
 from ..storage.tokens import TokensReader, finish_tokens
 from ..storage.work import Work, nothing_left, run_here
@@ -71,7 +71,7 @@ def prepare_tokens(config: RunConfig, name: str, *, progress: Progress) -> list[
         )
         for split in SPLITS
     }  # fmt: skip
-    finished = [claim.artifact for claim in claims.values() if claim.artifact is not None]
+    finished = [finished for claim in claims.values() if (finished := without_pieces(claim)) is not None]
     if len(finished) == len(claims):
         return [nothing_left(f"tokenize {name}", lambda: finished)]
     tokenizer, text = load_tokenizer(folder, revision=revision, template=text)

@@ -25,7 +25,7 @@ from fusechat.text.template_heads import spoken
 from fusechat.text.tokenization import tokenize_prompt
 
 from ..engine.engine_worker import EngineWorker
-from ..serving.remote_teacher import RemoteTeacher, ServedBy
+from ..serving.remote_engine import RemoteEngine, ServedBy
 from .asked import Asked, AskedSet
 
 MAX_TURN_SEEDS = 1 << 20
@@ -104,12 +104,12 @@ class AnswerWorker(EngineWorker):
     def _open_engine(self, positions: int) -> None:
         inputs = self.inputs
         if inputs.served is not None:
-            self._teacher = RemoteTeacher(inputs.served, max_tokens=positions)
+            self._engine = RemoteEngine(inputs.served, max_tokens=positions)
             return
-        from ..engine.teacher import Teacher
+        from ..engine.engine import Engine
 
-        self._teacher = Teacher(
-            str(self._folder), max_tokens=positions, engine=self._engine_section, mode="generate",
+        self._engine = Engine(
+            str(self._folder), max_tokens=positions, section=self._engine_section, face="generate",
             is_wide_on_cpus=inputs.is_wide_on_cpus,
         )  # fmt: skip
 
@@ -119,7 +119,7 @@ class AnswerWorker(EngineWorker):
         Returns:
             units (1), questions, answers (given to all turns), tokens (of the answers) and seconds.
         Raises:
-            TeacherError: the engine died.
+            EngineError: the engine died.
         """
         started = time.monotonic()
         chunk = self.inputs.chunks[unit]
@@ -183,8 +183,8 @@ class AnswerWorker(EngineWorker):
             return None
 
     def _generate(self, prompts: list[np.ndarray], longest: int, temperature: float, seed: int) -> list[np.ndarray]:
-        with self._engine() as teacher:
-            return teacher.generate(
+        with self._running() as engine:
+            return engine.generate(
                 prompts, max_new_tokens=longest, temperature=temperature, stop_token_ids=self._stops, seed=seed
             )
 

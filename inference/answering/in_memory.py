@@ -27,7 +27,7 @@ def generate_texts(
     Raises:
         DialogueError: a row that is no prompt, or that the template refuses.
         ModelError: a model that cannot be used.
-        TeacherError: the engine did not start, or died.
+        EngineError: the engine did not start, or died.
     """
     with without_garbage_collection():
         from fusechat.text.chat_template import load_tokenizer
@@ -36,7 +36,7 @@ def generate_texts(
         from fusechat.text.template_heads import spoken
         from fusechat.text.tokenization import tokenize_prompt
 
-        from ..engine.teacher import Teacher
+        from ..engine.engine import Engine
 
     asked = read_prompts(rows)
     if not asked:
@@ -47,8 +47,8 @@ def generate_texts(
     own = own_stop_ids(Path(model)) if Path(model).is_dir() else []
     stops = sorted({*own, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})
     longest = max(map(len, prompts)) + max_new_tokens
-    with Teacher(model, max_tokens=longest, engine=engine, mode="generate") as teacher:
-        answers = teacher.generate(
+    with Engine(model, max_tokens=longest, section=engine, face="generate") as opened:
+        answers = opened.generate(
             prompts, max_new_tokens=max_new_tokens, temperature=temperature, stop_token_ids=stops, seed=seed
         )
     return [spoken(tokenizer, chat_template, ids.tolist()) for ids in answers]

@@ -117,7 +117,7 @@ def check_chosen(chosen_ids: np.ndarray, is_scored: np.ndarray, *, vocab_size: i
 def check_dialogue(
     token_ids: np.ndarray, is_scored: np.ndarray, *, max_tokens: int, vocab_size: int, place: str
 ) -> None:
-    """Refuse a dialogue that no teacher can score.
+    """Refuse a dialogue that no engine can score.
 
     Raises:
         ContractError: what was found and expected.
@@ -128,7 +128,7 @@ def check_dialogue(
         )
     if len(token_ids) > max_tokens:
         raise ContractError(
-            f"{place}: has {len(token_ids)} tokens, the teacher was opened for {max_tokens}; "
+            f"{place}: has {len(token_ids)} tokens, the engine was opened for {max_tokens}; "
             "cut the dialogues shorter or raise dialogues.max_tokens"
         )
     if len(token_ids) and not 0 <= token_ids.min() <= token_ids.max() < vocab_size:

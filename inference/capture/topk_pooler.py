@@ -24,7 +24,7 @@ from vllm.model_executor.layers.pooler.abstract import Pooler
 from vllm.tasks import PoolingTask
 from vllm.v1.pool.metadata import PoolingMetadata, PoolingStates
 
-from fusechat.errors import TeacherError
+from fusechat.errors import EngineError
 
 from ..engine.vllm_internals import chunks_of
 from .rows import decode_chosen, decode_targets, packed_width
@@ -110,7 +110,7 @@ class TopKPooler(Pooler):
         logits = compute_logits(hidden_states)
         used = next((head.shard for head in heads if head.shard is not None), None)
         if used is None:
-            raise TeacherError(
+            raise EngineError(
                 "the model's logits do not come from vLLM's LogitsProcessor, so the top-k pooler cannot read its head; "
                 "set extraction.capture to prompt_logprobs"
             )

@@ -18,8 +18,8 @@ from fusechat.errors import ConfigError, ModelError, first_line
 
 from ..capture.topk_pooler import TASK
 from .internlm2 import register_config
-from .teacher_models import register_here
-from .teacher_options import TeacherOptions
+from .pooler_models import register_here
+from .pooler_options import PoolerOptions
 
 Runner = Literal["topk_pooler", "prompt_logprobs", "generate"]
 
@@ -27,7 +27,7 @@ OWN = {
     "additional_config", "convert", "enable_prefix_caching", "max_logprobs", "max_model_len", "model", "pooler_config",
     "revision", "runner", "skip_tokenizer_init",
 }  # fmt: skip
-"""Arguments that the teacher itself decides."""
+"""Arguments that the engine itself decides."""
 
 
 def engine_arguments(
@@ -48,11 +48,11 @@ def engine_arguments(
         text: the engine reads and writes text, too; else token ids alone.
         is_wide_on_cpus: on CPUs the dtype `auto` is float32, whatever the checkpoint says.
     Raises:
-        ConfigError: `extra` sets what the teacher decides itself.
+        ConfigError: `extra` sets what the engine decides itself.
         ModelError: the model's config cannot be read.
     """
     if own := sorted(OWN & section.extra.keys()):
-        raise ConfigError(f"engine.extra: found {', '.join(own)}, which the teacher decides itself; leave them out")
+        raise ConfigError(f"engine.extra: found {', '.join(own)}, which the engine decides itself; leave them out")
     config = _read_config(model, revision, section)
     overrides = {**section.extra.get("hf_overrides", {}), "head_dtype": _head_dtype(section)}
     dtype = section.dtype
@@ -75,7 +75,7 @@ def engine_arguments(
     if runner == "topk_pooler":
         overrides["architectures"] = [register_here(config.architectures[0])]
         arguments |= {"runner": "pooling", "convert": "none", "pooler_config": PoolerConfig(task=TASK)}
-        arguments |= {"additional_config": TeacherOptions(k)}
+        arguments |= {"additional_config": PoolerOptions(k)}
         if not current_platform.is_cpu():
             arguments |= _on_accelerators(section)
     else:
@@ -111,7 +111,7 @@ def _whole_prompts(section: EngineSection, max_tokens: int) -> dict[str, Any]:
 
 
 def _on_accelerators(section: EngineSection) -> dict[str, Any]:
-    """What a teacher that only prefills wants of vLLM, where that differs from what vLLM takes by itself.
+    """What an engine that only prefills wants of vLLM, where that differs from what vLLM takes by itself.
 
     - Two steps in flight: the next one is scheduled and queued while the device works on the last. vLLM leaves that out for
       pooling models, whose requests would each be answered later; here only the sum counts. Ray's older executor cannot.

@@ -19,9 +19,9 @@ from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from fusechat.errors import TeacherError
+from fusechat.errors import EngineError
 
-from .vllm_internals import shut_down
+from .vllm_internals import imports_stay_frozen, shut_down
 
 Request = tuple[list[int], PoolingParams | SamplingParams]
 
@@ -38,17 +38,17 @@ class _Job:
 
 
 class EngineThread:
-    """Runs until `close`, or until the engine fails; then every call raises TeacherError."""
+    """Runs until `close`, or until the engine fails; then every call raises EngineError."""
 
     def __init__(self, build: Callable[[], LLMEngine], *, name: str) -> None:
         """Start the thread and wait for the engine.
 
         Raises:
-            TeacherError: this process holds an engine already.
+            EngineError: this process holds an engine already.
             Exception: whatever `build` raises.
         """
         if not _engine_here.acquire(blocking=False):
-            raise TeacherError(
+            raise EngineError(
                 f"{name}: this process holds an engine already; close it first, or open this one elsewhere"
             )
         self.name = name
@@ -56,7 +56,7 @@ class EngineThread:
         self._jobs: dict[int, _Job] = {}
         self._lock = threading.Lock()
         self._submitted = 0
-        self._failure: TeacherError | None = None
+        self._failure: EngineError | None = None
         started: Future[LLMEngine] = Future()
         self._thread = threading.Thread(target=self._run, args=(build, started), name=f"engine-{name}", daemon=True)
         self._thread.start()
@@ -69,7 +69,7 @@ class EngineThread:
         return self._failure is None
 
     def submit(self, requests: list[Request]) -> Future[list[Any]]:
-        """Queue prompts; the future gives their outputs (vLLM's pooling or request outputs), or a TeacherError."""
+        """Queue prompts; the future gives their outputs (vLLM's pooling or request outputs), or an EngineError."""
         with self._lock:
             if self._failure is not None:
                 raise self._failure
@@ -92,7 +92,7 @@ class EngineThread:
             try:
                 engine = build()
             except Exception as error:
-                self._fail(TeacherError(f"{self.name}: the engine did not start"))
+                self._fail(EngineError(f"{self.name}: the engine did not start"))
                 started.set_exception(error)
                 return
             started.set_result(engine)
@@ -107,7 +107,7 @@ class EngineThread:
                 while idle or not self._inbox.empty():
                     job = self._inbox.get()
                     if job is None:
-                        self._fail(TeacherError(f"{self.name}: the engine was closed"))
+                        self._fail(EngineError(f"{self.name}: the engine was closed"))
                         return
                     self._admit(engine, job)
                     idle = False
@@ -115,7 +115,7 @@ class EngineThread:
                     self._deliver(output)
         except Exception as error:
             # Whatever raised, requests are half done and their state is unknown: the engine is of no further use.
-            failure = TeacherError(f"{self.name}: the engine died: {type(error).__name__}: {error}")
+            failure = EngineError(f"{self.name}: the engine died: {type(error).__name__}: {error}")
             failure.__cause__ = error
             self._fail(failure)
 
@@ -128,7 +128,7 @@ class EngineThread:
         except (ValueError, VLLMClientError) as error:  # vLLM refuses the request; the engine is sound
             engine.abort_request(admitted, internal=True)
             del self._jobs[job.number]
-            job.future.set_exception(TeacherError(f"{self.name}: the engine refused dialogue {len(admitted)}: {error}"))
+            job.future.set_exception(EngineError(f"{self.name}: the engine refused dialogue {len(admitted)}: {error}"))
 
     def _deliver(self, output: Any) -> None:
         number, place = map(int, output.request_id.split("-")[:2])
@@ -140,7 +140,7 @@ class EngineThread:
             del self._jobs[number]
             job.future.set_result([job.outputs[place] for place in range(len(job.requests))])
 
-    def _fail(self, failure: TeacherError) -> None:
+    def _fail(self, failure: EngineError) -> None:
         with self._lock:
             self._failure = failure
             waiting = list(self._jobs.values())
@@ -152,9 +152,10 @@ class EngineThread:
             job.future.set_exception(failure)
 
     def _shut_down(self, engine: LLMEngine | None) -> None:
-        if engine is not None:
-            shut_down(engine)
-        self.engine = engine = None  # type: ignore[assignment]  # whoever still asks is told by `_failure`
-        # Vital also after `shutdown`, which does it too: only now can the engine's own cycles be freed, and the weights with them.
-        cleanup_dist_env_and_memory()
+        with imports_stay_frozen():
+            if engine is not None:
+                shut_down(engine)
+            self.engine = engine = None  # type: ignore[assignment]  # whoever still asks is told by `_failure`
+            # Vital also after `shutdown`, which does it too: only now can the engine's own cycles be freed, and the weights with them.
+            cleanup_dist_env_and_memory()
         _engine_here.release()

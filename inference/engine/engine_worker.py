@@ -8,13 +8,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from fusechat.config import EngineSection
-from fusechat.errors import TeacherError
+from fusechat.errors import EngineError
 from fusechat.models.process_memory import give_memory_back
 from fusechat.storage.work import Place
 
 if TYPE_CHECKING:
-    from ..serving.remote_teacher import RemoteTeacher
-    from .teacher import Teacher
+    from ..serving.remote_engine import RemoteEngine
+    from .engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -31,28 +31,28 @@ class EngineWorker:
         self._place = place
         ranks = {"distributed_executor_backend": place.executor_backend} if place.executor_backend else {}
         self._engine_section = engine.model_copy(update={"extra": {**ranks, **engine.extra}})
-        self._teacher: Teacher | RemoteTeacher | None = None
+        self._engine: Engine | RemoteEngine | None = None
 
     def close(self) -> None:
         """End the engine and free its memory; the process may start another one."""
-        if self._teacher is not None:
-            self._teacher.close()
-            self._teacher = None
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
             give_memory_back()
 
     @contextlib.contextmanager
-    def _engine(self) -> "Iterator[Teacher | RemoteTeacher]":
+    def _running(self) -> "Iterator[Engine | RemoteEngine]":
         """The engine, for the time of a `with` block.
 
         Raises:
-            TeacherError: it is not running, or it died and the process goes on.
+            EngineError: it is not running, or it died and the process goes on.
         """
-        if self._teacher is None:
-            raise TeacherError("the engine is not running; call start first")
+        if self._engine is None:
+            raise EngineError("the engine is not running; call start first")
         try:
-            yield self._teacher
-        except TeacherError as error:
-            if self._place.owns_process and not self._teacher.alive:
+            yield self._engine
+        except EngineError as error:
+            if self._place.owns_process and not self._engine.alive:
                 log.error("%s", error)
                 os._exit(1)
             raise

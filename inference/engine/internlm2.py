@@ -1,4 +1,4 @@
-"""InternLM2's config class. transformers ships none and the hub's is code of its own, which a teacher need not run.
+"""InternLM2's config class. transformers ships none and the hub's is code of its own, which need not run.
 
 vLLM has the model itself; it only needs the config read. The fields are Llama's, but for `bias`.
 """

@@ -1,6 +1,6 @@
 """The door of held-out scoring: a measured model and the held-out tokens in; its rows, and its logprobs of teachers' ids, out.
 
-`prepare` gives the work that is left of one model: shards of its store, then teachers whose ids it has not scored. One engine
+`prepare` gives the work that is left of one model: shards of its store, then dialogues whose teachers' ids it has not scored. One engine
 does all of it. `cluster.answering` does the works of all models side by side.
 """
 
@@ -26,7 +26,8 @@ from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import Needs, UnitLog, Work
 
 from ..measuring import MeasuringSettings
-from ..teacher_worker import ScoringInputs
+from ..scoring_worker import ScoringInputs
+from .teacher_rows import by_dialogues
 from .teachers import TeacherSample
 from .worker import ENGINE_FILE, HeldOutInputs, HeldOutWorker
 
@@ -53,11 +54,14 @@ def prepare(
     claimed, store = claim_store(layout, model, reader, settings)
     num_shards = store.layout.num_shards if store else 0
     missing = store.missing_shards() if store and claimed.artifact is None else []
-    told = tuple(teacher.for_model(layout, model.id) for teacher in teachers)
     claims = [claim_chosen(layout, model, reader, settings, teacher, seed=seed) for teacher in teachers]
-    for number, (claim, one) in enumerate(zip(claims, told, strict=True)):
-        if claim.artifact is None and not ChosenRows.is_written(one.out_url):
-            missing.append(num_shards + number)
+    finished = {claim.url for claim in claims if claim.artifact is not None}
+    groups = by_dialogues([teacher.for_model(layout, model.id) for teacher in teachers])
+    told = tuple(
+        tuple(one for one in group if one.out_url not in finished and not ChosenRows.is_written(one.out_url))
+        for group in groups
+    )
+    missing += [num_shards + number for number, group in enumerate(told) if group]
     inputs = HeldOutInputs(_scoring_inputs(layout, model, reader, settings), num_shards, told)
     log = layout.log_path(f"held_out.{model.id}")
 

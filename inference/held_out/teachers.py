@@ -16,7 +16,7 @@ from fusechat.storage import artifact
 from fusechat.storage.artifact import RECORD_FILE, Artifact
 from fusechat.storage.row_store import RowStore
 
-from .worker import TeacherRows
+from .teacher_rows import TeacherRows
 
 Split = Literal["train", "held_out"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fusechat.config import EngineSection
-from fusechat.errors import ContractError, FuseChatError, TeacherError, UserError
+from fusechat.errors import ContractError, EngineError, FuseChatError, UserError
 from fusechat.models import model_files
 from fusechat.models.process_memory import give_memory_back, without_garbage_collection
 
@@ -46,7 +46,7 @@ class Reply:
 
 
 class ScoreFace:
-    """An open teacher that reads requests; calls may come from many threads."""
+    """An open engine that reads requests; calls may come from many threads."""
 
     def __init__(self, face: Face, executor_backend: str | None = None) -> None:
         """Start the engine and let it prove itself.
@@ -54,49 +54,49 @@ class ScoreFace:
         Args:
             executor_backend: who starts the further ranks, in vLLM's words; None: the engine decides.
         Raises:
-            FuseChatError: as `Teacher` and `check_teacher`.
+            FuseChatError: as `Engine` and `check_engine`.
         """
         with without_garbage_collection():
             from fusechat.text.chat_template import load_tokenizer
             from fusechat.text.rendered import ChatTemplate
 
-            from ..engine.teacher import Teacher
-            from ..self_check import check_teacher
+            from ..engine.engine import Engine
+            from ..self_check import check_engine
 
         self.face, self._turns = face, Turns()
         self._folder = folder = str(model_files.resolve_model(face.model))
         self._tokenizer, _ = load_tokenizer(folder, template=face.template)
         self._template = ChatTemplate(face.template, face.model.template_arguments)
         engine = engine_with(face.model.engine, executor_backend)
-        self._teacher = Teacher(folder, k=face.k, capture=face.capture, max_tokens=face.max_tokens, engine=engine)
-        self._on_cpu = self._teacher.info["device"] == "cpu"
+        self._engine = Engine(folder, k=face.k, capture=face.capture, max_tokens=face.max_tokens, section=engine)
+        self._on_cpu = self._engine.info["device"] == "cpu"
         self.self_check: dict[str, Any] = {}
         if face.self_check_dialogues:
             rows = [_probe(*one) for one in PROBES[: face.self_check_dialogues]]
             ids, marks = self._tokenize(rows)
-            self.self_check = check_teacher(self._teacher, ids, marks, model_folder=folder)
+            self.self_check = check_engine(self._engine, ids, marks, model_folder=folder)
 
     @property
     def alive(self) -> bool:
         """False once the engine died."""
-        return self._teacher.alive
+        return self._engine.alive
 
     def about(self) -> dict[str, Any]:
         """What the engine is, as plain values."""
-        return {**self._teacher.info, "vocab_size": self._teacher.vocab_size}
+        return {**self._engine.info, "vocab_size": self._engine.vocab_size}
 
     def answer(self, body: bytes, content_type: str, accept: str) -> Reply:
         """Score the dialogues of a request.
 
         Raises:
-            TeacherError: the engine died; this face is of no further use.
+            EngineError: the engine died; this face is of no further use.
         """
         try:
             request = read_request(body, content_type)
             reply = self._score(request)
         except RecipeError as error:
             return refusal(409, str(error))
-        except (UserError, TeacherError) as error:
+        except (UserError, EngineError) as error:
             if not self.alive:
                 raise
             return refusal(400, str(error).replace(self._folder, self.face.name))
@@ -108,7 +108,7 @@ class ScoreFace:
 
     def close(self) -> None:
         """End the engine."""
-        self._teacher.close()
+        self._engine.close()
 
     def _score(self, request: ScoreRequest) -> ScoreReply:
         face = self.face
@@ -129,7 +129,7 @@ class ScoreFace:
         if request.chosen_ids is not None and len(request.chosen_ids) != len(ids):
             raise ContractError(f"chosen_ids are given for {len(request.chosen_ids)} examples, expected {len(ids)}")
         with self._turns.take(alone=request.alone and self._on_cpu):
-            rows = self._teacher.score(ids, marks, request.chosen_ids)
+            rows = self._engine.score(ids, marks, request.chosen_ids)
         return ScoreReply(face.name, face.recipe, ids, marks, tuple(cut(part, k) for part in rows))
 
     def _tokenize(self, rows: list[dict[str, Any]]) -> tuple[list[np.ndarray], list[np.ndarray]]:

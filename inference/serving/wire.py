@@ -35,7 +35,7 @@ REPLY_ARRAYS = {
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """What a client asks of a teacher.
+    """What a client asks of an engine that scores.
 
     `token_ids` int32 [tokens] and `is_scored` bool [tokens] per dialogue; or `messages`, rows as dialogue files hold them.
     """

@@ -4,8 +4,9 @@ The answers become dialogues of a tokens artifact per scorer, whose rows are ext
 labels' logprobs are read). So scoring resumes, is placed and is tried again like extraction.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -16,11 +17,13 @@ from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact
 from fusechat.storage.row_store import RowStore
+from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import Work
 from fusechat.text.answer_reading import call_bytes
 from fusechat.text.chat_template import load_tokenizer
 from fusechat.text.dialogues import Dialogue, Message
 from fusechat.text.model_tokens import ModelTokens
+from fusechat.text.streamed_tokens import write_streamed
 
 from .. import stage as extraction
 from .answers import Answer
@@ -78,18 +81,17 @@ def prepare(
             model.name, model.folder, tokenizer, scorer.template, is_pivot=False,
             positions_behind=1 if section.capture == "prompt_logprobs" else 0,
         )  # fmt: skip
-        dialogues = [dialogue for _, dialogue in candidates(layout, writers, model.name)]
-        tokens, counts = maker.make_whole(dialogues, settings)
-        tokens.write(url)
-        if counts.set_aside:
+        sums = write_streamed(claim, maker, (one for _, one in candidates(layout, writers, model.name)), settings)
+        if sums.num_set_aside:
             progress.say(
-                f"score answers {model.name}: {len(counts.set_aside):,} of {len(dialogues):,} answers cannot be read by it; the "
-                f"first: {counts.set_aside[0][1]}"
+                f"score answers {model.name}: {sums.num_set_aside:,} of {sums.dialogues:,} answers cannot be read by it; the "
+                f"first: {sums.set_aside[0][1]}"
             )
+        tokens = TokensReader(url)
         claim.finish(
             {
                 "dialogues": tokens.num_dialogues, "tokens": tokens.num_tokens, "rows": tokens.num_rows,
-                "set_aside": [f"{dialogue_id}: {reason}" for dialogue_id, reason in counts.set_aside],
+                "num_set_aside": sums.num_set_aside,
             }
         )  # fmt: skip
     return extraction.prepare(layout, model, section.model_copy(update={"k": 1}), cluster)
@@ -103,8 +105,8 @@ def logprobs_of(layout: RunLayout, writers: Sequence[str], scorer: str) -> dict[
     for shard in range(store.layout.num_shards):
         dialogues = store.layout.dialogues(shard)
         labels, offsets = store.label_logprobs(shard).astype(np.float64), store.row_offsets_of(dialogues)
-        for number, start, stop in zip(dialogues, offsets - offsets[0], offsets[1:] - offsets[0], strict=False):
-            key, dialogue = asked[number]
+        for start, stop in pairwise((offsets - offsets[0]).tolist()):
+            key, dialogue = next(asked)
             own = labels[start:stop]
             if len(own) and np.isfinite(own).all():
                 scored[key] = float(own.sum()) / max(1, _written_bytes(dialogue))
@@ -120,14 +122,14 @@ def by_answer(scored: Mapping[str, Mapping[Key, float]]) -> dict[Key, dict[str, 
     return turned
 
 
-def candidates(layout: RunLayout, writers: Sequence[str], scorer: str) -> "list[tuple[Key, Dialogue]]":
-    """The whole answers that a model did not write, as dialogues, in a fixed order."""
-    return [
+def candidates(layout: RunLayout, writers: Sequence[str], scorer: str) -> Iterator[tuple[Key, Dialogue]]:
+    """The whole answers that a model did not write, as dialogues, in a fixed order, read one prompt after the other."""
+    return (
         ((prompt.id, answer.writer, answer.sample), dialogue_of(prompt, answer))
         for prompt, answers in each_prompt(layout, writers)
         for answer in answers
         if answer.writer != scorer and _is_whole(answer)
-    ]
+    )
 
 
 def _is_whole(answer: Answer) -> bool:

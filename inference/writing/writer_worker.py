@@ -32,7 +32,7 @@ from fusechat.text.rendered import ChatTemplate
 from fusechat.text.tokenization import tokenize_prompt
 
 from ..engine.engine_worker import EngineWorker
-from ..serving.remote_teacher import RemoteTeacher, ServedBy
+from ..serving.remote_engine import RemoteEngine, ServedBy
 from .answers import Answer
 
 SHOWN_CHARACTERS = 400
@@ -97,7 +97,7 @@ class WriterWorker(EngineWorker):
         Returns:
             the seconds the start took, and the engine's positions.
         Raises:
-            ModelError, TeacherError: the model cannot be opened.
+            ModelError, EngineError: the model cannot be opened.
         """
         started = time.monotonic()
         positions = self.longest()
@@ -118,14 +118,14 @@ class WriterWorker(EngineWorker):
 
     def _open_engine(self, positions: int) -> None:
         if self.inputs.served is not None:
-            self._teacher = RemoteTeacher(self.inputs.served, max_tokens=positions)
+            self._engine = RemoteEngine(self.inputs.served, max_tokens=positions)
             self._engine_turn = contextlib.nullcontext()  # the service gives the turns
             return
-        from ..engine.teacher import Teacher
+        from ..engine.engine import Engine
 
         folder = str(model_files.resolve_model(self.inputs.model))
-        self._teacher = teacher = Teacher(folder, max_tokens=positions, engine=self._engine_section, mode="generate")
-        if teacher.info["device"] != "cpu":
+        self._engine = engine = Engine(folder, max_tokens=positions, section=self._engine_section, face="generate")
+        if engine.info["device"] != "cpu":
             self._engine_turn = contextlib.nullcontext()
 
     def run_unit(self, unit: int) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class WriterWorker(EngineWorker):
         Returns:
             answers (of all samples), tokens (that were generated) and seconds.
         Raises:
-            TeacherError: the engine died.
+            EngineError: the engine died.
         """
         started = time.monotonic()
         prompts = self._prompts[self.inputs.chunk(unit)]
@@ -156,8 +156,8 @@ class WriterWorker(EngineWorker):
         if not asked:
             return 0
         seeds = [self._seed_of(one, turn) for one, _ in asked]
-        with self._engine_turn, self._engine() as teacher:
-            written = teacher.generate(
+        with self._engine_turn, self._running() as engine:
+            written = engine.generate(
                 [ids for _, ids in asked], max_new_tokens=self.inputs.max_new_tokens, temperature=self.inputs.temperature,
                 stop_token_ids=self._stops, seed=seeds,
             )  # fmt: skip

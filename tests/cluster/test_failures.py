@@ -5,7 +5,7 @@ import pytest
 from cluster.pool.failures import raise_failures
 from cluster.pool.placement import Placement
 from cluster.pool.pooled_work import PooledWork
-from fusechat.errors import ClusterError, StorageError, TeacherError
+from fusechat.errors import ClusterError, EngineError, StorageError
 from fusechat.storage.work import Work
 
 
@@ -33,7 +33,7 @@ def a_pooled_work(
 
 def test_failures_of_all_works_stand_in_one_error() -> None:
     works = [
-        a_pooled_work("ann", failure=TeacherError("rows differ\nby 3 nats")),
+        a_pooled_work("ann", failure=EngineError("rows differ\nby 3 nats")),
         a_pooled_work("bob", failure=ValueError("no\ntraceback")),
         a_pooled_work("cid", set_aside={7: "NaN", 2: "died"}),
     ]
@@ -54,6 +54,6 @@ def test_users_error_among_the_failures_is_raised_as_it_is() -> None:
     full = StorageError("no space left")
     with pytest.raises(StorageError) as raised:
         raise_failures(
-            [a_pooled_work("ann", failure=TeacherError("x")), a_pooled_work("bob", failure=full, set_aside={1: "y"})]
+            [a_pooled_work("ann", failure=EngineError("x")), a_pooled_work("bob", failure=full, set_aside={1: "y"})]
         )
     assert raised.value is full

@@ -19,7 +19,7 @@ from fusechat.storage.work import run_here
 from fusechat.text.model_templates import asked_template
 from fusechat.text.prompt_stage import prepare_prompts
 from inference import stage
-from inference.teacher_worker import TeacherWorker
+from inference.scoring_worker import ScoringWorker
 from inference.writing import stage as writing_stage
 from inference.writing.stage import Writer
 
@@ -58,7 +58,7 @@ def test_a_run_finds_it(
     (listed,) = served.connection().models()
     recipe = listed["faces"]["score"]["recipe"]
     assert services.find(Sought(works[0], "score", lambda engine: [recipe])) is not None
-    monkeypatch.setattr(TeacherWorker, "longest", lambda self: 1000)
+    monkeypatch.setattr(ScoringWorker, "longest", lambda self: 1000)
     assert services.find(Sought(works[0], "score", lambda engine: [recipe])) is None
     assert "reads 256 tokens" in capfd.readouterr().err
     with pytest.raises(ClusterSetupError, match="expected auto"):

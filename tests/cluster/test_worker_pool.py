@@ -21,7 +21,7 @@ from cluster.pool.pooled_work import PooledWork, Process
 from cluster.pool.session import ray_session
 from cluster.pool.worker_pool import WorkerPool
 from fusechat.config import ClusterSection
-from fusechat.errors import ArtifactError, ContractError, ModelError, StorageError, TeacherError
+from fusechat.errors import ArtifactError, ContractError, EngineError, ModelError, StorageError
 from fusechat.storage.work import HERE, Listener, Needs, Place, Work
 
 
@@ -52,12 +52,12 @@ class SimulatedTeacher:
     def start(self) -> dict[str, Any]:
         (self.folder / f"start.{os.getpid()}").touch()
         if self.start_behaviour == "self-check":
-            raise TeacherError("rows differ from a plain forward by 3.2 nats")
+            raise EngineError("rows differ from a plain forward by 3.2 nats")
         if self.start_behaviour == "die":
             os._exit(1)
         served_before = (self.folder / "used" / f"start.{os.getpid()}").exists()
         if self.start_behaviour == "self-check in a used process" and served_before:
-            raise TeacherError("something was left")
+            raise EngineError("something was left")
         return {}
 
     def run_unit(self, shard: int) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def test_pool_poison_shard_is_set_aside_and_harms_no_other(tmp_path: Path) -> No
 
 def test_pool_failed_self_check_ends_the_job_at_once_and_scores_nothing(tmp_path: Path) -> None:
     pooled, results = run_pool(tmp_path, {}, start="self-check", workers=1)
-    assert isinstance(pooled.failure, TeacherError) and "3.2 nats" in str(pooled.failure)
+    assert isinstance(pooled.failure, EngineError) and "3.2 nats" in str(pooled.failure)
     assert results == [] and len(list(tmp_path.glob("start.*"))) == 1
 
 

@@ -1,8 +1,12 @@
 """The first lines of a report: what the fused model and the joint target gained over the control and the best source."""
 
+import io
 from typing import Any
 
-from evaluation.report.gained import gained_lines
+from rich.console import Console
+
+from evaluation.report.gained import gained, gained_title
+from evaluation.report.terminal import gained_table
 
 
 def model(model_id: str, skill: float, everything: float, exact: int) -> dict[str, Any]:
@@ -34,18 +38,33 @@ def document() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_lines_say_what_was_gained_against_the_control_and_each_kinds_best_source() -> None:
-    _, skill, fused, joint, everything, fused_all, _ = gained_lines(document())
-    assert skill == "skill: sft 7/20 exact, 1.500 bits per byte; source.velan 19/20 exact, 0.100 bits per byte"
-    assert "+25 [+5, +45] points, -0.600 [-0.700, -0.500] bits against sft" in fused
-    assert "-35 [-55, -15] points, +0.800 [+0.700, +0.900] bits against source.velan" in fused
-    assert "target.joint 17/20 exact" in joint and "+50 [+30, +70] points" in joint
-    assert everything == "all kinds: sft 1.200 bits per byte; source.chat 1.700 bits per byte"
-    assert "-0.550" in fused_all and "points" not in fused_all
+def test_table_says_what_was_gained_against_the_control_and_each_kinds_best_source() -> None:
+    (skill, skill_rows), (everything, all_rows) = gained(document())
+    assert (skill, everything) == ("skill", "all")
+    assert [tuple(row)[:3] for row in skill_rows] == [
+        ("target.joint", "17/20", "0.500"),
+        ("minus sft", "+50 [+30, +70]", "-1.000 [-1.100, -0.900]"),
+        ("fused", "12/20", "0.900"),
+        ("minus sft", "+25 [+5, +45]", "-0.600 [-0.700, -0.500]"),
+        ("minus source.velan", "-35 [-55, -15]", "+0.800 [+0.700, +0.900]"),
+        ("sft", "7/20", "1.500"),
+        ("source.velan", "19/20", "0.100"),
+    ]
+    assert ("minus source.chat", "", "-0.550 [-0.650, -0.450]", True) in all_rows
+    assert all_rows[-1] == ("source.chat", "", "1.700", False)
+    assert "sft, which saw the same dialogues" in gained_title(document())
+
+
+def test_table_fits_a_terminal_of_80_columns() -> None:
+    shown = io.StringIO()
+    Console(file=shown, width=80).print(gained_table(document()))
+    lines = [line.rstrip() for line in shown.getvalue().splitlines()]
+    assert "  target.joint          17/20                  0.500" in lines
+    assert "    minus source.velan  -35 [-55, -15]         +0.800 [+0.700, +0.900]" in lines
 
 
 def test_nothing_is_said_without_a_control_or_without_a_model_that_was_fused() -> None:
     for missing in ({"sft"}, {"fused", "target.joint"}):
         made = document()
         made["models"] = [entry for entry in made["models"] if entry["id"] not in missing]
-        assert list(gained_lines(made)) == []
+        assert gained(made) == []

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from engine_cases import TOLERANCE, forward
 from evaluation_runs import finish_earlier_stages
-from teacher_cases import TOLERANCE, forward
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from cluster import answering

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import tiny_architectures
 
-from fusechat.errors import TeacherError
+from fusechat.errors import EngineError
 from inference import self_check
 from inference.capture.rows import TopKRows
-from inference.self_check import beginning, check_form, check_teacher, compare_rows, look_up, why_no_reference
+from inference.self_check import beginning, check_engine, check_form, compare_rows, look_up, why_no_reference
 
 VOCABULARY, K = 40, 5
 
@@ -58,13 +58,13 @@ def test_check_form_sound_rows_pass_and_are_described() -> None:
 )
 def test_check_form_broken_rows_are_refused(name: str, where: object, value: object, message: str) -> None:
     rows, labels = make_rows(IDS)
-    with pytest.raises(TeacherError, match=message):
+    with pytest.raises(EngineError, match=message):
         check_form(with_change(rows, name, where, value), labels, VOCABULARY, "t")
 
 
 def test_check_form_rows_shifted_by_a_token_are_refused() -> None:
     rows, labels = make_rows(IDS)
-    with pytest.raises(TeacherError, match="a label that differs"):
+    with pytest.raises(EngineError, match="a label that differs"):
         check_form(rows, np.roll(labels, 1), VOCABULARY, "t")
 
 
@@ -114,19 +114,19 @@ def test_check_teacher_rows_that_depend_on_their_batch_are_refused(drift: float)
     marks = [np.arange(len(ids)) > 0 for ids in dialogues]
     if drift:
         with pytest.raises(
-            TeacherError, match=r"depend on its batch: found company_mean 0\.0\d+ nats, expected at most 0\.001"
+            EngineError, match=r"depend on its batch: found company_mean 0\.0\d+ nats, expected at most 0\.001"
         ):
-            check_teacher(TableTeacher(drift), dialogues, marks)
+            check_engine(TableTeacher(drift), dialogues, marks)
     else:
-        report = check_teacher(TableTeacher(drift), dialogues, marks)
+        report = check_engine(TableTeacher(drift), dialogues, marks)
         assert report["company_max"] == 0 and report["reference"] == "not asked for"
 
 
 def test_check_teacher_without_a_target_says_so() -> None:
     teacher = SimpleNamespace(info={"dtype": "float32"}, k=K, vocab_size=VOCABULARY, model="m")
     teacher.score = lambda ids, marks: [TopKRows.empty(K)]
-    with pytest.raises(TeacherError, match="found no target token"):
-        check_teacher(teacher, [IDS], [np.zeros(60, bool)])
+    with pytest.raises(EngineError, match="found no target token"):
+        check_engine(teacher, [IDS], [np.zeros(60, bool)])
 
 
 def test_why_no_reference_names_what_is_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

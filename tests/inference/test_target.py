@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import trainer_runs
-from teacher_cases import assert_rows_match, forward, open_teacher
+from engine_cases import assert_rows_match, forward, open_engine
 from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).parents[2]
@@ -22,5 +22,5 @@ def test_target_of_a_bfloat16_pivot_opens_in_vllm(tmp_path: Path) -> None:
     target = config.target_path("other")
     ids = [np.array([1, 50, 60, 70, 80, 90], np.int32)]
     marks = [np.array([False, False, True, True, True, True])]
-    with open_teacher(target, dtype="float32") as teacher:
-        assert_rows_match(teacher.score(ids, marks), forward(target, ids, marks), ids, marks)
+    with open_engine(target, dtype="float32") as engine:
+        assert_rows_match(engine.score(ids, marks), forward(target, ids, marks), ids, marks)

@@ -12,7 +12,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 from vllm import PoolingParams
 from vllm.v1.pool.metadata import PoolingMetadata, PoolingStates
 
-from fusechat.errors import TeacherError
+from fusechat.errors import EngineError
 from inference.capture import topk_pooler
 from inference.capture.rows import TopKRows, encode_chosen, encode_targets, unpack_rows
 from inference.capture.topk_pooler import CHOSEN, TARGETS, TASK, TopKPooler
@@ -211,7 +211,7 @@ def test_pooler_memory_profile_scores_every_position() -> None:
 def test_pooler_model_with_a_head_of_its_own_making_is_refused() -> None:
     request = Request(20, 6)
     pooler = TopKPooler(lambda hidden: hidden @ HEAD.T, [], k=K, columns=VOCABULARY)
-    with pytest.raises(TeacherError, match="capture to prompt_logprobs"):
+    with pytest.raises(EngineError, match="capture to prompt_logprobs"):
         step(pooler, [(request, 0, 20)])
 
 

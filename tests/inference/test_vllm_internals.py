@@ -1,8 +1,10 @@
 """Every inner name of vLLM that is used is there in the installed release, and means what it is used for."""
 
 import dataclasses
+import gc
 import inspect
 
+import pytest
 import torch
 from torch import nn
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
@@ -10,6 +12,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from vllm.model_executor.models import ModelRegistry
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 from vllm.triton_utils import dispatcher
+from vllm.utils import gc_utils
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.pool.metadata import PoolingStates
@@ -64,3 +67,26 @@ def test_pooling_state_keeps_chunks_and_forgets_them_when_cleaned() -> None:
 def test_engine_has_a_core_that_shuts_down_and_the_scan_asks_hasattr() -> None:
     assert "self.engine_core" in inspect.getsource(LLMEngine.__init__) and callable(EngineCoreClient.shutdown)
     assert "hasattr(" in inspect.getsource(dispatcher), "vLLM's scan no longer asks hasattr: drop guarded_kernel_scan"
+    assert {"_rebind_kernels", "_registry"} <= set(vars(dispatcher))
+
+
+def test_a_process_is_looked_through_for_kernels_before_its_first_engine_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[object] = []
+    monkeypatch.setattr(dispatcher, "_rebind_kernels", looked.append)
+    monkeypatch.setattr(dispatcher, "_registry", {})
+    for _ in range(2):
+        with vllm_internals.guarded_kernel_scan():
+            dispatcher._rebind_kernels([])
+            dispatcher._registry["a.kernel"] = (None, None)
+    assert looked == [[]]
+
+
+def test_what_imports_made_stays_frozen_while_an_engine_starts_and_ends() -> None:
+    gc.freeze()
+    frozen = gc.get_freeze_count()
+    with vllm_internals.imports_stay_frozen():
+        gc_utils.freeze_gc_heap()
+        gc.unfreeze()
+        assert gc.get_freeze_count() == frozen
+    gc.unfreeze()
+    assert gc.get_freeze_count() == 0

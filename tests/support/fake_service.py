@@ -23,7 +23,7 @@ class FakeEngines:
     def __init__(self, faces: Sequence[Face]) -> None:
         self._faces = {(face.name, face.kind): face for face in faces}
         self._engines = {
-            key: PlainEngine(str(face.model.model), k=face.k, max_tokens=face.max_tokens, mode=face.kind)
+            key: PlainEngine(str(face.model.model), k=face.k, max_tokens=face.max_tokens, face=face.kind)
             for key, face in self._faces.items()
         }
         self._lock = threading.Lock()

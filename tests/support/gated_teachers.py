@@ -26,14 +26,14 @@ from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import HERE, Place, Work
 from inference.capture.rows import TopKRows
+from inference.scoring_worker import ScoringInputs, ScoringWorker
 from inference.stage import prepare, scoring_inputs
-from inference.teacher_worker import ScoringInputs, TeacherWorker
 
 # Workers do not have the folder of the tests on their path.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-class GatedTeacher(TeacherWorker):
+class GatedTeacher(ScoringWorker):
     """The real one."""
 
     def __init__(self, gate: Path, inputs: ScoringInputs, place: Place = HERE) -> None:
@@ -64,7 +64,7 @@ class GatedTeacher(TeacherWorker):
 
     def _break_engine(self, ids: np.ndarray) -> None:
         """Ranges that end nowhere: the pooler raises inside the engine's step."""
-        self._teacher._params = lambda *_: _broken_params()  # type: ignore[method-assign, union-attr]
+        self._engine._params = lambda *_: _broken_params()  # type: ignore[method-assign, union-attr]
         super()._score([ids], [np.arange(len(ids)) > 0])
 
 

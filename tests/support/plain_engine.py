@@ -16,20 +16,20 @@ from inference.capture.rows import TopKRows
 
 
 class PlainEngine:
-    """`inference.engine.teacher.Teacher` without vLLM."""
+    """`inference.engine.engine.Engine` without vLLM."""
 
     opened: ClassVar[list[str]] = []
     """Folders, in the order in which they were opened."""
 
     def __init__(
-        self, model: str, *, k: int = 1, capture: str = "topk_pooler", max_tokens: int, engine: Any = None,
-        mode: str = "score", is_wide_on_cpus: bool = False,
+        self, model: str, *, k: int = 1, capture: str = "topk_pooler", max_tokens: int, section: Any = None,
+        face: str = "score", is_wide_on_cpus: bool = False,
     ) -> None:  # fmt: skip
         self.model, self.k, self.max_tokens = model, k, max_tokens
         self.network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
         self.info = {"device": "cpu", "dtype": "float32"}
         self.alive = True
-        PlainEngine.opened.append(f"{mode} {model}")
+        PlainEngine.opened.append(f"{face} {model}")
 
     def score(
         self, token_ids: Sequence[np.ndarray], is_scored: Sequence[np.ndarray], chosen_ids: Sequence[np.ndarray] | None = None
@@ -86,7 +86,7 @@ def plain_engines() -> Iterator[list[str]]:
     from fusechat.storage.work import run_here
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("inference.engine.teacher.Teacher", PlainEngine)
+        patch.setattr("inference.engine.engine.Engine", PlainEngine)
         patch.setattr(answering._Rounds, "_do", lambda self, works: run_here(works, self._progress))
         patch.setattr(PlainEngine, "opened", [])
         yield PlainEngine.opened

@@ -20,7 +20,7 @@ from fusechat.storage.work import Work, run_here
 
 
 class PlainEngine:
-    """Generates as `inference.engine.teacher.Teacher` does, token by token."""
+    """Generates as `inference.engine.engine.Engine` does, token by token."""
 
     alive = True
 
@@ -63,9 +63,9 @@ def use_plain_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     def work_here(works: Sequence[Work], *_: Any, progress: Progress, **__: Any) -> list[Artifact]:
         return run_here(list(works), progress)
 
-    module = types.ModuleType("inference.engine.teacher")
-    module.Teacher = PlainEngine  # type: ignore[attr-defined]  # all that a worker takes from it
-    monkeypatch.setitem(sys.modules, "inference.engine.teacher", module)
+    module = types.ModuleType("inference.engine.engine")
+    module.Engine = PlainEngine  # type: ignore[attr-defined]  # all that a worker takes from it
+    monkeypatch.setitem(sys.modules, "inference.engine.engine", module)
     monkeypatch.setattr(cluster.extraction, "run", extract)
     monkeypatch.setattr(cluster.writing, "run_on_ray", work_here)
     monkeypatch.setattr(cluster.writing, "ray_session", lambda section: contextlib.nullcontext())

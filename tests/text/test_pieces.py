@@ -1,6 +1,8 @@
 """Dialogues and tokens made in pieces: the bytes do not depend on how they are cut, nor on who does which piece when."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +11,17 @@ from token_runs import QUIET, cut_small, files_of, in_any_order, small_objects, 
 
 from fusechat.config import RunConfig, load_config
 from fusechat.errors import DialogueError
+from fusechat.storage.artifact import Claim
 from fusechat.storage.contracts import TOKENS
+from fusechat.storage.pieces import open_pieces
 from fusechat.storage.tokens import Tokens, TokensReader
+from fusechat.text import dialogue_stage, tokenize_stage
 from fusechat.text.chat_template import load_tokenizer
 from fusechat.text.dialogues import read_dialogues
 from fusechat.text.equal_digests import EqualDigests
 from fusechat.text.rendered import ChatTemplate
 from fusechat.text.tokenization import tokenize_dialogues
-from fusechat.text.tokenize_stage import prepare_dialogues, prepare_reading, prepare_tokens
+from fusechat.text.tokenize_stage import prepare_dialogues, prepare_reading, prepare_tokens, tokenize
 
 OPEN_ENDED = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}{% endfor %}"
 
@@ -100,9 +105,38 @@ def test_stage_that_was_killed_goes_on_with_the_missing_pieces(run_file: Path, m
     resumed_works = prepare_tokens(config, "llama", progress=QUIET)
     assert 1 not in resumed_works[0].missing and len(resumed_works[0].missing) == len(works[0].missing) - 1
     in_any_order(resumed_works, 1)
-    left = [path.name for folder in (config.dialogues_path.parent, config.dialogues_path.parent / "tokens")
-            for path in folder.iterdir() if path.name.endswith(".pieces")]  # fmt: skip
-    assert not left
+    assert not pieces_in(config.run.output)
+
+
+def pieces_in(folder: str | Path) -> list[str]:
+    return [path.name for path in Path(folder).rglob("*.pieces")]
+
+
+def test_pieces_that_a_slower_driver_began_beside_finished_artifacts_go(
+    run_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(run_file)
+    raced = []
+
+    def slower(claim: Claim, make: Callable[[], object]) -> str:
+        if claim.kind not in raced:
+            raced.append(claim.kind)
+            make()  # the faster driver makes all of it between the slower one's claim and its first piece
+        return open_pieces(claim)
+
+    def tokenize_llama() -> None:
+        tokenize(config, "llama")
+
+    monkeypatch.setattr(dialogue_stage, "open_pieces", partial(slower, make=lambda: prepare_dialogues(config)))
+    monkeypatch.setattr(tokenize_stage, "open_pieces", partial(slower, make=tokenize_llama))
+    prepare_reading(config, progress=QUIET)
+    assert pieces_in(config.run.output) == ["dialogues.pieces"]
+    prepare_dialogues(config)
+    assert not pieces_in(config.run.output)
+    prepare_tokens(config, "llama", progress=QUIET)
+    assert sorted(pieces_in(config.run.output)) == ["llama.held_out.pieces", "llama.pieces"]
+    tokenize_llama()
+    assert not pieces_in(config.run.output) and raced == ["dialogues", "tokens"]
 
 
 def with_rows(run_file: Path, train: list[dict], held_out: list[dict], *overrides: str) -> RunConfig:

@@ -20,7 +20,7 @@ from fusechat.storage import artifact
 from fusechat.storage.contracts import RowKind
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import Tokens, TokensReader
-from fusechat.text.dialogue_set import Kinds
+from fusechat.text.dialogue_set import Kinds, read_kinds
 from trainer import choice, choice_stage, stage
 from trainer.choice_artifact import Choice
 from trainer.fusion_trainer import FusionTrainer
@@ -103,6 +103,20 @@ def test_choice_table_counts_every_dialogue_and_token_once(joint: RunConfig) -> 
     assert sum(line["tokens"] for line in table) == tokens.num_rows
     assert set(record["parents"]) == {"tokens", "pivot_rows", "rows.other", "rows.third"}
     assert any("nobody (plain SFT) teaches" in line for line in choice_stage.table_lines(table))
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 40])
+def test_choice_does_not_depend_on_how_many_rows_are_looked_at_at_once(
+    rows_at_once: int, joint: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice_stage, "ROWS_AT_ONCE", rows_at_once)
+    tokens, pivot = TokensReader(joint.tokens_url("pivot")), RowStore.open(joint.logprobs_url("pivot"), "logprobs")
+    stores = {name: RowStore.open(joint.aligned_url(name), "aligned") for name in NAMES}
+    kinds = read_kinds(joint.dialogues_path / "train.jsonl")
+    choice_stage.decide(str(tmp_path), tokens, pivot, stores, kinds)
+    made, whole = Choice.read(str(tmp_path)), Choice.read(joint.choice_url)
+    for name in ("source", "trust"):
+        assert np.array_equal(getattr(made, name), getattr(whole, name)), name
 
 
 def test_round_is_taught_as_asked_whatever_its_labels_say(joint: RunConfig, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""An engine of a service in the place of a teacher of one's own: the same calls, the same rows.
+"""An engine of a service in the place of one's own: the same calls, the same rows.
 
 Imports neither vLLM nor torch, so that a run which finds a service begins at once.
 """
@@ -49,8 +49,8 @@ class ServedBy:
         return Connection(self.address, token=token, patience=self.patience)
 
 
-class RemoteTeacher:
-    """Scores or answers as `inference.engine.teacher.Teacher` does; calls may come from several threads."""
+class RemoteEngine:
+    """Scores or answers as `inference.engine.engine.Engine` does; calls may come from several threads."""
 
     def __init__(self, served: ServedBy, *, k: int | None = None, max_tokens: int = 0) -> None:
         """Connects to nothing yet.
@@ -76,7 +76,7 @@ class RemoteTeacher:
 
     @property
     def info(self) -> dict[str, Any]:
-        """As `Teacher.info`, and whose engine it is."""
+        """As `Engine.info`, and whose engine it is."""
         return {**self.served.engine, "service": self.served.service}
 
     def score(
@@ -85,10 +85,10 @@ class RemoteTeacher:
         is_scored: Sequence[np.ndarray],
         chosen_ids: Sequence[np.ndarray] | None = None,
     ) -> list[TopKRows]:
-        """As `Teacher.score`; on CPUs the engine reads nothing else meanwhile, so that rows are the same to the bit.
+        """As `Engine.score`; on CPUs the engine reads nothing else meanwhile, so that rows are the same to the bit.
 
         Raises:
-            ContractError, ConfigError: as `Teacher.score`.
+            ContractError, ConfigError: as `Engine.score`.
             UserError: the service refuses: another recipe, a wrong token.
             ServiceError: it does not answer.
         """
@@ -111,7 +111,7 @@ class RemoteTeacher:
         stop_token_ids: Sequence[int] = (),
         seed: int | Sequence[int] = 0,
     ) -> list[np.ndarray]:
-        """As `Teacher.generate`.
+        """As `Engine.generate`.
 
         Raises:
             ContractError: a prompt that with its answer exceeds `max_tokens`, or settings that vLLM does not allow.

@@ -23,19 +23,19 @@ from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import HERE, Place
 
 from .engine.engine_worker import EngineWorker
-from .serving.remote_teacher import RemoteTeacher, ServedBy
+from .serving.remote_engine import RemoteEngine, ServedBy
 
 if TYPE_CHECKING:
     from .capture.rows import TopKRows
-    from .engine.teacher import Teacher
+    from .engine.engine import Engine
 
 
 @dataclass(frozen=True)
 class ScoringInputs:
-    """All that a teacher's worker is told."""
+    """All that a scoring worker is told."""
 
     model: ModelSection
-    """The teacher; its folder is looked up where the worker stands."""
+    """The model that scores; its folder is looked up where the worker stands."""
     tokens_url: str
     store_url: str
     """The logprobs store, which the driver has made."""
@@ -53,7 +53,7 @@ class ScoringInputs:
         return replace(self, served=served)
 
 
-class TeacherWorker(EngineWorker):
+class ScoringWorker(EngineWorker):
     """Scores shards of one model's tokens."""
 
     def __init__(self, inputs: ScoringInputs, place: Place = HERE) -> None:
@@ -63,17 +63,17 @@ class TeacherWorker(EngineWorker):
         self._on_cpu = True  # until the engine says otherwise
 
     def start(self) -> dict[str, Any]:
-        """Open tokens, store and engine, and let the teacher prove itself; that of a service has done so.
+        """Open tokens, store and engine, and let the engine prove itself; that of a service has done so.
 
         Returns:
             the self-check's report and the seconds the start took.
         Raises:
-            TeacherError: the engine does not start or fails its self-check.
+            EngineError: the engine does not start or fails its self-check.
         """
         started = time.monotonic()
         self._open_store()
-        teacher = self._open_engine(self.longest())
-        report = {} if isinstance(teacher, RemoteTeacher) else self._check(teacher)
+        engine = self._open_engine(self.longest())
+        report = {} if isinstance(engine, RemoteEngine) else self._check(engine)
         return {"self_check": report, "seconds": time.monotonic() - started}
 
     def longest(self) -> int:
@@ -84,36 +84,36 @@ class TeacherWorker(EngineWorker):
         self.tokens = TokensReader(self.inputs.tokens_url)
         self.store = RowStore.open(self.inputs.store_url, "logprobs", mode="r+")
 
-    def _check(self, teacher: "Teacher") -> dict[str, Any]:
+    def _check(self, engine: "Engine") -> dict[str, Any]:
         """Let an engine of one's own prove itself; gives its report."""
-        from .self_check import check_teacher
+        from .self_check import check_engine
 
         if not self.inputs.self_check_dialogues:
             return {}
         ids, targets = self._checked(self.inputs.self_check_dialogues)
-        return check_teacher(teacher, ids, targets, model_folder=teacher.model)
+        return check_engine(engine, ids, targets, model_folder=engine.model)
 
-    def _open_engine(self, max_tokens: int) -> "Teacher | RemoteTeacher":
+    def _open_engine(self, max_tokens: int) -> "Engine | RemoteEngine":
         """An engine that reads so many tokens: that of the service, or one that is started here."""
         inputs = self.inputs
         if inputs.served is not None:
-            self._teacher = remote = RemoteTeacher(inputs.served, k=inputs.k, max_tokens=max_tokens)
+            self._engine = remote = RemoteEngine(inputs.served, k=inputs.k, max_tokens=max_tokens)
             self._engine_turn = contextlib.nullcontext()  # the service gives the turns
             return remote
-        from .engine.teacher import Teacher
+        from .engine.engine import Engine
 
-        self._teacher = teacher = Teacher(
+        self._engine = engine = Engine(
             str(model_files.resolve_model(inputs.model)),
             k=inputs.k,
             capture=inputs.capture,
             max_tokens=max_tokens,
-            engine=self._engine_section,
+            section=self._engine_section,
             is_wide_on_cpus=inputs.is_wide_on_cpus,
         )
-        self._on_cpu = teacher.info["device"] == "cpu"
+        self._on_cpu = engine.info["device"] == "cpu"
         if not self._on_cpu:
             self._engine_turn = contextlib.nullcontext()
-        return teacher
+        return engine
 
     def run_unit(self, unit: int) -> dict[str, Any]:
         """Score one shard and write it; the commit mark is written last.
@@ -121,7 +121,7 @@ class TeacherWorker(EngineWorker):
         Returns:
             rows, tokens and seconds.
         Raises:
-            TeacherError: the engine refused a dialogue of the shard, or died.
+            EngineError: the engine refused a dialogue of the shard, or died.
             ArtifactError: the tokens are damaged.
             StorageError: the store cannot be written, or did not answer for `storage_patience_seconds`.
         """
@@ -143,8 +143,8 @@ class TeacherWorker(EngineWorker):
     def _score(
         self, ids: list[np.ndarray], targets: list[np.ndarray], chosen: list[np.ndarray] | None = None
     ) -> "list[TopKRows]":
-        with self._engine() as teacher:
-            return teacher.score(ids, targets, chosen)
+        with self._running() as engine:
+            return engine.score(ids, targets, chosen)
 
     def _checked(self, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """The first dialogues that were not set aside for this model."""

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from engine_cases import K, make_dialogues
 from quantised_models import save_quantised
-from teacher_cases import K, make_dialogues
 
 from inference.capture.rows import concatenate_rows
-from inference.engine.teacher import Teacher
+from inference.engine.engine import Engine
 from inference.self_check import TOLERANCES, compare_rows, reference_logprobs
 
 ENGINE: dict[str, Any] = {"max_num_batched_tokens": 64, "kv_cache_gib": 0.05}
@@ -37,10 +37,10 @@ def assert_rows_of_its_numbers(method: str, folder: Path, engine: dict[str, Any]
     """Within what bfloat16 costs; a model of other numbers is much further away, so a wrong nibble would show."""
     quantised, plain = save_quantised(folder / "same", method)
     _, other = save_quantised(folder / "other", method, seed=1)
-    with Teacher(str(quantised), k=K, max_tokens=300, engine=engine) as teacher:
-        ids, marks = make_dialogues(teacher.vocab_size)
-        rows = concatenate_rows(teacher.score(ids, marks), K)
-        assert teacher.info["dtype"] == "bfloat16"
+    with Engine(str(quantised), k=K, max_tokens=300, section=engine) as opened:
+        ids, marks = make_dialogues(opened.vocab_size)
+        rows = concatenate_rows(opened.score(ids, marks), K)
+        assert opened.info["dtype"] == "bfloat16"
     pairs = list(zip(ids, marks, strict=True))
     mean, largest = compare_rows(rows, *reference_logprobs(plain, "float32", pairs, rows.topk_ids))
     bound = TOLERANCES["bfloat16"]

@@ -1,24 +1,27 @@
-"""A teacher: one model in one vLLM engine that scores dialogues, or answers prompts.
+"""One model in one vLLM engine, opened with one of its two faces.
 
-Goes in: token ids with target marks. Comes out: `TopKRows` per dialogue. The text is known, so scoring only prefills.
+`score`: token ids with target marks go in, `TopKRows` per dialogue come out; the text is known, so it only prefills.
+`generate`: prompts go in, answers come out. vLLM runs the two by different runners, so an engine has one of them.
 Knows nothing about stores, shards, Ray or text.
 """
 
+import contextlib
+import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from fusechat.config import EngineSection
-from fusechat.errors import ConfigError, FuseChatError, ModelError, TeacherError
+from fusechat.errors import ConfigError, EngineError, FuseChatError, ModelError
 from fusechat.models.process_memory import without_garbage_collection
 
 from ..capture.rows import TopKRows, check_chosen, check_dialogue, encode_chosen, encode_targets, unpack_rows
 from .environment import prepare_environment, ranks_of_their_own
-from .vllm_internals import guarded_kernel_scan
+from .vllm_internals import guarded_kernel_scan, imports_stay_frozen
 
 
-class Teacher:
+class Engine:
     """An open engine. Close it, or use it as a context manager; one per process at a time.
 
     Calls may come from several threads; their dialogues share the engine's batches.
@@ -31,9 +34,9 @@ class Teacher:
         k: int = 1,
         capture: Literal["topk_pooler", "prompt_logprobs"] = "topk_pooler",
         max_tokens: int,
-        engine: EngineSection | dict[str, Any] | None = None,
+        section: EngineSection | dict[str, Any] | None = None,
         revision: str | None = None,
-        mode: Literal["score", "generate"] = "score",
+        face: Literal["score", "generate"] = "score",
         is_wide_on_cpus: bool = False,
     ) -> None:
         """Start the engine; seconds for one rank on a CPU, up to minutes for large models.
@@ -42,31 +45,31 @@ class Teacher:
             model: local Hugging Face folder or hub id.
             k: entries kept per row.
             capture: how rows are taken (see docs/capture.md); both give the same rows.
-            max_tokens: longest dialogue, tokens; in mode `generate` prompt and answer together.
-            engine: the engine section of a run, or its fields.
+            max_tokens: longest dialogue, tokens; with the face `generate` prompt and answer together.
+            section: the engine section of a run, or its fields.
             is_wide_on_cpus: on CPUs the dtype `auto` is float32, whatever the checkpoint says.
         Raises:
             ModelError: vLLM cannot open the model, or k exceeds its vocabulary.
             ConfigError: engine arguments that vLLM does not have.
-            TeacherError: the engine did not start.
+            EngineError: the engine did not start.
         """
-        section = EngineSection.model_validate(engine or {})
+        section = EngineSection.model_validate(section or {})
         prepare_environment(section.tensor_parallel_size)
-        with without_garbage_collection():  # vLLM: 1.4 s of 8.8
+        with _first_import():
             from vllm.exceptions import VLLMClientError
             from vllm.v1.engine.llm_engine import LLMEngine
 
             from .engine_arguments import engine_arguments
             from .engine_thread import EngineThread
 
-        self.model, self.k, self.capture, self.max_tokens, self.mode = model, k, capture, max_tokens, mode
-        runner = capture if mode == "score" else "generate"
+        self.model, self.k, self.capture, self.max_tokens, self.face = model, k, capture, max_tokens, face
+        runner = capture if face == "score" else "generate"
         arguments = engine_arguments(
             model, revision, section, runner, k=k, max_tokens=max_tokens, is_wide_on_cpus=is_wide_on_cpus
         )
 
         def build() -> LLMEngine:
-            with guarded_kernel_scan(), ranks_of_their_own():
+            with guarded_kernel_scan(), imports_stay_frozen(), ranks_of_their_own():
                 return LLMEngine.from_engine_args(arguments)
 
         try:
@@ -76,7 +79,7 @@ class Teacher:
         except FuseChatError:
             raise
         except Exception as error:
-            raise TeacherError(f"{model}: the engine did not start: {type(error).__name__}: {error}") from error
+            raise EngineError(f"{model}: the engine did not start: {type(error).__name__}: {error}") from error
         config = self._thread.engine.vllm_config
         self.vocab_size = int(config.model_config.get_vocab_size())
         self.info = _describe(config, capture)
@@ -84,7 +87,7 @@ class Teacher:
             self.close()
             raise ModelError(f"{model}: k is {k}, its vocabulary has {self.vocab_size} tokens; lower extraction.k")
 
-    def __enter__(self) -> "Teacher":
+    def __enter__(self) -> "Engine":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -110,7 +113,7 @@ class Teacher:
         Raises:
             ContractError: a dialogue or ids that cannot be scored; none of them was.
             ConfigError: chosen ids, and the capture is not the pooler's.
-            TeacherError: the engine died; this teacher is of no further use.
+            EngineError: the engine died; this one is of no further use.
         """
         self._expect("score")
         chosen: list[np.ndarray | None] = [None] * len(is_scored) if chosen_ids is None else list(chosen_ids)
@@ -163,7 +166,7 @@ class Teacher:
             seed: of the sampling; prompt i is sampled with seed + i, or with its own where there is one for each.
         Raises:
             ConfigError: settings that vLLM does not allow.
-            TeacherError: a prompt that with its answer exceeds `max_tokens`, or the engine died.
+            EngineError: a prompt that with its answer exceeds `max_tokens`, or the engine died.
         """
         from vllm import SamplingParams
         from vllm.exceptions import VLLMClientError
@@ -191,10 +194,10 @@ class Teacher:
         """Stop the engine and free its memory. May be called twice."""
         self._thread.close()
 
-    def _expect(self, mode: str) -> None:
-        if self.mode != mode:
+    def _expect(self, face: str) -> None:
+        if self.face != face:
             raise ConfigError(
-                f"{self.model}: this teacher was opened with mode={self.mode!r}; open one with mode={mode!r}"
+                f"{self.model}: this engine was opened with face={self.face!r}; open one with face={face!r}"
             )
 
     def _params(self, token_ids: np.ndarray, is_scored: np.ndarray, chosen_ids: np.ndarray | None = None) -> Any:
@@ -221,10 +224,15 @@ class Teacher:
             return read_rows(output, is_scored, self.k)
         rows = unpack_rows(output.outputs.data.numpy(), num_chosen)
         if len(rows) != is_scored.sum():
-            raise TeacherError(
+            raise EngineError(
                 f"{self.model}: the engine gave {len(rows)} rows for {is_scored.sum()} target tokens of a dialogue"
             )
         return rows
+
+
+def _first_import() -> contextlib.AbstractContextManager[None]:
+    """Where vLLM is not imported yet (1.4 s of 8.8 saved). Later it would but freeze what the engine before left."""
+    return contextlib.nullcontext() if "vllm.v1.engine.llm_engine" in sys.modules else without_garbage_collection()
 
 
 def _width(chosen_ids: np.ndarray | None) -> int | None:

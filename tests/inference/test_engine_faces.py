@@ -13,8 +13,7 @@ import psutil
 import pytest
 import tiny_architectures
 import torch
-from real_tokenizers import real_dialogues
-from teacher_cases import (
+from engine_cases import (
     ENGINE,
     K,
     assert_chosen_match,
@@ -22,12 +21,13 @@ from teacher_cases import (
     forward,
     make_chosen,
     make_dialogues,
-    open_teacher,
+    open_engine,
 )
+from real_tokenizers import real_dialogues
 from transformers import AutoModelForCausalLM
 
-from fusechat.errors import ConfigError, ModelError, TeacherError
-from inference.engine.teacher import Teacher
+from fusechat.errors import ConfigError, EngineError, ModelError
+from inference.engine.engine import Engine
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,12 +58,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_teacher_rows_of_each_architecture_equal_a_plain_forward(name: str, folders: dict[str, Path]) -> None:
     # transformers has no InternLM2; the folder holds the Llama's weights under other names.
     plain = folders[tiny_architectures.INTERNLM2_TWIN if name == "internlm2" else name]
-    with open_teacher(folders[name]) as teacher:
-        ids, marks = make_dialogues(teacher.vocab_size)
+    with open_engine(folders[name]) as engine:
+        ids, marks = make_dialogues(engine.vocab_size)
         real_ids, real_marks = real_dialogues(name) or ([], [])  # text under the source's own tokenizer
         ids, marks = [*ids, *real_ids], [*marks, *real_marks]
-        rows = teacher.score(ids, marks)
-        assert teacher.info["dtype"] == teacher.info["head_dtype"] == "float32"
+        rows = engine.score(ids, marks)
+        assert engine.info["dtype"] == engine.info["head_dtype"] == "float32"
     assert_rows_match(rows, forward(plain, ids, marks), ids, marks)
     assert all(np.isfinite(found.logsumexp).all() for found in rows)
 
@@ -86,21 +86,21 @@ def test_teacher_preemption_gives_each_row_once(folders: dict[str, Path], monkey
         "scheduler_reserve_full_isl": False,
         "long_prefill_token_threshold": 20,
     }
-    with open_teacher(folders["llama"], extra=extra) as teacher:
-        ids, marks = make_dialogues(teacher.vocab_size, (250, 240, 230))
-        rows = teacher.score(ids, marks)
+    with open_engine(folders["llama"], extra=extra) as engine:
+        ids, marks = make_dialogues(engine.vocab_size, (250, 240, 230))
+        rows = engine.score(ids, marks)
     assert preempted
     assert_rows_match(rows, forward(folders["llama"], ids, marks), ids, marks)
 
 
 @pytest.mark.parametrize("name", ["llama", "mixtral"])
 def test_prompt_logprobs_capture_equals_a_plain_forward(name: str, folders: dict[str, Path]) -> None:
-    with open_teacher(folders[name], "prompt_logprobs") as teacher:
-        ids, marks = make_dialogues(teacher.vocab_size)
-        rows = teacher.score(ids, marks)
-        teacher.prefill(ids)
+    with open_engine(folders[name], "prompt_logprobs") as engine:
+        ids, marks = make_dialogues(engine.vocab_size)
+        rows = engine.score(ids, marks)
+        engine.prefill(ids)
         with pytest.raises(ConfigError, match=r"set extraction\.capture: topk_pooler"):
-            teacher.score(ids, marks, make_chosen(teacher.vocab_size, marks))
+            engine.score(ids, marks, make_chosen(engine.vocab_size, marks))
     assert_rows_match(rows, forward(folders[name], ids, marks), ids, marks)
     assert all(np.isnan(found.logsumexp).all() for found in rows)
     for found in rows:
@@ -109,34 +109,34 @@ def test_prompt_logprobs_capture_equals_a_plain_forward(name: str, folders: dict
 
 @pytest.mark.parametrize("capture", ["topk_pooler", "prompt_logprobs"])
 def test_teacher_experts_on_two_ranks_equal_a_plain_forward(capture: str, folders: dict[str, Path]) -> None:
-    with open_teacher(folders["mixtral"], capture, tensor_parallel_size=2) as teacher:
-        ids, marks = make_dialogues(teacher.vocab_size)
-        rows = teacher.score(ids, marks)
-        assert teacher.info["tensor_parallel_size"] == 2
+    with open_engine(folders["mixtral"], capture, tensor_parallel_size=2) as engine:
+        ids, marks = make_dialogues(engine.vocab_size)
+        rows = engine.score(ids, marks)
+        assert engine.info["tensor_parallel_size"] == 2
     assert_rows_match(rows, forward(folders["mixtral"], ids, marks), ids, marks)
 
 
 def test_teacher_on_two_ranks_equals_a_plain_forward_and_reports_the_death_of_one(folders: dict[str, Path]) -> None:
-    with open_teacher(folders["mistral"], tensor_parallel_size=2) as teacher:  # the second rank's columns are padded
-        ids, marks = make_dialogues(teacher.vocab_size)
-        rows = teacher.score(ids, marks)
-        teacher.prefill(ids)
+    with open_engine(folders["mistral"], tensor_parallel_size=2) as engine:  # the second rank's columns are padded
+        ids, marks = make_dialogues(engine.vocab_size)
+        rows = engine.score(ids, marks)
+        engine.prefill(ids)
         expected = forward(folders["mistral"], ids, marks)
         assert_rows_match(rows, expected, ids, marks)
-        chosen = make_chosen(teacher.vocab_size, marks)  # of both ranks' parts of the vocabulary
-        both = teacher.score(ids, marks, chosen)
+        chosen = make_chosen(engine.vocab_size, marks)  # of both ranks' parts of the vocabulary
+        both = engine.score(ids, marks, chosen)
         assert_rows_match(both, expected, ids, marks)
         assert_chosen_match(both, expected, chosen)
         children = psutil.Process().children(recursive=True)
         ranks = [child for child in children if "Worker" in " ".join(child.cmdline())]
         assert len(ranks) == 2, [child.cmdline() for child in children]
         ranks[-1].kill()
-        with pytest.raises(TeacherError, match="the engine died"):
+        with pytest.raises(EngineError, match="the engine died"):
             for _ in range(1_000):
-                teacher.score(ids, marks)
-        assert not teacher.alive
-        with pytest.raises(TeacherError, match="the engine died"):
-            teacher.score(ids, marks)
+                engine.score(ids, marks)
+        assert not engine.alive
+        with pytest.raises(EngineError, match="the engine died"):
+            engine.score(ids, marks)
 
 
 def test_generate_greedy_equals_transformers_and_stops(folders: dict[str, Path]) -> None:
@@ -147,29 +147,29 @@ def test_generate_greedy_equals_transformers_and_stops(folders: dict[str, Path])
         tokens = torch.from_numpy(prompt.astype(np.int64))[None]
         answer = model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=8, do_sample=False)
         expected.append(answer[0, len(prompt) :].tolist())
-    teacher = Teacher(str(folders["llama"]), max_tokens=100, mode="generate", engine=ENGINE)
-    with teacher:
-        answers = teacher.generate(prompts, max_new_tokens=8)
+    engine = Engine(str(folders["llama"]), max_tokens=100, face="generate", section=ENGINE)
+    with engine:
+        answers = engine.generate(prompts, max_new_tokens=8)
         assert [answer.tolist() for answer in answers] == expected
         stop = expected[0][3]
-        (stopped,) = teacher.generate(prompts[:1], max_new_tokens=8, stop_token_ids=[stop])
+        (stopped,) = engine.generate(prompts[:1], max_new_tokens=8, stop_token_ids=[stop])
         assert stopped.tolist() == expected[0][: expected[0].index(stop)]
-        warm = [teacher.generate(prompts, max_new_tokens=8, temperature=2.0, seed=seed) for seed in (1, 1, 2)]
+        warm = [engine.generate(prompts, max_new_tokens=8, temperature=2.0, seed=seed) for seed in (1, 1, 2)]
         assert [a.tolist() for a in warm[0]] == [a.tolist() for a in warm[1]] != [a.tolist() for a in warm[2]]
         with pytest.raises(ConfigError, match="temperature"):
-            teacher.generate(prompts, max_new_tokens=8, temperature=5.0)
-        with pytest.raises(TeacherError, match="refused"):
-            teacher.generate([np.zeros(101, np.int32)], max_new_tokens=8)
-        assert teacher.alive
-    with pytest.raises(TeacherError, match="closed"):
-        teacher.generate(prompts, max_new_tokens=1)
+            engine.generate(prompts, max_new_tokens=8, temperature=5.0)
+        with pytest.raises(EngineError, match="refused"):
+            engine.generate([np.zeros(101, np.int32)], max_new_tokens=8)
+        assert engine.alive
+    with pytest.raises(EngineError, match="closed"):
+        engine.generate(prompts, max_new_tokens=1)
 
 
 def test_teacher_half_precision_head_choice_is_recorded_and_close(folders: dict[str, Path]) -> None:
-    with open_teacher(folders["llama"], dtype="bfloat16", head_dtype="float32") as teacher:
-        ids, marks = make_dialogues(teacher.vocab_size)
-        rows = teacher.score(ids, marks)
-        assert (teacher.info["dtype"], teacher.info["head_dtype"]) == ("bfloat16", "float32")
+    with open_engine(folders["llama"], dtype="bfloat16", head_dtype="float32") as engine:
+        ids, marks = make_dialogues(engine.vocab_size)
+        rows = engine.score(ids, marks)
+        assert (engine.info["dtype"], engine.info["head_dtype"]) == ("bfloat16", "float32")
     expected = forward(folders["llama"], ids, marks)
     for found, logprobs in zip(rows, expected, strict=True):
         difference = np.take_along_axis(logprobs, found.topk_ids, axis=1) - found.topk_logprobs
@@ -178,10 +178,10 @@ def test_teacher_half_precision_head_choice_is_recorded_and_close(folders: dict[
 
 def test_teacher_what_cannot_be_opened_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="its config cannot be read"):
-        open_teacher(tmp_path)
-    with pytest.raises(ConfigError, match="enable_prefix_caching, which the teacher decides itself"):
-        open_teacher(folders["llama"], extra={"enable_prefix_caching": True})
+        open_engine(tmp_path)
+    with pytest.raises(ConfigError, match="enable_prefix_caching, which the engine decides itself"):
+        open_engine(folders["llama"], extra={"enable_prefix_caching": True})
     with pytest.raises(ConfigError, match="bogus"):
-        open_teacher(folders["llama"], extra={"bogus": 1})
+        open_engine(folders["llama"], extra={"bogus": 1})
     with pytest.raises(ModelError, match="cannot open it"):
-        Teacher(str(folders["llama"]), k=K, max_tokens=100_000, engine=ENGINE)
+        Engine(str(folders["llama"]), k=K, max_tokens=100_000, section=ENGINE)

@@ -1,4 +1,4 @@
-"""Dialogues for tiny teachers, and a plain transformers forward to hold their rows against."""
+"""Dialogues for tiny engines, and a plain transformers forward to hold their rows against."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from inference.capture.rows import TopKRows
-from inference.engine.teacher import Teacher
+from inference.engine.engine import Engine
 
 K = 6
 MAX_TOKENS = 300
@@ -85,5 +85,5 @@ def assert_chosen_match(
         np.testing.assert_allclose(found.rest_logprob, rest, atol=tolerance)
 
 
-def open_teacher(folder: Path, capture: str = "topk_pooler", **engine: object) -> Teacher:
-    return Teacher(str(folder), k=K, capture=capture, max_tokens=MAX_TOKENS, engine={**ENGINE, **engine})
+def open_engine(folder: Path, capture: str = "topk_pooler", **engine: object) -> Engine:
+    return Engine(str(folder), k=K, capture=capture, max_tokens=MAX_TOKENS, section={**ENGINE, **engine})

@@ -1,4 +1,4 @@
-"""Teacher classes, one per architecture: vLLM's own model with a top-k pooler instead of a sampler.
+"""Classes that score, one per architecture: vLLM's own model with a top-k pooler instead of a sampler.
 
 `getattr(module, "LlamaForCausalLM@0.32.0")` makes the class; that is how vLLM's registry asks (see `plugin.py`). The
 subclass keeps everything of its base (forward, weights, quantization, parallelism). Any model whose `compute_logits`
@@ -63,28 +63,28 @@ def __getattr__(name: str) -> type[nn.Module]:
     architecture, separator, _ = name.partition("@")
     if not separator:
         raise AttributeError(name)
-    return make_teacher_class(architecture)
+    return make_pooler_class(architecture)
 
 
 def register_here(architecture: str) -> str:
-    """Make the teacher's class now and register it in this process; gives the name it has there.
+    """Make an architecture's class now and register it in this process; gives the name it has there.
 
     vLLM asks about a class that it knows by name only in a process of its own, which takes ten seconds.
     """
     name = PREFIX + architecture
-    ModelRegistry.register_model(name, make_teacher_class(architecture))
+    ModelRegistry.register_model(name, make_pooler_class(architecture))
     return name
 
 
-def make_teacher_class(architecture: str) -> type[nn.Module]:
-    """The teacher of an architecture that vLLM knows by this name.
+def make_pooler_class(architecture: str) -> type[nn.Module]:
+    """The scoring class of an architecture that vLLM knows by this name.
 
     Raises:
         ModelError: vLLM does not know it, or it is no text generator.
     """
     base: Any = known_class(architecture)
     if base is None or not is_text_generation_model(base):
-        raise ModelError(f"{architecture}: vLLM has no text generator of that name, so it cannot be a teacher")
+        raise ModelError(f"{architecture}: vLLM has no text generator of that name, so it cannot score")
 
     def __init__(self: Any, *, vllm_config: VllmConfig, prefix: str = "", **kwargs: Any) -> None:
         base.__init__(self, vllm_config=vllm_config, prefix=prefix, **kwargs)

@@ -1,10 +1,10 @@
-"""What a teacher's model class is told beside vLLM's own configuration, and what of it vLLM's caches depend on."""
+"""What a class that scores is told beside vLLM's own configuration, and what of it vLLM's caches depend on."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class TeacherOptions:
+class PoolerOptions:
     """Travels to every rank as vLLM's `additional_config`, which may be a dict or anything with `compute_hash`.
 
     vLLM names the artifacts that it compiles, and keeps from one start to the next, after a hash of its whole
