@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,17 +175,26 @@ def _connect(section: JudgeSection) -> "AsyncOpenAI":
     return PacedOpenAI(
         section.backoff_seconds, base_url=section.url, api_key=judge_key(section) or "none",
         max_retries=section.max_attempts - 1, timeout=section.timeout_seconds,
-        http_client=DefaultAsyncHttpxClient(event_hooks={"response": [_require_chat_reply]}),
+        http_client=DefaultAsyncHttpxClient(
+            event_hooks={"response": [partial(_require_chat_reply, section.timeout_seconds)]}),
     )  # fmt: skip
 
 
-async def _require_chat_reply(response: Any) -> None:
-    """What a proxy says in the endpoint's place, under status 200, counts as a bad gateway: it is tried again."""
+async def _require_chat_reply(seconds: float, response: Any) -> None:
+    """What a proxy says in the endpoint's place, under status 200, counts as a bad gateway: it is tried again. So is a reply that
+    does not end in time: the client's own limit is for each part of it.
+    """
+    from .openai_internals import unended
+
     if response.status_code == 200:
-        await response.aread()
+        try:
+            async with asyncio.timeout(seconds):
+                await response.aread()
+        except TimeoutError:
+            raise unended(response.request, seconds) from None
         try:
             response.json()["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             response.status_code = 502
 
 
@@ -202,23 +212,30 @@ async def _ask(client: "AsyncOpenAI", section: JudgeSection, request: Request) -
         extra_body={name: value for name, value in limits.items() if value is not None},
     )
     body = response.http_response.json()
-    usage = body.get("usage") or {}
     return {
         **_read_choice(body["choices"][0]),
-        "prompt_tokens": int(usage.get("prompt_tokens") or 0),
-        "completion_tokens": int(usage.get("completion_tokens") or 0),
+        "prompt_tokens": _count(body, "prompt_tokens"),
+        "completion_tokens": _count(body, "completion_tokens"),
         "attempts": response.retries_taken + 1,
     }
+
+
+def _count(body: dict[str, Any], name: str) -> int:
+    """A count of a reply's usage; 0 where it says none."""
+    usage = body.get("usage")
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if type(count) is int and 0 <= count < 2**53 else 0
 
 
 def _read_choice(choice: dict[str, Any]) -> dict[str, str]:
     """Text of a reply, whose parts are joined, and why it is no whole one. A cut `SCORE: 10` may read `SCORE: 1`."""
     content = choice["message"]["content"]
     if isinstance(content, list):
-        content = "".join(part.get("text") or "" for part in content if isinstance(part, dict))
-    text = content if isinstance(content, str) else ""
+        parts = [part.get("text") for part in content if isinstance(part, dict)]
+        content = "".join(part for part in parts if isinstance(part, str))
+    text = content.encode(errors="replace").decode() if isinstance(content, str) else ""  # half a pair is no text
     ends = {"length": "cut at the longest verdict", "content_filter": "refused: content_filter"}
-    fault = ends.get(choice.get("finish_reason") or "", "" if text else "empty")
+    fault = ends.get(str(choice.get("finish_reason")), "" if text else "empty")
     return {"text": text, "fault": fault}
 
 

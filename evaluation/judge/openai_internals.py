@@ -26,3 +26,10 @@ class PacedOpenAI(AsyncOpenAI):
         retries = options.get_max_retries(self.max_retries) - remaining_retries
         pause: float = min(self.first_pause_seconds * 2.0**retries, LONGEST_PAUSE_SECONDS)
         return pause * random.uniform(0.5, 1.0)
+
+
+def unended(request: Any, seconds: float) -> Exception:
+    """What openai's HTTP library raises where a part of a reply does not come in time: openai tries the request again."""
+    from httpx2 import ReadTimeout
+
+    return ReadTimeout(f"the reply did not end within {seconds:g} s", request=request)

@@ -37,7 +37,9 @@ def _run_stage(config_path: Path, overrides: list[str], only: str | None) -> tup
     config = load_config(config_path, overrides)
     setup_logging()
     from . import pipeline
+    from .address_space import watch_address_space
 
+    watch_address_space()
     with _resumable(), Progress() as progress:
         return config, pipeline.run(config, progress=progress, only=only)
 

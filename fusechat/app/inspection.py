@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from ..errors import ArtifactError, ConfigError
 from ..storage import damage
-from ..storage.artifact import RECIPE_FILE, RECORD_FILE, read_json, storage_errors
+from ..storage.artifact import RECIPE_FILE, RECORD_FILE, read_record, storage_errors
 from ..storage.contracts import CHOICE, RowKind, TokenField
 from ..storage.row_store import RowStore
 from ..storage.seals import broken_of
@@ -32,12 +32,13 @@ def show_artifact(url: str, *, dialogue: int, num_rows: int, verify: bool, repai
         ArtifactError: there is nothing that FuseChat made; or `verify` found damage (all of it is listed).
     """
     url = url.rstrip("/")
-    record = read_json(f"{url}/{RECORD_FILE}") or read_json(f"{url}/{RECIPE_FILE}")
+    record = read_record(f"{url}/{RECORD_FILE}") or read_record(f"{url}/{RECIPE_FILE}")
     if record is None:
         raise ArtifactError(
             f"{url}: found neither {RECORD_FILE} nor plan.json; give the folder of an artifact, such as runs/quickstart/logprobs/smollm2"
         )
-    print(f"{url}: {record['kind']}, {'finished ' + record['finished'] if 'finished' in record else 'not finished'}")
+    kind = record.get("kind")
+    print(f"{url}: {kind}, {'finished ' + str(record['finished']) if 'finished' in record else 'not finished'}")
     print(
         json.dumps(
             {key: record[key] for key in ("counts", "settings", "parents") if key in record},
@@ -47,21 +48,21 @@ def show_artifact(url: str, *, dialogue: int, num_rows: int, verify: bool, repai
     )
     if (verify or repair) and _verify_files(url, record, repair):
         return
-    if record["kind"] in ("logprobs", "aligned"):
-        store = RowStore.open(url, record["kind"])
+    if kind in ("logprobs", "aligned"):
+        store = RowStore.open(url, kind)
         if verify or repair:
             _verify(store, repair)
         for line in [*store_figures(store), *alignment_figures(record.get("counts", {}))]:
             print(line)
         for line in dialogue_lines(store, record.get("parents", {}), dialogue, num_rows):
             print(line)
-    elif record["kind"] == "choice":
+    elif kind == "choice":
         for line in choice_lines(url, dialogue):
             print(line)
-    elif record["kind"] in written_answers.KINDS and "prompts" in {record["kind"], *record.get("parents", {})}:
-        for line in written_answers.prompt_lines(url, record["kind"], dialogue):
+    elif kind in written_answers.KINDS and "prompts" in {kind, *record.get("parents", {})}:
+        for line in written_answers.prompt_lines(url, kind, dialogue):
             print(line)
-    elif record["kind"] == "tokens":
+    elif kind == "tokens":
         for line in token_lines(url, dialogue, num_rows):
             print(line)
 
@@ -230,7 +231,7 @@ def tokens_url_of(url: str, fingerprint: str | None) -> str:
     with storage_errors(base), contextlib.suppress(FileNotFoundError):
         for entry in filesystem.ls(path, detail=False):
             place = f"{base}/{entry.rstrip('/').rsplit('/', 1)[-1]}"
-            record = read_json(f"{place}/{RECORD_FILE}")
+            record = read_record(f"{place}/{RECORD_FILE}")
             if record is not None and record["fingerprint"] == fingerprint:
                 return place
     raise ArtifactError(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArtifactError
-from ..storage.artifact import RECORD_FILE, read_json
+from ..storage.artifact import RECORD_FILE, read_record
 from ..storage.row_store import RowStore
 from ..storage.tokens import Tokens, TokensReader
 
@@ -40,7 +40,7 @@ class OpenRows:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        record = read_json(f"{self.url}/{RECORD_FILE}")
+        record = read_record(f"{self.url}/{RECORD_FILE}")
         if record is None or record["kind"] not in ("logprobs", "aligned"):
             raise ArtifactError(
                 f"{url}: found {'nothing finished' if record is None else record['kind']}, expected a finished store of "

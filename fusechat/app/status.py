@@ -8,7 +8,7 @@ from ..config import RunConfig
 from ..config.artifacts import ArtifactEntry
 from ..errors import ArtifactError
 from ..progress import format_seconds, read_json_lines
-from ..storage.artifact import RECIPE_FILE, RECORD_FILE, read_json
+from ..storage.artifact import RECIPE_FILE, RECORD_FILE, read_json, read_record
 from ..storage.row_store import RowStore
 from .pipeline import steps
 
@@ -41,9 +41,10 @@ def show_status(config: RunConfig) -> None:
 
 def status_table(config: RunConfig) -> Any:
     """A rich table of all steps and their outputs."""
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"{config.run.output}", title_justify="left", box=None, pad_edge=False)
+    table = Table(title=escape(f"{config.run.output}"), title_justify="left", box=None, pad_edge=False)
     for column in ("stage", "name", "state", "what is there"):
         table.add_column(column)
     for step in steps(config):
@@ -55,7 +56,7 @@ def status_table(config: RunConfig) -> Any:
                 shown = writing_news(artifact)
             if state == "begun" and step.stage == "train":
                 shown = training_news(config, artifact.name)
-            table.add_row(step.stage, artifact.name or artifact.url.rsplit("/", 1)[-1], state, shown)
+            table.add_row(step.stage, artifact.name or artifact.url.rsplit("/", 1)[-1], state, escape(shown))
     return table
 
 
@@ -111,9 +112,12 @@ def artifact_state(artifact: ArtifactEntry) -> tuple[str, str]:
     """State of one artifact and a short description.
 
     Returns:
-        (`done` | `part` | `begun` | `-`, description).
+        (`done` | `part` | `begun` | `damaged` | `-`, description).
     """
-    record = read_json(f"{artifact.url}/{RECORD_FILE}")
+    try:
+        record = read_record(f"{artifact.url}/{RECORD_FILE}")
+    except ArtifactError as error:
+        return "damaged", str(error)
     if record is not None:
         counts = {key: value for key, value in record["counts"].items() if isinstance(value, int | float) and value}
         shown = "  ".join(f"{key} {value:,}" for key, value in list(counts.items())[:5])

@@ -120,7 +120,7 @@ def claim(
         "settings": json.loads(json.dumps(settings, default=str)),
         "parents": {role: parent.fingerprint for role, parent in parents.items()},
     }
-    earlier = _read_record(f"{url}/{RECORD_FILE}") or _read_record(f"{url}/{RECIPE_FILE}")
+    earlier = read_record(f"{url}/{RECORD_FILE}") or read_record(f"{url}/{RECIPE_FILE}")
     if earlier is not None:
         different = differences({key: earlier.get(key) for key in recipe}, recipe)
         if not different and earlier.get("kind") == kind:
@@ -145,7 +145,7 @@ def _restore_recipe(url: str, recipe: dict[str, Any]) -> None:
     if "://" in url:
         return
     try:
-        whole = _read_record(f"{url}/{RECIPE_FILE}")
+        whole = read_record(f"{url}/{RECIPE_FILE}")
     except ArtifactError:
         whole = None
     if whole is None or any(whole.get(key) != value for key, value in recipe.items()):
@@ -184,7 +184,7 @@ def load(url: str | Path, kind: str) -> Artifact:
     Raises:
         ArtifactError: there is none, it is not finished, it is of another kind, or its files are not as its stage left them.
     """
-    record = _read_record(f"{url}/{RECORD_FILE}")
+    record = read_record(f"{url}/{RECORD_FILE}")
     if record is None:
         raise ArtifactError(
             f"{url}: found no finished {kind} artifact ({RECORD_FILE}); run the stage that makes it first"
@@ -203,7 +203,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [f"{path}: {old!r} -> {new!r}"]
 
 
-def _read_record(url: str) -> dict[str, Any] | None:
+def read_record(url: str) -> dict[str, Any] | None:
     """The record or recipe in a file, or None where there is none.
 
     Raises:
@@ -213,6 +213,7 @@ def _read_record(url: str) -> dict[str, Any] | None:
     if record is None:
         return None
     fields = {
+        "kind": str,
         "fingerprint": str,
         "counts": dict,
         "seconds": int | float,

@@ -9,7 +9,7 @@ alone takes `fusechat inspect --verify`.
 import hashlib
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import ArtifactError
@@ -107,11 +107,27 @@ def broken_of(url: str, record: dict[str, Any], *, thorough: bool = False) -> di
 
     Args:
         thorough: read every file, not only those that were changed after the record.
+    Raises:
+        ArtifactError: the record names what is no file of the artifact. Who wrote it would have others read, and deleted.
     """
     seals = record.get("files")
     if not seals or "://" in url:
         return {}
+    if strange := [name for name, seal in seals.items() if not _may_be_sealed(name, seal)]:
+        raise ArtifactError(
+            f"{url}/{RECORD_FILE}: names {strange[0][:100]!r}, expected files of this folder with their bytes and digests: FuseChat "
+            "did not write this record; delete this file and run the stage that makes it again"
+        )
     return broken_files(Path(url), seals, -1 if thorough else (Path(url) / RECORD_FILE).stat().st_mtime_ns)
+
+
+def _may_be_sealed(name: str, seal: Any) -> bool:
+    """Whether a name lies below the folder, and its seal has the form that `file_seals` gives."""
+    place = PurePosixPath(name)
+    is_below = bool(place.parts) and not place.is_absolute() and ".." not in place.parts and "\0" not in name
+    return (
+        is_below and isinstance(seal, dict) and type(seal.get("bytes")) is int and isinstance(seal.get("sha256"), str)
+    )
 
 
 def check_files(url: str, record: dict[str, Any]) -> None:

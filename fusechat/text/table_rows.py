@@ -14,7 +14,8 @@ from .row_values import shown
 
 HUB = "hub:"
 """Before the id of a dataset of the Hugging Face hub."""
-ROWS_AT_ONCE = 1024
+ROWS_AT_ONCE = 64
+"""Rows in memory at a time: a value that a file holds once may stand in each of them."""
 SLICE_ROWS = 8192
 """Rows of one range of a dataset."""
 IsRead = Callable[[str], bool] | None

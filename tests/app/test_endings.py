@@ -2,10 +2,15 @@
 
 import errno
 import os
+import resource
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
 
-from fusechat.app import cli
+from fusechat.app import address_space, cli
 from fusechat.errors import ModelError
 
 RAISED = {
@@ -58,3 +63,45 @@ def test_bug_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(cli, "app", fail)
     with pytest.raises(type(error), match=str(error)):
         cli.main()
+
+
+FULL = """
+import mmap, resource, time
+from pathlib import Path
+from fusechat.app import address_space
+address_space.LOOK_SECONDS = 0.05
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + {room} * 2**20, resource.RLIM_INFINITY))
+address_space.watch_address_space()
+taken = []
+try:
+    while {fills}:
+        taken.append(mmap.mmap(-1, 2**20))
+except OSError:
+    pass
+time.sleep({seconds})
+print("went on")
+"""
+
+
+@pytest.mark.parametrize(
+    ("room", "fills", "seconds", "status"), [(200, True, 60, 1), (200, False, 1, 0), (2, False, 0, 1)]
+)
+def test_process_whose_address_space_stays_full_ends_with_one_line(
+    room: int, fills: bool, seconds: int, status: int
+) -> None:
+    code, started = FULL.format(room=room, fills=fills, seconds=seconds), time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == status and time.monotonic() - started < 30, done.stderr
+    assert ("went on" in done.stdout) == (status == 0)
+    if fills:
+        assert done.stderr.startswith(f"fusechat: out of memory ({address_space.LACKING}); what is finished is kept")
+        assert done.stderr.count("\n") == 1
+    elif status:
+        assert f"MemoryError: {address_space.LACKING}" in done.stderr  # `cli.main` makes one line of it
+
+
+def test_process_without_a_limit_is_not_watched() -> None:
+    assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+    address_space.watch_address_space()
+    assert all(thread.name != "address-space" for thread in threading.enumerate())

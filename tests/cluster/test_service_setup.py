@@ -14,8 +14,9 @@ from cluster.service import control, records
 from cluster.service.records import Process, ServiceRecord
 from cluster.service.spec import make_spec
 from fusechat.config import load_config
-from fusechat.errors import ClusterSetupError, ConfigError
+from fusechat.errors import ClusterSetupError, ConfigError, ServiceError
 from fusechat.progress import Progress
+from inference.serving import client
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +103,14 @@ def test_service_that_is_gone_is_shown_and_stopped() -> None:
     assert control.status() == []
     with pytest.raises(ClusterSetupError, match="no such service"):
         control.stop("s", progress=Progress(quiet=True))
+
+
+def test_look_at_a_service_that_hangs_ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "LOOK_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with client.Connection(address, patience=0) as connection, pytest.raises(ServiceError, match="timed out"):
+            connection.models()
 
 
 def test_client_imports_neither_ray_nor_vllm() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,32 @@ def test_changed_bytes_of_a_parquet_file_are_read_or_refused(tmp_path: Path) -> 
         file.write_bytes(changed)
         survives(lambda: list(read_dialogues(file)))
         survives(lambda: read_questions(file, "prompts"))
+
+
+def test_table_that_holds_a_long_text_once_for_all_rows_is_read_within_bounds(tmp_path: Path) -> None:
+    import numpy as np
+    import pyarrow
+    from pyarrow import parquet
+
+    def column(texts: list[str]) -> pyarrow.DictionaryArray:
+        return pyarrow.DictionaryArray.from_arrays(
+            np.tile(np.arange(len(texts), dtype=np.int32), rows * 2 // len(texts)), texts
+        )
+
+    rows, text = 4096, "x" * 2**20
+    turns = pyarrow.StructArray.from_arrays(
+        [column(["user", "assistant"]).cast(pyarrow.string()), column([text])], ["role", "content"]
+    )
+    messages = pyarrow.ListArray.from_arrays(pyarrow.array(np.arange(0, 2 * rows + 1, 2, dtype=np.int32)), turns)
+    file = tmp_path / "bomb.parquet"
+    parquet.write_table(pyarrow.table({"messages": messages}), file)
+    assert file.stat().st_size < 200_000, "8 GiB of text in a small file"
+
+    def read() -> None:
+        dialogues = list(islice(read_dialogues(file), 3))
+        assert [turn.content for turn in dialogues[2].messages] == [text, text]
+
+    assert not survives(read)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A judge on loopback: a real HTTP server that speaks the chat protocol, and fails on request."""
 
+import contextlib
 import json
 import threading
 import time
@@ -12,7 +13,8 @@ from typing import Any
 class Endpoint(ThreadingHTTPServer):
     """`reply(body, number)` gives the text of the judge; `fault(number)` a failure to show before: a status or a word.
 
-    A reply that is no text is the whole choice; a status (int) refuses that request as a content filter does.
+    A reply that is no text is the whole choice; bytes are the whole body; a status (int) refuses that request as a content filter
+    does. The fault `endless` is a body that never ends.
     """
 
     daemon_threads = True
@@ -69,7 +71,13 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "no json":
             self._send(200, b"<html>busy</html>", {})
             return
+        if fault == "endless":
+            self._send_without_end()
+            return
         text = self.server.reply(body, number)
+        if isinstance(text, bytes):
+            self._send(200, text, {})
+            return
         if isinstance(text, int):
             self._send(text, b'{"error": {"code": "content_filter", "message": "filtered"}}', {})
             return
@@ -83,6 +91,17 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
+
+    def _send_without_end(self) -> None:
+        self.send_response(200)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        with contextlib.suppress(OSError):  # the client has had enough
+            while True:
+                self.wfile.write(b" " * 100)
+                self.wfile.flush()
+                time.sleep(0.02)
 
     def log_message(self, *_: Any) -> None:
         """Quiet."""

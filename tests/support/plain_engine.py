@@ -87,6 +87,6 @@ def plain_engines() -> Iterator[list[str]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("inference.engine.engine.Engine", PlainEngine)
-        patch.setattr(answering._Rounds, "run", lambda self, prepare: run_here(prepare(), self._progress))
+        patch.setattr(answering._Rounds, "_do", lambda self, works: run_here(works, self._progress))
         patch.setattr(PlainEngine, "opened", [])
         yield PlainEngine.opened
