@@ -117,3 +117,21 @@ def test_client_imports_neither_ray_nor_vllm() -> None:
     code = "import sys, fusechat; fusechat.connect('http://127.0.0.1:1'); print({'ray', 'vllm', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_log_of_a_replica_outlives_what_vllm_sets_up(keeps: bool) -> None:
+    """Serve's controller, when it comes back from a death, starts an engine anew whose replica has lost its log."""
+    code = f"""
+import logging.handlers
+handler = logging.handlers.MemoryHandler(10, target=logging.NullHandler())
+logging.getLogger("ray.serve").addHandler(handler)
+from cluster.service import replicas
+if {keeps}:
+    replicas._keep_logs()
+import vllm.logger
+vllm.logger._configure_vllm_root_logger()
+print(handler.target is not None)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(keeps)
