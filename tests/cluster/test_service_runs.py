@@ -102,7 +102,11 @@ def files_of(store: Path) -> dict[str, bytes]:
     kept = {
         path.relative_to(store).as_posix(): path.read_bytes() for path in sorted(store.rglob("*")) if path.is_file()
     }
-    return {name: data for name, data in kept.items() if name not in ("artifact.json", "plan.json", "lease.json")}
+    return {
+        name: data
+        for name, data in kept.items()
+        if name not in ("artifact.json", "plan.json", "engine.json", "lease.json")
+    }
 
 
 def test_measured_models_are_asked_there(
