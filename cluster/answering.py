@@ -48,7 +48,8 @@ def run(config: RunConfig, *, progress: Progress) -> list[Artifact]:
         BusyError: another driver is writing one of the stores.
         ClusterError: an engine could not start, or units were set aside. In all cases what was done is kept.
     """
-    models = sorted(measured_models(config), key=lambda model: -(count_parameters(model.folder) or 0))
+    models = measured_models(config.layout, config.pivot, config.sources, config.measured_ids)
+    models.sort(key=lambda model: -(count_parameters(model.folder) or 0))
     settings = MeasuringSettings(config.evaluation.held_out, config.extraction, config.cluster)
     with contextlib.ExitStack() as stack:
         urls = [config.held_out_url(model.id) for model in models]

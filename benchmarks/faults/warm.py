@@ -68,4 +68,3 @@ torch.set_num_threads(1)
 evaluation.report.page.page_template()
 gc.collect()
 gc.freeze()  # what no driver will free; looking through it would copy all memory into each
-gc.unfreeze = lambda: None  # type: ignore[assignment]  # vLLM calls it whenever an engine ends, and looks through all of it then

@@ -13,15 +13,15 @@ from evaluation_runs import finish_rows
 from fake_service import fake_service
 from plain_engine import PlainEngine, plain_engines
 from served_models import run_of
+from stages_here import prepare_dialogues, tokenize
 
 from cluster import answering
+from cluster.service.spec import make_spec
 from fusechat.config import RunConfig, load_config
 from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import Tokens
-from fusechat.text import tokenize_stage
-from inference.serving.faces import faces_of
 
 HEAVY = ("ray", "vllm", "torch", "transformers", "tokenizers", "pandas")
 PROGRAM = """
@@ -38,9 +38,9 @@ finally:
 def tokenized(path: Path, *overrides: str) -> RunConfig:
     """A run whose models have read its dialogues."""
     config = load_config(path, list(overrides))
-    tokenize_stage.prepare_dialogues(config)
+    prepare_dialogues(config)
     for model in config.models:
-        tokenize_stage.tokenize(config, model.name)
+        tokenize(config, model.name)
     return config
 
 
@@ -49,7 +49,7 @@ def test_extraction_by_a_service_imports_nothing_heavy(
 ) -> None:
     path = run_of(tmp_path, tiny_models["llama"], dialogues={"train": [str(dialogue_files["train"])]})
     config = tokenized(path)
-    faces = [one for one in faces_of(config, ["llama"]) if one.kind == "score"]
+    faces = [one for one in make_spec(config, ["llama"]).faces if one.kind == "score"]
     with fake_service(faces) as (address, _):
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM % (HEAVY,), "-c", str(path), "--set", f"cluster.service={address}"],
@@ -85,7 +85,7 @@ def test_measured_models_are_asked_in_a_service(
     with plain_engines() as opened:
         answering.run(own, progress=Progress(quiet=True))
         assert len(opened) == 5, "rows and answers of both, then the teachers' ids"
-    with fake_service(faces_of(other, ["llama"])) as (address, engines), plain_engines() as opened:
+    with fake_service(make_spec(other, ["llama"]).faces) as (address, engines), plain_engines() as opened:
         section = other.cluster.model_copy(update={"service": address})
         answering.run(other.model_copy(update={"cluster": section}), progress=Progress())
         assert opened == [] and {"/v1/score", "/v1/completions"} == set(engines.asked)

@@ -123,7 +123,9 @@ def test_damaged_tokens_are_refused(tmp_path: Path, array: str, damage: str) -> 
 def test_inspect_names_the_damage_repairs_it_and_ends_with_status_2(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     fill(new_store(folder))
-    (folder / RECORD_FILE).write_text(json.dumps({"kind": "logprobs"}), encoding="utf-8")
+    (folder / RECORD_FILE).write_text(
+        json.dumps({"kind": "logprobs", "fingerprint": "f", "counts": {}, "seconds": 1}), encoding="utf-8"
+    )
     harm(object_of(folder, "topk_ids", 1), "flipped")
     harm(object_of(folder, "topk_logprobs", 2), "gone")
 
