@@ -63,8 +63,10 @@ def prepare_reading(config: RunConfig, *, progress: Progress) -> list[Work]:
     claim = artifact.claim(
         config.dialogues_path, "dialogues", settings=settings, parents=parents, if_changed=config.run.if_changed
     )
-    if (finished := without_pieces(claim)) is not None:
-        return [nothing_left("dialogues", lambda: [finished])]
+    finished = without_pieces(claim)
+    if finished is not None:
+        artifacts = [finished]
+        return [nothing_left("dialogues", lambda: artifacts)]
     pieces, parts = open_pieces(claim), _parts(config)
     folder, revision, text = tokenizer_source(config.pivot, config.pivot)
     _, text = load_tokenizer(folder, revision, text)
