@@ -9,7 +9,8 @@ from fusechat.config import AlignmentSection, ExtractionSection
 from fusechat.config.layout import RunLayout
 from fusechat.config.recipe import Recipe
 from fusechat.progress import ShardLog
-from fusechat.storage.work import UnitLog, Work, nothing_left
+from fusechat.storage.store_work import store_work
+from fusechat.storage.work import Work, nothing_left
 
 from .recipe import recipe as training_recipe
 from .rows.shard_alignment import AlignmentInputs, ShardAligner
@@ -41,21 +42,9 @@ def prepare(
         return [nothing_left(name, lambda: artifacts)]
     if not has_vocabularies(store.url):
         save_vocabularies(store.url, load_vocabularies(layout.aligned_url(source)))
-    missing = store.missing_shards()
-    return [
-        Work(
-            name=name,
-            missing=missing,
-            num_units=store.layout.num_shards,
-            total=store.layout.num_rows,
-            done=store.layout.num_rows - store.layout.num_rows_of(missing),
-            measure="rows",
-            make_worker=partial(ShardAligner, inputs),
-            finish=lambda: [finish(claim, store)],
-            needs=ONE_CPU,
-            listener=UnitLog(ShardLog(layout.log_path(f"align.{source}.held_out"), source)),
-        )
-    ]
+    log = ShardLog(layout.log_path(f"align.{source}.held_out"), source)
+    made_by, finished_by = partial(ShardAligner, inputs), partial(finish, claim, store)
+    return [store_work(name, store, made_by, finished_by, needs=ONE_CPU, log=log)]
 
 
 def recipe(pivot: str, source: str, section: AlignmentSection, rows: ExtractionSection) -> Recipe:

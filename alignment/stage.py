@@ -1,14 +1,14 @@
 """The door of alignment: tokens of the pivot and a source and the source's rows in, an aligned store out.
 
 Two works, the second after the first: the first counts which tokens begin at the same byte, over the tokens alone, and
-maps the vocabularies; the second lays every row on the pivot's tokens, shard by shard. `run` does both in this process;
-`cluster.alignment` does them on Ray where there is something to share out. The bytes are the same.
+maps the vocabularies; the second lays every row on the pivot's tokens, shard by shard. `cluster.alignment` does them on Ray
+where there is something to share out, else in its own process; the bytes are the same.
 """
 
 from functools import partial
 from typing import Any
 
-from fusechat.config import AlignmentSection, ExtractionSection, RunConfig
+from fusechat.config import AlignmentSection, ExtractionSection
 from fusechat.config.layout import RunLayout
 from fusechat.config.recipe import Recipe
 from fusechat.errors import AlignmentError
@@ -17,10 +17,10 @@ from fusechat.progress import Progress, ShardLog
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
 from fusechat.storage.damage import check_finished
-from fusechat.storage.lease import hold_store
 from fusechat.storage.row_store import RowStore
+from fusechat.storage.store_work import store_work
 from fusechat.storage.tokens import TokensReader
-from fusechat.storage.work import Listener, Needs, UnitLog, Work, nothing_left, run_here
+from fusechat.storage.work import Listener, Needs, Work, nothing_left
 
 from .quality import has_figures, read_figures, summarise
 from .recipe import recipe
@@ -36,19 +36,6 @@ from .vocabulary.vocabulary_file import (
 
 ONE_CPU = Needs(cpus=1, units_in_flight=2)
 """Two units per worker: one at work and one that waits, so that none waits for the driver."""
-
-
-def run(config: RunConfig, source_name: str, *, progress: Progress | None = None) -> Artifact:
-    """Align every missing shard of one source of a run, here, one after the other.
-
-    Raises:
-        BusyError: another driver is writing the store.
-        The errors of `prepare`.
-    """
-    progress, layout = progress or Progress(quiet=True), config.layout
-    with hold_store(layout.aligned_url(source_name), layout.if_changed):
-        works = prepare(layout, config.pivot.name, source_name, config.alignment, config.extraction, progress=progress)
-        return run_here(works, progress)[0]
 
 
 def prepare(
@@ -74,18 +61,10 @@ def prepare(
     missing = [
         shard for shard in range(store.layout.num_shards) if shard not in present or not has_figures(store.url, shard)
     ]
-    align = Work(
-        name=f"align {source}",
-        missing=missing,
-        num_units=store.layout.num_shards,
-        total=store.layout.num_rows,
-        done=store.layout.num_rows - store.layout.num_rows_of(missing),
-        measure="rows",
-        make_worker=partial(ShardAligner, inputs),
-        finish=lambda: [finish(claim, store)],
-        needs=ONE_CPU,
-        listener=UnitLog(ShardLog(layout.log_path(f"align.{source}"), source)),
-    )
+    align = store_work(
+        f"align {source}", store, partial(ShardAligner, inputs), partial(finish, claim, store),
+        needs=ONE_CPU, log=ShardLog(layout.log_path(f"align.{source}"), source), missing=missing,
+    )  # fmt: skip
     if has_vocabularies(store.url):
         return [align]
     return [_count(inputs, source, store, progress or Progress(quiet=True)), align]

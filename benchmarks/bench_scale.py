@@ -38,13 +38,14 @@ import psutil
 
 from benchmarks.scale_evaluation import evaluate_over_transformers
 from benchmarks.scale_rows import timed, write_dialogues
+from cluster import tokenizing
 from cluster.pool.run_on_ray import run_on_ray
 from cluster.pool.session import ray_session
 from fusechat.config import RunConfig
 from fusechat.progress import Progress
 from fusechat.storage.work import Listener, Work
 from fusechat.text.model_tokens import TokenMaker
-from fusechat.text.tokenize_stage import prepare_dialogues, prepare_tokens
+from fusechat.text.tokenize_stage import prepare_tokens
 
 LARGE = 1_000_000
 SHARD_TOKENS = 16_384
@@ -142,8 +143,9 @@ def measure_tokenizing(arguments: argparse.Namespace) -> dict[str, Any]:
         folder = Path(name)
         write_dialogues(folder / "dialogues.jsonl", arguments.speed_dialogues, arguments.speed_words)
         config = make_config(folder / "run", folder / "dialogues.jsonl", arguments, num_cpus=1)
-        prepare_dialogues(config)
-        work = prepare_tokens(config, "pivot", progress=QUIET)[0]
+        tokenizing.read_dialogues(config)
+        capture = config.extraction.capture
+        work = prepare_tokens(config.layout, config.pivot, config.pivot, capture, progress=QUIET)[0]
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         make: Any = work.make_worker
         worker = make.func(*make.args)

@@ -48,6 +48,8 @@ PARTS = ("throughput", "idle", "attach", "memory")
 K = 10
 MAX_TOKENS = 1024
 MEMORY_CLIENTS = 16
+ATTACH_DIALOGUES = 16
+"""Of a run whose first rows are waited for."""
 
 
 def measure_throughput(address: str, direct: DirectEngine, dialogues: Dialogues, asked: Any) -> dict[str, Any]:
@@ -91,10 +93,11 @@ def measure_idle(address: str, direct: DirectEngine, dialogues: Dialogues, asked
 def measure_attach(run: Path, folder: Path, asked: Any) -> dict[str, Any]:
     """Seconds from the start of a process until its first shard is written."""
     seconds = []
+    few = write_dialogues(folder / "few.jsonl", ATTACH_DIALOGUES, words=asked.words)
     for turn in range(asked.rounds):
         output = folder / f"attached-{turn}"
         command = [sys.executable, "-m", "fusechat"]
-        options = ["-c", str(run), "--set", f"run.output={output}"]
+        options = ["-c", str(run), "--set", f"run.output={output}", "--set", f"dialogues.train=[{few}]"]
         subprocess.run([*command, "tokenize", *options], check=True, capture_output=True)
         log, started = output / "logs/extract.asked.jsonl", time.perf_counter()
         process = subprocess.Popen([*command, "extract", *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

@@ -80,8 +80,8 @@ def make_tokens(
     folder: Path, model: str, dialogues_file: Path, limit: int, engine: dict[str, Any], shard_tokens: int = SHARD_TOKENS
 ) -> tuple[Any, Any]:
     """A run folder with the tokens of the first dialogues of a file; (config, Tokens)."""
+    from cluster import tokenizing
     from fusechat.storage.tokens import Tokens
-    from fusechat.text import tokenize_stage
 
     lines = dialogues_file.read_text(encoding="utf-8").splitlines(keepends=True)
     if len(lines) < limit:
@@ -92,8 +92,8 @@ def make_tokens(
     records = [{**record, "id": f"{number}"} for number, record in enumerate(copies)]
     chosen.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     config = make_config(folder, model, k=10, engine=engine, shard_tokens=shard_tokens, train=[str(chosen)])
-    tokenize_stage.prepare_dialogues(config)
-    tokenize_stage.tokenize(config, "teacher")
+    tokenizing.read_dialogues(config)
+    tokenizing.tokenize(config, "teacher")
     return config, Tokens.read(config.tokens_url("teacher"))
 
 

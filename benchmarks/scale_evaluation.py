@@ -1,23 +1,27 @@
 """Measuring the models of a finished run: engines in the pool against plain transformers, one model after the other.
 
 `python -m benchmarks.scale_evaluation --run examples/quickstart.yaml`: wall time of each arm in a process of its own, imports and the
-local Ray included; arms alternate, `evaluate_over_transformers` is the median of the rounds' ratios. The rows on held-out dialogues, the
+local Ray included; arms alternate, `evaluate_over_transformers` is the median of the rounds' ratios. `cpu_over_transformers` is the same
+of CPU seconds, of all processes: a machine that does other things too leaves them alone. The rows on held-out dialogues, the
 ids of the teachers' rows and the exact and sample answers are measured in both; the contender keeps nothing.
 """
 
 import argparse
+import contextlib
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from fusechat.config import RunConfig, load_config
 
 ARMS = ("engines", "transformers")
+SAMPLE_SECONDS = 0.2
 BATCH_TOKENS = 4096
 """Padded tokens of one batch of the contender."""
 
@@ -31,9 +35,10 @@ def evaluate_over_transformers(
         run_file: a run that is finished up to its merge.
         overrides: `section.field=value`.
     Returns:
-        `evaluate_over_transformers`, and the seconds of each arm's rounds.
+        `evaluate_over_transformers`, `cpu_over_transformers`, and the seconds of each arm's rounds.
     """
     seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    cpu_seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for number in range(rounds):
         for arm in ARMS if number % 2 == 0 else ARMS[::-1]:
             with tempfile.TemporaryDirectory() as folder:
@@ -49,10 +54,35 @@ def evaluate_over_transformers(
                     folder,
                 ]
                 started = time.monotonic()
-                subprocess.run([*command, *(part for one in overrides for part in ("--set", one))], check=True)
+                cpu_seconds[arm].append(_run([*command, *(part for one in overrides for part in ("--set", one))]))
                 seconds[arm].append(time.monotonic() - started)
-    ratios = [own / other for own, other in zip(*seconds.values(), strict=True)]
-    return {"evaluate_over_transformers": statistics.median(ratios), **{f"{arm}_seconds": seconds[arm] for arm in ARMS}}
+    figures: dict[str, Any] = {
+        "evaluate_over_transformers": _median_ratio(seconds),
+        "cpu_over_transformers": _median_ratio(cpu_seconds),
+    }
+    for arm in ARMS:
+        figures |= {f"{arm}_seconds": seconds[arm], f"{arm}_cpu_seconds": cpu_seconds[arm]}
+    return figures
+
+
+def _median_ratio(values: dict[str, list[float]]) -> float:
+    ratios: list[float] = [own / other for own, other in zip(*values.values(), strict=True)]
+    return statistics.median(ratios)
+
+
+def _run(command: list[str]) -> float:
+    """Run to the end; gives the CPU seconds of the process and of all that it started, looked at five times a second."""
+    used: dict[psutil.Process, float] = {}
+    process = psutil.Popen(command)
+    while process.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            for one in [process, *process.children(recursive=True)]:
+                times = one.cpu_times()
+                used[one] = times.user + times.system
+        time.sleep(SAMPLE_SECONDS)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)}: ended with status {process.returncode}")
+    return sum(used.values())
 
 
 def measured_elsewhere(config: RunConfig, folder: Path) -> RunConfig:
@@ -89,7 +119,7 @@ def by_transformers(config: RunConfig) -> None:
         config.layout, config.pivot.name, names, split="train", num_dialogues=wanted, seed=config.run.seed
     )  # fmt: skip
     sampled = samples[0].dialogues if samples else ()
-    for model in measured_models(config):
+    for model in measured_models(config.layout, config.pivot, config.sources, config.measured_ids):
         network = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32).eval()
         held_out = Tokens.read(config.tokens_url(model.reader, "held_out"))
         _score(network, held_out, range(held_out.num_dialogues))

@@ -1,7 +1,7 @@
 """Alignment on Ray: counters, then aligners, one CPU each, work off the shards of one source.
 
-The bytes are those of `alignment.stage.run`. Where there is nothing to share out the works are done in this process: one
-shard at most is missing, or there is one CPU.
+Where there is nothing to share out the works are done in this process: one shard at most is missing, or there is one CPU.
+The bytes are the same.
 """
 
 from alignment import stage
@@ -21,7 +21,8 @@ def run(config: RunConfig, source_name: str, *, progress: Progress | None = None
     """Align every missing shard of one source on all CPUs of the cluster.
 
     Raises:
-        ArtifactError, AlignmentError, BusyError: as `alignment.stage.run`.
+        ArtifactError, AlignmentError: as `alignment.stage.prepare`.
+        BusyError: another driver is writing the store.
         ClusterError: no worker could start, or shards were set aside. All that was finished is kept.
         ClusterSetupError: no Ray at the given address, or results in a relative path there.
     """
@@ -32,7 +33,7 @@ def run(config: RunConfig, source_name: str, *, progress: Progress | None = None
         )
         if lease is None or len(works[-1].missing) < 2 or not has_several_cpus(config.cluster):
             return run_here(works, progress)[-1]
-        require_absolute(config)
+        require_absolute(config.cluster, config.layout)
         with ray_session(config.cluster):
             return run_on_ray(
                 works, config.cluster, max_attempts=config.cluster.max_attempts, progress=progress,

@@ -1,4 +1,6 @@
-"""Measured models at work on Ray: one pool lets them score the held-out dialogues, answer questions and do lm-eval's tasks.
+"""Measured models at work: they score the held-out dialogues, answer questions and do lm-eval's tasks.
+
+A running service that has a model's engine does what it may of that; one pool on Ray does the rest.
 
 Three rounds, the processes kept between them. First whatever needs no rows of others: the pivot and the sources score the held-out
 dialogues, and all models answer. Then the sources' held-out rows are laid on the pivot's tokens, here. Last the trained models
@@ -7,26 +9,31 @@ is left with one when the others have nothing more to do.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from alignment import held_out as aligned_held_out
 from fusechat.config import RunConfig
 from fusechat.models.measured_models import MeasuredModel, count_parameters, measured_models
+from fusechat.models.resolved_model import resolve
 from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.artifact import RECORD_FILE, Artifact
 from fusechat.storage.lease import Lease, hold_store
+from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import Work, run_here
 from inference.answering import stage as answers
 from inference.harness import stage as harness
 from inference.held_out import stage as held_out
 from inference.held_out.teachers import TeacherSample, teacher_samples
 from inference.measuring import MeasuringSettings
+from inference.serving.faces import FaceName
 
 from .pool.preflight import check_cluster
 from .pool.run_on_ray import Bar, run_on_ray
 from .pool.session import ray_session
 from .pool.worker_pool import WorkerPool
+from .service.attach import Sought, do_served
 
 
 def run(config: RunConfig, *, progress: Progress) -> list[Artifact]:
@@ -41,7 +48,8 @@ def run(config: RunConfig, *, progress: Progress) -> list[Artifact]:
         BusyError: another driver is writing one of the stores.
         ClusterError: an engine could not start, or units were set aside. In all cases what was done is kept.
     """
-    models = sorted(measured_models(config), key=lambda model: -(count_parameters(model.folder) or 0))
+    models = measured_models(config.layout, config.pivot, config.sources, config.measured_ids)
+    models.sort(key=lambda model: -(count_parameters(model.folder) or 0))
     settings = MeasuringSettings(config.evaluation.held_out, config.extraction, config.cluster)
     with contextlib.ExitStack() as stack:
         urls = [config.held_out_url(model.id) for model in models]
@@ -50,18 +58,18 @@ def run(config: RunConfig, *, progress: Progress) -> list[Artifact]:
         given = [model for model in models if model.is_given]
         made = rounds.run(
             lambda: [
-                work
+                one
                 for model in models
-                for work in [
-                    *(_works_of(config, [model], settings, []) if model.is_given else []),
-                    *_asked_works(config, model, settings),
+                for one in [
+                    *(_scoring(config, [model], settings, []) if model.is_given else []),
+                    *_asked(config, model, settings),
                 ]
             ]
         )
         _align_held_out(config, given, progress)
         teachers = _teachers(config)
         own = [model for model in models if model.reader == config.pivot.name]
-        return made + rounds.run(lambda: _works_of(config, own, settings, teachers))
+        return made + rounds.run(lambda: _scoring(config, own, settings, teachers))
 
 
 class _Rounds:
@@ -79,9 +87,17 @@ class _Rounds:
         self._readers = list(dict.fromkeys(model.reader for model in models))
         self._pool: WorkerPool | None = None
 
-    def run(self, prepare: Callable[[], list[Work]]) -> list[Artifact]:
-        """Do what is missing of the works, and finish them."""
-        works = prepare()
+    def run(self, prepare: Callable[[], list[Work | Sought]]) -> list[Artifact]:
+        """Do what is missing of the works, and finish them; what a service may do is sought there first."""
+        asked = prepare()
+        sought = [one for one in asked if isinstance(one, Sought)]
+        served = do_served(self._config.cluster, sought, progress=self._progress, on_tick=self._check_leases)
+        works = [one.work if isinstance(one, Sought) else one for one in asked]
+        left = self._do([work for work in works if work.name not in served])
+        return [made for artifacts in served.values() for made in artifacts] + left
+
+    def _do(self, works: list[Work]) -> list[Artifact]:
+        """Let engines of the run's own do works."""
         if not any(work.missing for work in works):
             return run_here(works, self._progress)
         cluster = self._config.cluster
@@ -103,16 +119,19 @@ class _Rounds:
         return self._pool
 
     def _tick(self, ready: dict[str, int]) -> None:
+        self._check_leases()
+
+    def _check_leases(self) -> None:
         for lease in self._leases:
             lease.check()
 
 
-def _works_of(
+def _scoring(
     config: RunConfig, models: Sequence[MeasuredModel], settings: MeasuringSettings, teachers: list[TeacherSample]
-) -> list[Work]:
+) -> list[Work | Sought]:
     """Scoring: the held-out dialogues, and the teachers' ids."""
     return [
-        work
+        _may_be_served(config, model, settings, "score", work)
         for model in models
         for work in held_out.prepare(
             config.layout, model, config.model_named(model.reader), settings, teachers, seed=config.run.seed
@@ -120,13 +139,29 @@ def _works_of(
     ]
 
 
-def _asked_works(config: RunConfig, model: MeasuredModel, settings: MeasuringSettings) -> list[Work]:
-    """Answers, and lm-eval's tasks."""
+def _asked(config: RunConfig, model: MeasuredModel, settings: MeasuringSettings) -> list[Work | Sought]:
+    """Answers, and lm-eval's tasks, which no engine does."""
     layout, reader, section, seed = (
         config.layout, config.model_named(model.reader), config.evaluation, config.run.seed,
     )  # fmt: skip
     works = answers.prepare(layout, model, reader, section, settings, seed=seed)
-    return works + harness.prepare(layout, model, reader, section.lm_eval, settings, seed=seed)
+    asked = [_may_be_served(config, model, settings, "generate", work) for work in works]
+    return [*asked, *harness.prepare(layout, model, reader, section.lm_eval, settings, seed=seed)]
+
+
+def _may_be_served(
+    config: RunConfig, model: MeasuredModel, settings: MeasuringSettings, face: FaceName, work: Work
+) -> Work | Sought:
+    """A service has the run's models, not those that the run trains."""
+    if not model.is_given:
+        return work
+
+    def recipes(engine: Mapping[str, Any]) -> list[str]:
+        resolved = resolve(config.model_named(model.reader), config.digests_path)
+        template = str(TokensReader(config.tokens_url(model.reader)).attributes["template"])
+        return settings.served_recipes(face, resolved, template, engine)
+
+    return Sought(work, face, recipes)
 
 
 def _align_held_out(config: RunConfig, given: Sequence[MeasuredModel], progress: Progress) -> None:

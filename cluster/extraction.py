@@ -1,8 +1,9 @@
 """Extraction: the missing shards of every model's store are scored by engines of a running service, else by a pool of teachers on Ray."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from fusechat.config import RunConfig
 from fusechat.models.resolved_model import ResolvedModel, resolve
@@ -10,12 +11,11 @@ from fusechat.progress import Progress
 from fusechat.storage.artifact import Artifact
 from fusechat.storage.lease import hold_store
 from fusechat.storage.tokens import TokensReader
-from fusechat.storage.work import Work, run_here
+from fusechat.storage.work import run_here
 from inference import stage
 from inference.serving.faces import recipe_of
-from inference.serving.remote_engine import served_work
 
-from .service.attach import RunningServices, run_served
+from .service.attach import Sought, do_served
 
 
 def run(config: RunConfig, names: list[str], *, progress: Progress) -> dict[str, Artifact]:
@@ -41,7 +41,11 @@ def run(config: RunConfig, names: list[str], *, progress: Progress) -> dict[str,
                 if lease is not None:
                     lease.check()
 
-        artifacts = _from_services(config, models, works, progress, check_leases)
+        asked = [
+            Sought(work, "score", partial(_recipes, config, model)) for model, work in zip(models, works, strict=True)
+        ]
+        served = do_served(config.cluster, asked, progress=progress, on_tick=check_leases)
+        artifacts = {name: artifact for name, (artifact,) in served.items()}
         left = [work for work in works if work.name not in artifacts]
         if any(work.missing for work in left):
             from .pool.score_on_ray import score_on_ray  # Ray: a run whose engines a service has begins without it
@@ -53,25 +57,7 @@ def run(config: RunConfig, names: list[str], *, progress: Progress) -> dict[str,
     return {name: artifacts[name] for name in names}
 
 
-def _from_services(
-    config: RunConfig,
-    models: list[ResolvedModel],
-    works: list[Work],
-    progress: Progress,
-    check_leases: Callable[[], None],
-) -> dict[str, Artifact]:
-    """Do the works whose engine a running service has; gives their artifacts by name."""
-    begun = [(model, work) for model, work in zip(models, works, strict=True) if work.missing]
-    if not begun:
-        return {}
-    services = RunningServices(config.cluster, progress=progress)
-    served = {}
-    for model, work in begun:
-        tokens = TokensReader(config.tokens_url(model.name))
-        template = str(tokens.attributes["template"])
-        engine = services.find(
-            "score", model.name, partial(recipe_of, "score", model, template, config.extraction), tokens.longest()
-        )
-        if engine is not None:
-            served[model.name] = served_work(work, engine)
-    return {name: run_served(work, progress, on_tick=check_leases) for name, work in served.items()}
+def _recipes(config: RunConfig, model: ResolvedModel, _engine: Mapping[str, Any]) -> list[str]:
+    """What an engine of a service that reads a model's tokens must have."""
+    template = str(TokensReader(config.tokens_url(model.name)).attributes["template"])
+    return [recipe_of("score", model, template, config.extraction)]

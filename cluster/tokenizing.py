@@ -4,7 +4,8 @@ The bytes are those of `fusechat.text.tokenize_stage` in one process. Where ther
 in this process: few pieces are missing, or there is one CPU.
 """
 
-from fusechat.config import RunConfig
+from fusechat.config import ClusterSection, RunConfig
+from fusechat.config.layout import RunLayout
 from fusechat.progress import Progress
 from fusechat.storage.artifact import Artifact
 from fusechat.storage.work import Work, run_here
@@ -25,10 +26,11 @@ def read_dialogues(config: RunConfig, *, progress: Progress | None = None) -> Ar
     Raises:
         ClusterError: no worker could start, or pieces were set aside. All that was finished is kept.
         ClusterSetupError: no Ray at the given address, or results in a relative path there.
-        The errors of `tokenize_stage.prepare_dialogues`.
+        The errors of `tokenize_stage.prepare_reading`.
     """
-    progress = progress or Progress(quiet=True)
-    return _do(config, tokenize_stage.prepare_reading(config, progress=progress), progress)[0]
+    progress, capture = progress or Progress(quiet=True), config.extraction.capture
+    works = tokenize_stage.prepare_reading(config.layout, config.pivot, config.dialogues, capture, progress=progress)
+    return _do(works, config.cluster, config.layout, progress)[0]
 
 
 def tokenize(config: RunConfig, name: str, *, progress: Progress | None = None) -> list[Artifact]:
@@ -38,16 +40,17 @@ def tokenize(config: RunConfig, name: str, *, progress: Progress | None = None) 
         the tokens artifacts of train and held_out.
     Raises:
         ClusterError, ClusterSetupError: as `read_dialogues`.
-        The errors of `tokenize_stage.tokenize`.
+        The errors of `tokenize_stage.prepare_tokens` and of its workers.
     """
-    progress = progress or Progress(quiet=True)
-    return _do(config, tokenize_stage.prepare_tokens(config, name, progress=progress), progress)
+    progress, capture = progress or Progress(quiet=True), config.extraction.capture
+    model = config.model_named(name)
+    works = tokenize_stage.prepare_tokens(config.layout, model, config.pivot, capture, progress=progress)
+    return _do(works, config.cluster, config.layout, progress)
 
 
-def _do(config: RunConfig, works: list[Work], progress: Progress) -> list[Artifact]:
-    if max(len(work.missing) for work in works) < SHARED_PIECES or not has_several_cpus(config.cluster):
+def _do(works: list[Work], cluster: ClusterSection, layout: RunLayout, progress: Progress) -> list[Artifact]:
+    if max(len(work.missing) for work in works) < SHARED_PIECES or not has_several_cpus(cluster):
         return run_here(works, progress)
-    require_absolute(config)
-    with ray_session(config.cluster):
-        attempts = config.cluster.max_attempts
-        return run_on_ray(works, config.cluster, max_attempts=attempts, progress=progress, in_turn=True)
+    require_absolute(cluster, layout)
+    with ray_session(cluster):
+        return run_on_ray(works, cluster, max_attempts=cluster.max_attempts, progress=progress, in_turn=True)

@@ -39,15 +39,15 @@ def run(config: RunConfig, names: list[str], *, progress: Progress) -> dict[str,
         return {name: artifact for name, artifact in finished.items() if artifact is not None}
     for name in (name for name in names if name not in left):
         progress.say(f"train {name}: done before, skipped")
-    if _in_this_process(config.cluster):
+    if trains_here(config.cluster):
         progress.say(f"train: {', '.join(left)} in turn, in this process")
-        made = {name: stage.train(inputs, name, progress=progress) for name in left}
+        made = {name: stage.run(inputs, name, progress=progress) for name in left}
     else:
-        made = _on_ray(inputs, config.cluster, left, progress)
+        made = train_on_ray(inputs, config.cluster, left, progress)
     return {name: finished[name] or made[name] for name in names}
 
 
-def _in_this_process(section: ClusterSection) -> bool:
+def trains_here(section: ClusterSection) -> bool:
     """Whether there is nothing to share out: one worker a target, no cluster, and no second accelerator on this machine.
 
     One accelerator of which a worker asks for a part is shared out.
@@ -57,9 +57,10 @@ def _in_this_process(section: ClusterSection) -> bool:
     return alone and (devices == 0 or (devices == 1 and (section.training_gpus is None or section.training_gpus >= 1)))
 
 
-def _on_ray(
+def train_on_ray(
     inputs: TrainingInputs, section: ClusterSection, names: list[str], progress: Progress
 ) -> dict[str, Artifact]:
+    """Train targets as Ray Train jobs, as many side by side as fit; raises as `run`."""
     stop = threading.Event()
 
     def train(name: str) -> Artifact | None:

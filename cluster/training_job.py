@@ -59,7 +59,7 @@ def _work(job: dict[str, Any]) -> None:
     os.chdir(job["folder"])
     if not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    stage.train(job["inputs"], job["target"])
+    stage.run(job["inputs"], job["target"])
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@
 import contextlib
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from evaluation.judge.judge_client import Request, ask_all, judge_key
 from evaluation.judge.judge_prompts import read_score, single_prompt
@@ -20,13 +21,11 @@ from fusechat.models.resolved_model import resolve
 from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact
-from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import Work, run_here
 from fusechat.text.model_templates import asked_template
 from fusechat.text.prompt_stage import prepare_prompts
 from fusechat.text.prompts import read_prompts
 from inference.serving.faces import FaceName, recipe_of
-from inference.serving.remote_engine import served_work
 from inference.writing import scoring, selection, stage
 from inference.writing.selection import Key, Known
 from inference.writing.stage import Writer
@@ -34,7 +33,7 @@ from inference.writing.stage import Writer
 from .pool.preflight import check_engines
 from .pool.run_on_ray import Bar, run_on_ray
 from .pool.session import ray_session
-from .service.attach import RunningServices, run_served
+from .service.attach import Sought, do_served
 
 JUDGE_SECONDS = 10.0
 """Longest wait for a sign that the judge's endpoint is there."""
@@ -145,29 +144,17 @@ def _do(
     config: RunConfig, works: list[Work], writers: list[Writer], face: FaceName, progress: Progress
 ) -> list[Artifact]:
     """What is left of works, one of each writer: by a running service that has its engine, else on Ray."""
-    served = _from_services(config, works, writers, face, progress)
+    asked = [Sought(work, face, partial(_recipes, config, face, one)) for one, work in zip(writers, works, strict=True)]
+    served = {name: artifact for name, (artifact,) in do_served(config.cluster, asked, progress=progress).items()}
     left = [work for work in works if work.name not in served]
     made = _on_ray(config, left, [one.model.section for one in writers if one.model.name not in served], face, progress)
     artifacts = served | dict(zip([work.name for work in left], made, strict=True))
     return [artifacts[work.name] for work in works]
 
 
-def _from_services(
-    config: RunConfig, works: list[Work], writers: list[Writer], face: FaceName, progress: Progress
-) -> dict[str, Artifact]:
-    """Do the works whose engine a service has; gives their artifacts by name."""
-    begun = [(one, work) for one, work in zip(writers, works, strict=True) if work.missing]
-    if not begun:
-        return {}
-    services, artifacts = RunningServices(config.cluster, progress=progress), {}
-    for one, work in begun:
-        recipe = partial(recipe_of, face, one.model, one.template.text, config.extraction)
-        # How long an answer may be is known where its prompts are read; scored ones are tokenized.
-        longest = TokensReader(work.make_worker.args[0].tokens_url).longest() if face == "score" else 0  # type: ignore[attr-defined]
-        engine = services.find(face, work.name, recipe, longest)
-        if engine is not None:
-            artifacts[work.name] = run_served(served_work(work, engine), progress)
-    return artifacts
+def _recipes(config: RunConfig, face: FaceName, writer: Writer, _engine: Mapping[str, Any]) -> list[str]:
+    """What an engine of a service that stands for a writer or scorer must have."""
+    return [recipe_of(face, writer.model, writer.template.text, config.extraction)]
 
 
 def _on_ray(

@@ -3,24 +3,24 @@
 from collections.abc import Sequence
 from typing import Any
 
-from fusechat.config import RunConfig
 from fusechat.storage import artifact
 from fusechat.text.questions import answers_file, read_answers, read_questions
 
+from .inputs import ReportInputs
 from .judge.judge import AnswerSet
 
 SHOWN_QUESTIONS = 20
 """Questions of a set whose answers stand in the report; all of them stand in the answers' own files."""
 
 
-def read_answer_sets(config: RunConfig) -> list[AnswerSet]:
+def read_answer_sets(inputs: ReportInputs) -> list[AnswerSet]:
     """All sets with the answers of all models; a question that a model had no room for is None there."""
     made = []
-    for section in config.evaluation.questions.sets:
+    for section in inputs.section.questions.sets:
         questions = read_questions(section.file, section.form)
         answers: dict[str, Sequence[Sequence[str] | None]] = {}
-        for model_id in config.measured_ids:
-            folder = config.answers_path(section.name, model_id)
+        for model_id in inputs.measured_ids:
+            folder = inputs.layout.answers_path(section.name, model_id)
             no_room = set(artifact.load(folder, "answers").counts["no_room"])
             given = read_answers(answers_file(folder, model_id, section.form), section.form, questions)
             answers[model_id] = [
@@ -30,12 +30,12 @@ def read_answer_sets(config: RunConfig) -> list[AnswerSet]:
     return made
 
 
-def set_records(config: RunConfig, sets: list[AnswerSet]) -> list[dict[str, Any]]:
+def set_records(inputs: ReportInputs, sets: list[AnswerSet]) -> list[dict[str, Any]]:
     """What the report says of each set: how it was sampled, counts per model, and the first questions side by side."""
     records = []
-    for section, one in zip(config.evaluation.questions.sets, sets, strict=True):
+    for section, one in zip(inputs.section.questions.sets, sets, strict=True):
         counts = {
-            model_id: artifact.load(config.answers_path(one.name, model_id), "answers").counts
+            model_id: artifact.load(inputs.layout.answers_path(one.name, model_id), "answers").counts
             for model_id in one.answers
         }
         records.append(

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fusechat.config import RunConfig
 from fusechat.storage import artifact
 from fusechat.storage.artifact import RECORD_FILE, Artifact
+
+from .inputs import ReportInputs
 
 Split = Literal["train", "held_out"]
 
@@ -20,16 +21,18 @@ class ComparedRows:
     """Kind `logprobs` (the pivot's own) or `aligned`."""
 
 
-def compared_rows(config: RunConfig) -> list[ComparedRows]:
+def compared_rows(inputs: ReportInputs) -> list[ComparedRows]:
     """All that there are; none where no divergence is asked for."""
-    if not config.compares_rows:
+    if not inputs.compares_rows:
         return []
-    pivot, compared = config.pivot.name, []
-    for model in config.models:
+    pivot, compared = inputs.pivot.name, []
+    for model in inputs.models:
         is_pivot = model.name == pivot
         places: dict[Split, str] = {
-            "train": config.logprobs_url(pivot) if is_pivot else config.aligned_url(model.name),
-            "held_out": config.held_out_url("pivot") if is_pivot else config.held_out_aligned_url(model.name),
+            "train": inputs.layout.logprobs_url(pivot) if is_pivot else inputs.layout.aligned_url(model.name),
+            "held_out": inputs.layout.held_out_url("pivot")
+            if is_pivot
+            else inputs.layout.held_out_aligned_url(model.name),
         }
         for split, url in places.items():
             if artifact.read_json(f"{url}/{RECORD_FILE}") is not None:
@@ -39,9 +42,9 @@ def compared_rows(config: RunConfig) -> list[ComparedRows]:
     return compared
 
 
-def missing_teachers(config: RunConfig, compared: list[ComparedRows]) -> list[str]:
+def missing_teachers(inputs: ReportInputs, compared: list[ComparedRows]) -> list[str]:
     """Teachers whose rows on the training dialogues are not finished."""
-    if not config.compares_rows:
+    if not inputs.compares_rows:
         return []
     present = {one.teacher for one in compared if one.split == "train"}
-    return [model.name for model in config.models if model.name not in present]
+    return [model.name for model in inputs.models if model.name not in present]

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fusechat.errors import ModelError
 from fusechat.storage.row_store import RowStore
+
+from .finite import refuse_no_numbers
 
 
 def dialogue_nats(store: RowStore, lengths: np.ndarray, *, label: str, dialogue_ids: Sequence[str]) -> np.ndarray:
@@ -32,12 +33,6 @@ def dialogue_nats(store: RowStore, lengths: np.ndarray, *, label: str, dialogue_
         counts = np.diff(store.row_offsets_of(dialogues))
         of_row = np.repeat(np.arange(len(dialogues)), counts)
         nats[dialogues.start : dialogues.stop] = -np.bincount(of_row, weights=labels, minlength=len(dialogues))
-    bad = np.flatnonzero(~np.isfinite(nats))
-    if len(bad):
-        raise ModelError(
-            f"{label}: its loss of held-out dialogue {dialogue_ids[bad[0]]!r} is {nats[bad[0]]}, expected a finite "
-            "number of nats; its weights are damaged or its activations overflow: look at how it was trained or "
-            "merged, or set evaluation.held_out.dtype: float32"
-        )
+    refuse_no_numbers(nats, lambda place: f"{label}: its loss of held-out dialogue {dialogue_ids[place]!r}")
     nats[lengths == 0] = np.nan
     return nats

@@ -1,4 +1,4 @@
-"""Where the figures come from: a run in; its steps, artifacts, extraction, alignment, training and merge out.
+"""Where the figures come from: a run's places in; its steps, artifacts, extraction, alignment, training and merge out.
 
 Reads records that other stages left, by file alone, also while they still work; what a run does not have is left out.
 """
@@ -9,10 +9,11 @@ from typing import Any
 
 import fsspec
 
-from fusechat.config import CONTROL, RunConfig
-from fusechat.config.artifacts import artifact_entries
+from fusechat.config import CONTROL
 from fusechat.progress import read_json_lines
 from fusechat.storage.artifact import RECORD_FILE, read_json
+
+from .inputs import ReportInputs
 
 FORMAT = 3
 """Number of report.json's form; another number, another form."""
@@ -23,51 +24,51 @@ RATE_POINTS = 60
 CURVES = ("loss", "sft_loss", "fusion_loss", "source_share", "grad_norm", "learning_rate")
 
 
-def course(config: RunConfig) -> dict[str, Any]:
+def course(inputs: ReportInputs) -> dict[str, Any]:
     """The part of the report that the stages before evaluation give; whole or not, it can be read at any time."""
-    artifacts = artifact_records(config)
+    artifacts = artifact_records(inputs)
     return {
         "format": FORMAT,
         "updated": datetime.now(UTC).isoformat(timespec="seconds"),
-        "run": run_record(config),
-        "steps": step_records(config),
+        "run": run_record(inputs),
+        "steps": step_records(inputs),
         "artifacts": artifacts,
-        "writing": writing_record(config),
-        "extraction": extraction_records(config),
+        "writing": writing_record(inputs),
+        "extraction": extraction_records(inputs),
         "alignment": {item["name"]: item["counts"] for item in artifacts if item["stage"] == "align"},
-        "choice": choice_table(config),
-        "training": training_curves(config),
-        "merge": merge_report(config),
-        "config": config.dump(),
+        "choice": choice_table(inputs),
+        "training": training_curves(inputs),
+        "merge": merge_report(inputs),
+        "config": inputs.run,
     }
 
 
-def run_record(config: RunConfig) -> dict[str, Any]:
+def run_record(inputs: ReportInputs) -> dict[str, Any]:
     """What was fused into what."""
     return {
-        "output": str(config.run.output),
-        "seed": config.run.seed,
-        "pivot": {"name": config.pivot.name, "model": config.pivot.model},
-        "sources": [{"name": source.name, "model": source.model} for source in config.sources],
-        "merge": {"method": config.merge.method, "parameters": config.merge.parameters},
-        "training": config.training.model_dump(mode="json"),
+        "output": str(inputs.layout.run_folder),
+        "seed": inputs.seed,
+        "pivot": {"name": inputs.pivot.name, "model": inputs.pivot.model},
+        "sources": [{"name": source.name, "model": source.model} for source in inputs.sources],
+        "merge": {"method": inputs.merge.method, "parameters": inputs.merge.parameters},
+        "training": inputs.training.model_dump(mode="json"),
     }
 
 
-def step_records(config: RunConfig) -> list[dict[str, Any]]:
+def step_records(inputs: ReportInputs) -> list[dict[str, Any]]:
     """Each step that worked in this folder: its label, the seconds it took in all, and how often it was begun and ended."""
     steps: dict[str, dict[str, Any]] = {}
-    for record in read_json_lines(config.log_path("run")):
+    for record in read_json_lines(inputs.layout.log_path("run")):
         entry = steps.setdefault(record["step"], {"step": record["step"], "seconds": 0.0, "times": 0})
         entry["seconds"] += record["seconds"]
         entry["times"] += 1
     return list(steps.values())
 
 
-def artifact_records(config: RunConfig) -> list[dict[str, Any]]:
+def artifact_records(inputs: ReportInputs) -> list[dict[str, Any]]:
     """One record for each finished artifact before the report, in the order of the stages."""
     artifacts = []
-    for entry in artifact_entries(config):
+    for entry in inputs.entries:
         record = read_json(f"{entry.url}/{RECORD_FILE}") if entry.stage != "evaluate" else None
         if record is not None:
             kept = {
@@ -79,17 +80,17 @@ def artifact_records(config: RunConfig) -> list[dict[str, Any]]:
     return artifacts
 
 
-def writing_record(config: RunConfig) -> dict[str, Any] | None:
+def writing_record(inputs: ReportInputs) -> dict[str, Any] | None:
     """What became of the answers to the run's prompts, per writer and kind (`inference.writing.selection`); None: it has none."""
-    record = read_json(f"{config.written_path}/{RECORD_FILE}") if config.dialogues.prompts else None
+    record = read_json(f"{inputs.layout.written_path}/{RECORD_FILE}") if inputs.has_prompts else None
     return None if record is None else {"rule": record["settings"]["keep"], **record["counts"]}
 
 
-def extraction_records(config: RunConfig) -> dict[str, dict[str, Any]]:
+def extraction_records(inputs: ReportInputs) -> dict[str, dict[str, Any]]:
     """Teacher -> shards, rows, tokens, rate (`[seconds, rows per second]` pairs), shards tried again and set aside."""
     by_teacher = {}
-    for model in config.models:
-        lines = read_json_lines(config.log_path(f"extract.{model.name}"))
+    for model in inputs.models:
+        lines = read_json_lines(inputs.layout.log_path(f"extract.{model.name}"))
         shards = [line for line in lines if line["event"] == "done"]
         if shards:
             by_teacher[model.name] = {
@@ -124,11 +125,11 @@ def extraction_rate(shards: list[dict[str, Any]]) -> list[list[float]]:
     return points
 
 
-def training_curves(config: RunConfig) -> dict[str, list[dict[str, float | None]]]:
+def training_curves(inputs: ReportInputs) -> dict[str, list[dict[str, float | None]]]:
     """Target name (and the control's) -> step, losses and shares over the course of its training, thinned out."""
     curves = {}
-    for name in [*config.target_names, CONTROL]:
-        records = read_json_lines(config.target_path(name) / "metrics.jsonl")
+    for name in [*inputs.target_names, CONTROL]:
+        records = read_json_lines(inputs.layout.target_path(name) / "metrics.jsonl")
         if records:
             stride = -(-len(records) // CURVE_POINTS) or 1
             # The last step is always among them.
@@ -152,15 +153,15 @@ def bad_metrics(curves: dict[str, list[dict[str, float | None]]]) -> list[str]:
     return notes
 
 
-def choice_table(config: RunConfig) -> list[dict[str, Any]]:
+def choice_table(inputs: ReportInputs) -> list[dict[str, Any]]:
     """Who teaches what, a record per kind and source (`trainer.choice_stage.summary`); empty where nothing is chosen."""
-    record = read_json(f"{config.choice_url}/{RECORD_FILE}") if config.training.row_choice == "trusted" else None
+    record = read_json(f"{inputs.layout.choice_url}/{RECORD_FILE}") if inputs.training.row_choice == "trusted" else None
     return record["counts"]["table"] if record else []
 
 
-def merge_report(config: RunConfig) -> dict[str, Any] | None:
+def merge_report(inputs: ReportInputs) -> dict[str, Any] | None:
     """What the merge says about itself."""
-    return read_json(str(config.fused_path / "merge_report.json"))
+    return read_json(str(inputs.layout.fused_path / "merge_report.json"))
 
 
 def _finite(value: float) -> float | None:

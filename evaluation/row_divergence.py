@@ -7,10 +7,12 @@ say nothing of the teacher (empty, or one-hot on the label) are left out. Knows 
 
 import numpy as np
 
-from fusechat.errors import ArtifactError, ModelError
+from fusechat.errors import ArtifactError
 from fusechat.storage.chosen_rows import ChosenRows
 from fusechat.storage.contracts import RowKind
 from fusechat.storage.row_store import RowStore
+
+from .finite import refuse_no_numbers
 
 MIN_TAIL_MASS = 1e-6
 """Floor of a stored row's tail: rows are rounded when stored, so less is not known."""
@@ -45,13 +47,9 @@ def dialogue_divergences(
             kept &= np.isin(arrays["kind"], REAL_KINDS)
         of_rows = row_divergence(arrays["topk_logprobs"], chosen.chosen_logprobs[rows], chosen.rest_logprob[rows])
         nats[place], num_rows[place] = of_rows[kept].sum(), kept.sum()
-    bad = np.flatnonzero(~np.isfinite(nats))
-    if len(bad):
-        raise ModelError(
-            f"{label}: its divergence from {teacher} on dialogue number {chosen.dialogues[bad[0]]} is {nats[bad[0]]}, "
-            "expected a finite number of nats; its weights are damaged or its activations overflow: look at how it was "
-            "trained or merged, or set evaluation.held_out.dtype: float32"
-        )
+    refuse_no_numbers(
+        nats, lambda place: f"{label}: its divergence from {teacher} on dialogue number {chosen.dialogues[place]}"
+    )
     return nats, num_rows
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from fusechat.config import RunConfig
 from fusechat.config.evaluation import EVALUATION_MEANS, EXACT, SAMPLES
 from fusechat.errors import ArtifactError, ConfigError
 from fusechat.models.measured_models import MeasuredModel, measured_models
@@ -19,13 +18,14 @@ from . import harness_figures, provenance
 from .answer_sets import read_answer_sets
 from .compared_rows import ComparedRows, compared_rows
 from .figures import HeldOut
+from .inputs import ReportInputs
 from .judge.judge import AnswerSet, judge_answers, num_verdicts
 from .judge.judge_client import judge_key
 from .measured import Measured, MeasuredArtifacts, load_artifacts, read_measured
 from .report import cards, page, report
 
 
-def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
+def run(inputs: ReportInputs, *, progress: Progress | None = None) -> Artifact:
     """Read what every measured model of the run left, and write the report.
 
     Raises:
@@ -35,23 +35,26 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
         JudgeError: the judge's endpoint does not answer; the verdicts that came are kept.
     """
     progress = progress or Progress(quiet=True)
-    models, compared = measured_models(config), compared_rows(config)
+    models, compared = (
+        measured_models(inputs.layout, inputs.pivot, inputs.sources, inputs.measured_ids),
+        compared_rows(inputs),
+    )
     readers = dict.fromkeys(model.reader for model in models)
-    tokens = {name: artifact.load(config.tokens_url(name, "held_out"), "tokens") for name in readers}
-    dialogues = _held_out_dialogues(config, tokens)
-    _check_kinds(config, dialogues)
-    made = {model.id: load_artifacts(config.layout, model, config.evaluation, compared) for model in models}
+    tokens = {name: artifact.load(inputs.layout.tokens_url(name, "held_out"), "tokens") for name in readers}
+    dialogues = _held_out_dialogues(inputs, tokens)
+    _check_kinds(inputs, dialogues)
+    made = {model.id: load_artifacts(inputs.layout, model, inputs.section, compared) for model in models}
     claim = artifact.claim(
-        config.report_path, "report", settings=_settings(config, models), parents=_parents(models, tokens, made),
-        if_changed=config.run.if_changed,
+        inputs.layout.report_path, "report", settings=_settings(inputs, models), parents=_parents(models, tokens, made),
+        if_changed=inputs.layout.if_changed,
     )  # fmt: skip
     if claim.artifact is not None:
-        _restore_cards(config, models)
+        _restore_cards(inputs, models)
         return claim.artifact
-    if config.evaluation.judge is not None:
-        judge_key(config.evaluation.judge)
-    sets = read_answer_sets(config)
-    questions = _questions(config, dialogues)
+    if inputs.section.judge is not None:
+        judge_key(inputs.section.judge)
+    sets = read_answer_sets(inputs)
+    questions = _questions(inputs, dialogues)
     measured = {
         model.id: read_measured(
             made[model.id], model, tokens[model.reader], dialogue_ids=[dialogue.id for dialogue in dialogues],
@@ -59,13 +62,13 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
         )
         for model in models
     }  # fmt: skip
-    judged = _judge(config, sets, progress)
-    sample = report.sample_record(config, compared, *_drawn(config, compared, made))
-    document = report.build(config, models, HeldOut.of(dialogues), dialogues, measured, sample, sets, judged)
+    judged = _judge(inputs, sets, progress)
+    sample = report.sample_record(inputs, compared, *_drawn(inputs, compared, made))
+    document = report.build(inputs, models, HeldOut.of(dialogues), dialogues, measured, sample, sets, judged)
     document["harness"] = _harness_record(made, measured)
-    artifact.write_json(str(config.report_path / "report.json"), document)
-    page.write(document, config.report_path / "index.html")
-    if not config.places:  # a shared model has several reports, and its card would show the last one's
+    artifact.write_json(str(inputs.layout.report_path / "report.json"), document)
+    page.write(document, inputs.layout.report_path / "index.html")
+    if not inputs.layout.places:  # a shared model has several reports, and its card would show the last one's
         cards.write_cards(document)
     return claim.finish(
         {
@@ -77,10 +80,10 @@ def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
     )
 
 
-def _restore_cards(config: RunConfig, models: list[MeasuredModel]) -> None:
+def _restore_cards(inputs: ReportInputs, models: list[MeasuredModel]) -> None:
     """Give a model that was made anew since, because it was damaged, the figures that its card had."""
-    document = artifact.read_json(f"{config.report_path}/report.json")
-    if document is None or config.places:
+    document = artifact.read_json(f"{inputs.layout.report_path}/report.json")
+    if document is None or inputs.layout.places:
         return
     folders = {
         model.id: str(model.folder) for model in models
@@ -89,13 +92,13 @@ def _restore_cards(config: RunConfig, models: list[MeasuredModel]) -> None:
     cards.write_cards({**document, "models": of_models})
 
 
-def _settings(config: RunConfig, models: list[MeasuredModel]) -> dict[str, Any]:
+def _settings(inputs: ReportInputs, models: list[MeasuredModel]) -> dict[str, Any]:
     # What changes how figures are reached, and not the figures.
     excluded: Any = {**EVALUATION_MEANS, "models": True, "sources": True}
     return {
-        **config.evaluation.model_dump(mode="json", exclude=excluded),
+        **inputs.section.model_dump(mode="json", exclude=excluded),
         "models": {model.id: model.fingerprint for model in models},
-        "seed": config.run.seed,
+        "seed": inputs.seed,
         "report_format": provenance.FORMAT,
     }
 
@@ -113,9 +116,9 @@ def _parents(
     return parents
 
 
-def _questions(config: RunConfig, dialogues: Sequence[Dialogue]) -> dict[str, list[Question]]:
+def _questions(inputs: ReportInputs, dialogues: Sequence[Dialogue]) -> dict[str, list[Question]]:
     """What was asked beside the sets of questions, by set."""
-    section = config.evaluation
+    section = inputs.section
     exact = [
         Question(dialogue.id, (dialogue.messages[-2].content,))
         for dialogue in dialogues
@@ -126,7 +129,7 @@ def _questions(config: RunConfig, dialogues: Sequence[Dialogue]) -> dict[str, li
 
 
 def _drawn(
-    config: RunConfig, compared: Sequence[ComparedRows], made: dict[str, MeasuredArtifacts]
+    inputs: ReportInputs, compared: Sequence[ComparedRows], made: dict[str, MeasuredArtifacts]
 ) -> tuple[dict[str, list[int]], int]:
     """Split -> numbers of the dialogues that were compared; and how many training dialogues there are."""
     drawn: dict[str, list[int]] = {"train": [], "held_out": []}
@@ -135,7 +138,7 @@ def _drawn(
             if (scored := artifacts.chosen.get((one.split, one.teacher))) is not None:
                 drawn[one.split] = ChosenRows.read(scored.url).dialogues.tolist()
                 break
-    return drawn, int(artifact.load(config.tokens_url(config.pivot.name), "tokens").counts["dialogues"])
+    return drawn, int(artifact.load(inputs.layout.tokens_url(inputs.pivot.name), "tokens").counts["dialogues"])
 
 
 def _harness_record(made: dict[str, MeasuredArtifacts], measured: dict[str, Measured]) -> dict[str, Any] | None:
@@ -144,17 +147,17 @@ def _harness_record(made: dict[str, MeasuredArtifacts], measured: dict[str, Meas
     return harness_figures.record(versions[0] if versions else None, figures)
 
 
-def _judge(config: RunConfig, sets: list[AnswerSet], progress: Progress) -> dict[str, Any] | None:
-    section = config.evaluation.judge
+def _judge(inputs: ReportInputs, sets: list[AnswerSet], progress: Progress) -> dict[str, Any] | None:
+    section = inputs.section.judge
     if section is None:
         return None
     with progress.task("judge", num_verdicts(section, sets), "verdicts") as task:
-        return judge_answers(section, sets, config.verdicts_path, seed=config.run.seed, on_reply=task.advance)
+        return judge_answers(section, sets, inputs.layout.verdicts_path, seed=inputs.seed, on_reply=task.advance)
 
 
-def _held_out_dialogues(config: RunConfig, tokens: dict[str, Artifact]) -> list[Dialogue]:
+def _held_out_dialogues(inputs: ReportInputs, tokens: dict[str, Artifact]) -> list[Dialogue]:
     """The held-out dialogues, in the order of the tokens artifacts; none where nothing was held out."""
-    path = config.dialogues_path / "held_out.jsonl"
+    path = inputs.layout.dialogues_path / "held_out.jsonl"
     dialogues = read_held_out(path)
     for name, tokenized in tokens.items():
         if tokenized.counts["dialogues"] != len(dialogues):
@@ -165,9 +168,9 @@ def _held_out_dialogues(config: RunConfig, tokens: dict[str, Artifact]) -> list[
     return dialogues
 
 
-def _check_kinds(config: RunConfig, dialogues: list[Dialogue]) -> None:
+def _check_kinds(inputs: ReportInputs, dialogues: list[Dialogue]) -> None:
     kinds = sorted({dialogue.kind for dialogue in dialogues})
-    for kind in config.evaluation.exact.kinds:
+    for kind in inputs.section.exact.kinds:
         if dialogues and kind not in kinds:
             raise ConfigError(
                 f"evaluation.exact.kinds: found {kind!r}, the held-out dialogues are of the kinds {kinds}; "

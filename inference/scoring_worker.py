@@ -8,7 +8,7 @@ that keeps its batches, and so its rows to the bit, independent of what else is 
 import contextlib
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -48,6 +48,10 @@ class ScoringInputs:
     served: ServedBy | None = None
     """An engine of a service that scores; None: the worker starts its own."""
 
+    def served_by(self, served: ServedBy) -> "ScoringInputs":
+        """The same work by an engine of a service."""
+        return replace(self, served=served)
+
 
 class ScoringWorker(EngineWorker):
     """Scores shards of one model's tokens."""
@@ -66,34 +70,38 @@ class ScoringWorker(EngineWorker):
         Raises:
             EngineError: the engine does not start or fails its self-check.
         """
-        started, inputs = time.monotonic(), self.inputs
+        started = time.monotonic()
         self._open_store()
-        if inputs.served is not None:
-            self._engine = RemoteEngine(inputs.served, k=inputs.k)
-            self._engine_turn = contextlib.nullcontext()  # the service gives the turns
-            report: dict[str, Any] = {}
-        else:
-            report = self._start_engine()
+        engine = self._open_engine(self.longest())
+        report = {} if isinstance(engine, RemoteEngine) else self._check(engine)
         return {"self_check": report, "seconds": time.monotonic() - started}
+
+    def longest(self) -> int:
+        """Tokens of the longest dialogue."""
+        return TokensReader(self.inputs.tokens_url).longest()
 
     def _open_store(self) -> None:
         self.tokens = TokensReader(self.inputs.tokens_url)
         self.store = RowStore.open(self.inputs.store_url, "logprobs", mode="r+")
 
-    def _start_engine(self) -> dict[str, Any]:
-        """Start an engine here; gives the report of its self-check."""
+    def _check(self, engine: "Engine") -> dict[str, Any]:
+        """Let an engine of one's own prove itself; gives its report."""
         from .self_check import check_engine
 
-        engine = self._open_engine(self.tokens.longest())
         if not self.inputs.self_check_dialogues:
             return {}
         ids, targets = self._checked(self.inputs.self_check_dialogues)
         return check_engine(engine, ids, targets, model_folder=engine.model)
 
-    def _open_engine(self, max_tokens: int) -> "Engine":
+    def _open_engine(self, max_tokens: int) -> "Engine | RemoteEngine":
+        """An engine that reads so many tokens: that of the service, or one that is started here."""
+        inputs = self.inputs
+        if inputs.served is not None:
+            self._engine = remote = RemoteEngine(inputs.served, k=inputs.k, max_tokens=max_tokens)
+            self._engine_turn = contextlib.nullcontext()  # the service gives the turns
+            return remote
         from .engine.engine import Engine
 
-        inputs = self.inputs
         self._engine = engine = Engine(
             str(model_files.resolve_model(inputs.model)),
             k=inputs.k,

@@ -112,8 +112,8 @@ def check_form(rows: TopKRows, labels: np.ndarray, vocab_size: int, place: str) 
         f"a row with mass {mass.max():.6f}": mass.max() > 1 + MASS_SLACK,
         f"a label that differs from its entry by {label_difference:.2g} nats": label_difference > LABEL_SLACK,
     }
-    if found := [name for name, holds in problems.items() if holds]:
-        raise EngineError(f"{place}: found {' and '.join(found)}; nothing is written")
+    if wrong := [name for name, holds in problems.items() if holds]:
+        raise EngineError(f"{place}: found {' and '.join(wrong)}; nothing is written")
     return {
         "rows": len(rows),
         "nan_count": nan_count,
@@ -210,8 +210,8 @@ def why_no_reference(folder: str | Path | None, num_tokens: int) -> str | None:
 
 def _check(report: dict[str, Any], name: str, compared: tuple[float, float], tolerance: Tolerance, why: str) -> None:
     report[f"{name}_mean"], report[f"{name}_max"] = compared
-    for found, bound, kind in zip(compared, (tolerance.mean, tolerance.each), ("mean", "max"), strict=True):
-        if not found <= bound:
+    for difference, bound, kind in zip(compared, (tolerance.mean, tolerance.each), ("mean", "max"), strict=True):
+        if not difference <= bound:
             raise EngineError(
-                f"{why}: found {name}_{kind} {found:.4g} nats, expected at most {bound}; nothing is written"
+                f"{why}: found {name}_{kind} {difference:.4g} nats, expected at most {bound}; nothing is written"
             )

@@ -20,8 +20,9 @@ from fusechat.storage.artifact import Artifact, Claim
 from fusechat.storage.damage import check_finished
 from fusechat.storage.retry import patiently
 from fusechat.storage.row_store import RowStore
+from fusechat.storage.store_work import store_work
 from fusechat.storage.tokens import TokensReader
-from fusechat.storage.work import Needs, UnitLog, Work, nothing_left
+from fusechat.storage.work import Needs, Work, nothing_left
 
 from .engine.engine_worker import engine_settings
 from .scoring_worker import ScoringInputs, ScoringWorker
@@ -38,23 +39,14 @@ def prepare(layout: RunLayout, model: ResolvedModel, section: ExtractionSection,
     if claim.artifact is not None:
         artifacts = [claim.artifact]
         return [nothing_left(name, lambda: artifacts)]
-    missing = store.missing_shards()
+    needs = Needs(engine_ranks=model.section.engine.tensor_parallel_size, units_in_flight=cluster.units_in_flight)
     return [
-        Work(
-            name=name,
-            missing=missing,
-            num_units=store.layout.num_shards,
-            total=store.layout.num_rows,
-            done=store.layout.num_rows - store.layout.num_rows_of(missing),
-            measure="rows",
-            make_worker=partial(ScoringWorker, scoring_inputs(layout, model, section, cluster)),
-            finish=lambda: [patiently(partial(finish, claim, store), seconds=cluster.storage_patience_seconds)],
-            needs=Needs(
-                engine_ranks=model.section.engine.tensor_parallel_size, units_in_flight=cluster.units_in_flight
-            ),
-            listener=UnitLog(ShardLog(layout.log_path(f"extract.{name}"), name)),
+        store_work(
+            name, store, partial(ScoringWorker, scoring_inputs(layout, model, section, cluster)),
+            lambda: patiently(partial(finish, claim, store), seconds=cluster.storage_patience_seconds),
+            needs=needs, log=ShardLog(layout.log_path(f"extract.{name}"), name),
         )
-    ]
+    ]  # fmt: skip
 
 
 def scoring_inputs(

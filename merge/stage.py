@@ -8,27 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fusechat.config import JOINT, MergeSection, RunConfig
+from fusechat.config import JOINT, MergeSection
 from fusechat.config.layout import RunLayout
 from fusechat.config.recipe import Recipe
-from fusechat.models.resolved_model import ResolvedModel, resolve
+from fusechat.models.resolved_model import ResolvedModel
 from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
-from fusechat.storage.work import Work, nothing_left, run_here
+from fusechat.storage.work import Work, nothing_left
 
 from .checkpoint_merge import begin_merge, finish, put_companions
 from .compute.parameters import check_parameters, find_method, parameter_names, try_method
 from .pass_through import pass_through
 from .shard_worker import shard_work
-
-
-def run(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
-    """Merge the targets of a run in this process; raises as `prepare`."""
-    progress = progress or Progress(quiet=True)
-    pivot = resolve(config.pivot, config.layout.digests_path)
-    works = prepare(config.layout, pivot, config.merge, config.merged_names, seed=config.run.seed, progress=progress)
-    return run_here(works, progress)[0]
 
 
 def prepare(

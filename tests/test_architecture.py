@@ -44,6 +44,17 @@ def test_rooms_below_the_roof_import_no_stage() -> None:
             assert not imports_of(path) & {*STAGES, "cluster"}, path
 
 
+def test_only_the_roof_and_the_cluster_carry_the_whole_run() -> None:
+    """A room takes from a run what it needs in a record's `of`; all its other functions are told exactly their inputs."""
+    rooms = [*STAGES, *(f"fusechat/{room}" for room in ("text", "models", "storage"))]
+    takers = []
+    for path in (path for room in rooms for path in (ROOT / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and "RunConfig" in ast.unparse(node.args) and node.name != "of":
+                takers.append(f"{path.relative_to(ROOT)}: {node.name}")
+    assert takers == []
+
+
 def test_modules_are_imported_by_statements_that_a_tool_can_follow() -> None:
     for path in source_files():
         names = {node.id for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Name)}

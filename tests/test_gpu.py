@@ -13,6 +13,7 @@ import torch
 import trainer_runs
 import yaml
 from engine_cases import MAX_TOKENS, K, assert_rows_match, forward, make_dialogues
+from stages_here import train
 from tiny_runs import tiny_run
 from trainer_runs import losses, weights
 
@@ -20,7 +21,7 @@ from fusechat.app import pipeline
 from fusechat.config import load_config
 from fusechat.progress import Progress
 from inference.engine.engine import Engine
-from trainer import fused_linear_fusion_loss, fusion_loss, stage
+from trainer import fused_linear_fusion_loss, fusion_loss
 
 pytestmark = [
     pytest.mark.gpu,
@@ -96,9 +97,9 @@ def test_gpu_engine_in_bfloat16_has_float32_logits(tmp_path: Path) -> None:
 
 def test_gpu_target_is_trained_as_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = trainer_runs.make_run(tmp_path / "gpu")
-    stage.run(there, "other")
+    train(there, "other")
     here = trainer_runs.make_run(tmp_path / "cpu", trl={"use_cpu": True})
-    stage.run(here, "other")
+    train(here, "other")
     assert losses(there) == pytest.approx(losses(here), rel=1e-3)
     for name, value in weights(here).items():
         assert torch.allclose(weights(there)[name], value, atol=2e-4), name

@@ -8,6 +8,7 @@ from fusechat.config import load_config
 from fusechat.errors import UserError
 from fusechat.progress import Progress, setup_logging
 
+from .inputs import TrainingInputs
 from .stage import run
 
 
@@ -19,7 +20,8 @@ def main(arguments: list[str]) -> int:
     setup_logging()
     try:
         with Progress() as progress:
-            artifact = run(load_config(arguments[0], arguments[2:]), arguments[1], progress=progress)
+            inputs = TrainingInputs.of(load_config(arguments[0], arguments[2:]))
+            artifact = run(inputs, arguments[1], progress=progress)
     except UserError as error:
         print(error, file=sys.stderr)
         return UserError.exit_status

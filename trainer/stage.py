@@ -14,7 +14,7 @@ import torch
 import transformers
 from accelerate import PartialState
 
-from fusechat.config import CONTROL, RunConfig
+from fusechat.config import CONTROL
 from fusechat.errors import ConfigError, ModelError
 from fusechat.models import model_files
 from fusechat.models.resolved_model import ResolvedModel, resolve
@@ -56,12 +56,7 @@ class TrainingData:
     teachers: Teachers | None
 
 
-def run(config: RunConfig, target_name: str, *, progress: Progress | None = None) -> Artifact:
-    """Train one target of a run; arguments and errors as of `train`."""
-    return train(TrainingInputs.of(config), target_name, progress=progress)
-
-
-def train(inputs: TrainingInputs, target_name: str, *, progress: Progress | None = None) -> Artifact:
+def run(inputs: TrainingInputs, target_name: str, *, progress: Progress | None = None) -> Artifact:
     """Train one target.
 
     Args:

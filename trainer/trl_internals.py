@@ -4,6 +4,7 @@
 name against the installed release (tests/trainer/test_trl_internals.py).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,22 @@ from trl import SFTTrainer
 from .checkpoints import STAGING
 
 
-class HookedTrainer(SFTTrainer):
+class HookedTrainer(SFTTrainer, ABC):
     """TRL's SFTTrainer with hooks where it has none."""
 
     _staging = False
 
+    @abstractmethod
     def make_sampler(self, batch_per_pass: int) -> Sampler[int]:
         """The order of the training set. `batch_per_pass`: examples of one forward pass of one process."""
-        raise NotImplementedError
 
     def wants_checkpoint(self) -> bool | None:
         """Whether to write a checkpoint after this step; None: what the arguments say."""
         return None
 
+    @abstractmethod
     def write_checkpoint(self, write: Callable[[], None]) -> None:
         """Called for each checkpoint; `write()` leaves it in the folder STAGING within the output folder."""
-        raise NotImplementedError
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         # The arguments choose among three samplers of transformers; none takes an order of one's own.

@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from alignment import stage as alignment_stage
+from cluster import alignment, tokenizing
 from fusechat.config import RunConfig
 from fusechat.models.resolved_model import resolve
 from fusechat.storage.contracts import RowKind, id_dtype
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import Tokens
 from fusechat.text.dialogues import Dialogue, read_dialogues
-from fusechat.text.tokenize_stage import prepare_dialogues, tokenize
 from inference import stage as inference_stage
 
 REAL_KINDS = [kind for kind in RowKind if kind.is_real]
@@ -116,12 +115,12 @@ class Corpus:
 
 def run_stages(config: RunConfig) -> None:
     """Tokens, rows and aligned rows of a run; what is whole is kept."""
-    prepare_dialogues(config)
+    tokenizing.read_dialogues(config)
     for model in config.models:
-        tokenize(config, model.name)
+        tokenizing.tokenize(config, model.name)
         write_rows(config, model.name)
     for source in config.sources:
-        alignment_stage.run(config, source.name)
+        alignment.run(config, source.name)
 
 
 @torch.inference_mode()

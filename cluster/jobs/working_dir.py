@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from fusechat.config import RunConfig
+from fusechat.config import ClusterSection, RunConfig
+from fusechat.config.layout import RunLayout
 from fusechat.errors import ClusterSetupError
 
 EXCLUDES = (
@@ -65,7 +66,7 @@ def check_working_dir(config: RunConfig, folder: Path, files: dict[str, int]) ->
             f"{limit / MIB:g} MiB; largest: {_largest(files)}; leave them out with cluster.working_dir_excludes, or send "
             "another folder with --working-dir"
         )
-    _refuse_relative(config)
+    _refuse_relative(config.layout)
     missing = [path for path in _inputs(config, folder) if not _travels(path, files)]
     if missing:
         raise ClusterSetupError(
@@ -74,18 +75,18 @@ def check_working_dir(config: RunConfig, folder: Path, files: dict[str, int]) ->
         )
 
 
-def require_absolute(config: RunConfig) -> None:
+def require_absolute(cluster: ClusterSection, layout: RunLayout) -> None:
     """On a Ray that was not started here, refuse results in a relative path: workers start in folders of their own.
 
     Raises:
         ClusterSetupError: naming the field.
     """
-    if config.cluster.ray_address:
-        _refuse_relative(config)
+    if cluster.ray_address:
+        _refuse_relative(layout)
 
 
-def _refuse_relative(config: RunConfig) -> None:
-    for name, place in (("run.output", str(config.run.output)), ("run.store", config.store_url)):
+def _refuse_relative(layout: RunLayout) -> None:
+    for name, place in (("run.output", str(layout.run_folder)), ("run.store", layout.store_url)):
         if "://" not in place and not Path(place).is_absolute():
             raise ClusterSetupError(
                 f"{name} is {place!r}, which is another folder for each worker of a cluster, and temporary in a job; give an "

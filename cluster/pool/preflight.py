@@ -36,7 +36,7 @@ def check_engines(config: RunConfig, models: Sequence[ModelSection], places: dic
         ClusterSetupError: results in a relative path on a given cluster, an engine for which there are too few GPUs (what
             is missing, what would fit), or a place that a node cannot reach.
     """
-    require_absolute(config)
+    require_absolute(config.cluster, config.layout)
     for model in models:
         check_gpus(config, model)
     if config.cluster.ray_address:

@@ -11,6 +11,8 @@ import ray
 from fusechat.config import ClusterSection
 from fusechat.errors import ClusterSetupError
 
+from ..kept_ray import keeper
+
 OBJECT_STORE_BYTES = 100 * 2**20
 """Of a local Ray: rows go to the store, not through Ray, so that hardly any memory is needed."""
 CONNECT_SECONDS = 5.0
@@ -19,14 +21,20 @@ CONNECT_SECONDS = 5.0
 
 @contextlib.contextmanager
 def ray_session(section: ClusterSection) -> Iterator[None]:
-    """Connect to Ray for the time of a `with` block; does nothing where a connection is already there.
+    """Connect to Ray for the time of a `with` block, or of the `keep_ray` around it; does nothing where a connection is
+    already there.
 
     Raises:
         ClusterSetupError: no Ray answers at the given address, it refuses the token, or runs other versions.
     """
-    if ray.is_initialized():
+    with contextlib.ExitStack() as own:
+        if not ray.is_initialized():
+            (keeper() or own).enter_context(_connected(section))
         yield
-        return
+
+
+@contextlib.contextmanager
+def _connected(section: ClusterSection) -> Iterator[None]:
     # Ray sees accelerators' absence by itself; without this it also hides them from actors that ask for none.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if section.ray_address:

@@ -1,11 +1,11 @@
 """A run finds a service: engines that run already and have the run's own recipe. Imports no Ray.
 
-Goes in: `cluster.service` of the run file, a recipe. Comes out: where an engine of that recipe answers, or None, and what people
-are told of it. The rows are those of an engine of the run's own; on CPUs to the bit.
+Goes in: `cluster.service` of the run file, and works with the recipes of their engines. Comes out: what such engines did of them,
+and what people are told of it. Rows are those of an engine of the run's own; on CPUs to the bit.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -18,14 +18,12 @@ from fusechat.storage.artifact import Artifact
 from fusechat.storage.work import HERE, Work
 from inference.serving.client import Connection
 from inference.serving.faces import FaceName
-from inference.serving.remote_engine import ServedBy
+from inference.serving.remote_engine import ServedBy, longest_of, served_work
 
 from .records import all_records, read_record
 
 PATIENCE_SECONDS = 180.0
 """How long a run asks a service that does not answer: an engine that died is back by then."""
-UNITS_AT_ONCE = 2
-"""Shards that are asked for at once, so that the engine does not wait for the store."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,22 @@ class _Running:
     address: str
     token_variable: str | None
     models: tuple[dict[str, Any], ...]
+
+    def offers(self, face: FaceName) -> dict[str, dict[str, Any]]:
+        """Models that have an engine with this face, and what it is."""
+        return {model["id"]: model["faces"][face] for model in self.models if face in model["faces"]}
+
+
+@dataclass(frozen=True)
+class Sought:
+    """A work that an engine of a service may do."""
+
+    work: Work
+    face: FaceName
+    recipes: Callable[[Mapping[str, Any]], Sequence[str]]
+    """Fingerprints that say what an engine of the run's own says, given what the service says of its engine; asked only where a
+    service has that face.
+    """
 
 
 class RunningServices:
@@ -49,47 +63,45 @@ class RunningServices:
         self._say = progress.say
         self._services = _ask(section.service, progress.say)
 
-    def find(self, face: FaceName, name: str, recipe: Callable[[], str], longest: int) -> ServedBy | None:
-        """An engine for a model of the run.
-
-        Args:
-            name: of the model in the run.
-            recipe: gives the fingerprint that its engine has; asked only where a service has such a face.
-            longest: tokens of the longest dialogue, or of the longest prompt and its answer.
-        """
+    def find(self, sought: Sought) -> ServedBy | None:
+        """An engine for a work of the run; people are told which, or why none."""
+        name = sought.work.name
         for service in self._services:
-            offers = [(model["id"], model["faces"][face]) for model in service.models if face in model["faces"]]
+            offers = service.offers(sought.face)
             if not offers:
                 continue
-            wanted = recipe()
-            for model, offer in offers:
-                if offer["recipe"] == wanted and offer["max_tokens"] >= longest:
-                    self._say(
-                        f"{name}: the service {service.name} at {service.address} has its engine ({face}, recipe {wanted})"
-                    )
-                    return ServedBy(
-                        service.name, service.address, service.token_variable, model, face, wanted, offer.get("k", 1),
-                        offer["max_tokens"], PATIENCE_SECONDS,
-                    )  # fmt: skip
-            self._say(
-                f"{name}: {_why_not(service, name, offers, wanted, longest)}; the run starts an engine of its own"
-            )
+            served, why = _choose(service, sought, offers)
+            if served is None:
+                self._say(f"{name}: the service {service.name} {why}; the run starts an engine of its own")
+                continue
+            of = f"{sought.face}, recipe {served.recipe}"
+            self._say(f"{name}: the service {service.name} at {service.address} has its engine ({of})")
+            return served
         return None
 
 
-def _why_not(
-    service: _Running, name: str, offers: Sequence[tuple[str, dict[str, Any]]], wanted: str, longest: int
-) -> str:
-    same = [offer for _, offer in offers if offer["recipe"] == wanted]
-    if same:
-        return (
-            f"the service {service.name} reads {same[0]['max_tokens']} tokens, the run has {longest} (serve.max_tokens)"
-        )
-    named = [offer["recipe"] for model, offer in offers if model == name]
-    found = (
-        f"has it under recipe {named[0]}" if named else f"has no such model ({', '.join(model for model, _ in offers)})"
-    )
-    return f"the service {service.name} {found}, the run's recipe is {wanted}"
+def _choose(service: _Running, sought: Sought, offers: Mapping[str, Mapping[str, Any]]) -> tuple[ServedBy | None, str]:
+    """The engine that does the work, or why there is none.
+
+    Args:
+        offers: model as the service calls it -> what its engine is.
+    """
+    recipes: list[str] = []
+    for model, offer in offers.items():
+        engine, recipe, reads = offer.get("engine", {}), offer["recipe"], offer["max_tokens"]
+        recipes = list(sought.recipes(engine))
+        if recipe not in recipes:
+            continue
+        longest = longest_of(sought.work)
+        if longest > reads:
+            return None, f"reads {reads} tokens, the run has {longest} (serve.max_tokens)"
+        served = ServedBy(
+            service.name, service.address, service.token_variable, model, sought.face, recipe, offer.get("k", 1), reads,
+            PATIENCE_SECONDS, engine,
+        )  # fmt: skip
+        return served, ""
+    has = ", ".join(f"{model} under recipe {offer['recipe']}" for model, offer in offers.items())
+    return None, f"has {has}, the run's recipe is {' or '.join(recipes)}"
 
 
 def _ask(wanted: str, say: Callable[[str], None]) -> list[_Running]:
@@ -127,19 +139,40 @@ def _asked(name: str, address: str, token_variable: str) -> _Running:
         raise ClusterSetupError(f"cluster.service: {name} cannot be used: {error}") from error
 
 
-def run_served(work: Work, progress: Progress, *, on_tick: Callable[[], None] = lambda: None) -> Artifact:
-    """Do a work whose engine a service has: in this process, several units at once.
+def do_served(
+    section: ClusterSection,
+    sought: Sequence[Sought],
+    *,
+    progress: Progress,
+    on_tick: Callable[[], None] = lambda: None,
+) -> dict[str, list[Artifact]]:
+    """Do the works whose engine a running service has.
 
     Args:
         on_tick: called after each unit; what it raises ends the work.
+    Returns:
+        name of a work -> its artifacts; what no service can do is left out, and what is finished already.
     Raises:
+        ClusterSetupError: as `RunningServices`.
         Exception: what a unit raises; those that are done are kept.
     """
+    begun = [one for one in sought if one.work.missing]
+    if not begun:
+        return {}
+    services = RunningServices(section, progress=progress)
+    engines = [(one.work, services.find(one)) for one in begun]
+    return {
+        work.name: _run(served_work(work, engine), progress, on_tick) for work, engine in engines if engine is not None
+    }
+
+
+def _run(work: Work, progress: Progress, on_tick: Callable[[], None]) -> list[Artifact]:
+    """Do a work in this process, as many units at once as its worker takes, so that the engine does not wait for the store."""
     with progress.task(work.name, work.total, work.measure, done=work.done) as task:
         worker = work.make_worker(HERE)
         worker.start()
         work.listener.on_started()
-        threads = ThreadPoolExecutor(UNITS_AT_ONCE, thread_name_prefix="served")
+        threads = ThreadPoolExecutor(work.needs.units_in_flight, thread_name_prefix="served")
         try:
             for unit, result in zip(work.missing, threads.map(worker.run_unit, work.missing), strict=True):
                 task.advance(result[work.measure])
@@ -148,5 +181,4 @@ def run_served(work: Work, progress: Progress, *, on_tick: Callable[[], None] = 
         finally:
             threads.shutdown(cancel_futures=True)
             worker.close()
-    (artifact,) = work.finish()
-    return artifact
+    return work.finish()

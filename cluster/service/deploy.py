@@ -22,6 +22,8 @@ DOOR_REQUESTS = 10_000
 """Requests at the door at once; those that wait for an engine are counted there."""
 START_ATTEMPTS = 2
 """Starts of an engine before its deployment counts as failed."""
+BUSY_SECONDS = 10.0
+"""How long more requests must queue than the engines work on before another one is started."""
 HEALTH_SECONDS = 2.0
 """Between two looks at whether an engine lives."""
 LEAVE_SECONDS = 30.0
@@ -69,6 +71,7 @@ def _engine(face: Face, spec: ServiceSpec, placement: Placement) -> Any:
             "autoscaling_config": {
                 "min_replicas": section.replicas, "max_replicas": most,
                 "target_ongoing_requests": max(1, section.requests_in_flight // 2),
+                "upscale_delay_s": BUSY_SECONDS, "downscale_delay_s": section.idle_seconds,
             }
         }  # fmt: skip
     place: dict[str, Any] = {"ray_actor_options": {"num_cpus": placement.num_cpus, "num_gpus": placement.num_gpus}}

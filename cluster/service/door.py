@@ -4,7 +4,6 @@ Knows which model has which engines and who may come in; what a request means is
 Serve, so that its counts are those of the whole service.
 """
 
-import asyncio
 import hashlib
 import hmac
 import ipaddress
@@ -24,24 +23,13 @@ from inference.serving.generate_face import PATHS, Head
 from inference.serving.score_face import Reply, refusal
 from inference.serving.wire import BINARY, JSON, RECIPE_HEADER, model_of
 
-from ..ray_internals import serve_details
+from .engines import Engines
 from .metrics import Metrics
+from .refusals import Refusal, for_now, kind_of
 from .spec import ServiceSpec
 
-RETRY_SECONDS = 1
-"""What a refused client is told to wait."""
 ATTEMPTS = 3
 """Engines that a scoring request is given to, where one dies over it: rows are the same whoever gives them."""
-STATUS_SECONDS = 1.0
-"""How long what Serve said of its replicas is good for."""
-
-
-class Refusal(Exception):
-    """A request that is not answered; carries what the client is told."""
-
-    def __init__(self, status: int, message: str, **headers: str) -> None:
-        super().__init__(message)
-        self.status, self.message, self.headers = status, message, headers
 
 
 class Door:
@@ -54,10 +42,9 @@ class Door:
         """
         self.spec, self.started = spec, int(time.time())
         self._faces: dict[tuple[str, str], Face] = {(face.name, face.kind): face for face in spec.faces}
-        self._engines = engines
+        self._engines = Engines(spec, engines)
         self._limit = int(spec.serve.max_request_mib * 2**20)
         self._metrics = Metrics()
-        self._details: tuple[float, dict[str, Any]] = (float("-inf"), {})
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request; nothing is raised to Serve but a client that left."""
@@ -67,7 +54,7 @@ class Door:
                 self._let_in(request)
                 model, response = await self._route(request, path)
             except Refusal as refused:
-                response = _response(refusal(refused.status, refused.message, _kind(refused.status)), refused.headers)
+                response = _response(refusal(refused.status, refused.message, kind_of(refused.status)), refused.headers)
         self._metrics.count(path, model, response.status_code, time.monotonic() - began)
         return response
 
@@ -147,53 +134,47 @@ class Door:
         raise Refusal(404, f"{model} has no engine with the face {kind!r} here; add it to serve.faces")
 
     async def _score(self, face: Face, body: bytes, content_type: str, accept: str) -> Response:
-        engine = self._engines[face.id]
+        engine = self._engines.of(face)
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 reply: Reply = await engine.answer.remote(body, content_type, accept)
                 self._metrics.add_rows(face.name, reply.rows, reply.tokens)
                 return _response(reply)
             except BackPressureError:
-                raise self._busy(face) from None
+                raise for_now(429, f"{face.name}: {self.spec.serve.requests_waiting} requests wait already") from None
             except (RayError, RayServeException):
                 if attempt == ATTEMPTS:
-                    raise self._away(face) from None
+                    raise for_now(503, f"{face.name}: its engine is away and is being replaced") from None
         raise AssertionError("the loop returns or raises")
 
     async def _generate(self, face: Face, path: str, body: bytes) -> Response:
-        parts = self._engines[face.id].options(stream=True).answer.remote(path, body)
+        parts = self._engines.of(face).options(stream=True).answer.remote(path, body)
         try:
             head: Head = await anext(parts)
         except BackPressureError:
-            raise self._busy(face) from None
+            raise for_now(429, f"{face.name}: {self.spec.serve.requests_waiting} requests wait already") from None
         except (RayError, RayServeException, StopAsyncIteration):
-            raise self._away(face) from None
+            raise for_now(503, f"{face.name}: its engine is away and is being replaced") from None
         return StreamingResponse(_rest(parts), status_code=head.status, headers={"content-type": head.content_type})
-
-    def _busy(self, face: Face) -> Refusal:
-        message = f"{face.name}: {self.spec.serve.requests_waiting} requests wait already; ask again later"
-        return Refusal(429, message, **{"Retry-After": str(RETRY_SECONDS)})
-
-    def _away(self, face: Face) -> Refusal:
-        message = f"{face.name}: its engine is away and is being replaced; ask again later"
-        return Refusal(503, message, **{"Retry-After": str(RETRY_SECONDS)})
 
     async def _models(self) -> Response:
         """OpenAI's list, with what each model's engines do."""
         models: dict[str, dict[str, Any]] = {}
-        for face in self.spec.faces:
+        for face, engine in zip(self.spec.faces, await self._engines.about(), strict=True):
             entry = models.setdefault(face.name, {
                 "id": face.name, "object": "model", "created": self.started, "owned_by": "fusechat",
                 "max_model_len": face.max_tokens, "faces": {},
             })  # fmt: skip
-            entry["faces"][face.kind] = {"recipe": face.recipe, "max_tokens": face.max_tokens} | (
-                {"k": face.k, "capture": face.capture} if face.kind == "score" else {}
-            )
+            entry["faces"][face.kind] = {
+                "recipe": face.recipe, "max_tokens": face.max_tokens,
+                **({"k": face.k, "capture": face.capture} if face.kind == "score" else {}),
+                "engine": engine,
+            }  # fmt: skip
         return _json({"object": "list", "data": list(models.values())})
 
     async def _health(self) -> Response:
         """200 while every face has an engine that runs."""
-        replicas = await self._replicas()
+        replicas = await self._engines.replicas()
         away = sorted(
             face.id for face in self.spec.faces if "RUNNING" not in [one["state"] for one in replicas[face.id]]
         )
@@ -201,7 +182,7 @@ class Door:
 
     async def _status(self) -> Response:
         """Every engine with its processes."""
-        replicas = await self._replicas()
+        replicas = await self._engines.replicas()
         engines = [
             {"model": face.name, "face": face.kind, "recipe": face.recipe, "replicas": replicas[face.id]}
             for face in self.spec.faces
@@ -209,23 +190,8 @@ class Door:
         return _json({"name": self.spec.serve.name, "engines": engines, "started": self.started})
 
     async def _show_metrics(self) -> Response:
-        self._metrics.set_replicas(self.spec.faces, await self._replicas())
+        self._metrics.set_replicas(self.spec.faces, await self._engines.replicas())
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
-
-    async def _replicas(self) -> dict[str, list[dict[str, Any]]]:
-        """Id of a face -> its replicas as Serve knows them: `pid`, `node`, `state`."""
-        asked, details = self._details
-        if time.monotonic() - asked > STATUS_SECONDS:
-            details = await asyncio.to_thread(serve_details)
-            self._details = (time.monotonic(), details)
-        deployments = details["applications"].get(self.spec.serve.name, {}).get("deployments", {})
-        return {
-            face.id: [
-                {"pid": one["pid"], "node": one["node_ip"], "state": str(getattr(one["state"], "value", one["state"]))}
-                for one in deployments.get(face.id, {}).get("replicas", [])
-            ]
-            for face in self.spec.faces
-        }
 
 
 def _is_here(host: str) -> bool:
@@ -248,9 +214,3 @@ def _response(reply: Reply, headers: dict[str, str] | None = None) -> Response:
 
 def _json(values: Any, status: int = 200) -> Response:
     return Response(json.dumps(values), status, media_type=JSON)
-
-
-def _kind(status: int) -> str:
-    return {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}.get(
-        status, "server_error" if status >= 500 else "invalid_request_error"
-    )

@@ -102,6 +102,8 @@ def _end_children() -> NoReturn:
 
 def _start_ray(spec: ServiceSpec) -> None:
     """Start the local Ray; raises ClusterError where it does not come up."""
+    # Ray lets its workers give way to all other processes; engines that stay are what somebody waits for.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
     from ..pool.session import start_local

@@ -18,6 +18,7 @@ class ScoreReplica:
     """An engine that gives rows."""
 
     def __init__(self, face: Face, executor_backend: str | None) -> None:
+        _keep_logs()
         self._face = ScoreFace(face, executor_backend)
         self._threads = ThreadPoolExecutor(face.at_once, thread_name_prefix="score")
 
@@ -44,6 +45,7 @@ class GenerateReplica:
     """An engine that gives answers in OpenAI's protocol."""
 
     async def __init__(self, face: Face, executor_backend: str | None) -> None:  # type: ignore[misc]  # Serve awaits it
+        _keep_logs()
         from inference.serving.generate_face import GenerateFace
 
         self._face = GenerateFace(face, executor_backend)
@@ -62,3 +64,14 @@ class GenerateReplica:
         """Raises where the engine is of no further use."""
         if not self._face.alive:
             raise EngineError(f"{self._face.face.name}: the engine died")
+
+
+def _keep_logs() -> None:
+    """Keep vLLM, which this process imports next, from setting up logs: that closes the handlers of all others.
+
+    Serve's controller asks each replica for the file of its log when it comes back from a death; one whose handler is closed
+    raises there, and the controller ends it and starts its engine anew.
+    """
+    os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
+    os.environ.pop("VLLM_LOGGING_CONFIG_PATH", None)
+    logging.getLogger("vllm").setLevel(logging.ERROR)

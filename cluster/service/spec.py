@@ -52,8 +52,10 @@ def make_spec(config: RunConfig, names: Sequence[str], *, port: int | None = Non
             f"token of at least {MIN_TOKEN} characters (`openssl rand -hex 32`), or leave serve.host out"
         )
     digest = None if token is None else hashlib.sha256(token.encode()).hexdigest()
-    faces = tuple(faces_of(config, names))
-    return ServiceSpec(serve, config.cluster, faces, port or _free_port(serve), digest)
+    models = [config.model_named(name) for name in names] or config.models
+    longest = config.dialogues.max_tokens
+    faces = faces_of(config.layout, config.pivot, models, serve, config.extraction, dialogue_tokens=longest)
+    return ServiceSpec(serve, config.cluster, tuple(faces), port or _free_port(serve), digest)
 
 
 def _free_port(serve: ServeSection) -> int:

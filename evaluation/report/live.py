@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fusechat.config import RunConfig
 from fusechat.storage.artifact import RECORD_FILE, write_json
 
 from .. import provenance
+from ..inputs import ReportInputs
 from . import page
 
 SECONDS = 60.0
@@ -24,25 +24,25 @@ UNMEASURED: dict[str, Any] = {
 """What only evaluation gives."""
 
 
-def write(config: RunConfig, now: str) -> None:
+def write(inputs: ReportInputs, now: str) -> None:
     """Write the page of a run that is not evaluated yet.
 
     Args:
         now: the step that is worked on.
     """
-    if (config.report_path / RECORD_FILE).exists():
+    if (inputs.layout.report_path / RECORD_FILE).exists():
         return
-    course = provenance.course(config)
+    course = provenance.course(inputs)
     notes = provenance.bad_metrics(course["training"])
     document = {**UNMEASURED, "state": "running", "now": now, **course, "notes": notes}
-    write_json(str(config.report_path / "report.json"), document)
-    page.write(document, config.report_path / "index.html")
+    write_json(str(inputs.layout.report_path / "report.json"), document)
+    page.write(document, inputs.layout.report_path / "index.html")
 
 
-def try_write(config: RunConfig, now: str, *, say: Callable[[str], None]) -> bool:
+def try_write(inputs: ReportInputs, now: str, *, say: Callable[[str], None]) -> bool:
     """As `write`; a page that cannot be written is said, and ends no run: hours of work must not be lost for it."""
     try:
-        write(config, now)
+        write(inputs, now)
     except Exception as error:
         say(f"report: the page cannot be written: {type(error).__name__}: {error}")
         return False
@@ -50,12 +50,12 @@ def try_write(config: RunConfig, now: str, *, say: Callable[[str], None]) -> boo
 
 
 @contextmanager
-def watched(config: RunConfig, now: str, *, say: Callable[[str], None], seconds: float = SECONDS) -> Iterator[None]:
+def watched(inputs: ReportInputs, now: str, *, say: Callable[[str], None], seconds: float = SECONDS) -> Iterator[None]:
     """Keep the page up to date for the time of a `with` block."""
     done = threading.Event()
 
     def repeat() -> None:
-        while not done.wait(seconds) and try_write(config, now, say=say):
+        while not done.wait(seconds) and try_write(inputs, now, say=say):
             pass
 
     thread = threading.Thread(target=repeat, name="report", daemon=True)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from fusechat.config import RunConfig
 from fusechat.config.evaluation import SAMPLED_ROLES
 from fusechat.models.measured_models import MeasuredModel
 from fusechat.storage import artifact
@@ -30,6 +29,7 @@ from ..figures import (
     loss_differences,
     loss_figures,
 )
+from ..inputs import ReportInputs
 from ..intervals import LEVEL, MIN_DIALOGUES
 from ..judge.judge import AnswerSet
 from ..measured import Measured
@@ -39,7 +39,7 @@ MAX_NAMED = 10
 
 
 def build(
-    config: RunConfig,
+    inputs: ReportInputs,
     models: Sequence[MeasuredModel],
     held_out: HeldOut,
     dialogues: Sequence[Dialogue],
@@ -53,9 +53,9 @@ def build(
     Args:
         sample: from `sample_record`.
     """
-    seed, course = config.run.seed, provenance.course(config)
+    seed, course = inputs.seed, provenance.course(inputs)
     bad = provenance.bad_metrics(course["training"])
-    kinds = [kind for kind in config.evaluation.exact.kinds if kind in held_out.kind_names]
+    kinds = [kind for kind in inputs.section.exact.kinds if kind in held_out.kind_names]
     asked = [number for number, dialogue in enumerate(dialogues) if is_asked(dialogue, kinds)]
     exact = {
         model_id: {
@@ -74,7 +74,7 @@ def build(
         "interval": {"level": LEVEL, "min_dialogues": MIN_DIALOGUES},
         "notes": [
             *_notes(held_out, nats),
-            *_source_notes(config, (sample or {}).get("missing", [])),
+            *_source_notes(inputs, (sample or {}).get("missing", [])),
             *_judge_notes(judged),
             *bad,
         ],
@@ -107,8 +107,8 @@ def build(
             for one, other in compared_pairs(list(measured))
         ],
         "answers": _answers(dialogues, asked, measured, exact),
-        "samples": _samples(config.evaluation.questions.samples, models, measured),
-        "answer_sets": set_records(config, list(sets)),
+        "samples": _samples(inputs.section.questions.samples, models, measured),
+        "answer_sets": set_records(inputs, list(sets)),
         "judge": judged,
         "harness": None,
     }
@@ -152,9 +152,9 @@ def _notes(held_out: HeldOut, nats: dict[str, np.ndarray]) -> list[str]:
     return notes
 
 
-def _source_notes(config: RunConfig, missing_rows: list[str]) -> list[str]:
+def _source_notes(inputs: ReportInputs, missing_rows: list[str]) -> list[str]:
     notes = []
-    prepared = artifact.read_json(f"{config.dialogues_path}/{artifact.RECORD_FILE}") or {"counts": {}}
+    prepared = artifact.read_json(f"{inputs.layout.dialogues_path}/{artifact.RECORD_FILE}") or {"counts": {}}
     if shared := prepared["counts"].get("held_out_in_train"):
         named = ", ".join(shared[:MAX_NAMED]) + (", ..." if len(shared) > MAX_NAMED else "")
         notes.append(
@@ -163,7 +163,7 @@ def _source_notes(config: RunConfig, missing_rows: list[str]) -> list[str]:
         )
     if missing_rows:
         notes.append(f"No finished rows of {', '.join(missing_rows)}: no divergence from them was measured.")
-    if config.evaluation.held_out.divergence_dialogues and not config.compares_rows:
+    if inputs.section.held_out.divergence_dialogues and not inputs.compares_rows:
         notes.append("No divergence was measured: extraction.capture prompt_logprobs gives no logprobs of chosen ids.")
     return notes
 
@@ -187,7 +187,7 @@ def _judge_notes(judged: dict[str, Any] | None) -> list[str]:
 
 
 def sample_record(
-    config: RunConfig, compared: Sequence[ComparedRows], dialogues: dict[str, list[int]], num_train: int
+    inputs: ReportInputs, compared: Sequence[ComparedRows], dialogues: dict[str, list[int]], num_train: int
 ) -> dict[str, Any] | None:
     """Which rows the divergences were measured on; None where none was asked for.
 
@@ -195,7 +195,7 @@ def sample_record(
         dialogues: split -> numbers of the dialogues that were drawn.
         num_train: training dialogues.
     """
-    if not config.compares_rows:
+    if not inputs.compares_rows:
         return None
     return {
         "teachers": [one.teacher for one in compared if one.split == "train"],
@@ -205,7 +205,7 @@ def sample_record(
         "held_out_teachers": [one.teacher for one in compared if one.split == "held_out"],
         "held_out_dialogues": len(dialogues["held_out"]),
         "held_out_numbers": dialogues["held_out"],
-        "missing": missing_teachers(config, list(compared)),
+        "missing": missing_teachers(inputs, list(compared)),
     }
 
 

@@ -112,24 +112,27 @@ def run(config: RunConfig, *, progress: Progress, only: str | None = None) -> di
         }
         raise ConfigError(f"this run has {lacking[only]}")
     check(config, only)
+    from cluster.kept_ray import keep_ray
+    from evaluation.inputs import ReportInputs
     from evaluation.report import live
 
+    shown = ReportInputs.of(config)
     seconds: dict[str, float] = {}
-    with run_lock(config.run.output):
+    with run_lock(config.run.output), keep_ray():
         write_json(str(config.run.output / "run.json"), config.dump())
         for step in steps(config):
             if only is not None and step.stage != only:
                 continue
             started, before = time.monotonic(), step.records()
             # Evaluation writes the finished report itself.
-            watched = live.watched(config, step.label, say=progress.say) if step.stage != "evaluate" else nullcontext()
+            watched = live.watched(shown, step.label, say=progress.say) if step.stage != "evaluate" else nullcontext()
             with watched:
                 step.make(config, progress)
             skipped = all(before) and step.records() == before
             seconds[step.label] = 0.0 if skipped else time.monotonic() - started
             _say_done(step, progress, seconds[step.label], config)
             if not skipped:
-                live.try_write(config, f"{step.label} done", say=progress.say)
+                live.try_write(shown, f"{step.label} done", say=progress.say)
     return seconds
 
 
@@ -202,14 +205,9 @@ def _check_merge(config: RunConfig) -> None:
 
 
 def _merge(config: RunConfig, progress: Progress) -> Artifact:
-    # A local Ray has no cores and no disks but those that a merge in this process uses already.
-    if config.cluster.ray_address:
-        from cluster import merging
+    from cluster import merging
 
-        return merging.run(config, progress=progress)
-    from merge import stage
-
-    return stage.run(config, progress=progress)
+    return merging.run(config, progress=progress)
 
 
 def _check_prompts(config: RunConfig) -> None:
@@ -254,5 +252,6 @@ def _check_evaluation(config: RunConfig) -> None:
 
 def _evaluate(config: RunConfig, progress: Progress) -> Artifact:
     from evaluation import stage
+    from evaluation.inputs import ReportInputs
 
-    return stage.run(config, progress=progress)
+    return stage.run(ReportInputs.of(config), progress=progress)

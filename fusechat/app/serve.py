@@ -42,13 +42,13 @@ def show_status(path: Path | None, overrides: Sequence[str], name: str | None, *
     from cluster.service import control
 
     wanted = name if path is None else _name(path, overrides, name)
-    found = control.status(name=wanted)
+    services = control.status(name=wanted)
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(services, indent=1))
         return
-    if not found:
+    if not services:
         print("no service was started on this machine by this user")
-    for values in found:
+    for values in services:
         print("\n".join(_lines(values)))
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from .training import JOINT
+
 IfChanged = Literal["refuse", "restart"]
 
 KINDS = {
@@ -70,6 +72,14 @@ class Places:
     def target_path(self, name: str) -> Path:
         """Model folder of a target (a source's name, `joint`, or `sft` for the control)."""
         return Path(self.url(f"targets/{name}"))
+
+    def round_path(self, number: int) -> Path:
+        """Folder of a round, which is a run of its own."""
+        return self.run_folder / "rounds" / str(number)
+
+    def round_student_path(self, number: int) -> Path:
+        """Model folder of the student that a round trains."""
+        return self.round_path(number) / "targets" / JOINT
 
     def held_out_url(self, model_id: str) -> str:
         """Rows of a measured model on the held-out dialogues."""

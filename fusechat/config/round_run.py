@@ -7,7 +7,6 @@ dialogues are the training dialogues. So every stage works in a round as it does
 from typing import Any
 
 from .run import RunConfig
-from .training import JOINT
 
 ROUND_STAGES = ("write", "tokenize", "extract", "align", "train")
 """Stages of a run that are also those of its rounds."""
@@ -15,16 +14,13 @@ ROUND_STAGES = ("write", "tokenize", "extract", "align", "train")
 
 def round_runs(config: RunConfig) -> list[RunConfig]:
     """The rounds of a run, in order."""
-    runs: list[RunConfig] = []
-    for number in range(1, config.rounds.count + 1):
-        runs.append(_round_run(config, number, runs[-1] if runs else None))
-    return runs
+    return [_round_run(config, number) for number in range(1, config.rounds.count + 1)]
 
 
-def _round_run(config: RunConfig, number: int, before: RunConfig | None) -> RunConfig:
+def _round_run(config: RunConfig, number: int) -> RunConfig:
     section = config.rounds
-    student = before.target_path(JOINT) if before else config.fused_path
-    folder = config.run.output / "rounds" / str(number)
+    student = config.layout.round_student_path(number - 1) if number > 1 else config.fused_path
+    folder = config.layout.round_path(number)
     run: dict[str, Any] = config.dump()
     run["run"] |= {"output": str(folder), "seed": config.run.seed + number}
     if config.run.store:

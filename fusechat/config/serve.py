@@ -31,6 +31,8 @@ class ServeSection(Section):
     """Engines per model and face; with `max_replicas` the fewest."""
     max_replicas: int | None = Field(None, ge=1)
     """Most engines per model and face: more are started while requests queue; default: `replicas`."""
+    idle_seconds: float = Field(600, gt=0)
+    """How long fewer requests must come before an engine above `replicas` ends, seconds."""
     requests_in_flight: int = Field(64, ge=1)
     """Requests that one engine works on at once."""
     requests_waiting: int = Field(256, ge=0)

@@ -1,16 +1,18 @@
-"""Which models a run measures: a run in; names, folders and fingerprints out.
+"""Which models a run measures: their ids and where things lie in; folders and fingerprints out.
 
 Knows nothing about what is measured.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import CONTROL, JOINT, ModelSection, RunConfig
-from ..config.round_run import round_runs
+from ..config import CONTROL, ModelSection
+from ..config.layout import RunLayout
 from ..storage import artifact
 from ..storage.artifact import Artifact
 from . import model_files
+from .resolved_model import resolve
 
 
 @dataclass(frozen=True)
@@ -45,30 +47,40 @@ class MeasuredModel:
         return self.artifact is None
 
 
-def measured_models(config: RunConfig) -> list[MeasuredModel]:
-    """The models to measure: pivot, control, targets, fused model, the rounds' students, sources, in this order.
+def measured_models(
+    layout: RunLayout, pivot: ModelSection, sources: Sequence[ModelSection], ids: Sequence[str]
+) -> list[MeasuredModel]:
+    """The models to measure, in the order of their ids.
 
+    Args:
+        ids: `pivot`, `sft`, `target.NAME`, `fused`, `round.NUMBER`, `source.NAME`.
     Raises:
         ArtifactError: a target or the fused model is not finished.
         ModelError: a pivot or source that is not there.
     """
-    return [_measured_model(config, model_id) for model_id in config.measured_ids]
+    given = {"pivot": pivot, **{f"source.{source.name}": source for source in sources}}
+    return [
+        _given_model(layout, model_id, given[model_id])
+        if model_id in given
+        else _trained_model(layout, model_id, pivot.name)
+        for model_id in ids
+    ]
 
 
-def _measured_model(config: RunConfig, model_id: str) -> MeasuredModel:
+def _given_model(layout: RunLayout, model_id: str, section: ModelSection) -> MeasuredModel:
+    model = resolve(section, layout.digests_path)
+    fingerprint = model_files.text_digest(str(model.digests))
+    return MeasuredModel(model_id.partition(".")[0], model.name, model.folder, fingerprint, model.name)
+
+
+def _trained_model(layout: RunLayout, model_id: str, reader: str) -> MeasuredModel:
     role, _, name = model_id.partition(".")
-    pivot = config.pivot.name
-    if role in ("pivot", "source"):
-        section = config.pivot if role == "pivot" else config.model_named(name)
-        folder = model_files.resolve_model(section)
-        digest = model_files.text_digest(str(model_files.digests(folder, config.digests_path)))
-        return MeasuredModel(role, section.name, folder, digest, section.name)
     if role == "round":
-        folder = round_runs(config)[int(name) - 1].target_path(JOINT)
+        folder = layout.round_student_path(int(name))
     else:
-        folder = config.fused_path if role == "fused" else config.target_path(name or CONTROL)
+        folder = layout.fused_path if role == "fused" else layout.target_path(name or CONTROL)
     made = artifact.load(folder, "fused" if role == "fused" else "target")
-    return MeasuredModel(role, name or role, folder, made.fingerprint, pivot, made)
+    return MeasuredModel(role, name or role, folder, made.fingerprint, reader, made)
 
 
 def opened_section(model: MeasuredModel, reader: ModelSection) -> ModelSection:

@@ -191,19 +191,19 @@ def find_config(model: ModelSection) -> dict[str, Any]:
     folder = Path(model.model)
     if folder.is_dir():
         return read_model_config(folder)
-    found: object = None
+    cached: object = None
     if not model.model.startswith((".", "/")) and model.model.count("/") <= 1:
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
 
         with contextlib.suppress(HFValidationError):
-            found = try_to_load_from_cache(model.model, "config.json", revision=model.revision)
-    if not isinstance(found, str):
+            cached = try_to_load_from_cache(model.model, "config.json", revision=model.revision)
+    if not isinstance(cached, str):
         raise ModelError(
             f"{model.name}: no config.json of {model.model!r}: it is no local folder and not in the hub's cache; "
             f"run `hf download {model.model} config.json` (some kB, no weights) or give the path of its folder"
         )
-    return read_model_config(Path(found).parent)
+    return read_model_config(Path(cached).parent)
 
 
 def digests(folder: Path, cache: Path | None = None) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """What a model's configuration says of its limits: a folder in; positions and columns of the head out.
 
 A config.json may leave out what is its architecture's default, so transformers reads it. One of an architecture that
-transformers does not know says what it says. Imports transformers where it reads a folder.
+transformers does not know says what it says. Imports transformers where it reads a folder, but for the positions of common
+architectures whose config.json states them: a run that finds its engines in a service would wait for that import alone.
 """
 
 import math
@@ -20,6 +21,10 @@ POSITION_KEYS = (
     "max_seq_length",
 )
 """What architectures call their number of positions."""
+PLAIN_TYPES = frozenset({
+    "gemma2", "gemma3_text", "llama", "mistral", "mixtral", "olmo2", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
+})  # fmt: skip
+"""Model types whose configuration has no number of positions but `max_position_embeddings`, and no scaling that is not written."""
 STRETCHED = ("linear", "dynamic", "ntk")
 """Types of rotary scaling whose factor comes on top of the positions that the config states, as vLLM reads it. Of yarn, llama3
 and longrope the stated number is the stretched one already."""
@@ -27,13 +32,14 @@ and longrope the stated number is the stretched one already."""
 
 def position_limit(folder: Path) -> int | None:
     """Positions that a model was made for; None if its config does not say."""
-    values = _values(folder)
+    written = read_model_config(folder)  # an unreadable one is named here
+    values = written if _states_positions(written) else _values(folder, written)
     return positions_of(values, str(values.get("model_type", "")))
 
 
 def vocabulary_columns(folder: Path) -> int | None:
     """Rows of a model's embedding, columns of its head; None if neither its config nor its architecture says."""
-    size = _text(_values(folder)).get("vocab_size")
+    size = _text(_values(folder, read_model_config(folder))).get("vocab_size")
     if not size:
         return None
     if not isinstance(size, int) or size < 0:
@@ -75,12 +81,22 @@ def _text(values: dict[str, Any]) -> dict[str, Any]:
     return values.get("text_config") or values
 
 
-def _values(folder: Path) -> dict[str, Any]:
-    """The folder's configuration with its architecture's defaults, as plain values."""
+def _states_positions(written: dict[str, Any]) -> bool:
+    """Whether a config.json says all that transformers would say of its positions."""
+    positions, kind = written.get("max_position_embeddings"), written.get("model_type")
+    is_plain = isinstance(kind, str) and kind in PLAIN_TYPES and "text_config" not in written
+    return is_plain and _is_number(positions) and positions > 0
+
+
+def _values(folder: Path, written: dict[str, Any]) -> dict[str, Any]:
+    """The folder's configuration with its architecture's defaults, as plain values.
+
+    Args:
+        written: what its config.json holds.
+    """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    written = read_model_config(folder)  # an unreadable one is named here
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         text = config.get_text_config()

@@ -385,8 +385,8 @@ def this_process() -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {"fusechat": __version__, "python": platform.python_version()}
+    versions = {"fusechat": __version__, "python": platform.python_version()}
     for package in RECORDED_PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            versions[package] = version(package)
+    return versions

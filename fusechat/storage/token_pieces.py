@@ -54,10 +54,14 @@ def read_counts(url: str, piece: int) -> PieceCounts:
     Raises:
         ArtifactError: it is gone.
     """
-    document = read_json(f"{url}/{piece:06d}.json")
+    return PieceCounts(**_read(f"{url}/{piece:06d}.json", f"{url}: piece {piece}"))
+
+
+def _read(url: str, what: str) -> dict[str, Any]:
+    document: dict[str, Any] | None = read_json(url)
     if document is None:
-        raise ArtifactError(f"{url}: piece {piece} is gone; run `fusechat tokenize` again")
-    return PieceCounts(**document)
+        raise ArtifactError(f"{what} is gone; run `fusechat tokenize` again")
+    return document
 
 
 @dataclass(frozen=True)
@@ -76,10 +80,7 @@ class TokenIndex:
         Raises:
             ArtifactError: it is gone.
         """
-        document = read_json(f"{pieces}/{INDEX}")
-        if document is None:
-            raise ArtifactError(f"{pieces}: its index is gone; run `fusechat tokenize` again")
-        return cls(**document)
+        return cls(**_read(f"{pieces}/{INDEX}", f"{pieces}: its index"))
 
 
 @dataclass(frozen=True)

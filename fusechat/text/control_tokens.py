@@ -105,10 +105,10 @@ class ControlTokens:
             pieces += [part, content]
             ranges.append((start, position))
         encoding = self._guarded[renamed, marker].encode("".join(pieces), add_special_tokens=False)
-        found = [token_id for token_id in encoding.ids if token_id in renamed and token_id != self._unknown_id]
+        read = [token_id for token_id in encoding.ids if token_id in renamed and token_id != self._unknown_id]
         expected = [token_id for token_id in written if token_id != self._unknown_id]
-        if found != expected:
-            raise ModelError(f"control tokens {expected} of a template were read as {found}; use another template")
+        if read != expected:
+            raise ModelError(f"control tokens {expected} of a template were read as {read}; use another template")
         return Encoded("".join(pieces), encoding, tuple(ranges[:-1]))
 
 

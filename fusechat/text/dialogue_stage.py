@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..config import RunConfig
+from ..config import DialoguesSection, ModelSection
+from ..config.layout import RunLayout
 from ..errors import DialogueError
 from ..models import model_files
 from ..models.model_limits import position_limit
@@ -16,7 +17,7 @@ from ..progress import Progress
 from ..storage import artifact
 from ..storage.artifact import Artifact, Claim
 from ..storage.pieces import finished_pieces, open_pieces, remove_pieces, without_pieces
-from ..storage.work import Needs, Work, nothing_left, run_here
+from ..storage.work import Needs, Work, nothing_left
 from .chat_template import load_tokenizer
 from .dialogue_files import file_digest, file_ranges
 from .dialogue_joining import DialogueJoin
@@ -30,45 +31,36 @@ ONE_CPU = Needs(cpus=1, units_in_flight=2)
 """Two units per worker: one at work and one that waits, so that none waits for the driver."""
 
 
-def prepare_dialogues(config: RunConfig, *, progress: Progress | None = None) -> Artifact:
-    """Read, check, cut and split the dialogues here, range after range; write train.jsonl and held_out.jsonl.
+def prepare_reading(
+    layout: RunLayout, pivot: ModelSection, section: DialoguesSection, capture: str, *, progress: Progress
+) -> list[Work]:
+    """Claim the folder of the dialogues; give what is left of reading, checking, cutting and splitting them as one work.
 
     A dialogue longer than `dialogues.max_tokens` of the pivot is cut after its last whole turn that fits; one whose first
     exchange does not fit is set aside. Both are counted, and the first thousand named, in the artifact.
 
+    Args:
+        capture: how teachers score, which may take a position of each dialogue.
     Raises:
-        DialogueError: a broken dialogue (unless `on_bad: skip`), held-out dialogues that are training dialogues (unless
-            `on_overlap: keep`), or none left.
-    """
-    progress = progress or Progress(quiet=True)
-    return run_here(prepare_reading(config, progress=progress), progress)[0]
-
-
-def prepare_reading(config: RunConfig, *, progress: Progress) -> list[Work]:
-    """Claim the folder of the dialogues; give what is left of reading them as one work.
-
-    Raises:
-        DialogueError: a file that is not there, or that is broken as a whole.
+        DialogueError: a file that is not there, or that is broken as a whole. The work raises it for a broken dialogue (unless
+            `on_bad: skip`), held-out dialogues that are training dialogues (unless `on_overlap: keep`), or none left.
         ModelError: a pivot that cannot be trained.
     """
-    section = config.dialogues
-    behind = positions_behind(config.extraction.capture)
-    model_files.check_trainable(model_files.resolve_model(config.pivot), config.pivot.name)
-    recipe = dialogues_recipe(section, config.pivot, config.extraction.capture)
-    parents = {"written": artifact.load(config.written_path, "written")} if section.prompts else {}
+    behind = positions_behind(capture)
+    model_files.check_trainable(model_files.resolve_model(pivot), pivot.name)
+    recipe = dialogues_recipe(section, pivot, capture)
+    parents = {"written": artifact.load(layout.written_path, "written")} if section.prompts else {}
     settings = {
         **recipe.settings,
         "files": {path: file_digest(path) for path in [*section.train, *section.held_out]},
     }
     claim = artifact.claim(
-        config.dialogues_path, "dialogues", settings=settings, parents=parents, if_changed=config.run.if_changed
+        layout.dialogues_path, "dialogues", settings=settings, parents=parents, if_changed=layout.if_changed
     )
-    finished = without_pieces(claim)
-    if finished is not None:
-        artifacts = [finished]
-        return [nothing_left("dialogues", lambda: artifacts)]
-    pieces, parts = open_pieces(claim), _parts(config)
-    folder, revision, text = tokenizer_source(config.pivot, config.pivot)
+    if (finished := without_pieces(claim)) is not None:
+        return [nothing_left("dialogues", lambda: [finished])]
+    pieces, parts = open_pieces(claim), _parts(section, layout.written_path / DIALOGUES_FILE)
+    folder, revision, text = tokenizer_source(pivot, pivot)
     _, text = load_tokenizer(folder, revision, text)
     # One date for the whole run: of the first try at it.
     date = str((artifact.read_json(f"{pieces}/date") or {"date": datetime.date.today().isoformat()})["date"])
@@ -81,7 +73,7 @@ def prepare_reading(config: RunConfig, *, progress: Progress) -> list[Work]:
         held_out_share=None if section.held_out else section.held_out_share,
         tokenizer=folder,
         revision=revision,
-        template=used_template(config.pivot, text, date),
+        template=used_template(pivot, text, date),
         max_tokens=min(section.max_tokens, (position_limit(Path(folder)) or section.max_tokens + behind) - behind),
     )
     read = finished_pieces(pieces)
@@ -105,8 +97,7 @@ def prepare_reading(config: RunConfig, *, progress: Progress) -> list[Work]:
     ]
 
 
-def _parts(config: RunConfig) -> tuple[ReadingPart, ...]:
-    section, written = config.dialogues, config.written_path / DIALOGUES_FILE
+def _parts(section: DialoguesSection, written: Path) -> tuple[ReadingPart, ...]:
     kept = [str(written)] if section.prompts and written.stat().st_size else []
     return tuple(
         ReadingPart(part, name, role)

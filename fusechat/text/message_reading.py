@@ -56,8 +56,8 @@ def read_message(turn: Any, place: str) -> Message:
     refuse_unknown(turn, KEYS, place)
     spoken = value_under(turn, ("role", "from"), place)
     if not isinstance(spoken, str) or spoken not in ROLES:
-        found = f"role {shown(spoken)}" if carries(spoken) else f"no role (keys: {keys_shown(turn)})"
-        raise DialogueError(f"{place}: found {found}, expected one of {', '.join(ROLES)}; rename it")
+        stands = f"role {shown(spoken)}" if carries(spoken) else f"no role (keys: {keys_shown(turn)})"
+        raise DialogueError(f"{place}: found {stands}, expected one of {', '.join(ROLES)}; rename it")
     role, content = ROLES[spoken], value_under(turn, ("content", "value"), place)
     calls = read_tool_calls(turn["tool_calls"], f"{place}: tool_calls") if "tool_calls" in turn else ()
     if carries(turn.get("function_call")):
@@ -123,8 +123,8 @@ def _joined(content: Any, place: str) -> str:
         if not isinstance(part, Mapping) or kind != "text":
             if isinstance(kind, str) and (kind in MEDIA or kind.removeprefix("input_") in MEDIA):
                 raise DialogueError(f"{here}: {media_text(kind)}")
-            found = f"type {shown(kind)}" if isinstance(part, Mapping) else type_name(part)
-            raise DialogueError(f'{here}: found {found}, expected {{"type": "text", "text": ...}}; write it as a text')
+            stands = f"type {shown(kind)}" if isinstance(part, Mapping) else type_name(part)
+            raise DialogueError(f'{here}: found {stands}, expected {{"type": "text", "text": ...}}; write it as a text')
         refuse_unknown(part, ("type", "text"), here)
         texts.append(text_of(part.get("text"), here))
     return "".join(texts)

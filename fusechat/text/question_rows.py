@@ -198,7 +198,7 @@ def _parquet_rows(path: Path, form: Form) -> Iterator[tuple[str, Any]]:
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: a text that is not UTF-8
         raise DialogueError(f"{path}: not readable as Parquet ({error}); expected a whole Parquet file") from None
     if not set(ASKED[form]) & set(table.column_names):
-        found = ", ".join(sorted(table.column_names))
-        raise DialogueError(f"{path}: found columns {found}, expected {_columns(form)}; rename one")
+        columns = ", ".join(sorted(table.column_names))
+        raise DialogueError(f"{path}: found columns {columns}, expected {_columns(form)}; rename one")
     for number, row in enumerate(table.to_pylist(), 1):
         yield f"{path}: row {number}", row

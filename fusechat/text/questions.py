@@ -37,7 +37,7 @@ def read_questions(path: str | Path, form: Form) -> list[Question]:
     Raises:
         DialogueError: a file that cannot be read, or a row that is no question; the place is named.
     """
-    found: list[Question] = []
+    questions: list[Question] = []
     places: dict[str, str] = {}
     for number, (place, row) in enumerate(rows_of(Path(path), form), 1):
         if isinstance(row, DialogueError):
@@ -48,10 +48,10 @@ def read_questions(path: str | Path, form: Form) -> list[Question]:
                 f"{place}: question {question.id!r} stands at {places[question.id]} already; give it another id"
             )
         places[question.id] = place
-        found.append(question)
-    if not found:
+        questions.append(question)
+    if not questions:
         raise DialogueError(f"{path}: holds no question; expected at least one")
-    return found
+    return questions
 
 
 def questions_digest(questions: Sequence[Question]) -> str:

@@ -54,10 +54,10 @@ def tokenize_dialogues(
     Raises:
         DialogueError, ModelError: as `tokenize_dialogue`.
     """
-    for found in tokenize_each(tokenizer, template, dialogues):
-        if isinstance(found, Exception):
-            raise found
-        yield found
+    for tokenized in tokenize_each(tokenizer, template, dialogues):
+        if isinstance(tokenized, Exception):
+            raise tokenized
+        yield tokenized
 
 
 def tokenize_each(
@@ -74,8 +74,8 @@ def tokenize_each(
                 yield one
                 continue
             try:
-                found = next(measured)
-                yield found if isinstance(found, ModelError) else lay_out(dialogue, one, found)
+                tokens = next(measured)
+                yield tokens if isinstance(tokens, ModelError) else lay_out(dialogue, one, tokens)
             except DialogueError as error:
                 yield error
 

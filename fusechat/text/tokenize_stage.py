@@ -1,7 +1,7 @@
 """The second door of the tokenize stage: checked dialogues in; one tokens artifact per model and split out.
 
-`prepare_tokens` gives two works a split: pieces are tokenized, then joined. `tokenize` does them in this process;
-`cluster.tokenizing` does them on Ray where there is something to share out. The bytes are the same.
+`prepare_tokens` gives two works a split: pieces are tokenized, then joined. `cluster.tokenizing` does them on Ray where there
+is something to share out, else in its own process; the bytes are the same.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..config import RunConfig
+from ..config import ModelSection
+from ..config.layout import RunLayout
 from ..models import model_files
 from ..progress import Progress
 from ..storage import artifact
@@ -19,17 +20,17 @@ from ..storage.artifact import Artifact, Claim
 from ..storage.pieces import finished_pieces, open_pieces, remove_pieces, without_pieces
 from ..storage.token_pieces import JoinInputs, TokenIndex, TokenJoiner, TokenSums, lay_out_pieces, sum_counts
 from ..storage.tokens import TokensReader, finish_tokens
-from ..storage.work import Work, nothing_left, run_here
+from ..storage.work import Work, nothing_left
 from .chat_template import load_tokenizer, renderer_of
 from .dialogue_reading import SPLITS
 from .dialogue_set import read_index
-from .dialogue_stage import ONE_CPU, prepare_dialogues, prepare_reading
+from .dialogue_stage import ONE_CPU, prepare_reading
 from .model_templates import tokenizer_source, used_template
 from .model_tokens import TokenInputs, TokenMaker, none_readable, own_end, vocab_size
 from .recipes import positions_behind, tokens_recipe
 from .template_heads import prompt_of
 
-__all__ = ["SPLITS", "prepare_dialogues", "prepare_reading", "prepare_tokens", "tokenize"]
+__all__ = ["SPLITS", "prepare_reading", "prepare_tokens"]
 
 MAX_NAMED = 10
 """Dialogues named in one message."""
@@ -37,37 +38,29 @@ MAX_LISTED = 1000
 """Dialogues named in a record."""
 
 
-def tokenize(config: RunConfig, name: str, *, progress: Progress | None = None) -> list[Artifact]:
-    """Tokenize both splits for one model under its template, here, piece after piece.
-
-    Returns:
-        the tokens artifacts of train and held_out.
-    Raises:
-        The errors of `prepare_tokens` and of its workers.
-    """
-    progress = progress or Progress(quiet=True)
-    return run_here(prepare_tokens(config, name, progress=progress), progress)
-
-
-def prepare_tokens(config: RunConfig, name: str, *, progress: Progress) -> list[Work]:
+def prepare_tokens(
+    layout: RunLayout, model: ModelSection, pivot: ModelSection, capture: str, *, progress: Progress
+) -> list[Work]:
     """Claim both splits' folders; give what is left of them: to tokenize, then to join, the training dialogues first.
 
+    Args:
+        model: that reads the dialogues under its template, which may be the pivot's.
+        capture: how it will score, which may take a position of each dialogue.
     Raises:
         ArtifactError: the dialogues are not finished, or another recipe's work stands in a folder.
         ModelError, ConfigError: no tokenizer or template that can be used.
     """
-    dialogues = artifact.load(config.dialogues_path, "dialogues")
-    model = config.model_named(name)
-    folder, revision, text = tokenizer_source(model, config.pivot)
+    dialogues, name = artifact.load(layout.dialogues_path, "dialogues"), model.name
+    folder, revision, text = tokenizer_source(model, pivot)
     settings = {
-        **tokens_recipe(model, config.extraction.capture).settings,
+        **tokens_recipe(model, capture).settings,
         "template": model_files.text_digest(text) if text else model.template,
-        "tokenizer": model_files.digests(Path(folder), config.digests_path)["tokenizer"],
+        "tokenizer": model_files.digests(Path(folder), layout.digests_path)["tokenizer"],
     }
     claims = {
         split: artifact.claim(
-            config.tokens_url(name, split), "tokens", settings={**settings, "split": split},
-            parents={"dialogues": dialogues}, if_changed=config.run.if_changed,
+            layout.tokens_url(name, split), "tokens", settings={**settings, "split": split},
+            parents={"dialogues": dialogues}, if_changed=layout.if_changed,
         )
         for split in SPLITS
     }  # fmt: skip
@@ -94,17 +87,17 @@ def prepare_tokens(config: RunConfig, name: str, *, progress: Progress) -> list[
             folder=folder,
             revision=revision,
             template=template,
-            is_pivot=name == config.pivot.name,
-            positions_behind=positions_behind(config.extraction.capture),
-            dialogues=str(config.dialogues_path / f"{split}.jsonl"),
-            index=read_index(config.dialogues_path, split),
+            is_pivot=name == pivot.name,
+            positions_behind=positions_behind(capture),
+            dialogues=str(layout.dialogues_path / f"{split}.jsonl"),
+            index=read_index(layout.dialogues_path, split),
             pieces=open_pieces(claim),
         )
         attributes = {
             **settings, "split": split, "dialogues_digest": dialogues.counts[f"{split}_digest"], **template.to_attributes(),
             "vocab_size": vocab_size(Path(folder), tokenizer),
         }  # fmt: skip
-        end = _End(claim, inputs, split, config.tokens_url(name, "train"), attributes, tokenizer, progress)
+        end = _End(claim, inputs, split, layout.tokens_url(name, "train"), attributes, tokenizer, progress)
         works += _works(inputs, end)
     return works
 

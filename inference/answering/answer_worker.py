@@ -5,7 +5,7 @@ are answered one after the other, a chunk's questions together, so that the engi
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from fusechat.text.template_heads import spoken
 from fusechat.text.tokenization import tokenize_prompt
 
 from ..engine.engine_worker import EngineWorker
+from ..serving.remote_engine import RemoteEngine, ServedBy
 from .asked import Asked, AskedSet
 
 MAX_TURN_SEEDS = 1 << 20
@@ -62,6 +63,12 @@ class AnsweringInputs:
     seed: int
     is_wide_on_cpus: bool
     """An engine on CPUs whose dtype is `auto` computes in float32, whatever the checkpoint says."""
+    served: ServedBy | None = None
+    """An engine of a service that answers; None: the worker starts its own."""
+
+    def served_by(self, served: ServedBy) -> "AnsweringInputs":
+        """The same work by an engine of a service."""
+        return replace(self, served=served)
 
 
 class AnswerWorker(EngineWorker):
@@ -77,9 +84,14 @@ class AnswerWorker(EngineWorker):
         Returns:
             the seconds the start took, and the engine's positions.
         """
-        from ..engine.engine import Engine
+        started = time.monotonic()
+        positions = self.longest()
+        self._open_engine(positions)
+        return {"seconds": time.monotonic() - started, "positions": positions}
 
-        started, inputs = time.monotonic(), self.inputs
+    def longest(self) -> int:
+        """Tokens of the longest dialogue with its answers; opens tokenizer and questions."""
+        inputs = self.inputs
         tokens = TokensReader(inputs.tokens_url)
         self._template = ChatTemplate.from_attributes(tokens.attributes)
         self._tokenizer, _ = load_tokenizer(str(model_files.resolve_model(inputs.reader)), template=self._template.text)
@@ -87,11 +99,19 @@ class AnswerWorker(EngineWorker):
         self._stops = sorted({*tokens.turn_end_ids(), *own_stop_ids(self._folder)})
         self._questions = {name: asked_set.read() for name, asked_set in inputs.sets.items()}
         self._positions = self._needed_positions()
+        return self._positions
+
+    def _open_engine(self, positions: int) -> None:
+        inputs = self.inputs
+        if inputs.served is not None:
+            self._engine = RemoteEngine(inputs.served, max_tokens=positions)
+            return
+        from ..engine.engine import Engine
+
         self._engine = Engine(
-            str(self._folder), max_tokens=self._positions, section=self._engine_section, face="generate",
+            str(self._folder), max_tokens=positions, section=self._engine_section, face="generate",
             is_wide_on_cpus=inputs.is_wide_on_cpus,
         )  # fmt: skip
-        return {"seconds": time.monotonic() - started, "positions": self._positions}
 
     def run_unit(self, unit: int) -> dict[str, Any]:
         """Answer one chunk and write its file.

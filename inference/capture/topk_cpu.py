@@ -180,14 +180,14 @@ def _best_columns(
     for block in range(len(maxima), len(best)):
         if best[block] > maxima[-1]:
             _insert(maxima, blocks, best[block], block)
-    found = 0
+    count = 0
     _sort(blocks)  # so that of equals the first column stands first
     for block in blocks:
         for column in range(block * BLOCK, min((block + 1) * BLOCK, len(ordered))):
-            if found < len(values):
-                values[found], columns[found] = ordered[column], column
-                found += 1
-                _insert(values[:found], columns[:found], ordered[column], column)
+            if count < len(values):
+                values[count], columns[count] = ordered[column], column
+                count += 1
+                _insert(values[:count], columns[:count], ordered[column], column)
             elif ordered[column] > values[-1]:
                 _insert(values, columns, ordered[column], column)
 

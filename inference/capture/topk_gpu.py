@@ -77,7 +77,7 @@ def _best_columns(logits: Tensor, group_maxima: Tensor, k: int) -> tuple[Tensor,
     group_ids = torch.arange(groups, device=logits.device)
     _, best = split_keys(keys_of(group_maxima, group_ids).topk(min(k, groups), dim=1, sorted=False).values)
     candidates = (best[:, :, None] * GROUP + torch.arange(GROUP, device=logits.device)).flatten(1)
-    found = logits.gather(1, candidates.clamp(max=columns - 1)).float()
+    values = logits.gather(1, candidates.clamp(max=columns - 1)).float()
     # Columns that do not exist come behind all others, those of value -inf included.
-    keys = keys_of(found, candidates).masked_fill_(candidates >= columns, torch.iinfo(torch.int64).min)
+    keys = keys_of(values, candidates).masked_fill_(candidates >= columns, torch.iinfo(torch.int64).min)
     return split_keys(keys.topk(k, dim=1).values)

@@ -142,5 +142,5 @@ def _head_dtype(section: EngineSection) -> str:
 
 def _dtype(config: Any, model: str, revision: str | None) -> Literal["auto", "float32"]:
     """What the checkpoint says: vLLM's `auto`, but that it would turn float32 into half precision."""
-    found = ModelArchConfigConvertorBase.get_torch_dtype(config, model, revision=revision, config_format="hf")
-    return "float32" if found == torch.float32 else "auto"
+    dtype = ModelArchConfigConvertorBase.get_torch_dtype(config, model, revision=revision, config_format="hf")
+    return "float32" if dtype == torch.float32 else "auto"

@@ -4,7 +4,7 @@ Units are the shards of the store, then one for all teachers of the same dialogu
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import HERE, Place
 
 from ..scoring_worker import ScoringInputs, ScoringWorker
+from ..serving.remote_engine import ServedBy
 from .teacher_rows import TeacherRows, chosen_rows, read_dialogues, split_chosen
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ class HeldOutInputs:
     """Of its store; 0: nothing was held out, and there is none."""
     teachers: tuple[tuple[TeacherRows, ...], ...]
     """Of the same dialogues together: they are read once, for the ids of all."""
+
+    def served_by(self, served: ServedBy) -> "HeldOutInputs":
+        """The same work by an engine of a service."""
+        return replace(self, scoring=self.scoring.served_by(served))
 
 
 class _NotANumber(Exception):
@@ -61,18 +66,21 @@ class HeldOutWorker(ScoringWorker):
             EngineError: the engine does not start.
         """
         started, task = time.monotonic(), self.task
-        longest = 1
         if task.num_shards:
             self._open_store()
-            longest = self.tokens.longest()
-        firsts = [group[0] for group in task.teachers if group]
-        self._readers = {one.tokens_url: TokensReader(one.tokens_url) for one in firsts}
-        for one in firsts:
-            longest = max(longest, *(_length(self._readers[one.tokens_url], number) for number in one.dialogues))
-        engine = self._open_engine(longest)
+        engine = self._open_engine(self.longest())
         if task.num_shards:
             artifact.write_json(f"{task.scoring.store_url}/{ENGINE_FILE}", engine.info)
         return {"seconds": time.monotonic() - started}
+
+    def longest(self) -> int:
+        """Tokens of the longest dialogue, the teachers' among them."""
+        longest = super().longest() if self.task.num_shards else 1
+        firsts = [group[0] for group in self.task.teachers if group]
+        self._readers = {one.tokens_url: TokensReader(one.tokens_url) for one in firsts}
+        for one in firsts:
+            longest = max(longest, *(_length(self._readers[one.tokens_url], number) for number in one.dialogues))
+        return longest
 
     def run_unit(self, unit: int) -> dict[str, Any]:
         """Score one shard of the store, or the ids of the teachers of some dialogues.
@@ -109,7 +117,7 @@ class HeldOutWorker(ScoringWorker):
         started, patience = time.monotonic(), self.inputs.storage_patience_seconds
         reader, dialogues = self._readers[teachers[0].tokens_url], teachers[0].dialogues
         read = patiently(lambda: list(read_dialogues(reader, teachers)), seconds=patience)
-        ids, targets, asked = ([one[place] for one in read] for place in range(3))
+        ids, targets, asked = [one[0] for one in read], [one[1] for one in read], [one[2] for one in read]
         with self._engine_turn:
             rows = self._score(ids, targets, [np.concatenate(of_one, axis=1) for of_one in asked])
         parts = [split_chosen(*one) for one in zip(rows, asked, strict=True)]

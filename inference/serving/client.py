@@ -8,6 +8,7 @@ import contextlib
 import http.client
 import json
 import queue
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,8 @@ from .wire import BINARY, JSON, RECIPE_HEADER, ScoreReply, ScoreRequest, read_re
 SCORE_PATH = "/v1/score"
 REPLY_SECONDS = 3600.0
 """For a reply: an engine may have many tokens before it."""
+LOOK_SECONDS = 10.0
+"""For a reply to a GET: no engine works for it."""
 REST_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Between two tries; the last one again and again."""
 AWAY = {429, 500, 502, 503, 504}
@@ -39,7 +42,7 @@ class Connection:
         Args:
             address: http or https URL, such as `http://127.0.0.1:8000`.
             patience: how long a service is asked again that does not answer, seconds.
-            seconds: how long it may take for one reply.
+            seconds: how long it may take for one reply; what no engine works for, 10 at most.
         Raises:
             ConfigError: no such URL.
         """
@@ -146,7 +149,8 @@ class Connection:
 
     def _send(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, float, bytes]:
         """Status, seconds that the service wants to be left alone, and body."""
-        with self._connection() as connection:
+        seconds = self._seconds if method != "GET" else min(self._seconds, LOOK_SECONDS)
+        with self._connection(seconds) as connection:
             connection.request(method, self._path + path, body, headers)
             response = connection.getresponse()
             data = response.read()
@@ -154,18 +158,32 @@ class Connection:
             return response.status, float(wait) if wait.isdigit() else 0.0, data
 
     @contextlib.contextmanager
-    def _connection(self) -> Iterator[http.client.HTTPConnection]:
-        """One that nobody else uses; put back only if all went well."""
+    def _connection(self, seconds: float) -> Iterator[http.client.HTTPConnection]:
+        """One that nobody else uses and that waits so long; put back only if all went well."""
         try:
             connection = self._idle.get_nowait()
         except queue.Empty:
-            connection = self._kind(self._host, self._port, timeout=self._seconds)
+            connection = self._kind(self._host, self._port)
+        connection.timeout = seconds
         try:
+            if connection.sock is None:
+                connection.connect()
+            assert connection.sock is not None, "it is connected"
+            _set_limits(connection.sock, seconds)
             yield connection
         except BaseException:
             connection.close()
             raise
         self._idle.put(connection)
+
+
+def _set_limits(connection: socket.socket, seconds: float) -> None:
+    """How long a reply is waited for; meanwhile the system looks whether the other machine is still there."""
+    connection.settimeout(seconds)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6)):
+        if hasattr(socket, option):  # not of every system
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 def _rests() -> Iterator[float]:

@@ -1,6 +1,7 @@
 """What an engine of a service is: which model, which face, and the recipe that decides what it says.
 
-Goes in: a run. Comes out: a `Face` per model and face, cheap to send. Knows nothing about engines or Ray.
+Goes in: models and what the run file says of them. Comes out: a `Face` per model and face, cheap to send. Knows nothing about
+engines or Ray.
 """
 
 import hashlib
@@ -9,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fusechat.config import ExtractionSection, ModelSection, RunConfig
+from fusechat.config import ExtractionSection, ModelSection
+from fusechat.config.layout import RunLayout
+from fusechat.config.serve import ServeSection
 from fusechat.errors import ConfigError
 from fusechat.models.model_limits import position_limit
 from fusechat.models.resolved_model import ResolvedModel, resolve
@@ -52,35 +55,38 @@ class Face:
         return f"{self.name}-{self.kind}-{self.recipe[:8]}"
 
 
-def faces_of(config: RunConfig, names: Sequence[str]) -> list[Face]:
-    """The faces of a run's models, in order.
+def faces_of(
+    layout: RunLayout, pivot: ModelSection, models: Sequence[ModelSection], serve: ServeSection, rows: ExtractionSection, *,
+    dialogue_tokens: int,
+) -> list[Face]:  # fmt: skip
+    """The faces of models, in order.
 
     Args:
-        names: models; empty: all of the run.
+        pivot: whose template a model may read under.
+        dialogue_tokens: longest dialogue of the run, in the pivot's tokens.
     Raises:
-        ConfigError: no such model, or a template that cannot be read.
+        ConfigError: a template that cannot be read, or `serve.max_tokens` is more than a model reads.
         ModelError: a model that is not there, or without a tokenizer.
     """
     from fusechat.text.model_templates import template_of  # transformers: seconds
 
     faces = []
-    for name in names or [model.name for model in config.models]:
-        section = config.model_named(name)
-        model, template = resolve(section, config.layout.digests_path), template_of(section, config.pivot)
-        longest = _max_tokens(config, model)
-        for kind in config.serve.faces_of(name):
+    for section in models:
+        model, template = resolve(section, layout.digests_path), template_of(section, pivot)
+        longest = _max_tokens(model, serve.max_tokens, rows.capture, 2 * dialogue_tokens)
+        for kind in serve.faces_of(model.name):
             faces.append(
                 Face(
                     kind=kind,
                     model=section,
                     template=template,
-                    k=config.extraction.k if kind == "score" else 1,
-                    capture=config.extraction.capture,
+                    k=rows.k if kind == "score" else 1,
+                    capture=rows.capture,
                     max_tokens=longest,
-                    max_dialogues=config.serve.max_request_dialogues,
-                    at_once=config.serve.requests_in_flight,
-                    self_check_dialogues=config.extraction.self_check_dialogues,
-                    recipe=recipe_of(kind, model, template, config.extraction),
+                    max_dialogues=serve.max_request_dialogues,
+                    at_once=serve.requests_in_flight,
+                    self_check_dialogues=rows.self_check_dialogues,
+                    recipe=recipe_of(kind, model, template, rows),
                 )
             )
     return faces
@@ -100,15 +106,11 @@ def recipe_of(kind: FaceName, model: ResolvedModel, template: str, section: Extr
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _max_tokens(config: RunConfig, model: ResolvedModel) -> int:
-    """Longest dialogue that the engines of a model read.
-
-    Raises:
-        ConfigError: `serve.max_tokens` is more than the model reads.
-    """
-    limit, wanted = position_limit(model.folder), config.serve.max_tokens
+def _max_tokens(model: ResolvedModel, wanted: int | None, capture: str, most: int) -> int:
+    """Longest dialogue that the engines of a model read: what is wanted, else `most`, or what the model reads."""
+    limit = position_limit(model.folder)
     # vLLM's prompt logprobs come with one sampled token, which takes a position behind the dialogue.
-    limit = limit - 1 if limit and config.extraction.capture == "prompt_logprobs" else limit
+    limit = limit - 1 if limit and capture == "prompt_logprobs" else limit
     if wanted and limit and wanted > limit:
         raise ConfigError(f"serve.max_tokens is {wanted}, {model.name} reads {limit}; lower it or leave it out")
-    return wanted or min(2 * config.dialogues.max_tokens, limit or 2 * config.dialogues.max_tokens)
+    return wanted or min(most, limit or most)

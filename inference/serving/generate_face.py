@@ -7,7 +7,6 @@ Ray. One engine in a process of its own, because vLLM's asynchronous engine has 
 import asyncio
 import contextlib
 import json
-import os
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, fields
@@ -87,11 +86,12 @@ class GenerateFace:
     def about(self) -> dict[str, Any]:
         """What the engine is, as plain values."""
         import vllm
+        from vllm.platforms import current_platform
 
         config = self._engine.model_config
         return {
-            "pid": os.getpid(),
             "engine": f"vllm {vllm.__version__}",
+            "device": current_platform.device_type,
             "dtype": str(config.dtype).removeprefix("torch."),
         }
 

@@ -4,16 +4,16 @@ Imports neither vLLM nor torch, so that a run which finds a service begins at on
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 
 from fusechat.errors import ConfigError, ServiceError
-from fusechat.storage.work import Needs, Work
+from fusechat.storage.work import HERE, Needs, Work
 
 from ..capture.rows import TopKRows
 from .client import Connection
@@ -40,6 +40,8 @@ class ServedBy:
     max_tokens: int
     patience: float
     """How long a service that does not answer is asked again, seconds."""
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    """What the service says of the engine: its `device`, its `dtype` and so on."""
 
     def connect(self) -> Connection:
         """A connection of the worker's own."""
@@ -71,6 +73,11 @@ class RemoteEngine:
     def alive(self) -> bool:
         """A service replaces its engines itself."""
         return True
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """As `Engine.info`, and whose engine it is."""
+        return {**self.served.engine, "service": self.served.service}
 
     def score(
         self,
@@ -144,12 +151,36 @@ class RemoteEngine:
             )
 
 
+class ServableInputs(Protocol):
+    """What a worker is told that can let an engine of a service do its work."""
+
+    def served_by(self, served: ServedBy) -> Self:
+        """The same inputs with that engine."""
+        ...
+
+
+class ServableWorker(Protocol):
+    """A worker whose engine may be one of a service."""
+
+    def longest(self) -> int:
+        """Tokens of the longest dialogue, or prompt and answer together, that its engine must read."""
+        ...
+
+
 def served_work(work: Work, served: ServedBy) -> Work:
     """The same work with an engine of a service: its worker holds none, and may stand in the driver's own process.
 
     Args:
-        work: as a stage's `prepare` makes it: a worker's class, and inputs that have a field `served`.
+        work: as a stage's `prepare` makes it: a worker's class, and its `ServableInputs`.
     """
     make: partial[Any] = work.make_worker  # type: ignore[assignment]
+    inputs: ServableInputs
     (inputs,) = make.args
-    return replace(work, make_worker=partial(make.func, replace(inputs, served=served)), needs=Needs())
+    needs = Needs(units_in_flight=work.needs.units_in_flight)
+    return replace(work, make_worker=partial(make.func, inputs.served_by(served)), needs=needs)
+
+
+def longest_of(work: Work) -> int:
+    """Tokens that an engine must read for a work."""
+    worker: ServableWorker = work.make_worker(HERE)  # type: ignore[assignment]
+    return worker.longest()

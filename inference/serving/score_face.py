@@ -5,7 +5,6 @@ Knows nothing about Ray or HTTP beyond bodies, content types and a status.
 
 import json
 import logging
-import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,7 +83,7 @@ class ScoreFace:
 
     def about(self) -> dict[str, Any]:
         """What the engine is, as plain values."""
-        return {"pid": os.getpid(), **self._engine.info, "vocab_size": self._engine.vocab_size}
+        return {**self._engine.info, "vocab_size": self._engine.vocab_size}
 
     def answer(self, body: bytes, content_type: str, accept: str) -> Reply:
         """Score the dialogues of a request.

@@ -5,6 +5,7 @@ no answer twice, the best first and equals by lot. One prompt is looked at after
 their number.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -144,31 +145,34 @@ def keep(
         DialogueError: nothing is kept; the reasons and three answers are shown. All answers stay where they are.
     """
     _, decide = find_rule(section)
-    lines: list[str] = []
-    verdicts: list[str] = []
     table: dict[tuple[str, str], Counter[str]] = {}
     shown: list[str] = []
-    unanswered = 0
-    for prompt, answers in each_prompt(layout, writers):
-        answers = [_with_known(prompt, answer, known) for answer in answers]
-        decided = decide_all(prompt, answers, decide, per_prompt=section.per_prompt, seed=seed)
-        for answer, verdict in zip(answers, decided, strict=True):
-            counted = table.setdefault((answer.writer, prompt.dialogue.kind), Counter())
-            counted["" if verdict.is_kept else verdict.reason] += 1
-            if verdict.is_kept:
-                lines.append(row_text(dialogue_of(prompt, answer)))
-            elif len(shown) < SHOWN_ANSWERS:
-                shown.append(f"{prompt.id!r}, {answer.writer}: {answer.text[:SHOWN_CHARACTERS]!r} ({verdict.reason})")
-        unanswered += not any(verdict.is_kept for verdict in decided)
-        verdicts.append(_verdict_row(prompt, answers, decided))
-    if not lines:
-        reasons = sum(table.values(), Counter())
-        raise DialogueError(_all_refused(section.keep, reasons, shown))
-    for name, rows in ((DIALOGUES_FILE, lines), (VERDICTS_FILE, verdicts)):
-        path = layout.written_path / name
-        with storage_errors(path):
-            path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
-    return claimed.finish(_counts(section.keep, table, len(verdicts), unanswered))
+    unanswered = num_prompts = num_kept = 0
+    paths = [layout.written_path / name for name in (DIALOGUES_FILE, VERDICTS_FILE)]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(storage_errors(layout.written_path))
+        dialogues, verdicts = (stack.enter_context(path.open("w", encoding="utf-8")) for path in paths)
+        for prompt, answers in each_prompt(layout, writers):
+            num_prompts += 1
+            answers = [_with_known(prompt, answer, known) for answer in answers]
+            decided = decide_all(prompt, answers, decide, per_prompt=section.per_prompt, seed=seed)
+            for answer, verdict in zip(answers, decided, strict=True):
+                counted = table.setdefault((answer.writer, prompt.dialogue.kind), Counter())
+                counted["" if verdict.is_kept else verdict.reason] += 1
+                if verdict.is_kept:
+                    dialogues.write(f"{row_text(dialogue_of(prompt, answer))}\n")
+                    num_kept += 1
+                elif len(shown) < SHOWN_ANSWERS:
+                    shown.append(
+                        f"{prompt.id!r}, {answer.writer}: {answer.text[:SHOWN_CHARACTERS]!r} ({verdict.reason})"
+                    )
+            unanswered += not any(verdict.is_kept for verdict in decided)
+            verdicts.write(f"{_verdict_row(prompt, answers, decided)}\n")
+    if not num_kept:
+        for path in paths:
+            path.unlink()
+        raise DialogueError(_all_refused(section.keep, sum(table.values(), Counter()), shown))
+    return claimed.finish(_counts(section.keep, table, num_prompts, unanswered))
 
 
 def decide_all(

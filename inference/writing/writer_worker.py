@@ -11,7 +11,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,10 @@ class WriterInputs:
     served: ServedBy | None = None
     """An engine of a service that answers; None: the worker starts its own."""
 
+    def served_by(self, served: ServedBy) -> "WriterInputs":
+        """The same work by an engine of a service."""
+        return replace(self, served=served)
+
     def chunk(self, unit: int) -> slice:
         """Numbers of the prompts of a unit."""
         return slice(unit * self.chunk_prompts, (unit + 1) * self.chunk_prompts)
@@ -95,7 +99,14 @@ class WriterWorker(EngineWorker):
         Raises:
             ModelError, EngineError: the model cannot be opened.
         """
-        started, inputs = time.monotonic(), self.inputs
+        started = time.monotonic()
+        positions = self.longest()
+        self._open_engine(positions)
+        return {"seconds": time.monotonic() - started, "positions": positions}
+
+    def longest(self) -> int:
+        """Tokens of the longest prompt with its answers; opens tokenizer and prompts."""
+        inputs = self.inputs
         folder = model_files.resolve_model(inputs.model)
         self._template = ChatTemplate.from_attributes(inputs.template)
         self._tokenizer, _ = load_tokenizer(str(folder), template=self._template.text)
@@ -103,19 +114,17 @@ class WriterWorker(EngineWorker):
         self._stops = sorted({*self._reader.stop_ids, *own_stop_ids(folder)})
         self._prompts = saved_prompts(inputs.prompts_file)
         self._positions = self._needed_positions(folder)
-        if inputs.served is not None:
-            self._engine = RemoteEngine(inputs.served, max_tokens=self._positions)
-            self._engine_turn = contextlib.nullcontext()
-        else:
-            self._start_engine(str(folder))
-        return {"seconds": time.monotonic() - started, "positions": self._positions}
+        return self._positions
 
-    def _start_engine(self, folder: str) -> None:
+    def _open_engine(self, positions: int) -> None:
+        if self.inputs.served is not None:
+            self._engine = RemoteEngine(self.inputs.served, max_tokens=positions)
+            self._engine_turn = contextlib.nullcontext()  # the service gives the turns
+            return
         from ..engine.engine import Engine
 
-        self._engine = engine = Engine(
-            folder, max_tokens=self._positions, section=self._engine_section, face="generate"
-        )
+        folder = str(model_files.resolve_model(self.inputs.model))
+        self._engine = engine = Engine(folder, max_tokens=positions, section=self._engine_section, face="generate")
         if engine.info["device"] != "cpu":
             self._engine_turn = contextlib.nullcontext()
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from alignment_runs import objects_of, prepared
+from stages_here import align
 
-from alignment import stage
 from alignment.vocabulary.vocabulary_file import FILE_NAME
 from fusechat.config import RunConfig
 
@@ -41,10 +41,10 @@ HARMS: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 def test_what_is_damaged_in_a_stopped_alignment_is_made_again(config: RunConfig) -> None:
     name = config.sources[0].name
-    made = stage.run(config, name)
+    made = align(config, name)
     url, objects, counts = Path(made.url), objects_of(Path(made.url)), made.counts
     for what, (file, harm) in HARMS.items():
         (url / "artifact.json").unlink()
         harm(url / file)
-        again = stage.run(config, name)
+        again = align(config, name)
         assert objects_of(url) == objects and again.counts == counts, what

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from alignment_runs import beside, name_other_dialogues, objects_of, prepared
+from stages_here import align
 
 from alignment import stage
 from alignment.recipe import recipe
@@ -33,7 +34,7 @@ def _changed(config: RunConfig, tmp_path: Path, **alignment: str) -> RunConfig:
 
 def test_stage_run_default_covers_all_rows_and_obeys_the_contract(config):
     name = config.sources[0].name
-    made = stage.run(config, name)
+    made = align(config, name)
     store = RowStore.open(config.aligned_url(name), "aligned")
     assert store.layout.num_shards > 1 and not store.missing_shards() and not find_damage(store)
     assert made.counts["coverage"] > 0.99
@@ -46,27 +47,27 @@ def test_stage_run_default_covers_all_rows_and_obeys_the_contract(config):
 
 def test_stage_run_twice_skips_and_leaves_the_store_alone(config):
     name = config.sources[0].name
-    first = stage.run(config, name)
+    first = align(config, name)
     before = sorted((p, p.stat().st_mtime_ns) for p in Path(first.url).rglob("*") if p.is_file())
-    assert stage.run(config, name).fingerprint == first.fingerprint
+    assert align(config, name).fingerprint == first.fingerprint
     assert before == sorted((p, p.stat().st_mtime_ns) for p in Path(first.url).rglob("*") if p.is_file())
 
 
 def test_stage_run_after_lost_shards_writes_the_same_bytes(config):
     name = config.sources[0].name
-    url = Path(stage.run(config, name).url)
+    url = Path(align(config, name).url)
     objects = objects_of(url)
     record = json.loads((url / "artifact.json").read_text())
     (url / "artifact.json").unlink()
     (url / "label_logprob" / "c" / "1").unlink()
-    again = stage.run(config, name)
+    again = align(config, name)
     assert objects_of(url) == objects
     assert again.counts == record["counts"]
 
 
 def test_stage_shards_in_any_order_equal_the_run(config, tmp_path):
     name = config.sources[0].name
-    whole = Path(stage.run(config, name).url)
+    whole = Path(align(config, name).url)
     other = beside(config, tmp_path)
     inputs = stage.alignment_inputs(other.layout, other.pivot.name, name, other.alignment)
     claim, store = stage.claim_store(
@@ -89,7 +90,7 @@ def test_stage_shards_in_any_order_equal_the_run(config, tmp_path):
 )
 def test_stage_run_other_rules_write_whole_stores(config, tmp_path, rules):
     name = config.sources[0].name
-    made = stage.run(_changed(config, tmp_path, **rules), name)
+    made = align(_changed(config, tmp_path, **rules), name)
     store = RowStore.open(made.url, "aligned")
     assert not find_damage(store)
     kinds = np.concatenate([block["kind"] for _, block in store.iter_shards()])
@@ -98,15 +99,15 @@ def test_stage_run_other_rules_write_whole_stores(config, tmp_path, rules):
 
 
 def test_stage_run_other_rule_on_same_folder_is_refused(config, tmp_path):
-    stage.run(config, config.sources[0].name)
+    align(config, config.sources[0].name)
     with pytest.raises(ArtifactError, match="row_rule"):
-        stage.run(_changed(config, tmp_path, row_rule="map"), config.sources[0].name)
+        align(_changed(config, tmp_path, row_rule="map"), config.sources[0].name)
 
 
 def test_stage_same_tokenizer_rows_pass_through(run_file, tiny_models):
     config = prepared(run_file, "extraction.shard_tokens=300", f"sources.0.model={tiny_models['llama']}")
     name = config.sources[0].name
-    made = stage.run(config, name)
+    made = align(config, name)
     rows, aligned = RowStore.open(config.logprobs_url(name), "logprobs"), RowStore.open(made.url, "aligned")
     for shard, block in aligned.iter_shards():
         assert (block["kind"] == RowKind.IDENTITY).all()
@@ -121,18 +122,18 @@ def test_stage_tokens_of_other_dialogues_are_refused(config):
     name = config.sources[0].name
     name_other_dialogues(config, name)
     with pytest.raises(AlignmentError, match="expected the same dialogues"):
-        stage.run(config, name)
+        align(config, name)
 
 
 def test_stage_vocabularies_survive_the_file(config):
-    made = stage.run(config, config.sources[0].name)
+    made = align(config, config.sources[0].name)
     vocabularies = load_vocabularies(made.url)
     assert vocabularies.origin_counts() == made.counts["vocabulary_map"]
     assert vocabularies.counts.matrix().sum() == vocabularies.counts.counts.sum() > 0
 
 
 def test_inspect_shows_the_figures_by_kind_of_text(config, capsys):
-    made = stage.run(config, config.sources[0].name)
+    made = align(config, config.sources[0].name)
     show_artifact(made.url, dialogue=0, num_rows=3, verify=True)
     lines = capsys.readouterr().out.splitlines()
     table = lines[next(i for i, line in enumerate(lines) if line.startswith("text ")) :]
@@ -145,7 +146,7 @@ def test_inspect_shows_the_figures_by_kind_of_text(config, capsys):
 
 
 def test_inspect_finds_the_tokens_under_the_names_that_an_ablation_gives(config, capsys):
-    made = stage.run(config, config.sources[0].name)
+    made = align(config, config.sources[0].name)
     tokens = Path(config.tokens_url(config.pivot.name))
     tokens.rename(f"{tokens}-0123456789ab")
     store = Path(made.url).rename(f"{made.url}-ba9876543210")
@@ -163,6 +164,6 @@ def test_stage_takes_the_store_for_itself_and_leaves_nothing_of_killed_writers(c
     partial.parent.mkdir()
     partial.write_bytes(b"half")
     with hold_store(config.aligned_url(source), "refuse"), pytest.raises(BusyError, match="is writing this store"):
-        stage.run(config, source)
-    stage.run(config, source)
+        align(config, source)
+    align(config, source)
     assert not partial.exists() and not (Path(config.aligned_url(source)) / LEASE_FILE).exists()

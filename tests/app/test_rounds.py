@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plain_engines import PlainEngine, use_plain_engines
+from plain_engine import PlainEngine, use_plain_engines
 from round_runs import rounds_run
 
 from fusechat.app import pipeline
@@ -78,7 +78,10 @@ def test_each_round_begins_where_the_one_before_ended_and_answers_anew(finished:
 
 
 def test_students_of_the_rounds_are_measured_and_have_lines_in_the_status(finished: RunConfig) -> None:
-    models = {model.id: model for model in measured_models(finished)}
+    models = {
+        model.id: model
+        for model in measured_models(finished.layout, finished.pivot, finished.sources, finished.measured_ids)
+    }
     assert list(models) == ["pivot", "fused", "round.1", "round.2"]
     assert models["round.2"].folder == finished.run.output / "rounds/2/targets/joint"
     assert (models["round.2"].label, models["round.2"].reader) == ("round 2", "pivot")

@@ -1,18 +1,26 @@
 """Alignment on a real local Ray: the bytes of the run in one process, resumption, and what a broken shard leaves."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from alignment_runs import beside, name_other_dialogues, objects_of, prepared
+from stages_here import align
 
-from alignment import stage
 from cluster import alignment as cluster_alignment
+from cluster.pool.session import ray_session
 from cluster.pool.worker_pool import WorkerPool
 from fusechat.config import ClusterSection, RunConfig
 from fusechat.errors import AlignmentError
 from fusechat.storage import artifact
 from fusechat.storage.damage import find_damage
 from fusechat.storage.row_store import RowStore
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    with ray_session(ClusterSection(num_cpus=2)):
+        yield
 
 
 @pytest.fixture
@@ -39,7 +47,7 @@ def _count_pool_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize("rules", [{}, {"token_rule": "released", "vocabulary_rule": "released"}])
 def test_cluster_alignment_equals_the_run_in_one_process(config, tmp_path, monkeypatch, rules):
     names, source = _count_pool_runs(monkeypatch), config.sources[0].name
-    alone = stage.run(_on_cpus(config, 1, **rules), source)
+    alone = align(_on_cpus(config, 1, **rules), source)
     shared = cluster_alignment.run(_on_cpus(beside(config, tmp_path), 2, **rules), source)
     assert names == [f"count {source}", f"align {source}"]
     assert shared.counts == alone.counts and shared.url != alone.url
@@ -48,7 +56,7 @@ def test_cluster_alignment_equals_the_run_in_one_process(config, tmp_path, monke
 
 def test_cluster_alignment_goes_on_with_the_missing_shards_only(config, monkeypatch):
     source, config = config.sources[0].name, _on_cpus(config, 2)
-    url = Path(stage.run(config, source).url)
+    url = Path(align(config, source).url)
     objects, stamps = objects_of(url), {p: p.stat().st_mtime_ns for p in (url / "label_logprob" / "c").iterdir()}
     (url / "artifact.json").unlink()
     lost = [url / "label_logprob" / "c" / shard for shard in ("0", "2")]

@@ -20,6 +20,7 @@ import ray
 from fault_runs import FailingS3, extract, extracting, held, store_of
 from gated_teachers import SimulatedTeacher, contents, gate_of, gated, tries, wait_for
 from ray.cluster_utils import Cluster
+from stages_here import prepare_dialogues, tokenize
 from tiny_runs import tiny_run
 
 from cluster import extraction
@@ -30,7 +31,6 @@ from fusechat.errors import BusyError, ClusterError, StorageError
 from fusechat.storage.damage import find_damage, repair
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.work import Needs
-from fusechat.text.tokenize_stage import prepare_dialogues, tokenize
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import pytest
 import ray
 import tiny_models
 from merge_models import llama_weights, save_model, updated
+from stages_here import merge
 
 from cluster.pool.run_on_ray import run_on_ray
 from cluster.pool.session import ray_session
@@ -23,7 +24,7 @@ from fusechat.errors import ClusterError, ModelError, StorageError
 from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.work import Listener
-from merge import merge_checkpoints, stage
+from merge import merge_checkpoints
 from merge.checkpoint_merge import begin, finish, thread_pool
 from merge.group import Block, BlockMerge, TensorGroup
 from merge.recipe import MergeRecipe, make_recipe
@@ -161,7 +162,7 @@ def test_pipeline_merges_on_the_cluster_given_by_address_and_resumes(run_file: P
     assert any("workers of 1 threads on Ray" in line for line in said.lines), said.lines
     made = files(config.fused_path)
     shutil.rmtree(config.fused_path)
-    stage.run(config)  # in this process
+    merge(config)  # in this process
     assert files(config.fused_path) == made
     assert len([name for name in made if name.endswith(".safetensors")]) > 2
 

@@ -14,8 +14,9 @@ from cluster.service import control, records
 from cluster.service.records import Process, ServiceRecord
 from cluster.service.spec import make_spec
 from fusechat.config import load_config
-from fusechat.errors import ClusterSetupError, ConfigError
+from fusechat.errors import ClusterSetupError, ConfigError, ServiceError
 from fusechat.progress import Progress
+from inference.serving import client
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +105,33 @@ def test_service_that_is_gone_is_shown_and_stopped() -> None:
         control.stop("s", progress=Progress(quiet=True))
 
 
+def test_look_at_a_service_that_hangs_ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "LOOK_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with client.Connection(address, patience=0) as connection, pytest.raises(ServiceError, match="timed out"):
+            connection.models()
+
+
 def test_client_imports_neither_ray_nor_vllm() -> None:
     code = "import sys, fusechat; fusechat.connect('http://127.0.0.1:1'); print({'ray', 'vllm', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_log_of_a_replica_outlives_what_vllm_sets_up(keeps: bool) -> None:
+    """Serve's controller, when it comes back from a death, starts an engine anew whose replica has lost its log."""
+    code = f"""
+import logging.handlers
+handler = logging.handlers.MemoryHandler(10, target=logging.NullHandler())
+logging.getLogger("ray.serve").addHandler(handler)
+from cluster.service import replicas
+if {keeps}:
+    replicas._keep_logs()
+import vllm.logger
+vllm.logger._configure_vllm_root_logger()
+print(handler.target is not None)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(keeps)

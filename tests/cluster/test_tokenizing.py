@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import ray
 from token_runs import cut_small, files_of, tokenize_all
 
 from cluster import tokenizing
+from cluster.kept_ray import keep_ray
 from cluster.pool.worker_pool import WorkerPool
 from fusechat.config import ClusterSection, RunConfig, load_config
 from fusechat.errors import DialogueError
@@ -27,8 +29,12 @@ def test_tokens_are_the_same_whatever_the_number_of_workers(
     for workers in (1, 2):
         monkeypatch.setattr(tokenizing, "has_several_cpus", lambda section: True)
         config = on_cpus(run_file, tmp_path / f"ray{workers}", workers)
-        shared = [tokenizing.read_dialogues(config)]
-        shared += [one for model in config.models for one in tokenizing.tokenize(config, model.name)]
+        with keep_ray():
+            shared = [tokenizing.read_dialogues(config)]
+            addresses = {ray.get_runtime_context().gcs_address}
+            shared += [one for model in config.models for one in tokenizing.tokenize(config, model.name)]
+            addresses.add(ray.get_runtime_context().gcs_address)
+        assert len(addresses) == 1 and not ray.is_initialized(), "one Ray does all works of the block, and ends with it"
         for one, other in zip(alone, shared, strict=True):
             assert files_of(one.url) == files_of(other.url) and one.counts == other.counts
     assert names.count("dialogues") == 2 and names.count("tokenize llama train") == names.count("join llama train") == 2

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import trainer_runs
+from stages_here import train
 
 from cluster import training, training_job
 from cluster.pool.session import ray_session
@@ -41,7 +42,7 @@ def test_one_machine_trains_in_this_process_in_turn(
     made = step.make(config, Progress())
     assert list(made) == NAMES and made["other"].counts["steps"] == 6
     assert "train: other, sft in turn, in this process" in capsys.readouterr().err
-    monkeypatch.setattr(stage, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(stage, "run", lambda *_, **__: pytest.fail("trained again"))
     assert step.make(config, Progress()) == made
 
 
@@ -63,7 +64,7 @@ def test_ray_is_asked_where_there_is_something_to_share_out(
     trainer_runs.make_run(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(training.torch.accelerator, "device_count", lambda: found)
-    assert training._in_this_process(load_config(tmp_path / "run.yaml", changes).cluster) is alone
+    assert training.trains_here(load_config(tmp_path / "run.yaml", changes).cluster) is alone
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -72,7 +73,7 @@ def test_targets_are_trained_side_by_side_where_both_fit(
 ) -> None:
     expected = trainer_runs.make_run(tmp_path / "one", trl={"num_train_epochs": 1})
     for name in NAMES:
-        stage.run(expected, name)
+        train(expected, name)
     trainer_runs.make_run(tmp_path / "two", trl={"num_train_epochs": 1})
     config, work = on_ray(tmp_path / "two"), training_job._work
 
@@ -116,7 +117,7 @@ def test_a_failure_lets_the_others_end_and_begins_no_more(tmp_path: Path, monkey
     monkeypatch.setattr(training_job, "run", train)
     with pytest.raises(ConfigError, match="no such thing"):
         config = on_ray(tmp_path)
-        training._on_ray(TrainingInputs.of(config), config.cluster, ["bad", "good", "later"], Said())
+        training.train_on_ray(TrainingInputs.of(config), config.cluster, ["bad", "good", "later"], Said())
     assert finished == ["good"]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stages_here
 import trainer_runs
 
 from cluster import training_job
@@ -14,7 +15,6 @@ from fusechat.config import ClusterSection, RunConfig, load_config
 from fusechat.errors import ClusterError, FuseChatError
 from fusechat.progress import Progress
 from fusechat.storage.artifact import Artifact
-from trainer import stage
 from trainer.inputs import TrainingInputs
 from trainer.run_log import read_metrics
 
@@ -46,17 +46,23 @@ def shipped_sharding() -> dict[str, Any]:
     return {name: trl[name] for name in ("fsdp", "fsdp_config")}
 
 
-def test_two_workers_under_the_shipped_settings_give_the_loss_curve_of_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A run whose target one process has trained, over two passes a step."""
+    config = trainer_runs.make_run(tmp_path_factory.mktemp("one"), trl={"gradient_accumulation_steps": 2})
+    stages_here.train(config, "other")
+    return config
+
+
+def test_two_workers_under_the_shipped_settings_give_the_loss_curve_of_one_where_the_run_keeps_its_target(
+    tmp_path: Path, single: RunConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    single = trainer_runs.make_run(tmp_path / "one", trl={"gradient_accumulation_steps": 2})
-    stage.run(single, "other")
     trainer_runs.make_run(tmp_path / "two", trl={"gradient_accumulation_steps": 1, **shipped_sharding()})
-    config = two_workers(tmp_path / "two")
-    train(config, Progress())
+    config = two_workers(tmp_path / "two").with_places({"targets/other": str(tmp_path / "shared")})
+    assert train(config, Progress()).url == str(tmp_path / "shared")
     assert "2 workers on Ray" in capsys.readouterr().err
     assert losses(config) == pytest.approx(losses(single), abs=1e-5)
-    assert stage.run(config, "other").counts["steps"] == len(losses(single))
+    assert stages_here.train(config, "other").counts["steps"] == len(losses(single))
 
 
 def test_error_of_a_worker_comes_back_as_it_was_raised(tmp_path: Path) -> None:
@@ -65,17 +71,9 @@ def test_error_of_a_worker_comes_back_as_it_was_raised(tmp_path: Path) -> None:
         train(load_config(tmp_path / "run.yaml"))
 
 
-def test_worker_writes_the_target_where_the_run_keeps_it(tmp_path: Path) -> None:
-    trainer_runs.make_run(tmp_path / "run")
-    config = load_config(tmp_path / "run" / "run.yaml").with_places({"targets/other": str(tmp_path / "shared")})
-    assert train(config).url == str(tmp_path / "shared")
-
-
 def test_workers_that_die_go_on_from_the_last_checkpoint_to_the_loss_curve_of_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, single: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    single = trainer_runs.make_run(tmp_path / "one", trl={"gradient_accumulation_steps": 2})
-    stage.run(single, "other")
     trainer_runs.make_run(tmp_path / "two", trl={"gradient_accumulation_steps": 1, "save_steps": 1})
     config, whole = two_workers(tmp_path / "two"), training_job._work
 

@@ -1,24 +1,32 @@
 """Writing through Ray: sources answer, others score, a judge is asked; what is kept is read as dialogues of its authors."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from judge_endpoint import serving
+from stages_here import prepare_dialogues
 from writing_runs import SHARES, save_writers, writing_run
 
 from cluster import writing
+from cluster.pool.session import ray_session
 from fusechat.app import pipeline
-from fusechat.config import RunConfig, load_config
+from fusechat.config import ClusterSection, RunConfig, load_config
 from fusechat.errors import ConfigError, DialogueError
 from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.text.dialogues import read_dialogues
-from fusechat.text.tokenize_stage import prepare_dialogues
 from fusechat.text.writing_files import VERDICTS_FILE
 
 QUIET = Progress(quiet=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    with ray_session(ClusterSection(num_cpus=2)):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import browser
 import pytest
 from report_documents import EVIL, minimal_document
 
+from evaluation.inputs import ReportInputs
 from evaluation.report import live, page
 from fusechat.config import load_config
 
@@ -113,7 +114,7 @@ def test_page_of_a_run_that_goes_on_opens_quietly(opened: browser.Browser, run_f
     (config.run.output / "logs").mkdir(parents=True)
     lines = [{"time": 1.0 + n, "event": "done", "rows": 30, "tokens": 60, "seconds": 1.0} for n in range(9)]
     (config.run.output / "logs" / "extract.llama.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    live.write(config, "extract")
+    live.write(ReportInputs.of(config), "extract")
     opened.complaints = []
     opened.open(config.report_path / "index.html")
     opened.picture(pictures / "report-live.png")

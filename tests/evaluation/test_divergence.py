@@ -11,10 +11,9 @@ from evaluation_runs import evaluate, finish_earlier_stages, finish_measuring, f
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from resealed import seal_again
+from stages_here import align, write_report
 from transformers import AutoModelForCausalLM
 
-import alignment.stage
-from evaluation import stage
 from evaluation.row_divergence import row_divergence
 from fusechat.config import HeldOutSection, RunConfig, load_config
 from fusechat.errors import ArtifactError
@@ -126,7 +125,7 @@ def test_report_has_the_divergence_on_held_out_dialogues_from_rows_that_the_teac
 def finish_rows_for_real(config: RunConfig) -> None:
     """The source's aligned store as alignment makes it, over its random rows."""
     shutil.rmtree(config.aligned_url("mixtral"))
-    alignment.stage.run(config, "mixtral")
+    align(config, "mixtral")
 
 
 def obvious_divergence(
@@ -173,7 +172,7 @@ def test_other_rows_than_those_that_were_scored_are_refused(ready: RunConfig) ->
     path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": "another"}))
     seal_again(path.parent)
     with pytest.raises(ArtifactError, match=r"chosen/pivot/train\.mixtral: is of other rows"):
-        stage.run(ready)
+        write_report(ready)
 
 
 def test_divergence_that_is_not_asked_for_is_not_measured(ready: RunConfig) -> None:

@@ -11,6 +11,7 @@ import pytest
 from report_documents import EVIL, merge_report, minimal_document
 
 from evaluation import provenance
+from evaluation.inputs import ReportInputs
 from evaluation.report import live, page, page_charts
 from evaluation.report.charts import IntervalRow, bar_chart, heat_map, interval_chart, line_chart
 from fusechat.config import RunConfig, load_config
@@ -143,7 +144,7 @@ def test_page_of_a_run_that_goes_on_shows_what_is_there_and_renews_itself(run_fi
         {"model": "llama", "time": 5.0, "event": "retried", "shard": 1, "error": "the engine died"},
     ]
     (config.run.output / "logs" / "extract.llama.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    live.write(config, "align mixtral")
+    live.write(ReportInputs.of(config), "align mixtral")
     text = (config.report_path / "index.html").read_text(encoding="utf-8")
     assert "The run goes on: align mixtral." in text and 'http-equiv="refresh"' in text
     assert set(re.findall(r'<section id="(\w+)"', text)) == {"extraction", "again"}
@@ -162,15 +163,15 @@ def test_watched_step_renews_the_page_leaves_a_finished_report_alone_and_survive
         written.set()
 
     monkeypatch.setattr(live, "write", write)
-    with live.watched(config, "train", say=said.append, seconds=0.01):
+    with live.watched(ReportInputs.of(config), "train", say=said.append, seconds=0.01):
         assert written.wait(30)
     assert (config.report_path / "index.html").exists() and not said
     (config.report_path / "artifact.json").write_text("{}")
     (config.report_path / "report.json").write_text("finished")
-    live.write(config, "train")
+    live.write(ReportInputs.of(config), "train")
     assert (config.report_path / "report.json").read_text() == "finished"
     monkeypatch.setattr(live, "write", lambda config, now: 1 / 0)
-    assert not live.try_write(config, "train", say=said.append)
+    assert not live.try_write(ReportInputs.of(config), "train", say=said.append)
     assert said == ["report: the page cannot be written: ZeroDivisionError: division by zero"]
 
 
@@ -188,7 +189,7 @@ def test_metrics_that_are_no_numbers_are_null_and_named(run_file: Path) -> None:
     config.target_path("sft").mkdir(parents=True)
     lines = ['{"step": 1, "sft_loss": 1.0}', '{"step": 2, "sft_loss": NaN, "grad_norm": Infinity}']
     (config.target_path("sft") / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    curves = provenance.training_curves(config)
+    curves = provenance.training_curves(ReportInputs.of(config))
     assert curves["sft"][1] == {"step": 2, "sft_loss": None, "grad_norm": None}
     assert provenance.bad_metrics(curves) == [
         "Training of sft logged values of grad_norm, sft_loss that are no numbers, first at step 2."
@@ -203,6 +204,6 @@ def test_training_curves_keep_the_last_step_and_at_most_their_number(
     config.target_path("sft").mkdir(parents=True)
     lines = [json.dumps({"step": step, "sft_loss": 1 / step, "noise": 3}) for step in range(1, 36)]
     (config.target_path("sft") / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 36, "sf', encoding="utf-8")
-    curve = provenance.training_curves(config)["sft"]
+    curve = provenance.training_curves(ReportInputs.of(config))["sft"]
     assert len(curve) <= 10 and curve[-1] == {"step": 35, "sft_loss": 1 / 35}
-    assert list(provenance.training_curves(config)) == ["sft"]
+    assert list(provenance.training_curves(ReportInputs.of(config))) == ["sft"]

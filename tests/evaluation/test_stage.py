@@ -16,9 +16,9 @@ from judge_endpoint import Endpoint, serving
 from resealed import seal_again
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from stages_here import write_report
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from evaluation import stage
 from evaluation.report import terminal
 from fusechat.config import ExactSection, QuestionsSection, RunConfig, RunSection, load_config
 from fusechat.config.evaluation import EvaluationSection
@@ -167,12 +167,12 @@ def test_page_is_one_file_and_shows_what_models_say_as_text(finished: tuple[RunC
 
 def test_run_again_is_skipped_and_other_settings_are_refused(finished: tuple[RunConfig, dict]) -> None:
     config, found = finished
-    assert stage.run(config).record["finished"]
+    assert write_report(config).record["finished"]
     assert json.loads((config.report_path / "report.json").read_text(encoding="utf-8")) == found
     shorter = config.evaluation.exact.model_copy(update={"max_new_tokens": 3})
     other = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"exact": shorter})})
     with pytest.raises(ArtifactError, match=r"settings\.exact\.max_new_tokens: 8 -> 3"):
-        stage.run(other)
+        write_report(other)
 
 
 def test_killed_measuring_goes_on_with_what_is_missing(ready: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,12 +188,12 @@ def test_killed_measuring_goes_on_with_what_is_missing(ready: RunConfig, monkeyp
     with pytest.raises(KeyboardInterrupt):
         finish_measuring(ready)
     with pytest.raises(ArtifactError, match=r"found nothing finished of .*; run `fusechat answer` first"):
-        stage.run(ready)
+        write_report(ready)
     finish_measuring(ready)
     first, again = set(done[:2]), done[3:]
     assert done[2] in again and not first & set(again) and len({url for url, _ in done}) == len(IDS)
     assert finish_measuring(ready) == []
-    stage.run(ready)
+    write_report(ready)
 
 
 def test_model_that_changed_is_measured_again_and_others_are_not(ready: RunConfig) -> None:
@@ -203,14 +203,14 @@ def test_model_that_changed_is_measured_again_and_others_are_not(ready: RunConfi
     with pytest.raises(
         ArtifactError, match=r"held_out/fused: was made by another model .* run `fusechat answer` again"
     ):
-        stage.run(ready)
+        write_report(ready)
     with pytest.raises(ArtifactError, match=r"settings\.model: "):
         finish_measuring(ready)
     again = ready.model_copy(update={"run": restarting(ready)})
     assert {Path(line.split(" ", 1)[1]) for line in finish_measuring(again)} == {ready.fused_path}
     with pytest.raises(ArtifactError, match=r"settings\.models\.fused"):
-        stage.run(ready)
-    stage.run(again)
+        write_report(ready)
+    write_report(again)
     report_after = json.loads((ready.report_path / "report.json").read_text(encoding="utf-8"))
     losses = [
         {model["id"]: model["loss"]["all"]["bits_per_byte"] for model in report["models"]}
@@ -226,7 +226,7 @@ def test_another_sample_prompt_measures_nothing_else_anew(ready: RunConfig) -> N
     other = ready.model_copy(update={"evaluation": evaluation, "run": restarting(ready)})
     opened = finish_measuring(other)
     assert len(opened) == 3 and all(line.startswith("generate ") for line in opened)
-    again = stage.run(other)
+    again = write_report(other)
     assert again.counts["bits_per_byte"] == first.counts["bits_per_byte"]
     report = json.loads((ready.report_path / "report.json").read_text(encoding="utf-8"))
     assert set(report["samples"][0]["answers"]) == {"pivot", "sft", "fused"}
@@ -246,8 +246,8 @@ def test_evaluation_loads_no_network(ready: RunConfig) -> None:
     finish_measuring(ready)
     (ready.run.output / "run.yaml").write_text(yaml.safe_dump(ready.dump()), encoding="utf-8")
     code = (
-        "import sys\nfrom fusechat.config import load_config\nfrom evaluation import stage\n"
-        f"stage.run(load_config({str(ready.run.output / 'run.yaml')!r}))\n"
+        "import sys\nfrom fusechat.config import load_config\nfrom evaluation import stage\nfrom evaluation.inputs import ReportInputs\n"
+        f"stage.run(ReportInputs.of(load_config({str(ready.run.output / 'run.yaml')!r})))\n"
         "print({'torch', 'transformers', 'vllm', 'ray'} & set(sys.modules) or 'nothing')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -257,7 +257,7 @@ def test_evaluation_loads_no_network(ready: RunConfig) -> None:
 def test_kind_that_no_held_out_dialogue_has_is_refused_before_any_model_is_read(ready: RunConfig) -> None:
     evaluation = ready.evaluation.model_copy(update={"exact": ExactSection(kinds=["arithmetics"])})
     with pytest.raises(ConfigError, match=r"'arithmetics'.*\['arithmetic', 'chat', 'code'\]"):
-        stage.run(ready.model_copy(update={"evaluation": evaluation}))
+        write_report(ready.model_copy(update={"evaluation": evaluation}))
 
 
 def test_chosen_models_alone_are_measured(ready: RunConfig) -> None:
@@ -275,14 +275,14 @@ def test_cards_of_models_that_several_runs_share_are_left_alone(ready: RunConfig
     evaluate(config.with_places({"fused": str(ready.fused_path)}))
     assert card.read_text(encoding="utf-8") == before
     shutil.rmtree(config.report_path)
-    stage.run(config)
+    write_report(config)
     assert "model-index" in card.read_text(encoding="utf-8")
 
 
 def test_missing_fused_model_is_named(ready: RunConfig) -> None:
     (ready.fused_path / "artifact.json").unlink()
     with pytest.raises(ArtifactError, match="fused"):
-        stage.run(ready)
+        write_report(ready)
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -339,7 +339,7 @@ def test_answers_are_judged_and_shown_side_by_side(ready: RunConfig, tmp_path: P
         assert len(read_answers(path, "prompts", questions)) == 2
         write_answers(path, model_id, "prompts", questions, [[f"{model_id} says {n}"] for n in range(2)], {})
         seal_again(config.answers_path("own", model_id))
-    stage.run(config)
+    write_report(config)
     found = json.loads((config.report_path / "report.json").read_text(encoding="utf-8"))
     assert found["judge"]["sets"]["own"]["single"]["sft"]["nonsense"] == 1
     assert found["judge"]["sets"]["own"]["single"]["fused"]["score"] == 6
@@ -350,7 +350,7 @@ def test_answers_are_judged_and_shown_side_by_side(ready: RunConfig, tmp_path: P
     written = record.read_bytes()
     record.unlink()
     with pytest.raises(ArtifactError, match="answers/own/sft: found nothing finished"):
-        stage.run(config)
+        write_report(config)
     record.write_bytes(written)
     endpoint.bodies = []
     other = evaluation.model_copy(update={"exact": ExactSection(max_new_tokens=9)})

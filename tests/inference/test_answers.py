@@ -3,6 +3,7 @@ answers in FastChat's and AlpacaEval's files, greedy as transformers says, resum
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from evaluation_runs import finish_earlier_stages
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from cluster import answering
+from cluster.kept_ray import keep_ray
 from fusechat.config import RunConfig, load_config
 from fusechat.progress import Progress
 from fusechat.storage import artifact
@@ -31,7 +33,7 @@ LONG = "the sky is blue " * 200
 @pytest.fixture(scope="module")
 def answered(
     tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path], dialogue_files: dict[str, Path]
-) -> RunConfig:
+) -> Iterator[RunConfig]:
     """A run whose pivot and source answered a set of each form, and exact and sample questions.
 
     The pivot's folder asks for sampling and a penalty: that must not matter.
@@ -63,10 +65,11 @@ def answered(
     (base / "run.yaml").write_text(yaml.safe_dump(run))
     config = load_config(base / "run.yaml")
     finish_earlier_stages(config)
-    made = answering.run(config, progress=Progress(quiet=True))
-    counts = [item.counts["questions"] for item in made if item.kind == "answers"]
-    assert counts == [4, 1, 2, 1, 2, 4, 2, 1, 2], "exact, samples of the pivot alone, and the three sets"
-    return config
+    with keep_ray():
+        made = answering.run(config, progress=Progress(quiet=True))
+        counts = [item.counts["questions"] for item in made if item.kind == "answers"]
+        assert counts == [4, 1, 2, 1, 2, 4, 2, 1, 2], "exact, samples of the pivot alone, and the three sets"
+        yield config
 
 
 @pytest.mark.parametrize("model_id", ["pivot", "source.mixtral"])

@@ -16,13 +16,13 @@ import psutil
 import pytest
 from fault_runs import extract, extracting, held, store_of
 from gated_teachers import GatedTeacher, gate_of, gated, tries, wait_for
+from stages_here import prepare_dialogues, tokenize
 from tiny_runs import tiny_run
 
 from cluster import extraction
 from cluster.pool.session import ray_session
 from fusechat.config import ClusterSection, RunConfig
 from fusechat.errors import ClusterError
-from fusechat.text.tokenize_stage import prepare_dialogues, tokenize
 
 LAST = 5
 """The shard that is held in flight: some are done before, some come after."""

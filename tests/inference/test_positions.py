@@ -5,12 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from stages_here import prepare_dialogues, tokenize
 
 from fusechat.config.run import RunConfig, load_config
 from fusechat.errors import ConfigError
 from fusechat.models.resolved_model import resolve
 from fusechat.storage.tokens import Tokens
-from fusechat.text.tokenize_stage import prepare_dialogues, tokenize
 from inference.stage import claim_store
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from stages_here import prepare_dialogues
 
 import merge
 from fusechat.config.run import load_config
 from fusechat.errors import ModelError
 from fusechat.models.model_files import check_trainable, digests, weight_files
-from fusechat.text.tokenize_stage import prepare_dialogues
 from trainer.target_model import load_pivot
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 from resealed import seal_again
+from stages_here import prepare_dialogues, tokenize
 
 from fusechat.config import RunConfig, load_config
 from fusechat.storage import artifact
 from fusechat.storage.contracts import id_dtype
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import Tokens
-from fusechat.text.tokenize_stage import prepare_dialogues, tokenize
 
 
 def prepared(run_file: Path, *overrides: str) -> RunConfig:

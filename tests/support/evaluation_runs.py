@@ -1,29 +1,50 @@
 """A run folder whose stages before evaluation are done: real tokens, tiny random targets and fused model, random rows."""
 
+import json
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import tiny_models
 from plain_engine import plain_engines
+from stages_here import prepare_dialogues, tokenize, write_report
 from trainer_runs import write_rows
 
 from alignment.rows.shard_alignment import count_dialogues
 from alignment.stage import alignment_inputs, map_vocabularies
 from cluster import answering
-from evaluation import stage
 from fusechat.config import RunConfig
 from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.seals import sealed
 from fusechat.storage.tokens import Tokens
-from fusechat.text import tokenize_stage
+
+_FINISHED: dict[str, tempfile.TemporaryDirectory] = {}
+"""What decides the earlier stages -> a run folder in which they are done."""
 
 
 def finish_earlier_stages(config: RunConfig) -> None:
-    """Tokenize for real; save a tiny model for each target, the control and the fused model."""
-    tokenize_stage.prepare_dialogues(config)
+    """Tokenize for real; save a tiny model for each target, the control and the fused model. Runs that agree in all that decides
+    this get copies of one folder.
+    """
+    values = config.dump()
+    decides = json.dumps(
+        [values["pivot"], values["sources"], values["dialogues"], values["extraction"], values["run"]["seed"]]
+    )
+    if decides in _FINISHED and not config.run.output.exists():
+        shutil.copytree(_FINISHED[decides].name, config.run.output)
+        return
+    _finish_earlier_stages(config)
+    if decides not in _FINISHED:
+        _FINISHED[decides] = tempfile.TemporaryDirectory()
+        shutil.copytree(config.run.output, _FINISHED[decides].name, dirs_exist_ok=True)
+
+
+def _finish_earlier_stages(config: RunConfig) -> None:
+    prepare_dialogues(config)
     for model in config.models:
-        tokenize_stage.tokenize(config, model.name)
+        tokenize(config, model.name)
     folders = {config.target_path(source.name): "target" for source in config.sources}
     folders |= {config.target_path("sft"): "target", config.fused_path: "fused"}
     for seed, (folder, kind) in enumerate(folders.items(), 10):
@@ -40,7 +61,7 @@ def finish_measuring(config: RunConfig) -> list[str]:
 def evaluate(config: RunConfig) -> artifact.Artifact:
     """Measure, then write the report."""
     finish_measuring(config)
-    return stage.run(config)
+    return write_report(config)
 
 
 def finish_rows(config: RunConfig) -> None:

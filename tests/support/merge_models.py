@@ -88,3 +88,17 @@ def base_and_targets(
         update = torch.randn(shape, generator=generator) * 1e-3 * 2.0**j
         targets.append(base + update * (torch.rand(shape, generator=generator) > unchanged))
     return base, targets
+
+
+def checkpoint_folders(folder: Path) -> dict[str, Any]:
+    """A base with a tokenizer, and three targets; the first in bfloat16 shards."""
+    weights = llama_weights()
+    base = save_model(folder / "base", weights)
+    save_tokenizer(base, [f"w{i}" for i in range(80)])
+    (base / "generation_config.json").write_text('{"eos_token_id": 2}')
+    (base / "chat_template.jinja").write_text("{{ messages }}")
+    first = {name: tensor.bfloat16() for name, tensor in updated(weights, seed=1).items()}
+    targets = {"first": save_model(folder / "first", first, shards=2)}
+    for seed, name in enumerate(("second", "third"), 2):
+        targets[name] = save_model(folder / name, updated(weights, seed=seed, size=3e-2))
+    return {"base": base, "targets": targets, "out": folder / "out"}

@@ -3,15 +3,23 @@
 For tests of what is done with engines. What engines themselves say is held to such a forward in tests/inference.
 """
 
+import contextlib
+import sys
+import types
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM
 
+from benchmarks.fusion.corpus import write_rows
+from fusechat.config import RunConfig
+from fusechat.progress import Progress
+from fusechat.storage import artifact
+from fusechat.storage.artifact import Artifact
+from fusechat.storage.work import Work, run_here
 from inference.capture.rows import TopKRows
 
 
@@ -59,34 +67,67 @@ class PlainEngine:
 
     def generate(
         self, prompts: Sequence[np.ndarray], *, max_new_tokens: int, temperature: float = 0.0,
-        stop_token_ids: Sequence[int] = (), seed: int = 0,
+        stop_token_ids: Sequence[int] = (), seed: int | Sequence[int] = 0,
     ) -> list[np.ndarray]:  # fmt: skip
-        stops = list(stop_token_ids)
-        self.network.generation_config = GenerationConfig(
-            do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stops or None, pad_token_id=0
-        )
-        answers = []
-        for prompt in prompts:
-            tokens = torch.from_numpy(prompt.astype(np.int64))[None]
-            with torch.inference_mode():
-                answer = self.network.generate(input_ids=tokens, attention_mask=torch.ones_like(tokens))[
-                    0, len(prompt) :
-                ]
-            answers.append(np.array(answer.tolist(), np.int32))
-        return [answer[:-1] if len(answer) and answer[-1] in stops else answer for answer in answers]
+        seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
+        return [
+            self._answer(prompt.tolist(), max_new_tokens, temperature, stop_token_ids, own)
+            for prompt, own in zip(prompts, seeds, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def _answer(
+        self, prompt: list[int], max_new_tokens: int, temperature: float, stops: Sequence[int], seed: int
+    ) -> np.ndarray:
+        generator, ids, cache = torch.Generator().manual_seed(seed), list(prompt), None
+        while len(ids) < len(prompt) + max_new_tokens:
+            unread = torch.tensor([ids if cache is None else ids[-1:]])
+            passed = self.network(unread, past_key_values=cache, use_cache=True)
+            logits, cache = passed.logits[0, -1].float(), passed.past_key_values
+            probs = (logits / temperature).softmax(-1) if temperature else None
+            token = int(logits.argmax() if probs is None else torch.multinomial(probs, 1, generator=generator))
+            if token in stops:
+                break
+            ids.append(token)
+        return np.array(ids[len(prompt) :], np.int32)
 
     def close(self) -> None:
         self.alive = False
 
 
-@contextmanager
+@contextlib.contextmanager
 def plain_engines() -> Iterator[list[str]]:
-    """Works are done in this process by plain engines; gives what was opened: `score FOLDER`, `generate FOLDER`."""
+    """Measured models do their works in this process by plain engines; gives what was opened: `score FOLDER`, `generate FOLDER`."""
     from cluster import answering
-    from fusechat.storage.work import run_here
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("inference.engine.engine.Engine", PlainEngine)
-        patch.setattr(answering._Rounds, "run", lambda self, prepare: run_here(prepare(), self._progress))
+        _put_in_place(patch)
+        patch.setattr(answering._Rounds, "_do", lambda self, works: run_here(works, self._progress))
         patch.setattr(PlainEngine, "opened", [])
         yield PlainEngine.opened
+
+
+def use_plain_engines(patch: pytest.MonkeyPatch) -> None:
+    """Extraction by plain forwards, writing by plain engines, both in this process."""
+    import cluster.extraction
+    import cluster.writing
+
+    def extract(config: RunConfig, names: list[str], *, progress: Progress) -> dict[str, Artifact]:
+        for name in names:
+            write_rows(config, name)
+        return {name: artifact.load(config.logprobs_url(name), "logprobs") for name in names}
+
+    def work_here(works: Sequence[Work], *_: Any, progress: Progress, **__: Any) -> list[Artifact]:
+        return run_here(list(works), progress)
+
+    _put_in_place(patch)
+    patch.setattr(cluster.extraction, "run", extract)
+    patch.setattr(cluster.writing, "run_on_ray", work_here)
+    patch.setattr(cluster.writing, "ray_session", lambda section: contextlib.nullcontext())
+    patch.setattr(cluster.writing, "check_engines", lambda *_: None)
+
+
+def _put_in_place(patch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("inference.engine.engine")  # the real one imports vLLM: seconds
+    module.Engine = PlainEngine  # type: ignore[attr-defined]  # all that a worker takes from it
+    patch.setitem(sys.modules, "inference.engine.engine", module)

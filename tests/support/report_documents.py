@@ -5,6 +5,7 @@ from typing import Any
 from evaluation_runs import aligned
 
 from evaluation import provenance
+from evaluation.inputs import ReportInputs
 from fusechat.config import RunConfig
 
 EVIL = '<script>alert("x")</script>&'
@@ -53,7 +54,7 @@ def minimal_document(config: RunConfig) -> dict[str, Any]:
         "held_out_divergence": {"p": {"nats_per_row": 0.7, "low": 0.6, "high": 0.8, "dialogues": 3, "rows": 4}},
     }  # fmt: skip
     return {
-        "format": 3, "updated": "2026-01-01T00:00:00+00:00", "run": provenance.run_record(config),
+        "format": 3, "updated": "2026-01-01T00:00:00+00:00", "run": provenance.run_record(ReportInputs.of(config)),
         "state": "finished", "now": "", "steps": [{"step": EVIL, "seconds": 3.0, "times": 1}],
         "divergence": {
             "teachers": ["p"], "training_dialogues": 6, "of": 9, "numbers": [], "held_out_teachers": ["p"],

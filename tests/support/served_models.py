@@ -1,5 +1,6 @@
 """A real service of a tiny model for tests: started and ended by the command line, in a state folder of its own."""
 
+import http.client
 import json
 import os
 import subprocess
@@ -12,10 +13,18 @@ from typing import Any
 
 import yaml
 
+import fusechat
+from inference.capture.rows import TopKRows
 from inference.serving.client import Connection
+from inference.serving.wire import ScoreRequest, write_request
 
 TOKEN = "a-token-of-the-tests-0123456789"
 COMMAND_SECONDS = 420
+ROWS = [
+    {"messages": [{"role": "user", "content": f"{n} + 4?"}, {"role": "assistant", "content": f"It is {n + 4}."}]}
+    for n in range(6)
+]
+PROMPT = {"messages": [{"role": "user", "content": "How many apples are 3 + 4?"}]}
 
 
 @dataclass
@@ -91,3 +100,33 @@ def wait_until(holds: Any, seconds: float = 180.0) -> None:
     while not holds():
         assert time.monotonic() < end, "it did not come"
         time.sleep(0.3)
+
+
+def rows_here(model: Path) -> list[Any]:
+    """The rows of `ROWS` by an engine in this process."""
+    return fusechat.score(model, ROWS, k=5, engine={"kv_cache_gib": 0.05})
+
+
+def raw(
+    served: Served, method: str, path: str, body: bytes = b"", seconds: float = 120, **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    """One request as it stands, with the token unless another is given."""
+    connection = http.client.HTTPConnection(served.address.removeprefix("http://"), timeout=seconds)
+    names = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    connection.request(method, path, body, names | {name.replace("_", "-"): value for name, value in headers.items()})
+    response = connection.getresponse()
+    data = response.read()
+    connection.close()
+    return response.status, {name.lower(): value for name, value in response.getheaders()}, data
+
+
+def binary(here: list[Any], **fields: Any) -> tuple[bytes, str]:
+    """The rows' dialogues as token ids: a body and its content type."""
+    ids, marks = tuple(one.token_ids for one in here), tuple(one.is_scored for one in here)
+    return write_request(ScoreRequest("llama", token_ids=ids, is_scored=marks, **fields))
+
+
+def same(rows: TopKRows, expected: Any) -> bool:
+    """Whether they are the same to the bit."""
+    names = ("topk_ids", "topk_logprobs", "label_logprob")
+    return all(getattr(rows, name).tobytes() == getattr(expected, name).tobytes() for name in names)

@@ -6,13 +6,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from stages_here import prepare_dialogues, reading_works, token_works, tokenize
 
 from fusechat.config import RunConfig
 from fusechat.progress import Progress
 from fusechat.storage import token_pieces, zarr_arrays
 from fusechat.storage.artifact import Artifact
 from fusechat.storage.work import Work, run_here
-from fusechat.text import dialogue_files, dialogue_joining, dialogue_stage, tokenize_stage
+from fusechat.text import dialogue_files, dialogue_joining, dialogue_stage
 
 QUIET = Progress(quiet=True)
 
@@ -41,11 +42,11 @@ def in_any_order(works: list[Work], seed: int) -> list[Artifact]:
 def tokenize_all(config: RunConfig, seed: int | None = None) -> list[Artifact]:
     """The dialogues, then every model's tokens; with a seed, their pieces in an order of chance."""
     if seed is None:
-        made = [tokenize_stage.prepare_dialogues(config)]
-        return made + [one for model in config.models for one in tokenize_stage.tokenize(config, model.name)]
-    made = in_any_order(tokenize_stage.prepare_reading(config, progress=QUIET), seed)
+        made = [prepare_dialogues(config)]
+        return made + [one for model in config.models for one in tokenize(config, model.name)]
+    made = in_any_order(reading_works(config), seed)
     for model in config.models:
-        made += in_any_order(tokenize_stage.prepare_tokens(config, model.name, progress=QUIET), seed)
+        made += in_any_order(token_works(config, model.name), seed)
     return made
 
 

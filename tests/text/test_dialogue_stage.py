@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from stages_here import prepare_dialogues
 
 from fusechat.config import RunConfig, load_config
 from fusechat.errors import DialogueError
 from fusechat.progress import Progress
 from fusechat.text.dialogues import read_dialogues
-from fusechat.text.tokenize_stage import prepare_dialogues
 
 LONG = "one two three four " * 40
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from token_runs import QUIET, cut_small, files_of, in_any_order, small_objects, tokenize_all
+from stages_here import prepare_dialogues, reading_works, token_works, tokenize
+from token_runs import cut_small, files_of, in_any_order, small_objects, tokenize_all
 
 from fusechat.config import RunConfig, load_config
 from fusechat.errors import DialogueError
@@ -21,7 +22,6 @@ from fusechat.text.dialogues import read_dialogues
 from fusechat.text.equal_digests import EqualDigests
 from fusechat.text.rendered import ChatTemplate
 from fusechat.text.tokenization import tokenize_dialogues
-from fusechat.text.tokenize_stage import prepare_dialogues, prepare_reading, prepare_tokens, tokenize
 
 OPEN_ENDED = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}{% endfor %}"
 
@@ -91,18 +91,18 @@ def test_pieces_give_the_tokens_of_the_dialogues_one_by_one(run_file: Path, monk
 def test_stage_that_was_killed_goes_on_with_the_missing_pieces(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cut_small(monkeypatch, 700)
     config = load_config(run_file)
-    (reading,) = prepare_reading(config, progress=QUIET)
+    (reading,) = reading_works(config)
     worker = reading.make_worker.func(*reading.make_worker.args)  # type: ignore[attr-defined]
     worker.start()
     worker.run_unit(2)
-    (resumed,) = prepare_reading(config, progress=QUIET)
+    (resumed,) = reading_works(config)
     assert list(resumed.missing) == [unit for unit in reading.missing if unit != 2] and resumed.done > 0
     in_any_order([resumed], 1)
-    works = prepare_tokens(config, "llama", progress=QUIET)
+    works = token_works(config, "llama")
     worker = works[0].make_worker.func(*works[0].make_worker.args)  # type: ignore[attr-defined]
     worker.start()
     worker.run_unit(1)
-    resumed_works = prepare_tokens(config, "llama", progress=QUIET)
+    resumed_works = token_works(config, "llama")
     assert 1 not in resumed_works[0].missing and len(resumed_works[0].missing) == len(works[0].missing) - 1
     in_any_order(resumed_works, 1)
     assert not pieces_in(config.run.output)
@@ -129,11 +129,11 @@ def test_pieces_that_a_slower_driver_began_beside_finished_artifacts_go(
 
     monkeypatch.setattr(dialogue_stage, "open_pieces", partial(slower, make=lambda: prepare_dialogues(config)))
     monkeypatch.setattr(tokenize_stage, "open_pieces", partial(slower, make=tokenize_llama))
-    prepare_reading(config, progress=QUIET)
+    reading_works(config)
     assert pieces_in(config.run.output) == ["dialogues.pieces"]
     prepare_dialogues(config)
     assert not pieces_in(config.run.output)
-    prepare_tokens(config, "llama", progress=QUIET)
+    token_works(config, "llama")
     assert sorted(pieces_in(config.run.output)) == ["llama.held_out.pieces", "llama.pieces"]
     tokenize_llama()
     assert not pieces_in(config.run.output) and raced == ["dialogues", "tokens"]

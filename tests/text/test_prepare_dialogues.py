@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from stages_here import prepare_dialogues, tokenize
 
 from fusechat.config.run import RunConfig, load_config
 from fusechat.errors import DialogueError, ModelError
-from fusechat.text.tokenize_stage import prepare_dialogues, tokenize
 
 
 def write_rows(file: Path, numbers: list[int], **extra: str) -> Path:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 from reasoning_runs import reasoning_run
+from stages_here import prepare_dialogues, tokenize
 from tiny_models import CHATML
 
 from fusechat.app.inspection import token_lines
@@ -21,7 +22,6 @@ from fusechat.text.dialogues import Dialogue, Message, read_dialogues
 from fusechat.text.rendered import ChatTemplate
 from fusechat.text.template_heads import spoken
 from fusechat.text.tokenization import tokenize_prompt
-from fusechat.text.tokenize_stage import prepare_dialogues, tokenize
 
 NO_END = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
 EMPTY_THOUGHT = (

@@ -10,8 +10,8 @@ import pytest
 import trainer_runs
 import yaml
 import zarr
+from stages_here import merge, train
 
-import merge.stage
 from fusechat.app.inspection import show_artifact
 from fusechat.config import CONTROL, JOINT, RunConfig, load_config
 from fusechat.errors import ArtifactError
@@ -83,8 +83,8 @@ def reference(config: RunConfig) -> list[str | None]:
 def joint(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A finished run of the joint target, merged."""
     config = make_run(tmp_path_factory.mktemp("joint"), fusion="joint", trl={"save_steps": 2})
-    stage.run(config, JOINT)
-    merge.stage.run(config)
+    train(config, JOINT)
+    merge(config)
     return config
 
 
@@ -164,7 +164,7 @@ def test_row_weights_are_trust_times_what_sft_leaves(joint: RunConfig, monkeypat
 
     monkeypatch.setattr(FusionTrainer, "compute_loss", look)
     path = joint.run.output.parent / "run.yaml"
-    stage.run(load_config(path).with_places({"targets/joint": f"{joint.run.output}/again"}), JOINT)
+    train(load_config(path).with_places({"targets/joint": f"{joint.run.output}/again"}), JOINT)
     made, rows = Choice.read(joint.choice_url), 0
     for fusion in seen:
         start = 0
@@ -187,7 +187,7 @@ def test_fused_model_of_a_joint_run_is_the_joint_target_byte_for_byte(joint: Run
         assert (fused / name).read_bytes() == (target / name).read_bytes()
     record = artifact.load(fused, "fused").record
     assert record["parents"] == {JOINT: artifact.load(target, "target").fingerprint}
-    assert merge.stage.run(joint).fingerprint == record["fingerprint"]
+    assert merge(joint).fingerprint == record["fingerprint"]
 
 
 def test_card_of_a_joint_runs_fused_model_is_a_file_of_its_own(joint: RunConfig) -> None:
@@ -210,9 +210,9 @@ def test_joint_run_that_stopped_goes_on_to_the_same_weights(joint: RunConfig, tm
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FusionTrainer, "compute_loss", stop)
         with pytest.raises(KeyboardInterrupt):
-            stage.run(config, JOINT)
+            train(config, JOINT)
     assert os.listdir(config.target_path(JOINT) / "checkpoints")
-    stage.run(config, JOINT)
+    train(config, JOINT)
     assert trainer_runs.losses(config, JOINT) == trainer_runs.losses(joint, JOINT)
     weights = [trainer_runs.weights(run, JOINT) for run in (config, joint)]
     assert all(bool((weights[0][name] == weights[1][name]).all()) for name in weights[1])
@@ -220,7 +220,7 @@ def test_joint_run_that_stopped_goes_on_to_the_same_weights(joint: RunConfig, tm
 
 def test_control_needs_no_choice(tmp_path: Path) -> None:
     config = make_run(tmp_path, trl={"max_steps": 1})
-    stage.run(config, CONTROL)
+    train(config, CONTROL)
     assert not Path(config.choice_url).exists()
     assert read_metrics(config.target_path(CONTROL))[0]["row_share"] == 0
 

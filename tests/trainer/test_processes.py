@@ -12,11 +12,12 @@ import tiny_models
 import torch
 import trainer_runs
 from peft import get_peft_model
+from stages_here import train
 from trainer_runs import losses, weights
 
 from fusechat.config import LoraSection
 from fusechat.errors import ModelError
-from trainer import stage, target_model
+from trainer import target_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +42,7 @@ def two_processes(*command: str) -> list[str]:
 
 def test_two_processes_give_the_loss_curve_of_one(tmp_path: Path) -> None:
     single = trainer_runs.make_run(tmp_path / "one", trl={"gradient_accumulation_steps": 2})
-    stage.run(single, "other")
+    train(single, "other")
     config = trainer_runs.make_run(tmp_path / "two", trl={"gradient_accumulation_steps": 1, "save_steps": 2})
     printed = two_processes("-m", "trainer", str(tmp_path / "two" / "run.yaml"), "other")
     assert [text.split() for text in printed] == [[str(config.target_path("other"))], []]

@@ -10,6 +10,7 @@ import tiny_models
 import trainer_runs
 import zarr
 from resealed import seal_again
+from stages_here import train
 
 from fusechat.config import RunConfig
 from fusechat.errors import ArtifactError, ConfigError, FuseChatError, ModelError
@@ -22,7 +23,7 @@ def test_bad_loss_stops_with_the_dialogues_of_the_batch(tmp_path: Path, monkeypa
     trl = {"learning_rate": 1e30, "max_grad_norm": 0, "warmup_steps": 0, "per_device_train_batch_size": 2}
     config = trainer_runs.make_run(tmp_path, trl=trl)
     with pytest.raises(FuseChatError, match=r"the loss is (nan|inf).*dialogue-\d+, dialogue-\d+; expected") as caught:
-        stage.run(config, "other")
+        train(config, "other")
     assert "step " in str(caught.value)
 
 
@@ -42,7 +43,7 @@ def test_wrong_fields_are_refused_before_the_model_loads(
     config = trainer_runs.make_run(tmp_path, trl=trl)
     monkeypatch.setattr(stage.target_model, "load_pivot", lambda *_: pytest.fail("loaded"))
     with pytest.raises(ConfigError, match=message):
-        stage.run(config, "other")
+        train(config, "other")
 
 
 def test_rows_of_other_tokens_are_refused(tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ def test_rows_of_other_tokens_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({**record, "parents": {"tokens": "0123456789abcdef"}}))
     seal_again(path.parent)
     with pytest.raises(ArtifactError, match=r"0123456789abcdef.*run the stages before"):
-        stage.run(config, "other")
+        train(config, "other")
 
 
 def test_pivot_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
@@ -60,7 +61,7 @@ def test_pivot_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
     file = Path(config.pivot.model) / "tokenizer.json"
     file.write_text(file.read_text() + " ")
     with pytest.raises(ModelError, match="tokenizer files have digest"):
-        stage.run(config, "other")
+        train(config, "other")
 
 
 def _other_vocabulary(config: RunConfig) -> None:
@@ -100,4 +101,4 @@ def test_artifacts_that_do_not_belong_together_are_refused_before_the_model_load
     monkeypatch.setattr(stage.target_model, "load_pivot", lambda *_: pytest.fail("loaded"))
     change(config)
     with pytest.raises((ArtifactError, ConfigError), match=message):
-        stage.run(config, "other")
+        train(config, "other")

@@ -11,6 +11,7 @@ import pytest
 import torch
 import trainer_runs
 from safetensors.torch import load_file
+from stages_here import train
 from tiny_runs import torch_threads
 from trainer_runs import losses, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -33,7 +34,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     trl = {"save_steps": 2, "num_train_epochs": 3, "model_init_kwargs": {"attention_dropout": 0.1}}
     config = trainer_runs.make_run(folder, trl=trl)
     with torch_threads(2):
-        stage.run(config, "other")
+        train(config, "other")
     return config
 
 
@@ -78,13 +79,13 @@ def test_metrics_hold_the_parts_of_the_loss(reference: RunConfig) -> None:
 
 def test_finished_target_is_not_trained_again(reference: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage, "_train", lambda *_: pytest.fail("trained again"))
-    assert stage.run(reference, "other").counts["steps"] == 18
+    assert train(reference, "other").counts["steps"] == 18
 
 
 def test_target_of_other_settings_is_refused(reference: RunConfig) -> None:
     changed = load_config(reference.run.output.parent / "run.yaml", ["training.sft_weight=0.5"])
     with pytest.raises(ArtifactError, match=r"sft_weight.*0\.9 -> 0\.5"):
-        stage.run(changed, "other")
+        train(changed, "other")
 
 
 KILLED = """
@@ -92,13 +93,14 @@ import os, signal, sys
 import torch
 from fusechat.config import load_config
 from trainer import stage
+from trainer.inputs import TrainingInputs
 save = torch.save
 def die(value, place, *rest, **options):
     if "checkpoint-10" in str(place):
         os.kill(os.getpid(), signal.SIGKILL)
     return save(value, place, *rest, **options)
 torch.save = die
-stage.run(load_config(sys.argv[1]), "other")
+stage.run(TrainingInputs.of(load_config(sys.argv[1])), "other")
 """
 
 
@@ -117,7 +119,7 @@ def test_killed_run_ends_with_the_same_weights_bit_for_bit(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(FusionTrainer, "compute_loss", stop)
-        stage.run(config, "other")
+        train(config, "other")
     assert [path.name for path in checkpoints.iterdir()] == ["checkpoint-4"]
 
     # Then really killed, with half a checkpoint written.
@@ -128,7 +130,7 @@ def test_killed_run_ends_with_the_same_weights_bit_for_bit(
     assert (checkpoints / "partial" / "checkpoint-10").is_dir()
     assert [path.name for path in checkpoints.glob("checkpoint-*")] == ["checkpoint-8"]
 
-    stage.run(config, "other")
+    train(config, "other")
     assert losses(config) == losses(reference)
     left, right = weights(config), weights(reference)
     assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
@@ -139,7 +141,7 @@ def test_batch_may_be_cut_into_any_micro_batches(tmp_path: Path) -> None:
     for name, batch, steps in (("a", 4, 1), ("b", 2, 2), ("c", 1, 4)):
         trl = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps, "num_train_epochs": 1}
         config = trainer_runs.make_run(tmp_path / name, trl=trl)
-        stage.run(config, "other")
+        train(config, "other")
         curves.append(losses(config))
     assert curves[1] == pytest.approx(curves[0], abs=1e-5)
     assert curves[2] == pytest.approx(curves[0], abs=1e-5)
@@ -147,8 +149,8 @@ def test_batch_may_be_cut_into_any_micro_batches(tmp_path: Path) -> None:
 
 def test_control_takes_the_same_steps_without_rows(tmp_path: Path) -> None:
     config = trainer_runs.make_run(tmp_path, trl={"num_train_epochs": 1})
-    stage.run(config, "other")
-    record = stage.run(config, stage.CONTROL).record
+    train(config, "other")
+    record = train(config, stage.CONTROL).record
     assert set(record["parents"]) == {"tokens"}
     control, target = read_metrics(config.target_path("sft")), read_metrics(config.target_path("other"))
     assert [r["target_tokens"] for r in control] == [r["target_tokens"] for r in target]
@@ -167,7 +169,7 @@ def test_packing_and_gradient_checkpointing_change_no_loss(tmp_path: Path) -> No
         ("checkpointed", {"gradient_checkpointing": True}),
     ):
         config = trainer_runs.make_run(tmp_path / name, trl={**trl, **changes})
-        stage.run(config, "other")
+        train(config, "other")
         results.append((losses(config), weights(config)))
     for curve, tensors in results[1:]:
         assert curve == pytest.approx(results[0][0], abs=1e-5)
@@ -178,7 +180,7 @@ def test_lora_is_merged_into_whole_weights(tmp_path: Path) -> None:
     config = trainer_runs.make_run(
         tmp_path, lora={"r": 4, "alpha": 8}, trl={"num_train_epochs": 4, "learning_rate": 1e-2}
     )
-    stage.run(config, "other")
+    train(config, "other")
     pivot, target = load_file(Path(config.pivot.model) / "model.safetensors"), weights(config)
     assert target.keys() == pivot.keys()
     moved = {name for name in pivot if not torch.equal(pivot[name], target[name])}
@@ -191,7 +193,7 @@ def test_lora_is_merged_into_whole_weights(tmp_path: Path) -> None:
 
 def test_unknown_target_is_refused(reference: RunConfig) -> None:
     with pytest.raises(ConfigError, match=r"nobody.*other.*sft"):
-        stage.run(reference, "nobody")
+        train(reference, "nobody")
 
 
 @pytest.mark.parametrize(
@@ -210,7 +212,7 @@ def test_target_files_hold_what_was_trained_and_open_in_the_pivots_dtype(
     config = trainer_runs.make_run(tmp_path, trl=trl, save_dtype=save_dtype, lora=lora)
     pivot = AutoModelForCausalLM.from_pretrained(config.pivot.model, dtype="bfloat16")
     pivot.save_pretrained(config.pivot.model)
-    stage.run(config, "other")
+    train(config, "other")
     saved = weights(config)
     assert {tensor.dtype for tensor in saved.values()} == {getattr(torch, expected)}
     assert AutoModelForCausalLM.from_pretrained(config.target_path("other"), dtype="auto").dtype == torch.bfloat16
@@ -239,7 +241,7 @@ def test_next_step_is_read_while_this_one_is_computed(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(FusionCollator, "__call__", reading)
     monkeypatch.setattr(FusionTrainer, "compute_loss", computing)
-    stage.run(config, "other")
+    train(config, "other")
     assert len(threads) == 6 and all(name.startswith("read-ahead") for name in threads[2:])
 
 
@@ -251,7 +253,7 @@ def test_reports_to_tensorboard(tmp_path: Path) -> None:
     config = trainer_runs.make_run(tmp_path, trl=trl)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
-        stage.run(config, "other")
+        train(config, "other")
     events = EventAccumulator(str(tmp_path / "events"))
     events.Reload()
     for name in ("sft_loss", "fusion_loss", "source_share", "row_entropy"):
