@@ -1,7 +1,10 @@
 """What a service answers over HTTP, and to which clients. Ray, Serve and vLLM are real, the model is tiny."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -149,6 +152,25 @@ def test_python_page(served: Served, tiny_models: dict[str, Path], monkeypatch: 
     }
     exec(block, values)
     assert len(values["there"]) == len(ROWS)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_curl_session_of_the_page(served: Served) -> None:
+    """What docs/service.md shows is answered as it stands, but for the address and the model's name."""
+    page = (Path(__file__).parents[2] / "docs/service.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^\$ (curl .*?)(?=\n[{$`])", page, re.DOTALL | re.MULTILINE)
+    assert len(commands) == 4
+    shown = [set(json.loads(_run(served, command))) for command in commands]
+    assert shown[0] == {"status", "away"} and shown[1] == {"object", "data"}
+    assert shown[2] == {"model", "recipe", "dialogues"} and {"choices", "usage"} <= shown[3]
+
+
+def _run(served: Served, command: str) -> str:
+    """What a command of the page prints."""
+    command = command.replace("http://127.0.0.1:8000", served.address).replace("smollm2", "llama")
+    return subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, check=True, env={**os.environ, "FUSECHAT_TOKEN": TOKEN}
+    ).stdout
 
 
 def test_harness(

@@ -104,6 +104,20 @@ def test_engine_that_is_killed_comes_back(killed: Served, here: list[Any], face:
     is_whole(killed, here)
 
 
+@pytest.mark.parametrize("kind", ["controller", "proxy", "door"])
+def test_process_of_serve_that_is_killed_comes_back(killed: Served, here: list[Any], kind: str) -> None:
+    before = killed.status()
+    engines = [one["replicas"][0]["pid"] for one in before["engines"]]
+    (pid,) = before["processes"][kind]
+    with Asking(killed, here) as asking:
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: killed.status()["processes"].get(kind, [pid]) != [pid])
+        asking.statuses.clear()
+        wait_until(lambda: 200 in asking.statuses)
+    is_whole(killed, here)
+    assert [one["replicas"][0]["pid"] for one in killed.status()["engines"]] == engines, "the engines stay"
+
+
 def test_node_that_is_killed_comes_back(killed: Served, here: list[Any]) -> None:
     """The local Ray with all that is in it: its keeper starts it anew under the same address."""
     before = killed.status()["processes"]
