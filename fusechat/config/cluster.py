@@ -70,6 +70,11 @@ class ClusterSection(Section):
             )
         return address
 
+    @field_validator("service", mode="before")
+    @classmethod
+    def _off_is_no_boolean(cls, value: object) -> object:
+        return "off" if value is False else value  # as YAML reads a bare `off`
+
     @field_validator("env_vars")
     @classmethod
     def _no_secret(cls, values: dict[str, str]) -> dict[str, str]:

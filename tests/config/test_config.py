@@ -236,6 +236,11 @@ def test_writing_that_cannot_be_is_refused(run_file: Path, override: str, messag
         load_config(run_file, ["dialogues.prompts=[p.txt]", override])
 
 
+def test_bare_off_switches_services_off_though_yaml_reads_a_boolean(run_file: Path) -> None:
+    assert load_config(run_file, ["cluster.service=off"]).cluster.service == "off"
+    assert load_config(run_file, ["cluster.service='off'"]).cluster.service == "off"
+
+
 def test_writing_without_prompts_is_refused(run_file: Path) -> None:
     with pytest.raises(ConfigError, match="there are no prompts to answer"):
         load_config(run_file, ["writing.samples=2"])
