@@ -117,7 +117,7 @@ class HeldOutWorker(ScoringWorker):
         started, patience = time.monotonic(), self.inputs.storage_patience_seconds
         reader, dialogues = self._readers[teachers[0].tokens_url], teachers[0].dialogues
         read = patiently(lambda: list(read_dialogues(reader, teachers)), seconds=patience)
-        ids, targets, asked = ([one[place] for one in read] for place in range(3))
+        ids, targets, asked = [one[0] for one in read], [one[1] for one in read], [one[2] for one in read]
         with self._engine_turn:
             rows = self._score(ids, targets, [np.concatenate(of_one, axis=1) for of_one in asked])
         parts = [split_chosen(*one) for one in zip(rows, asked, strict=True)]
