@@ -66,8 +66,8 @@ def evaluate_over_transformers(
 
 
 def _median_ratio(values: dict[str, list[float]]) -> float:
-    ratios = [own / other for own, other in zip(*values.values(), strict=True)]
-    return float(statistics.median(ratios))
+    ratios: list[float] = [own / other for own, other in zip(*values.values(), strict=True)]
+    return statistics.median(ratios)
 
 
 def _run(command: list[str]) -> float:
