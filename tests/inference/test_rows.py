@@ -82,7 +82,7 @@ def test_concatenate_rows_of_nothing_is_empty_and_typed() -> None:
     [
         ([1, 2, 3], [True, False, False], "token 0 is marked"),
         ([1, 2, 3], [False, True], r"\(3,\) and is_scored \(2,\)"),
-        ([1, 2, 3, 4, 5], [False] * 5, "has 5 tokens, the teacher was opened for 4"),
+        ([1, 2, 3, 4, 5], [False] * 5, "has 5 tokens, the engine was opened for 4"),
         ([1, 10], [False, True], r"1\.\.10, the model's vocabulary ends at 9"),
         ([-1, 3], [False, True], r"-1\.\.3"),
     ],
