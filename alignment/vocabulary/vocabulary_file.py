@@ -142,6 +142,7 @@ def load_vocabularies(url: str) -> Vocabularies:
     except FileNotFoundError:
         raise ArtifactError(f"{url}: found no {FILE_NAME}; run align again, it counts first") from None
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, struct.error, NotImplementedError) as error:
+        # NotImplementedError: zipfile's word for a compression that it does not know, which a flipped byte can name.
         raise ArtifactError(
             f"{url}: {FILE_NAME} is damaged ({error}); start the same command again: it counts first"
         ) from None
