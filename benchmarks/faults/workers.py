@@ -4,9 +4,7 @@ Ranks of an engine that is spread are killed in `tests/inference/test_faults.py`
 """
 
 import contextlib
-import os
 import random
-import signal
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -118,7 +116,7 @@ def _kill_one(running: Running, name: str, seconds: float, draw: random.Random) 
     if victim is None:
         return "none was there"
     with contextlib.suppress(psutil.NoSuchProcess):
-        os.kill(victim.pid, signal.SIGKILL)
+        victim.kill()
     return f"process {victim.pid}"
 
 
