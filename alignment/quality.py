@@ -21,8 +21,8 @@ import numpy as np
 
 from fusechat.compilation import kept
 from fusechat.errors import ArtifactError
-from fusechat.storage.artifact import read_json, write_json
 from fusechat.storage.contracts import RowKind
+from fusechat.storage.files import read_json, write_json
 from fusechat.storage.seals import is_whole, sealed
 
 from .rows.projection import Projection

@@ -18,7 +18,7 @@ from fusechat.models.measured_models import MeasuredModel, count_parameters, mea
 from fusechat.models.resolved_model import resolve
 from fusechat.progress import Progress
 from fusechat.storage import artifact
-from fusechat.storage.artifact import RECORD_FILE, Artifact
+from fusechat.storage.artifact import Artifact
 from fusechat.storage.lease import Lease, hold_store
 from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import Work, run_here
@@ -170,7 +170,7 @@ def _align_held_out(config: RunConfig, given: Sequence[MeasuredModel], progress:
         return
     for name in (model.name for model in given if model.role == "source"):
         rows = artifact.load(config.held_out_url(f"source.{name}"), "logprobs")
-        if not rows.counts["rows"] or artifact.read_json(f"{config.aligned_url(name)}/{RECORD_FILE}") is None:
+        if not rows.counts["rows"] or not artifact.is_finished(config.aligned_url(name)):
             continue
         run_here(
             aligned_held_out.prepare(config.layout, config.pivot.name, name, config.alignment, config.extraction),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fusechat.storage import artifact
-from fusechat.storage.artifact import RECORD_FILE, Artifact
+from fusechat.storage.artifact import Artifact
 
 from .inputs import ReportInputs
 
@@ -35,7 +35,7 @@ def compared_rows(inputs: ReportInputs) -> list[ComparedRows]:
             else inputs.layout.held_out_aligned_url(model.name),
         }
         for split, url in places.items():
-            if artifact.read_json(f"{url}/{RECORD_FILE}") is not None:
+            if artifact.is_finished(url):
                 rows = artifact.load(url, "logprobs" if is_pivot else "aligned")
                 if rows.counts.get("rows") != 0:
                     compared.append(ComparedRows(model.name, split, rows))

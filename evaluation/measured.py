@@ -17,6 +17,7 @@ from fusechat.models.measured_models import MeasuredModel
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact
 from fusechat.storage.chosen_rows import ChosenRows
+from fusechat.storage.files import read_json
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import TokensReader
 from fusechat.text.questions import Question, answers_file, read_answers
@@ -94,7 +95,7 @@ def load_artifacts(
 
 
 def _load(url: str | Path, kind: str, model: MeasuredModel) -> Artifact:
-    record = artifact.read_json(f"{url}/{artifact.RECORD_FILE}")
+    record = read_json(f"{url}/{artifact.RECORD_FILE}")
     if record is None:
         raise ArtifactError(f"{url}: found nothing finished of {model.label}; run `fusechat answer` first")
     made = artifact.load(url, kind)
@@ -134,7 +135,7 @@ def read_measured(
         lengths = TokensReader(tokens.url).lengths
         nats = dialogue_nats(store, lengths, label=model.label, dialogue_ids=dialogue_ids)
     counts, engine = made.held_out.counts, made.held_out.counts["engine"] or {}
-    figures = {} if made.harness is None else artifact.read_json(f"{made.harness.url}/figures.json")
+    figures = {} if made.harness is None else read_json(f"{made.harness.url}/figures.json")
     return Measured(
         nats=nats,
         exact=_answers(made, model, EXACT, questions),

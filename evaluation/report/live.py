@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fusechat.storage.artifact import RECORD_FILE, write_json
+from fusechat.storage.artifact import RECORD_FILE
+from fusechat.storage.files import write_json
 
 from .. import provenance
 from ..inputs import ReportInputs

@@ -19,7 +19,7 @@ import yaml
 from markupsafe import Markup, escape
 
 from fusechat.progress import format_seconds
-from fusechat.storage.artifact import write_bytes
+from fusechat.storage.files import write_bytes
 
 from ..wording import interval, number
 from .charts import SERIES_COLOURS, Figure

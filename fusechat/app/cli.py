@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from ..errors import FuseChatError, first_line
+from ..errors import FuseChatError, causes, first_line
 from ..version import __version__
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -231,14 +231,11 @@ _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|[Cc]annot allo
 """What libraries say where the machine has no memory left; of a GPU's, stages say more themselves."""
 
 
-def _lack_of_memory(error: BaseException | None) -> str | None:
+def _lack_of_memory(raised: BaseException) -> str | None:
     """What says in an error, or in one that it was raised from, that the machine gave no memory; None for any other error."""
-    seen: list[BaseException] = []
-    while error is not None and error not in seen:
-        seen.append(error)
+    for error in causes(raised):
         if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
             return first_line(error)[:200]
-        error = error.__cause__ or error.__context__
     return None
 
 

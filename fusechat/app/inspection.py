@@ -1,6 +1,5 @@
 """`fusechat inspect`: figures of an artifact, and one dialogue in readable form."""
 
-import contextlib
 import json
 from collections.abc import Callable
 from functools import partial
@@ -13,8 +12,9 @@ from tokenizers import Tokenizer
 
 from ..errors import ArtifactError, ConfigError
 from ..storage import damage
-from ..storage.artifact import RECIPE_FILE, RECORD_FILE, read_record, storage_errors
+from ..storage.artifact import RECIPE_FILE, RECORD_FILE, read_record
 from ..storage.contracts import CHOICE, RowKind, TokenField
+from ..storage.files import listing
 from ..storage.row_store import RowStore
 from ..storage.seals import broken_of
 from ..storage.tokens import Tokens, TokensReader
@@ -224,16 +224,11 @@ def _verify(store: RowStore, repair: bool) -> None:
 
 def tokens_url_of(url: str, fingerprint: str | None) -> str:
     """Where the tokens of a store's rows stand: beside it, under whatever name."""
-    import fsspec
-
     base = f"{url.rsplit('/', 2)[0]}/tokens"
-    filesystem, path = fsspec.core.url_to_fs(base)
-    with storage_errors(base), contextlib.suppress(FileNotFoundError):
-        for entry in filesystem.ls(path, detail=False):
-            place = f"{base}/{entry.rstrip('/').rsplit('/', 1)[-1]}"
-            record = read_record(f"{place}/{RECORD_FILE}")
-            if record is not None and record["fingerprint"] == fingerprint:
-                return place
+    for name in listing(base):
+        record = read_record(f"{base}/{name}/{RECORD_FILE}")
+        if record is not None and record["fingerprint"] == fingerprint:
+            return f"{base}/{name}"
     raise ArtifactError(
         f"{url}: its rows are of tokens {fingerprint}, and none below {base} are those; run `fusechat tokenize` of the run "
         "that made them"

@@ -13,10 +13,11 @@ import numpy as np
 import zarr
 
 from ..errors import ArtifactError
-from .artifact import read_json, storage_errors, write_bytes, write_json
 from .contracts import TokenField
+from .files import read_json, write_bytes, write_json
 from .tokens import OF_TOKENS, create_tokens
 from .work import HERE, Place
+from .write_errors import storage_errors
 from .zarr_arrays import OBJECT_LENGTH, LongWriter, writable
 
 INDEX = "index.json"

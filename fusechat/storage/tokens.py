@@ -10,9 +10,9 @@ import numpy as np
 import zarr
 
 from ..errors import ArtifactError, ContractError
-from .artifact import storage_errors
 from .contracts import CONTRACT_VERSION, TOKENS, TokenField
 from .shard_layout import ShardLayout, lay_out_blocks, lay_out_shards
+from .write_errors import storage_errors
 from .zarr_arrays import ATTRIBUTE, DAMAGE, LongArray, create_long_array, ranges
 
 OF_TOKENS = [spec.name for spec in TOKENS.arrays if spec.axes[0] == "tokens"]

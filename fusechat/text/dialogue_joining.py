@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArtifactError, DialogueError
-from ..storage.artifact import read_json, storage_errors, write_json
+from ..storage.files import read_json, write_json
+from ..storage.write_errors import storage_errors
 from .dialogue_files import RANGE_BYTES
 from .dialogue_reading import MADE, SPLITS, WRITTEN, ReadingInputs, read_records
 from .dialogue_set import INDEX_FILE

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ArtifactError
-from ..storage.artifact import read_json
+from ..storage.files import read_json
 from .dialogues import Dialogue, read_row
 
 INDEX_FILE = "index.json"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import DialogueError
-from ..storage.artifact import storage_errors
+from ..storage.write_errors import storage_errors
 from .dialogue_files import read_rows
 from .dialogue_order import check_dialogue
 from .dialogue_records import Dialogue, Message

@@ -17,7 +17,8 @@ from ..models import model_files
 from ..progress import Progress
 from ..storage import artifact
 from ..storage.artifact import Artifact, Claim
-from ..storage.pieces import finished_pieces, open_pieces, remove_pieces, without_pieces
+from ..storage.files import delete_folder
+from ..storage.pieces import finished_pieces, open_pieces, without_pieces
 from ..storage.token_pieces import JoinInputs, TokenIndex, TokenJoiner, TokenSums, lay_out_pieces, sum_counts
 from ..storage.tokens import TokensReader, finish_tokens
 from ..storage.work import Work, nothing_left
@@ -187,7 +188,7 @@ class _End:
             "num_set_aside": sums.num_set_aside,
             "turns_without_end": sums.open_turns, "turns_without_their_reasoning": sums.hidden,
         }  # fmt: skip
-        remove_pieces(self.inputs.pieces)
+        delete_folder(self.inputs.pieces)
         return [self.claim.finish(counts)]
 
     def _sums(self) -> TokenSums:

@@ -15,7 +15,7 @@ from fusechat.errors import DialogueError, ModelError
 from fusechat.models import model_files
 from fusechat.models.model_limits import position_limit
 from fusechat.models.stop_ids import own_stop_ids
-from fusechat.storage import artifact
+from fusechat.storage.files import write_json
 from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import HERE, Place
 from fusechat.text.chat_template import load_tokenizer
@@ -127,7 +127,7 @@ class AnswerWorker(EngineWorker):
         questions = self._questions[chunk.answer_set][chunk.start : chunk.stop]
         answers, num_tokens = self._answer(asked_set, questions, self.inputs.seed + chunk.start)
         record = {"answers": answers, "tokens": num_tokens}
-        artifact.write_json(chunk.path(self.inputs.folders[chunk.answer_set]), record)
+        write_json(chunk.path(self.inputs.folders[chunk.answer_set]), record)
         given = sum(answer is not None for answer_turns in answers for answer in answer_turns)
         return {
             "units": 1,

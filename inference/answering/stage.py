@@ -17,6 +17,7 @@ from fusechat.models.measured_models import MeasuredModel, opened_section
 from fusechat.progress import append_json_line
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
+from fusechat.storage.files import read_json
 from fusechat.storage.work import Listener, Needs, Work
 from fusechat.text.questions import CHUNK_QUESTIONS, answers_file, read_questions, write_answers
 
@@ -153,4 +154,4 @@ def _finish(inputs: AnsweringInputs, name: str, model_id: str, claim: Claim) -> 
 
 
 def _read_parts(paths: Sequence[str]) -> list[dict[str, Any]]:
-    return [dict(artifact.read_json(path) or {}) for path in paths]  # each chunk has its file
+    return [dict(read_json(path) or {}) for path in paths]  # each chunk has its file

@@ -20,6 +20,7 @@ from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
 from fusechat.storage.chosen_rows import ChosenRows
 from fusechat.storage.damage import check_finished
+from fusechat.storage.files import read_json
 from fusechat.storage.retry import patiently
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import TokensReader
@@ -168,7 +169,7 @@ def finish_store(claim: Claim, store: RowStore | None, model: MeasuredModel, log
             "rows": store.layout.num_rows,
             "rows_without_score": without_score,
             "parameters": count_parameters(model.folder),
-            "engine": artifact.read_json(f"{store.url}/{ENGINE_FILE}"),
+            "engine": read_json(f"{store.url}/{ENGINE_FILE}"),
             "engine_seconds": round(sum(last.values()), 3),
             "bytes": store.num_bytes(),
         }

@@ -13,7 +13,7 @@ import numpy as np
 from fusechat.config.layout import RunLayout
 from fusechat.errors import ArtifactError
 from fusechat.storage import artifact
-from fusechat.storage.artifact import RECORD_FILE, Artifact
+from fusechat.storage.artifact import Artifact
 from fusechat.storage.row_store import RowStore
 
 from .teacher_rows import TeacherRows
@@ -61,7 +61,7 @@ def teacher_samples(
         stores.append((source, url, "aligned"))
     samples = []
     for name, url, kind in stores:
-        if artifact.read_json(f"{url}/{RECORD_FILE}") is None:
+        if not artifact.is_finished(url):
             continue
         rows = artifact.load(url, kind)
         if rows.counts.get("rows") == 0:  # nothing was held out

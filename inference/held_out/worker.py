@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fusechat.errors import ModelError
-from fusechat.storage import artifact
+from fusechat.storage.files import write_json
 from fusechat.storage.retry import patiently
 from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import HERE, Place
@@ -70,7 +70,7 @@ class HeldOutWorker(ScoringWorker):
             self._open_store()
         engine = self._open_engine(self.longest())
         if task.num_shards:
-            artifact.write_json(f"{task.scoring.store_url}/{ENGINE_FILE}", engine.info)
+            write_json(f"{task.scoring.store_url}/{ENGINE_FILE}", engine.info)
         return {"seconds": time.monotonic() - started}
 
     def longest(self) -> int:

@@ -23,7 +23,8 @@ from fusechat.config.recipe import Recipe
 from fusechat.config.writing import WritingSection
 from fusechat.errors import ConfigError, DialogueError
 from fusechat.storage import artifact
-from fusechat.storage.artifact import Artifact, Claim, storage_errors
+from fusechat.storage.artifact import Artifact, Claim
+from fusechat.storage.write_errors import storage_errors
 from fusechat.text.dialogue_order import check_dialogue
 from fusechat.text.dialogues import Dialogue, row_text
 from fusechat.text.prompt_stage import PROMPTS_FILE

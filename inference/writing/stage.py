@@ -24,8 +24,10 @@ from fusechat.config.writing import WritingSection
 from fusechat.models.resolved_model import ResolvedModel
 from fusechat.progress import append_json_line
 from fusechat.storage import artifact
-from fusechat.storage.artifact import Artifact, Claim, storage_errors
+from fusechat.storage.artifact import Artifact, Claim
+from fusechat.storage.files import read_json
 from fusechat.storage.work import Listener, Needs, Work, nothing_left
+from fusechat.storage.write_errors import storage_errors
 from fusechat.text.prompt_stage import PROMPTS_FILE
 from fusechat.text.rendered import ChatTemplate
 
@@ -129,7 +131,7 @@ def _finish(inputs: WriterInputs, num_units: int, claim: Claim) -> Artifact:
     answers = whole = tokens = 0
     with storage_errors(path), path.open("w", encoding="utf-8") as file:
         for unit in range(num_units):
-            part: Any = artifact.read_json(inputs.chunk_file(unit))
+            part: Any = read_json(inputs.chunk_file(unit))
             tokens += part["tokens"]
             for rows in part["answers"]:
                 answers += len(rows)

@@ -22,7 +22,7 @@ from fusechat.errors import DialogueError, ModelError
 from fusechat.models import model_files
 from fusechat.models.model_limits import position_limit
 from fusechat.models.stop_ids import own_stop_ids
-from fusechat.storage import artifact
+from fusechat.storage.files import write_json
 from fusechat.storage.work import HERE, Place
 from fusechat.text.answer_reading import AnswerReader
 from fusechat.text.chat_template import load_tokenizer
@@ -146,7 +146,7 @@ class WriterWorker(EngineWorker):
         rows = [self._answer_of(one).to_row() for one in samples]
         grouped = [rows[start : start + self.inputs.samples] for start in range(0, len(rows), self.inputs.samples)]
         record = {"answers": grouped, "tokens": num_tokens}
-        artifact.write_json(self.inputs.chunk_file(unit), record)
+        write_json(self.inputs.chunk_file(unit), record)
         return {"answers": len(rows), "tokens": num_tokens, "seconds": time.monotonic() - started}
 
     def _answer(self, samples: Sequence[_Sample], turn: int) -> int:

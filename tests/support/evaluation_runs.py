@@ -17,6 +17,7 @@ from cluster import answering
 from fusechat.config import RunConfig
 from fusechat.progress import Progress
 from fusechat.storage import artifact
+from fusechat.storage.files import read_json, write_json
 from fusechat.storage.seals import sealed
 from fusechat.storage.tokens import Tokens
 
@@ -72,8 +73,8 @@ def finish_rows(config: RunConfig) -> None:
     for seed, source in enumerate(config.sources, 20):
         url = config.aligned_url(source.name)
         write_rows(url, "aligned", Tokens.read(made.url), {"pivot_tokens": made}, seed)
-        record = artifact.read_json(f"{url}/artifact.json")
-        artifact.write_json(f"{url}/artifact.json", sealed({**record, "counts": aligned()}))
+        record = read_json(f"{url}/artifact.json")
+        write_json(f"{url}/artifact.json", sealed({**record, "counts": aligned()}))
         map_for_real(config, source.name)
 
 
