@@ -19,12 +19,12 @@ PLAIN_LINE_SECONDS = 5.0
 """Between two plain progress lines of one task."""
 
 
-def setup_logging(verbose: bool = False) -> None:
+def setup_logging() -> None:
     """One handler on standard error; libraries are kept to warnings."""
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", force=True
     )
-    logging.getLogger("fusechat").setLevel(logging.DEBUG if verbose else logging.INFO)
+    logging.getLogger("fusechat").setLevel(logging.INFO)
 
 
 def format_seconds(seconds: float) -> str:

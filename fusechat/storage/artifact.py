@@ -44,12 +44,6 @@ class Artifact:
         counts: dict[str, Any] = self.record["counts"]
         return counts
 
-    @property
-    def seconds(self) -> float:
-        """Working time of the run that finished it, seconds."""
-        seconds: float = self.record["seconds"]
-        return seconds
-
 
 @dataclass
 class Claim:

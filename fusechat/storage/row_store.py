@@ -48,12 +48,6 @@ class RowStore:
         self._seen: set[tuple[str, int]] = set()
         """(array, shard) of the objects that are known to be there."""
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What was given to `create`: model, digests, capture and so on."""
-        settings: dict[str, Any] = self.attributes["settings"]
-        return settings
-
     @classmethod
     def create(
         cls,

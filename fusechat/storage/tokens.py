@@ -106,11 +106,6 @@ class Tokens:
         """Where a dialogue stands in the flat arrays."""
         return slice(int(self.offsets[dialogue]), int(self.offsets[dialogue + 1]))
 
-    def target_bytes(self) -> np.ndarray:
-        """int64 [dialogues]: bytes of reasoning, content and tool calls that each dialogue's scored tokens spell."""
-        width = np.where(self.is_scored, self.span[:, 1] - self.span[:, 0], 0)
-        return np.diff(np.concatenate([[0], np.cumsum(width)])[self.offsets])
-
     def turn_end_ids(self) -> list[int]:
         """Ids that end an assistant's turn under the template that the tokens were made with."""
         is_end = self.is_scored & (self.field == TokenField.END_OF_TURN)

@@ -24,21 +24,6 @@ MAX_NAMED = 10
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """What is left of a list of dialogues.
-
-    `notes`: what was cut or set aside, in words; `refused`: (dialogue id, why the template does not show it);
-    `split`: dialogues that became several, because their thoughts are hidden in later turns; `added`: by how many.
-    """
-
-    dialogues: list[Dialogue]
-    notes: list[str]
-    refused: list[tuple[str, str]]
-    split: int
-    added: int
-
-
-@dataclass(frozen=True)
 class FittedDialogue:
     """What became of one dialogue: `examples` that stand in its place, `note` (what was cut or set aside, in words),
     `refused` (why the template does not show it); both texts may be empty.
@@ -77,26 +62,6 @@ def fit_each(
             fitting, note = None, f"{note}; set aside, because no turn that is left is a target"
         examples = () if fitting is None else tuple(show_thoughts(tokenizer, template, fitting, ids))
         yield FittedDialogue(examples, note)
-
-
-def fit_dialogues(
-    tokenizer: PreTrainedTokenizerBase,
-    template: ChatTemplate | str,
-    dialogues: Sequence[Dialogue],
-    max_tokens: int,
-) -> Fitted:
-    """All of `fit_each`, together."""
-    fitted = Fitted([], [], [], 0, 0)
-    split = added = 0
-    ids = {dialogue.id for dialogue in dialogues}
-    for dialogue, one in zip(dialogues, fit_each(tokenizer, template, dialogues, max_tokens, ids), strict=True):
-        if one.refused:
-            fitted.refused.append((dialogue.id, one.refused))
-        if one.note:
-            fitted.notes.append(one.note)
-        split, added = split + (len(one.examples) > 1), added + max(len(one.examples) - 1, 0)
-        fitted.dialogues.extend(one.examples)
-    return replace(fitted, split=split, added=added)
 
 
 def refusal(reasons: Sequence[str], count: int) -> str:

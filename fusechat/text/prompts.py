@@ -44,11 +44,6 @@ class Prompt:
         """Of its dialogue."""
         return self.dialogue.id
 
-    @property
-    def text(self) -> str:
-        """What the user says last."""
-        return self.turns[-1] if self.turns else self.dialogue.messages[-1].content
-
     def to_row(self) -> dict[str, Any]:
         """As `from_row` reads it."""
         return {**self.dialogue.to_row(), "turns": list(self.turns), "reference": self.reference}

@@ -36,9 +36,7 @@ class TeacherSample:
     def for_model(self, layout: RunLayout, model_id: str) -> TeacherRows:
         """What the worker of a measured model is told of it."""
         out_url = layout.chosen_url(model_id, self.split, self.name)
-        return TeacherRows(
-            self.name, self.split, self.dialogues, self.tokens.url, self.rows.url, self.kind, out_url
-        )  # fmt: skip
+        return TeacherRows(self.dialogues, self.tokens.url, self.rows.url, self.kind, out_url)
 
 
 def teacher_samples(

@@ -62,9 +62,7 @@ class GenerateFace:
 
         folder = str(model_files.resolve_model(face.model))
         section = engine_with(face.model.engine, self._backend)
-        given = engine_arguments(
-            folder, None, section, "generate", k=MAX_LOGPROBS, max_tokens=face.max_tokens, text=True
-        )
+        given = engine_arguments(folder, section, "generate", k=MAX_LOGPROBS, max_tokens=face.max_tokens, text=True)
         arguments = AsyncEngineArgs(**{field.name: getattr(given, field.name) for field in fields(given)})
         with guarded_kernel_scan(), ranks_of_their_own():
             self._engine = AsyncLLM.from_engine_args(arguments)

@@ -1,13 +1,7 @@
 """The door of writing: prompts and models in; all answers of each model, and the dialogues that a rule keeps of them, out.
 
 `prepare` gives a work per writer: chunks of prompts, each answered by one engine. `cluster.writing` does the works of all writers
-side by side and then lets `selection.keep` decide. Any model folder may write, also a student between two rounds:
-
-    writer = Writer(resolve(section, digests_path), template)     # its name, folder and engine are the section's
-    works = prepare(layout, [writer], WritingSection(keep="all", samples=1, temperature=0.0), cluster, seed=0)
-
-reads the prompts at `layout.prompts_path` (`fusechat.text.prompt_stage.write_artifact` makes them of prompts in memory) and writes
-below `layout.written_answers_path(name)`. `dataclasses.replace(config.layout, places={...})` puts them all elsewhere.
+side by side and then lets `selection.keep` decide.
 """
 
 import json

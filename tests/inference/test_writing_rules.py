@@ -6,13 +6,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from writing_runs import write_prompts_artifact
 
 from fusechat.config.layout import RunLayout
 from fusechat.config.writing import WritingSection
 from fusechat.errors import ConfigError, DialogueError
 from fusechat.storage import artifact
 from fusechat.text.dialogues import Message, read_dialogues
-from fusechat.text.prompt_stage import write_artifact
 from fusechat.text.prompts import Prompt, prompt_of
 from fusechat.text.writing_files import DIALOGUES_FILE, VERDICTS_FILE
 from inference.writing import scoring, selection
@@ -143,7 +143,7 @@ def written(tmp_path: Path, section: WritingSection, texts: dict[str, list[list[
     """All answers of some writers to two prompts, as the stage leaves them."""
     layout = RunLayout(tmp_path, str(tmp_path), {})
     prompts = [PROMPT, prompt_of({"prompt": "4+5?", "reference": "9"}, "q")]
-    write_artifact(layout, prompts, {})
+    write_prompts_artifact(layout, prompts)
     for writer, of_writer in texts.items():
         folder = layout.written_answers_path(writer)
         claim = artifact.claim(folder, "answers", settings={}, parents={})
