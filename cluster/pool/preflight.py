@@ -21,12 +21,7 @@ PROBED_NODES = 32
 PROBE_SECONDS = 120.0
 
 
-def check_cluster(config: RunConfig, names: list[str], places: dict[str, str]) -> None:
-    """As `check_engines`, for models of the run by their names."""
-    check_engines(config, [config.model_named(name) for name in names], places)
-
-
-def check_engines(config: RunConfig, models: Sequence[ModelSection], places: dict[str, str]) -> None:
+def check_cluster(config: RunConfig, models: Sequence[ModelSection], places: dict[str, str]) -> None:
     """Refuse what could only fail later, after the weights were loaded.
 
     Args:

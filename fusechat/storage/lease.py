@@ -12,7 +12,7 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import psutil
@@ -121,6 +121,20 @@ def hold_store(url: str, if_changed: str) -> Iterator[Lease | None]:
         yield lease
     finally:
         lease.end()
+
+
+@contextlib.contextmanager
+def hold_stores(urls: Iterable[str], if_changed: str) -> Iterator[Callable[[], None]]:
+    """Hold several stores, as `hold_store`; gives a function that raises BusyError once another driver has taken one of them."""
+    with contextlib.ExitStack() as stack:
+        leases = [stack.enter_context(hold_store(url, if_changed)) for url in urls]
+
+        def check() -> None:
+            for lease in leases:
+                if lease is not None:
+                    lease.check()
+
+        yield check
 
 
 def _is_alive(lease: dict[str, Any], read: Any, patience_seconds: float) -> bool:
