@@ -18,13 +18,13 @@ from fusechat.progress import ShardLog
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
 from fusechat.storage.damage import check_finished
-from fusechat.storage.retry import patiently
+from fusechat.storage.retry import retried
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.store_work import store_work
 from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import Needs, Work, nothing_left
 
-from .engine.engine_worker import engine_settings
+from .engine.engine_settings import engine_settings
 from .scoring_worker import ScoringInputs, ScoringWorker
 
 
@@ -43,7 +43,7 @@ def prepare(layout: RunLayout, model: ResolvedModel, section: ExtractionSection,
     return [
         store_work(
             name, store, partial(ScoringWorker, scoring_inputs(layout, model, section, cluster)),
-            lambda: patiently(partial(finish, claim, store), seconds=cluster.storage_patience_seconds),
+            lambda: retried(partial(finish, claim, store), seconds=cluster.storage_patience_seconds),
             needs=needs, log=ShardLog(layout.log_path(f"extract.{name}"), name),
         )
     ]  # fmt: skip

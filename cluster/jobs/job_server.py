@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fusechat.errors import ClusterSetupError, first_line
-from fusechat.storage.retry import patiently
+from fusechat.storage.retry import retried
 
 REQUEST_SECONDS = 60.0
 """A request to the dashboard that takes longer counts as a lost connection."""
@@ -66,7 +66,7 @@ def submit_when_ready(client: Any, **job: Any) -> str:
         RuntimeError: it refuses the job.
     """
     try:
-        submission_id: str = patiently(
+        submission_id: str = retried(
             lambda: client.submit_job(**job), seconds=AGENT_PATIENCE_SECONDS, passes=_has_no_agent
         )
         return submission_id

@@ -14,7 +14,23 @@ from inference.serving.score_face import Reply, ScoreFace
 log = logging.getLogger(__name__)
 
 
-class ScoreReplica:
+class _Replica:
+    """What Serve asks of each: what its engine is, and whether it is still of use."""
+
+    _face: Any
+
+    def about(self) -> dict[str, Any]:
+        """What the engine is."""
+        about: dict[str, Any] = self._face.about()
+        return about
+
+    async def check_health(self) -> None:
+        """Raises where the engine is of no further use."""
+        if not self._face.alive:
+            raise EngineError(f"{self._face.face.name}: the engine died")
+
+
+class ScoreReplica(_Replica):
     """An engine that gives rows."""
 
     def __init__(self, face: Face, executor_backend: str | None) -> None:
@@ -31,17 +47,8 @@ class ScoreReplica:
             log.error("%s", error)
             os._exit(1)
 
-    def about(self) -> dict[str, Any]:
-        """What the engine is."""
-        return self._face.about()
 
-    async def check_health(self) -> None:
-        """Raises where the engine is of no further use."""
-        if not self._face.alive:
-            raise EngineError(f"{self._face.face.name}: the engine died")
-
-
-class GenerateReplica:
+class GenerateReplica(_Replica):
     """An engine that gives answers in OpenAI's protocol."""
 
     async def __init__(self, face: Face, executor_backend: str | None) -> None:  # type: ignore[misc]  # Serve awaits it
@@ -55,15 +62,6 @@ class GenerateReplica:
         """Answer one request: a head, then its body as it is written."""
         async for part in self._face.answer(path, body):
             yield part
-
-    def about(self) -> dict[str, Any]:
-        """What the engine is."""
-        return self._face.about()
-
-    async def check_health(self) -> None:
-        """Raises where the engine is of no further use."""
-        if not self._face.alive:
-            raise EngineError(f"{self._face.face.name}: the engine died")
 
 
 def _keep_logs() -> None:

@@ -21,7 +21,7 @@ from fusechat.storage.artifact import Artifact, Claim
 from fusechat.storage.chosen_rows import ChosenRows
 from fusechat.storage.damage import check_finished
 from fusechat.storage.files import read_json
-from fusechat.storage.retry import patiently
+from fusechat.storage.retry import retried
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import Needs, UnitLog, Work
@@ -68,7 +68,7 @@ def prepare(
 
     def finish_all() -> list[Artifact]:
         patience = settings.cluster.storage_patience_seconds
-        made = claimed.artifact or patiently(partial(finish_store, claimed, store, model, log), seconds=patience)
+        made = claimed.artifact or retried(partial(finish_store, claimed, store, model, log), seconds=patience)
         return [made, *(claim.artifact or finish_chosen(claim) for claim in claims)]
 
     total = num_shards + len(told)

@@ -17,7 +17,7 @@ from fusechat.errors import ConfigError
 from fusechat.models.model_limits import position_limit
 from fusechat.models.resolved_model import ResolvedModel, resolve
 
-from ..engine.engine_worker import engine_settings
+from ..engine.engine_settings import engine_settings
 
 FaceName = Literal["score", "generate"]
 

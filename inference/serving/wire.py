@@ -276,8 +276,8 @@ def _parsed(body: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 def _check(arrays: dict[str, np.ndarray], expected: dict[str, Any]) -> None:
     for name, dtype in expected.items():
         if name not in arrays or arrays[name].dtype != dtype:
-            found = arrays[name].dtype if name in arrays else "nothing"
-            raise ContractError(f"{name}: found {found}, expected an array of {np.dtype(dtype)}")
+            given = arrays[name].dtype if name in arrays else "nothing"
+            raise ContractError(f"{name}: found {given}, expected an array of {np.dtype(dtype)}")
         if name not in ("topk_ids", "topk_logprobs") and arrays[name].ndim != 1:
             raise ContractError(f"{name}: found shape {arrays[name].shape}, expected a list")
 

@@ -25,7 +25,7 @@ from fusechat.storage.write_errors import storage_errors
 from fusechat.text.prompt_stage import PROMPTS_FILE
 from fusechat.text.rendered import ChatTemplate
 
-from ..engine.engine_worker import engine_settings
+from ..engine.engine_settings import engine_settings
 from .answers import Answer
 from .writer_worker import WriterInputs, WriterWorker
 
