@@ -13,14 +13,14 @@ from fusechat.config.layout import RunLayout
 from fusechat.config.recipe import Recipe
 from fusechat.errors import AlignmentError
 from fusechat.models.process_memory import give_memory_back
-from fusechat.progress import Progress, ShardLog
+from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
 from fusechat.storage.damage import check_finished
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.store_work import store_work
 from fusechat.storage.tokens import TokensReader
-from fusechat.storage.work import Listener, Needs, Work, nothing_left
+from fusechat.storage.work import Listener, Needs, UnitLog, Work, nothing_left
 
 from .quality import has_figures, read_figures, summarise
 from .recipe import recipe
@@ -63,7 +63,7 @@ def prepare(
     ]
     align = store_work(
         f"align {source}", store, partial(ShardAligner, inputs), partial(finish, claim, store),
-        needs=ONE_CPU, log=ShardLog(layout.log_path(f"align.{source}"), source), missing=missing,
+        needs=ONE_CPU, log=UnitLog(layout.log_path(f"align.{source}"), source), missing=missing,
     )  # fmt: skip
     if has_vocabularies(store.url):
         return [align]

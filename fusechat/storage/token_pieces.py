@@ -99,6 +99,10 @@ class TokenSums:
     """The first ones."""
     turn_end_ids: tuple[int, ...] = ()
 
+    def end_ids(self, appended: int | None) -> list[int]:
+        """Ids that end turns, with one that is put behind each dialogue."""
+        return sorted({*self.turn_end_ids, *(() if appended is None else (appended,))})
+
 
 def sum_counts(url: str, num_pieces: int, max_listed: int) -> TokenSums:
     """Sums of the pieces' counts, as they were made: without an appended end."""

@@ -26,6 +26,7 @@ from .row_values import (
     carries,
     check_text,
     keys_shown,
+    listed,
     media_text,
     parse_json,
     shown,
@@ -53,8 +54,6 @@ RESERVED_ARGUMENTS = frozenset({
 })  # fmt: skip
 """What FuseChat itself tells `apply_chat_template`, and so no dialogue can."""
 TOO_DEEP = "found values nested too deeply, expected a dialogue; remove the row"
-MAX_NAMED = 10
-"""Dialogues named in one message."""
 NEAR = 0.88
 """How alike (0 to 1) a column's name is to a known one to count as a slip of the pen: `tool` is, `conversation_id` is not."""
 
@@ -206,17 +205,9 @@ def refusal_of(problems: Sequence[tuple[str, str]], count: int) -> str:
         problems: (place, reason) of the first ones.
         count: of all.
     """
-    named = [f"{place}: {reason}" for place, reason in problems[:MAX_NAMED]]
-    if count == 1:
-        return named[0]
-    rest = [f"and {count - MAX_NAMED:,} more"] if count > MAX_NAMED else []
-    return "\n  ".join(
-        [
-            f"{count:,} dialogues break the rules; correct them, or set on_bad: skip, which leaves them out:",
-            *named,
-            *rest,
-        ]
-    )
+    lines = [f"{place}: {reason}" for place, reason in problems]
+    head = f"{count:,} dialogues break the rules; correct them, or set on_bad: skip, which leaves them out:"
+    return lines[0] if count == 1 else "\n  ".join([head, *listed(lines, count)])
 
 
 def is_read(column: str, ignore_keys: Collection[str]) -> bool:

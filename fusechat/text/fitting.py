@@ -14,13 +14,11 @@ from ..errors import DialogueError, ModelError
 from .chat_template import render
 from .dialogues import Dialogue, Message
 from .rendered import ChatTemplate
+from .row_values import listed
 from .tokenization import tokenize_dialogue, tokenize_each
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-MAX_NAMED = 10
-"""Dialogues named in one message."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +69,11 @@ def refusal(reasons: Sequence[str], count: int) -> str:
         reasons: of the first ones.
         count: of all.
     """
-    named = list(reasons[:MAX_NAMED])
-    if count == 1:
-        return named[0]
-    rest = [f"and {count - MAX_NAMED:,} more"] if count > MAX_NAMED else []
-    first = (
+    head = (
         f"the pivot's template does not show {count:,} dialogues; correct them, or set dialogues.on_bad: skip, which "
         "leaves them out:"
     )
-    return "\n  ".join([first, *named, *rest])
+    return reasons[0] if count == 1 else "\n  ".join([head, *listed(reasons, count)])
 
 
 def show_thoughts(

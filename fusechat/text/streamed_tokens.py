@@ -47,8 +47,7 @@ def write_streamed(
     for unit in range(num_pieces):
         joiner.run_unit(unit)
     joiner.close()
-    ends = sums.turn_end_ids if appended is None else (*sums.turn_end_ids, appended)
-    made = {**maker.attributes(), "appended_end": appended, "turn_end_ids": sorted(set(ends))}
+    made = {**maker.attributes(), "appended_end": appended, "turn_end_ids": sums.end_ids(appended)}
     finish_tokens(claim.url, {**attributes, **made})
     delete_folder(pieces)
     return sums

@@ -178,9 +178,8 @@ class _End:
     def finish(self) -> list[Artifact]:
         """Say that the tokens are whole."""
         sums, index = self._sums(), TokenIndex.read(self.inputs.pieces)
-        ends = sums.turn_end_ids if index.appended_end is None else (*sums.turn_end_ids, index.appended_end)
-        attributes = {**self.attributes, "appended_end": index.appended_end, "turn_end_ids": sorted(set(ends))}
-        finish_tokens(self.claim.url, attributes)
+        ends = {"appended_end": index.appended_end, "turn_end_ids": sums.end_ids(index.appended_end)}
+        finish_tokens(self.claim.url, {**self.attributes, **ends})
         tokens = TokensReader(self.claim.url)
         counts = {
             "dialogues": tokens.num_dialogues, "tokens": tokens.num_tokens, "rows": tokens.num_rows,

@@ -15,7 +15,7 @@ from fusechat.config.layout import RunLayout
 from fusechat.config.recipe import Recipe
 from fusechat.errors import ConfigError
 from fusechat.models.measured_models import MeasuredModel, count_parameters, opened_section
-from fusechat.progress import ShardLog, read_json_lines
+from fusechat.progress import read_json_lines
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
 from fusechat.storage.chosen_rows import ChosenRows
@@ -83,7 +83,7 @@ def prepare(
             make_worker=partial(HeldOutWorker, inputs),
             finish=finish_all,
             needs=Needs(engine_ranks=reader.engine.tensor_parallel_size),
-            listener=UnitLog(ShardLog(log, model.id)),
+            listener=UnitLog(log, model.id),
         )
     ]
 

@@ -23,6 +23,7 @@ from fusechat.text.answer_reading import call_bytes
 from fusechat.text.chat_template import load_tokenizer
 from fusechat.text.dialogues import Dialogue, Message
 from fusechat.text.model_tokens import ModelTokens
+from fusechat.text.recipes import positions_behind
 from fusechat.text.streamed_tokens import write_streamed
 
 from .. import stage as extraction
@@ -79,7 +80,7 @@ def prepare(
         tokenizer, _ = load_tokenizer(str(model.folder), template=scorer.template.text)
         maker = ModelTokens(
             model.name, model.folder, tokenizer, scorer.template, is_pivot=False,
-            positions_behind=1 if section.capture == "prompt_logprobs" else 0,
+            positions_behind=positions_behind(section.capture),
         )  # fmt: skip
         sums = write_streamed(claim, maker, (one for _, one in candidates(layout, writers, model.name)), settings)
         if sums.num_set_aside:

@@ -16,11 +16,10 @@ from fusechat.config.layout import RunLayout
 from fusechat.config.recipe import Recipe
 from fusechat.config.writing import WritingSection
 from fusechat.models.resolved_model import ResolvedModel
-from fusechat.progress import append_json_line
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
 from fusechat.storage.files import read_json
-from fusechat.storage.work import Listener, Needs, Work, nothing_left
+from fusechat.storage.work import DoneLog, Needs, Work, nothing_left
 from fusechat.storage.write_errors import storage_errors
 from fusechat.text.prompt_stage import PROMPTS_FILE
 from fusechat.text.rendered import ChatTemplate
@@ -39,16 +38,6 @@ class Writer:
 
     model: ResolvedModel
     template: ChatTemplate
-
-
-class WritingLog(Listener):
-    """Writes a line for each chunk that a writer answered."""
-
-    def __init__(self, path: Path, writer: str) -> None:
-        self._path, self._writer = path, writer
-
-    def on_done(self, result: dict[str, Any]) -> None:
-        append_json_line(self._path, {"model": self._writer, **result})
 
 
 def prepare(
@@ -96,7 +85,7 @@ def _work(
         make_worker=partial(WriterWorker, inputs),
         finish=lambda: [_finish(inputs, len(units), claim)],
         needs=Needs(engine_ranks=model.engine.tensor_parallel_size, units_in_flight=cluster.units_in_flight),
-        listener=WritingLog(layout.log_path(f"write.{name}"), name),
+        listener=DoneLog(layout.log_path(f"write.{name}"), name),
         unit_name="chunk {}".format,
     )
 
