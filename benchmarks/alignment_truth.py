@@ -47,10 +47,10 @@ def spellings(splits: dict[int, tuple[int, int]], size: int, pivot_size: int) ->
     Args:
         splits: source id -> the two ids that its merge joins; `size`: source ids; ids below `pivot_size` are the pivot's.
     """
-    found: list[tuple[int, ...]] = []
+    pieces: list[tuple[int, ...]] = []
     for token in range(size):  # parts have smaller ids
-        found.append((token,) if token < pivot_size else found[splits[token][0]] + found[splits[token][1]])
-    return found
+        pieces.append((token,) if token < pivot_size else pieces[splits[token][0]] + pieces[splits[token][1]])
+    return pieces
 
 
 def true_rows(
@@ -96,18 +96,18 @@ def true_rows(
     return rows, unknown, respelled
 
 
-def kl_from_truth(truth: np.ndarray, found: Projection, labels: np.ndarray) -> dict[str, np.ndarray]:
+def kl_from_truth(truth: np.ndarray, projection: Projection, labels: np.ndarray) -> dict[str, np.ndarray]:
     """Per row: KL(truth || row) in nats, total variation, and whether the rule gave a row at all.
 
     A rule's row is its entries and its tail, spread evenly over all other ids. Where a rule has no row, the label alone
     stands for it, as it does in training.
     """
     rows, size = truth.shape
-    given = np.array([RowKind(int(kind)).is_real for kind in found.kind])
-    probs = np.where(np.isfinite(found.topk_logprobs), np.exp(found.topk_logprobs.astype(np.float64)), 0.0)
+    given = np.array([RowKind(int(kind)).is_real for kind in projection.kind])
+    probs = np.where(np.isfinite(projection.topk_logprobs), np.exp(projection.topk_logprobs.astype(np.float64)), 0.0)
     kl, distance = np.zeros(rows), np.zeros(rows)
     for i in range(rows):
-        ids, mass = (found.topk_ids[i], probs[i]) if given[i] else (labels[i : i + 1], np.ones(1))
+        ids, mass = (projection.topk_ids[i], probs[i]) if given[i] else (labels[i : i + 1], np.ones(1))
         ids, mass = ids[mass > 0], mass[mass > 0]
         tail = max(1.0 - mass.sum(), LEAST_TAIL)
         row = np.full(size, tail / (size - len(ids)))
@@ -155,16 +155,16 @@ def compare(
     source_rows = {n: np.concatenate(part) for n, part in zip(names, zip(*top, strict=True), strict=True)}
     source_rows["label_logprob"] = source_rows["label_logprob"].astype(np.float32)
     truth = np.concatenate(truths)
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "rows": len(truth), "pivot_vocabulary": size, "unknown_mass": float(np.concatenate(unknown).mean()),
         "respelled_mass": float(np.concatenate(respelled).mean()),
     }  # fmt: skip
     labels = pivot.token_ids[pivot.is_scored]
     for rule, section in RULES.items():
         _, _, _, projection = project(section, pivot, source, source_rows, vocabularies_of(section, *sides))
-        found[rule] = _means(kl_from_truth(truth, projection, labels))
-    found["best of K entries"] = _means(kl_from_truth(truth, best_rows(truth, labels), labels))
-    return found
+        values[rule] = _means(kl_from_truth(truth, projection, labels))
+    values["best of K entries"] = _means(kl_from_truth(truth, best_rows(truth, labels), labels))
+    return values
 
 
 def _means(parts: dict[str, np.ndarray]) -> dict[str, float]:
@@ -242,10 +242,10 @@ def run(models: Path, name: str, dialogues: list[Dialogue], out: Path, pivot_siz
     chosen = [d for d in dialogues if sum(m.role == "assistant" for m in d.messages) == 1]
     source = tokens_of(models / name, chosen)
     rows = [ModelRows(model, source[1], dialogue) for dialogue in range(len(chosen))]
-    found = {}
+    values = {}
     for size in pivot_sizes:
         folder, spelled = without_merges(models / name, size, out)
         key = f"{name}, {len(spelled):,} -> {size:,} ids"
-        found[key] = compare((tokens_of(folder, chosen), source), spelled, rows.__getitem__)
-        print(f"{key}: {json.dumps(found[key])}", flush=True)
-    return found
+        values[key] = compare((tokens_of(folder, chosen), source), spelled, rows.__getitem__)
+        print(f"{key}: {json.dumps(values[key])}", flush=True)
+    return values

@@ -21,7 +21,7 @@ import transformers
 
 from benchmarks.fusion import rounds
 from benchmarks.fusion.seed import Seed
-from benchmarks.fusion.table import Results, difference, power, print_table, put_difference
+from benchmarks.fusion.table import Results, can_show, difference, power, print_table, put_difference
 from benchmarks.fusion.units import read_results, run_arms
 
 WORLD = "B"
@@ -68,11 +68,11 @@ def print_against_joint(results: Results, arms: list[str]) -> None:
             continue
         cells = []
         for _, wording in WORDINGS:
-            found = difference(results, arm, base_of(arm), wording)
-            if found is not None:
+            change = difference(results, arm, base_of(arm), wording)
+            if change is not None:
                 cells += [
-                    _shown(found["difference"], found["interval"], "+.3f"),
-                    _shown(found["accuracy_difference"], found["accuracy_interval"], "+.0%"),
+                    _shown(change["difference"], change["interval"], "+.3f"),
+                    _shown(change["accuracy_difference"], change["accuracy_interval"], "+.0%"),
                 ]
         print(f"| {arm} | " + " | ".join(cells) + " |")
     print(power(results))
@@ -87,15 +87,15 @@ def summary(results: Results, arms: list[str]) -> dict[str, Any]:
     oracle = difference(results, "oracle", "sft", "known")
     values: dict[str, Any] = {
         "seeds": len(results),
-        "can_show": bool(oracle and oracle["interval"] and oracle["interval"][1] < 0),
+        "can_show": can_show(oracle),
     }
     for arm in dict.fromkeys(["rounds", *arms]):
         if arm == base_of(arm):
             continue
         for prefix, wording in WORDINGS:
-            found = difference(results, arm, base_of(arm), wording)
-            put_difference(values, f"{prefix}{arm}_minus_joint_bits", found)
-            put_difference(values, f"{prefix}{arm}_minus_joint_accuracy", found, "accuracy_")
+            change = difference(results, arm, base_of(arm), wording)
+            put_difference(values, f"{prefix}{arm}_minus_joint_bits", change)
+            put_difference(values, f"{prefix}{arm}_minus_joint_accuracy", change, "accuracy_")
     return values
 
 

@@ -202,13 +202,13 @@ def _ratios(what: str, figures: dict[str, Any]) -> dict[str, float]:
 
 
 def _loss_of(vocab_size: int, width: int, tokens: int, k: int) -> dict[str, float]:
-    found = measure_loss(vocab_size, width, tokens, k)
-    found["flops_over_sft"] = found["fusion_gflops"] / found["sft_gflops"]
-    found["seconds_over_sft"] = found["fusion_seconds"] / found["sft_seconds"]
-    found["seconds_over_products"] = found["fusion_seconds"] / found["products_seconds"]
-    found = {name: round(value, 4) for name, value in found.items()}
-    print(f"loss alone, V={vocab_size}: {found}", file=sys.stderr, flush=True)
-    return found
+    figures = measure_loss(vocab_size, width, tokens, k)
+    figures["flops_over_sft"] = figures["fusion_gflops"] / figures["sft_gflops"]
+    figures["seconds_over_sft"] = figures["fusion_seconds"] / figures["sft_seconds"]
+    figures["seconds_over_products"] = figures["fusion_seconds"] / figures["products_seconds"]
+    figures = {name: round(value, 4) for name, value in figures.items()}
+    print(f"loss alone, V={vocab_size}: {figures}", file=sys.stderr, flush=True)
+    return figures
 
 
 if __name__ == "__main__":

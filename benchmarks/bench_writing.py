@@ -147,12 +147,12 @@ def summary(worlds: dict[str, Results]) -> dict[str, Any]:
             sft = difference(results, "sft", "sft", wording)
             values[f"{prefix}sft_accuracy{suffix}"] = sft and round(sft["accuracy"], 4)
             for name, arm in _named_arms().items():
-                found = difference(results, arm, "sft", wording)
-                if found is None and (suffix or name.endswith("_sampled")):
+                change = difference(results, arm, "sft", wording)
+                if change is None and (suffix or name.endswith("_sampled")):
                     continue  # of what was not run, only the main figures are named
-                put_difference(values, f"{prefix}{name}_minus_sft_bits{suffix}", found)
-                values[f"{prefix}{name}_accuracy{suffix}"] = found and round(found["accuracy"], 4)
-                put_difference(values, f"{prefix}{name}_minus_sft_accuracy{suffix}", found, "accuracy_")
+                put_difference(values, f"{prefix}{name}_minus_sft_bits{suffix}", change)
+                values[f"{prefix}{name}_accuracy{suffix}"] = change and round(change["accuracy"], 4)
+                put_difference(values, f"{prefix}{name}_minus_sft_accuracy{suffix}", change, "accuracy_")
             for base, arm in (("given_rows", "joint"), ("given_written_sft", "given_written.greedy")):
                 both = difference(results, "given_written_rows.greedy", arm, wording)
                 if both is not None:

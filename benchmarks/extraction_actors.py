@@ -30,7 +30,7 @@ def measure(config: Any, rounds: int, say: Callable[[str], None]) -> dict[int, l
     model = resolve(config.model_named("teacher"), config.digests_path)
     _, store = stage.claim_store(config.layout, model, config.extraction)
     cores = sorted(os.sched_getaffinity(0))[:2]
-    found: dict[int, list[float]] = {1: [], 2: []}
+    seconds_of: dict[int, list[float]] = {1: [], 2: []}
     with ray_session(ClusterSection(num_cpus=2)):
         make: Any = ray.remote(PinnedWorker).options(num_cpus=1, max_concurrency=IN_FLIGHT)
         actors = [
@@ -39,14 +39,14 @@ def measure(config: Any, rounds: int, say: Callable[[str], None]) -> dict[int, l
         ray.get([actor.start.remote() for actor in actors])
         ray.get([actor.pin.remote(core) for actor, core in zip(actors, cores, strict=True)])
         for number in range(rounds + 1):
-            for count, seconds in found.items():
+            for count, seconds in seconds_of.items():
                 for array in ("topk_ids", "topk_logprobs", "label_logprob"):
                     shutil.rmtree(f"{store.url}/{array}/c", ignore_errors=True)
                 taken = _work_off(actors[:count], list(range(store.layout.num_shards)))
                 say(f"round {number} {count} actors: {taken:.2f} s")
                 if number:
                     seconds.append(taken)
-    return found
+    return seconds_of
 
 
 def _work_off(actors: list[Any], shards: list[int]) -> float:

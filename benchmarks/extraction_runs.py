@@ -99,14 +99,14 @@ def make_tokens(
 
 def in_turns(contenders: dict[str, tuple[Contender, str]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each contender in each round; a first round, which warms up, does not count."""
-    found: dict[str, list[float]] = {name: [] for name in contenders}
+    seconds_of: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
         for name, (contender, command) in contenders.items():
             seconds = contender.call(command)["seconds"]
             say(f"round {number} {name}: {seconds:.2f} s")
             if number:
-                found[name].append(seconds)
-    return found
+                seconds_of[name].append(seconds)
+    return seconds_of
 
 
 def rates(tokens: Any, seconds: dict[str, list[float]]) -> dict[str, float]:

@@ -120,15 +120,15 @@ def _teachers(corpus: Corpus, lesson: Lesson) -> dict[tuple[str, str], tuple[int
     """(kind, question) -> its given dialogue's source (-1: nobody) and the weight of its rows; ("kind", "") -> the usual one."""
     first = corpus.row_offsets[:-1]
     source, weight = lesson.source[first], lesson.weight[first]
-    found: dict[tuple[str, str], tuple[int, float]] = {}
+    teaching: dict[tuple[str, str], tuple[int, float]] = {}
     for i, dialogue in enumerate(corpus.train.dialogues):
-        found[dialogue.kind, dialogue.messages[0].content] = int(source[i]), float(weight[i])
+        teaching[dialogue.kind, dialogue.messages[0].content] = int(source[i]), float(weight[i])
     kinds = corpus.train.kind
     for kind in np.unique(kinds):
         names, numbers = np.unique(source[kinds == kind], return_counts=True)
         usual = int(names[np.argmax(numbers)])
-        found[str(kind), ""] = usual, float(weight[(kinds == kind) & (source == usual)].max())
-    return found
+        teaching[str(kind), ""] = usual, float(weight[(kinds == kind) & (source == usual)].max())
+    return teaching
 
 
 def _round(

@@ -24,7 +24,7 @@ from .dialogue_files import file_digest, file_ranges
 from .dialogue_joining import DialogueJoin
 from .dialogue_reading import SPLITS, DialogueReader, ReadingInputs, ReadingPart
 from .dialogues import file_names
-from .model_templates import tokenizer_source, used_template
+from .model_templates import read_with, tokenizer_source, used_template
 from .recipes import dialogues_recipe, positions_behind
 from .writing_files import DIALOGUES_FILE
 
@@ -51,9 +51,11 @@ def prepare_reading(
     model_files.check_trainable(model_files.resolve_model(pivot), pivot.name)
     recipe = dialogues_recipe(section, pivot, capture)
     parents = {"written": artifact.load(layout.written_path, "written")} if section.prompts else {}
+    folder, revision, text = tokenizer_source(pivot, pivot)
     settings = {
         **recipe.settings,
         "files": {path: file_digest(path) for path in [*section.train, *section.held_out]},
+        "pivot": {**recipe.settings["pivot"], **read_with(pivot, folder, text, layout.digests_path)},
     }
     claim = artifact.claim(
         layout.dialogues_path, "dialogues", settings=settings, parents=parents, if_changed=layout.if_changed
@@ -61,7 +63,6 @@ def prepare_reading(
     if (finished := without_pieces(claim)) is not None:
         return [nothing_left("dialogues", lambda: [finished])]
     pieces, parts = open_pieces(claim), _parts(section, layout.written_path / DIALOGUES_FILE)
-    folder, revision, text = tokenizer_source(pivot, pivot)
     _, text = load_tokenizer(folder, revision, text)
     # One date for the whole run: of the first try at it.
     date = str((read_json(f"{pieces}/date") or {"date": datetime.date.today().isoformat()})["date"])

@@ -69,3 +69,14 @@ def tokenizer_source(model: ModelSection, pivot: ModelSection) -> tuple[str, str
         raise ConfigError(
             f"{model.name}: template {model.template!r} is neither 'native', 'pivot' nor a readable Jinja file ({error})"
         ) from None
+
+
+def read_with(model: ModelSection, folder: str, text: str | None, digests: Path) -> dict[str, str]:
+    """What a recipe says of the tokenizer and the template that a model reads with: what they hold, not where they lie.
+
+    Args:
+        folder, text: from `tokenizer_source`.
+        digests: file of the run's digests.
+    """
+    template = model_files.text_digest(text) if text else model.template
+    return {"template": template, "tokenizer": model_files.digests(Path(folder), digests)["tokenizer"]}

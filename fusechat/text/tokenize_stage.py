@@ -13,7 +13,6 @@ from typing import Any
 
 from ..config import ModelSection
 from ..config.layout import RunLayout
-from ..models import model_files
 from ..progress import Progress
 from ..storage import artifact
 from ..storage.artifact import Artifact, Claim
@@ -26,7 +25,7 @@ from .chat_template import load_tokenizer, renderer_of
 from .dialogue_reading import SPLITS
 from .dialogue_set import read_index
 from .dialogue_stage import ONE_CPU, prepare_reading
-from .model_templates import tokenizer_source, used_template
+from .model_templates import read_with, tokenizer_source, used_template
 from .model_tokens import TokenInputs, TokenMaker, none_readable, own_end, vocab_size
 from .recipes import positions_behind, tokens_recipe
 from .template_heads import prompt_of
@@ -55,8 +54,7 @@ def prepare_tokens(
     folder, revision, text = tokenizer_source(model, pivot)
     settings = {
         **tokens_recipe(model, capture).settings,
-        "template": model_files.text_digest(text) if text else model.template,
-        "tokenizer": model_files.digests(Path(folder), layout.digests_path)["tokenizer"],
+        **read_with(model, folder, text, layout.digests_path),
     }
     claims = {
         split: artifact.claim(

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.fusion.loop import Lesson, token_loss
 from benchmarks.fusion.merges import bounded_sum, by_fisher, from_control
-from benchmarks.fusion.table import Results, power, summary
+from benchmarks.fusion.table import Results, power, seeds_interval, summary
 from benchmarks.fusion.units import result_file
 from benchmarks.fusion.worlds import COMMONS, SKILLS, WORLDS, World, WorldSpec
 from trainer.losses import Divergence, Tail, fusion_loss
@@ -119,3 +119,9 @@ def test_worlds_that_differ_only_in_their_sources_share_the_arms_that_read_none(
     assert shared == {tmp_path / "results" / "B" / "0" / "sft.json"}
     assert len({result_file(tmp_path, world, 0, "joint") for world in WORLDS}) == len(WORLDS)
     assert len({result_file(tmp_path, world, 0, "sft") for world in ("B", "Bn", "D")}) == 3
+
+
+def test_interval_of_three_seeds_is_students_and_one_seed_has_none() -> None:
+    low, high = seeds_interval(np.array([1.0, 2.0, 3.0]), np.ones(3)) or (0, 0)
+    assert (low, high) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-4)
+    assert seeds_interval(np.array([1.0]), np.ones(1)) is None

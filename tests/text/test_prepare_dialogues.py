@@ -9,7 +9,7 @@ import pytest
 from stages_here import prepare_dialogues, tokenize
 
 from fusechat.config.run import RunConfig, load_config
-from fusechat.errors import DialogueError, ModelError
+from fusechat.errors import ArtifactError, DialogueError, ModelError
 
 
 def write_rows(file: Path, numbers: list[int], **extra: str) -> Path:
@@ -35,6 +35,22 @@ def test_changed_file_below_home_is_noticed(run_file: Path, tmp_path: Path, monk
     assert prepare_dialogues(config).counts["train"] == 3
     write_rows(tmp_path / "t.jsonl", [1, 2, 3, 4, 5])
     assert prepare_dialogues(config).counts["train"] == 5
+
+
+def test_template_of_the_pivot_that_is_changed_in_place_is_noticed_and_one_that_is_moved_is_not(
+    run_file: Path, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "one.jinja", tmp_path / "two.jinja"
+    text = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    for file in (first, second):
+        file.write_text(text)
+    base = [f"dialogues.{key}" for key in (f"train=[{write_rows(tmp_path / 't.jsonl', [1, 2])}]", "held_out=[]")]
+    config, moved = (load_config(run_file, [*base, f"pivot.template={file}"]) for file in (first, second))
+    made = prepare_dialogues(config)
+    assert prepare_dialogues(moved).record == made.record
+    first.write_text(text.replace(": ", "> "))
+    with pytest.raises(ArtifactError, match=r"settings\.pivot\.template: '\w{16}' -> '\w{16}'"):
+        prepare_dialogues(config)
 
 
 def test_file_that_is_not_there_is_refused_and_the_nearest_named(run_file: Path, tmp_path: Path) -> None:
