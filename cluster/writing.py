@@ -21,7 +21,7 @@ from fusechat.text.prompt_stage import prepare_prompts
 from fusechat.text.prompts import read_prompts
 from inference.serving.faces import FaceName
 from inference.writing import scoring, selection, stage
-from inference.writing.selection import Key, Known
+from inference.writing.decisions import Key, Known, find_rule
 from inference.writing.stage import Writer
 
 from .pool.preflight import check_cluster
@@ -41,7 +41,7 @@ def check(config: RunConfig) -> None:
         DialogueError: prompts that cannot be read, or no reference where the rule compares with them.
     """
     section = config.writing
-    rule, _ = selection.find_rule(section)
+    rule, _ = find_rule(section)
     prompts = read_prompts(config.dialogues.prompts, on_bad=config.dialogues.on_bad)
     if rule.needs == "references" and not any(prompt.reference for prompt in prompts):
         raise DialogueError(
@@ -69,7 +69,7 @@ def run(config: RunConfig, *, progress: Progress) -> Artifact:
     date = str(prepare_prompts(layout, config.dialogues, progress=progress).counts["date"])
     seed = config.run.seed if section.seed is None else section.seed
     writers = _writers(config.writers, config.pivot, layout, date)
-    rule, _ = selection.find_rule(section)
+    rule, _ = find_rule(section)
     works = stage.prepare(layout, writers, section, config.cluster, seed=seed)
     with contextlib.ExitStack() as stack:
         if rule.needs == "scores" and any(work.missing for work in works):
@@ -90,7 +90,7 @@ def _decide(
         scorers: whom the rule asks; empty: it asks none.
     """
     layout, section, names = config.layout, config.writing, list(answers)
-    rule, _ = selection.find_rule(section)
+    rule, _ = find_rule(section)
     judge = _judge_of(section, config.evaluation.judge) if rule.needs == "judge" else None
     decided = selection.recipe(section, names, [one.model.section for one in scorers], judge, seed)
     claim = selection.claim(layout, decided, answers, {one.model.name: one.model.digests for one in scorers})

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from inference.serving.client import Connection
-from inference.serving.wire import ScoreRequest
+from inference.serving.scoring_records import ScoreRequest
 
 from ..config.serve import ServeSection
 from .open_rows import Rows

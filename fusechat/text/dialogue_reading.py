@@ -26,7 +26,8 @@ from ..storage.work import HERE, Place
 from ..storage.write_errors import storage_errors
 from .chat_template import load_tokenizer
 from .dialogue_files import read_range
-from .dialogues import CheckedRow, Dialogue, checked_rows, is_read, row_text, split_thought
+from .dialogue_rows import is_read
+from .dialogues import CheckedRow, Dialogue, checked_rows, row_text, split_thought
 from .file_range import FileRange
 from .fitting import FittedDialogue, fit_each
 from .rendered import ChatTemplate

@@ -68,7 +68,7 @@ class Message:
         return message
 
     def to_row(self) -> dict[str, Any]:
-        """The message as `fusechat.text.dialogues` reads it."""
+        """The message as `fusechat.text.message_reading` reads it."""
         row = self.to_template_message()
         if self.reasoning:
             row["reasoning"] = row.pop("reasoning_content")
@@ -150,7 +150,7 @@ class Dialogue:
         return JsonObject(self.template_arguments).value
 
     def to_row(self) -> dict[str, Any]:
-        """The dialogue as a row of a JSON lines file, which `fusechat.text.dialogues` reads back to an equal one."""
+        """The dialogue as a row of a JSON lines file, which `fusechat.text.dialogue_rows` reads back to an equal one."""
         row = {"id": self.id, "kind": self.kind, "messages": [message.to_row() for message in self.messages]}
         extras = {
             "tools": self.template_tools, "template_arguments": self.template_keywords, "author": self.author,

@@ -12,7 +12,8 @@ import numpy as np
 
 from ..errors import ArtifactError
 from ..storage.files import read_json
-from .dialogues import Dialogue, read_row
+from .dialogue_rows import read_row
+from .dialogues import Dialogue
 
 INDEX_FILE = "index.json"
 """Beside the files of the splits."""

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DialogueError
-from .dialogues import Dialogue, read_row
+from .dialogue_rows import read_row
+from .dialogues import Dialogue
 from .fitting import fit_each
 from .layout import TokenizedDialogue
 from .rendered import ChatTemplate

@@ -16,7 +16,8 @@ from ..storage.write_errors import storage_errors
 from .dialogue_files import read_rows
 from .dialogue_order import check_dialogue
 from .dialogue_records import Dialogue, Message
-from .dialogues import ARGUMENTS_COLUMNS, SYSTEM_COLUMNS, TOOLS_COLUMNS, TURNS_COLUMNS, file_names, open_row
+from .dialogue_rows import ARGUMENTS_COLUMNS, SYSTEM_COLUMNS, TOOLS_COLUMNS, TURNS_COLUMNS, open_row
+from .dialogues import file_names
 from .message_reading import read_message
 from .question_rows import IDS, question_of, rows_of
 from .row_values import carries, check_text, listed

@@ -17,8 +17,9 @@ from fusechat.models.process_memory import give_memory_back, without_garbage_col
 from ..capture.rows import TopKRows
 from ..engine.engine_settings import with_backend
 from .faces import Face
+from .scoring_records import ScoreReply, ScoreRequest
 from .turns import Turns
-from .wire import BINARY, JSON, ScoreReply, ScoreRequest, read_request, write_reply
+from .wire import BINARY, JSON, read_request, write_reply
 
 log = logging.getLogger(__name__)
 

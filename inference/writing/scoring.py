@@ -28,7 +28,8 @@ from fusechat.text.streamed_tokens import write_streamed
 
 from .. import stage as extraction
 from .answers import Answer
-from .selection import Key, dialogue_of, each_prompt
+from .decisions import Key, dialogue_of
+from .selection import each_prompt
 from .stage import Writer
 
 

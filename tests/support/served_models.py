@@ -16,7 +16,8 @@ import yaml
 import fusechat
 from inference.capture.rows import TopKRows
 from inference.serving.client import Connection
-from inference.serving.wire import ScoreRequest, write_request
+from inference.serving.scoring_records import ScoreRequest
+from inference.serving.wire import write_request
 
 TOKEN = "a-token-of-the-tests-0123456789"
 COMMAND_SECONDS = 420

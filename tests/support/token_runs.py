@@ -13,7 +13,7 @@ from fusechat.progress import Progress
 from fusechat.storage import token_pieces, zarr_arrays
 from fusechat.storage.artifact import Artifact
 from fusechat.storage.work import Work, run_here
-from fusechat.text import dialogue_files, dialogue_joining, dialogue_stage
+from fusechat.text import dialogue_files, dialogue_stage, split_writer
 
 QUIET = Progress(quiet=True)
 
@@ -21,7 +21,7 @@ QUIET = Progress(quiet=True)
 def cut_small(monkeypatch: pytest.MonkeyPatch, range_bytes: int) -> None:
     """Files are read, and dialogues tokenized, in pieces of so many bytes."""
     monkeypatch.setattr(dialogue_stage, "file_ranges", partial(dialogue_files.file_ranges, size=range_bytes))
-    monkeypatch.setattr(dialogue_joining, "RANGE_BYTES", range_bytes)
+    monkeypatch.setattr(split_writer, "RANGE_BYTES", range_bytes)
 
 
 def small_objects(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
