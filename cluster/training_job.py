@@ -50,7 +50,7 @@ def run(
     return artifact.load(inputs.layout.target_path(target_name), "target")
 
 
-def _work(job: dict[str, Any]) -> None:
+def train_worker(job: dict[str, Any]) -> None:
     """One worker: the stage, in the process group that Ray Train has made."""
     # Here, because Ray Train's controller imports this module too, and trains nothing.
     with without_garbage_collection():  # TRL: 1.2 s of 5.3
@@ -120,7 +120,7 @@ def _fit(inputs: TrainingInputs, name: str, scaling: ScalingConfig, attempts: in
     for attempt in range(1, attempts + 1):
         ray_run = RunConfig(name=f"train-{name}-{time.time_ns()}", storage_path=logs)
         try:
-            TorchTrainer(_work, train_loop_config=job, scaling_config=scaling, run_config=ray_run).fit()
+            TorchTrainer(train_worker, train_loop_config=job, scaling_config=scaling, run_config=ray_run).fit()
             return
         except TrainingFailedError as error:
             cause = _cause(error)

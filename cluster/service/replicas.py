@@ -34,7 +34,7 @@ class ScoreReplica(_Replica):
     """An engine that gives rows."""
 
     def __init__(self, face: Face, executor_backend: str | None) -> None:
-        _keep_logs()
+        keep_logs()
         self._face = ScoreFace(face, executor_backend)
         self._threads = ThreadPoolExecutor(face.at_once, thread_name_prefix="score")
 
@@ -52,7 +52,7 @@ class GenerateReplica(_Replica):
     """An engine that gives answers in OpenAI's protocol."""
 
     async def __init__(self, face: Face, executor_backend: str | None) -> None:  # type: ignore[misc]  # Serve awaits it
-        _keep_logs()
+        keep_logs()
         from inference.serving.generate_face import GenerateFace
 
         self._face = GenerateFace(face, executor_backend)
@@ -64,7 +64,7 @@ class GenerateReplica(_Replica):
             yield part
 
 
-def _keep_logs() -> None:
+def keep_logs() -> None:
     """Keep vLLM, which this process imports next, from setting up logs: that closes the handlers of all others.
 
     Serve's controller asks each replica for the file of its log when it comes back from a death; one whose handler is closed
