@@ -8,7 +8,7 @@ from typing import Any
 
 import tiny_models
 from plain_engine import plain_engines
-from stages_here import prepare_dialogues, tokenize, write_report
+from stages_here import tokenize_run, write_report
 from trainer_runs import write_rows
 
 from alignment.rows.shard_alignment import count_dialogues
@@ -43,9 +43,7 @@ def finish_earlier_stages(config: RunConfig) -> None:
 
 
 def _finish_earlier_stages(config: RunConfig) -> None:
-    prepare_dialogues(config)
-    for model in config.models:
-        tokenize(config, model.name)
+    tokenize_run(config)
     folders = {config.target_path(source.name): "target" for source in config.sources}
     folders |= {config.target_path("sft"): "target", config.fused_path: "fused"}
     for seed, (folder, kind) in enumerate(folders.items(), 10):

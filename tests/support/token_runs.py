@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from stages_here import prepare_dialogues, reading_works, token_works, tokenize
+from stages_here import reading_works, token_works, tokenize_run
 
 from fusechat.config import RunConfig
 from fusechat.progress import Progress
@@ -42,8 +42,7 @@ def in_any_order(works: list[Work], seed: int) -> list[Artifact]:
 def tokenize_all(config: RunConfig, seed: int | None = None) -> list[Artifact]:
     """The dialogues, then every model's tokens; with a seed, their pieces in an order of chance."""
     if seed is None:
-        made = [prepare_dialogues(config)]
-        return made + [one for model in config.models for one in tokenize(config, model.name)]
+        return tokenize_run(config)
     made = in_any_order(reading_works(config), seed)
     for model in config.models:
         made += in_any_order(token_works(config, model.name), seed)
