@@ -1,18 +1,16 @@
 """The whole chain through real Ray and real vLLM on tiny models: what a run leaves, that it skips, and that it resumes."""
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 import zarr
+from killed_runs import fusechat, kill_when
 from reasoning_runs import reasoning_run
 from tiny_runs import tiny_run
 
@@ -45,15 +43,6 @@ pipeline.steps = lambda config: [watched(step) for step in plain_steps(config)]
 cli.main()
 """
 """The command line in a process that says which networks each step made there."""
-
-
-def fusechat(
-    *arguments: str | Path, check: bool = True, program: tuple[str, ...] = ("-m", "fusechat")
-) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *program, *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=580)
-    assert not check or result.returncode == 0, result.stderr
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -151,8 +140,8 @@ def test_run_killed_in_extraction_and_training_goes_on_to_the_same_weights(
     path, run = tmp_path / "run.yaml", tiny_run(tmp_path / "out", tiny_models, dialogue_files)
     run["evaluation"]["models"] = ["fused"]  # of what comes behind the weights hardly anything is wanted here
     path.write_text(yaml.safe_dump(run), encoding="utf-8")
-    kill_when(path, lambda: any((tmp_path / "out" / "logprobs").glob("*/label_logprob/c/*")))
-    kill_when(path, lambda: any((tmp_path / "out" / "targets").glob("*/*heckpoint*/*")))
+    kill_when(lambda: any((tmp_path / "out" / "logprobs").glob("*/label_logprob/c/*")), "run", "-c", path)
+    kill_when(lambda: any((tmp_path / "out" / "targets").glob("*/*heckpoint*/*")), "run", "-c", path)
     fusechat("run", "-c", path)
     for name in ("fused", "targets/mixtral", "targets/sft"):
         one, other = tmp_path / "out" / name / "model.safetensors", output / name / "model.safetensors"
@@ -176,19 +165,6 @@ def test_run_with_reasoning_and_tools_aligns_as_well_as_plain_text(
     assert ends and asked["reasons"] is True
     inspected = fusechat("inspect", out / "tokens" / "smollm2", "--dialogue", "0")
     assert "reasoning" in inspected.stdout and "scored" in inspected.stdout
-
-
-def kill_when(path: Path, reached: object) -> None:
-    """Start the run and kill it, and all it started, as soon as something is there."""
-    command = [sys.executable, "-m", "fusechat", "run", "-c", str(path)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    try:
-        while not reached() and process.poll() is None:  # type: ignore[operator]
-            time.sleep(0.05)
-        assert process.poll() is None, "the run ended before it could be killed"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def test_run_that_asks_for_the_joint_target_too_keeps_rows_and_pairs(

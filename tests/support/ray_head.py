@@ -6,10 +6,12 @@
 import functools
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,17 +72,22 @@ def start_head(num_cpus: int = 2) -> Head:
 def main(port: str, num_cpus: str) -> None:
     import ray
     from ray._private.parameter import RayParams
+    from ray._private.utils import write_ray_address
 
     # Jobs go to no node whose agent found its port taken by another Ray on this machine; `init` has no argument for it.
     RayParams.__init__ = functools.partialmethod(RayParams.__init__, dashboard_agent_listen_port=0)  # type: ignore[method-assign]
+    folder = tempfile.mkdtemp(prefix="ray.", dir="/tmp")  # short: Ray's sockets lie in it
     context = ray.init(
         address="local", num_cpus=int(num_cpus), include_dashboard=True, dashboard_host="127.0.0.1", dashboard_port=int(port),
         _node_ip_address="127.0.0.1", log_to_driver=False, logging_level=logging.ERROR,
-        object_store_memory=80 * 2**20,
+        object_store_memory=80 * 2**20, _temp_dir=folder,
     )  # fmt: skip
+    # A job asks this file where its Ray is; without a folder of its own it would be told of another Ray of this machine.
+    write_ray_address(context.address_info["gcs_address"], folder)
     print(context.address_info["gcs_address"], flush=True)
     sys.stdin.read()
     ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
