@@ -17,7 +17,6 @@ from ..storage.tokens import turn_end_ids
 from .call_places import TAG
 from .chat_template import renderer_of
 from .dialogues import Dialogue, Message, ToolCall
-from .json_object import json_text
 from .message_reading import read_tool_calls
 from .rendered import ChatTemplate
 from .template_heads import ANSWER, QUESTION, AnswerMarks, answer_marks
@@ -181,8 +180,3 @@ def _json_objects(text: str) -> Iterator[dict[str, Any]]:
         if isinstance(value, dict):
             yield value
         position = text.find("{", end)
-
-
-def call_bytes(call: ToolCall) -> int:
-    """Bytes of a tool call: its name and its arguments as JSON."""
-    return len((call.name + json_text(call.arguments)).encode())

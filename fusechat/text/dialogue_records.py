@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .json_object import JsonObject
+from .json_object import JsonObject, json_text
 
 THINK, END_THINK = "<think>", "</think>"
 """Marks around a thought that stands within a content."""
@@ -66,6 +66,12 @@ class Message:
             if value:
                 message[key] = value
         return message
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of reasoning, content and tool calls; a call counts as its name and the JSON of its arguments."""
+        calls = "".join(call.name + json_text(call.arguments) for call in self.tool_calls)
+        return len((self.reasoning + self.content + calls).encode())
 
     def to_row(self) -> dict[str, Any]:
         """The message as `fusechat.text.message_reading` reads it."""
@@ -138,6 +144,11 @@ class Dialogue:
     def is_trained(self) -> bool:
         """Whether any of the assistant's turns is a target."""
         return any(message.is_trained for message in self.messages if message.role == "assistant")
+
+    @property
+    def target_bytes(self) -> int:
+        """Bytes of what the assistant says in the turns that are targets."""
+        return sum(one.num_bytes for one in self.messages if one.role == "assistant" and one.is_trained)
 
     @property
     def template_tools(self) -> list[dict[str, Any]]:
