@@ -9,7 +9,7 @@ from fusechat.config import AlignmentSection, ExtractionSection
 from fusechat.config.layout import RunLayout
 from fusechat.config.recipe import Recipe
 from fusechat.storage.store_work import store_work
-from fusechat.storage.work import UnitLog, Work, nothing_left
+from fusechat.storage.work import UnitLog, Work, done_before
 
 from .recipe import recipe as training_recipe
 from .rows.shard_alignment import AlignmentInputs, ShardAligner
@@ -37,8 +37,7 @@ def prepare(
     claim, store = claim_store(layout, inputs, recipe(pivot, source, section, rows))
     name = f"align {source} held_out"
     if claim.artifact is not None:
-        artifacts = [claim.artifact]
-        return [nothing_left(name, lambda: artifacts)]
+        return [done_before(name, claim.artifact)]
     if not has_vocabularies(store.url):
         save_vocabularies(store.url, load_vocabularies(layout.aligned_url(source)))
     log = UnitLog(layout.log_path(f"align.{source}.held_out"), source)

@@ -20,7 +20,7 @@ from fusechat.storage.damage import check_finished
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.store_work import store_work
 from fusechat.storage.tokens import TokensReader
-from fusechat.storage.work import Listener, Needs, UnitLog, Work, nothing_left
+from fusechat.storage.work import Listener, Needs, UnitLog, Work, done_before
 
 from .quality import has_figures, read_figures, summarise
 from .recipe import recipe
@@ -55,8 +55,7 @@ def prepare(
     inputs = alignment_inputs(layout, pivot, source, section)
     claim, store = claim_store(layout, inputs, recipe(pivot, source, section, rows))
     if claim.artifact is not None:
-        artifacts = [claim.artifact]
-        return [nothing_left(f"align {source}", lambda: artifacts)]
+        return [done_before(f"align {source}", claim.artifact)]
     present = store.present_shards()
     missing = [
         shard for shard in range(store.layout.num_shards) if shard not in present or not has_figures(store.url, shard)

@@ -20,8 +20,9 @@ from fusechat.storage.chosen_rows import ChosenRows
 from fusechat.storage.files import read_json
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import TokensReader
-from fusechat.text.questions import Question, answers_file, read_answers
+from fusechat.text.questions import Question
 
+from .answer_sets import given_answers
 from .compared_rows import ComparedRows, Split
 from .held_out_loss import dialogue_nats
 from .row_divergence import dialogue_divergences
@@ -158,10 +159,8 @@ def _answers(
 ) -> list[str | None]:
     if name not in made.answers:
         return []
-    given = made.answers[name]
-    texts = read_answers(answers_file(Path(given.url), model.id, "prompts"), "prompts", questions[name])
-    no_room = set(given.counts["no_room"])
-    return [None if one.id in no_room else turns[0] for one, turns in zip(questions[name], texts, strict=True)]
+    given = given_answers(made.answers[name], model.id, "prompts", questions[name])
+    return [None if turns is None else turns[0] for turns in given]
 
 
 def _divergences(

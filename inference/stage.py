@@ -21,7 +21,7 @@ from fusechat.storage.retry import retried
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.store_work import store_work
 from fusechat.storage.tokens import TokensReader
-from fusechat.storage.work import Needs, UnitLog, Work, nothing_left
+from fusechat.storage.work import Needs, UnitLog, Work, done_before
 from fusechat.text.recipes import positions_behind
 
 from .engine.engine_settings import engine_settings
@@ -37,8 +37,7 @@ def prepare(layout: RunLayout, model: ResolvedModel, section: ExtractionSection,
     name = model.name
     claim, store = claim_store(layout, model, section)
     if claim.artifact is not None:
-        artifacts = [claim.artifact]
-        return [nothing_left(name, lambda: artifacts)]
+        return [done_before(name, claim.artifact)]
     needs = Needs(engine_ranks=model.section.engine.tensor_parallel_size, units_in_flight=cluster.units_in_flight)
     return [
         store_work(

@@ -18,7 +18,7 @@ from ..storage import artifact
 from ..storage.artifact import Artifact, Claim
 from ..storage.files import delete_folder, read_json, write_json
 from ..storage.pieces import finished_pieces, open_pieces, without_pieces
-from ..storage.work import Needs, Work, nothing_left
+from ..storage.work import Needs, Work, done_before
 from .chat_template import load_tokenizer
 from .dialogue_files import file_digest, file_ranges
 from .dialogue_joining import DialogueJoin
@@ -61,7 +61,7 @@ def prepare_reading(
         layout.dialogues_path, "dialogues", settings=settings, parents=parents, if_changed=layout.if_changed
     )
     if (finished := without_pieces(claim)) is not None:
-        return [nothing_left("dialogues", lambda: [finished])]
+        return [done_before("dialogues", finished)]
     pieces, parts = open_pieces(claim), _parts(section, layout.written_path / DIALOGUES_FILE)
     _, text = load_tokenizer(folder, revision, text)
     # One date for the whole run: of the first try at it.

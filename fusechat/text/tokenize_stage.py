@@ -20,7 +20,7 @@ from ..storage.files import delete_folder
 from ..storage.pieces import finished_pieces, open_pieces, without_pieces
 from ..storage.token_pieces import JoinInputs, TokenIndex, TokenJoiner, TokenSums, lay_out_pieces, sum_counts
 from ..storage.tokens import TokensReader, finish_tokens
-from ..storage.work import Work, nothing_left
+from ..storage.work import Work, done_before, nothing_left
 from .chat_template import load_tokenizer, renderer_of
 from .dialogue_reading import SPLITS
 from .dialogue_set import read_index
@@ -79,7 +79,7 @@ def prepare_tokens(
     works = []
     for split, claim in claims.items():
         if claim.artifact is not None:
-            works.append(nothing_left(f"tokenize {name} {split}", partial(_artifacts, claim)))
+            works.append(done_before(f"tokenize {name} {split}", claim.artifact))
             continue
         inputs = TokenInputs(
             name=name,
@@ -134,11 +134,6 @@ def _works(inputs: TokenInputs, end: _End) -> list[Work]:
             unit_name="piece {}".format,
         ),
     ]
-
-
-def _artifacts(claim: Claim) -> list[Artifact]:
-    assert claim.artifact is not None
-    return [claim.artifact]
 
 
 @dataclass(frozen=True)

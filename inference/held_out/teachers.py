@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from fusechat.config.layout import RunLayout
+from fusechat.config.layout import RunLayout, teacher_key
 from fusechat.errors import ArtifactError
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact
@@ -51,14 +51,10 @@ def teacher_samples(
         ArtifactError: rows that were not made from the pivot's tokens of this run.
     """
     tokens = artifact.load(layout.tokens_url(pivot, split), "tokens")
-    is_train = split == "train"
-    own = layout.logprobs_url(pivot) if is_train else layout.held_out_url("pivot")
-    stores: list[tuple[str, str, Literal["logprobs", "aligned"]]] = [(pivot, own, "logprobs")]
-    for source in sources:
-        url = layout.aligned_url(source) if is_train else layout.held_out_aligned_url(source)
-        stores.append((source, url, "aligned"))
     samples = []
-    for name, url, kind in stores:
+    for name in (pivot, *sources):
+        url = layout.url(teacher_key(name, split, is_pivot=name == pivot))
+        kind: Literal["logprobs", "aligned"] = "logprobs" if name == pivot else "aligned"
         if not artifact.is_finished(url):
             continue
         rows = artifact.load(url, kind)

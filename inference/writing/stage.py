@@ -19,7 +19,7 @@ from fusechat.models.resolved_model import ResolvedModel
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
 from fusechat.storage.files import read_json
-from fusechat.storage.work import DoneLog, Needs, Work, nothing_left
+from fusechat.storage.work import DoneLog, Needs, Work, done_before
 from fusechat.storage.write_errors import storage_errors
 from fusechat.text.prompt_stage import PROMPTS_FILE
 from fusechat.text.rendered import ChatTemplate
@@ -69,8 +69,7 @@ def _work(
     parents = {"prompts": prompts}
     claim = artifact.claim(inputs.folder, "answers", settings=settings, parents=parents, if_changed=layout.if_changed)
     if claim.artifact is not None:
-        artifacts = [claim.artifact]
-        return nothing_left(name, lambda: artifacts)
+        return done_before(name, claim.artifact)
     num_prompts = int(prompts.counts["prompts"])
     units = range(-(-num_prompts // section.chunk_prompts))
     missing = [unit for unit in units if not Path(inputs.chunk_file(unit)).is_file()]
