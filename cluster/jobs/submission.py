@@ -97,7 +97,7 @@ class Submission:
             raise ClusterSetupError(
                 f"{run_file}: not in the working directory {folder}; move it there, or give --working-dir"
             )
-        excludes = working_dir.excludes_of(self.config, folder)
+        excludes = working_dir.excludes_of(self.config.cluster, self.config.layout, folder)
         files = working_dir.sent_files(folder, excludes)
         working_dir.check_working_dir(self.config, folder, files)
         attempt = 1 + max((int(name.rsplit("-", 1)[1]) for name in self.attempts()), default=0)

@@ -45,13 +45,15 @@ def test_working_directory_too_large_names_the_folders(project: Path) -> None:
     (project / "extras").mkdir()
     (project / "extras" / "cache.txt").write_bytes(bytes(3 * 2**20))
     config = load_config(project / "run.yaml", ["cluster.working_dir_mib=2"])
-    excludes = submission.working_dir.excludes_of(config, project)
+    excludes = submission.working_dir.excludes_of(config.cluster, config.layout, project)
     files = submission.working_dir.sent_files(project, excludes)
     assert set(files) == {"run.yaml", "notes.txt", "extras/cache.txt"}
     with pytest.raises(ClusterSetupError, match=r"3\.0 MiB in 3 files, the limit is 2 MiB; largest: extras/ 3\.0 MiB"):
         submission.working_dir.check_working_dir(config, project, files)
     left_out = load_config(project / "run.yaml", ["cluster.working_dir_mib=2", "cluster.working_dir_excludes=[extras]"])
-    files = submission.working_dir.sent_files(project, submission.working_dir.excludes_of(left_out, project))
+    files = submission.working_dir.sent_files(
+        project, submission.working_dir.excludes_of(left_out.cluster, left_out.layout, project)
+    )
     submission.working_dir.check_working_dir(left_out, project, files)
 
 
