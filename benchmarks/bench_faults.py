@@ -20,7 +20,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .faults import command, damage, disk, kills, machine, s3, workers
+from .faults import command, damage, disk, kills, machine, s3, service, workers
 from .faults.trial import Fault, Judgement, Tools, judge
 from .faults.world import World
 
@@ -43,8 +43,11 @@ FAMILIES: dict[str, tuple[Fault, int, int]] = {
     "merge worker": (workers.kill("merge worker"), 4, 0),
     "training worker": (workers.kill("training worker"), 3, 0),
     "node": (workers.kill("node"), 3, 0),
+    **{name: (service.kill(name), 2, 0) for name in service.VICTIMS},
 }
 """Family -> fault, how many of the whole, how many of the quick collection."""
+ONE_AT_A_TIME = {*workers.VICTIMS, *service.VICTIMS}
+"""Families whose faults share a Ray or a service."""
 STOP_SECONDS, QUICK_STOP_SECONDS = 60.0, 2.0
 
 
@@ -151,11 +154,12 @@ def collect(
     left = [item for item in wanted if item[0] not in known]
     try:
         with ThreadPoolExecutor(at_once) as threads:
-            made = list(threads.map(one, [item for item in left if item[1] not in workers.VICTIMS]))
+            made = list(threads.map(one, [item for item in left if item[1] not in ONE_AT_A_TIME]))
         # Nodes of a Ray are started in the main thread, and their workers told apart by them: one fault after the other.
-        made += [one(item) for item in left if item[1] in workers.VICTIMS]
+        made += [one(item) for item in left if item[1] in ONE_AT_A_TIME]
     finally:
         workers.end()
+        service.end()
     numbers = {number for number, _, _ in wanted}
     collected = [judgement for number, judgement in known.items() if number in numbers]
     collected += [judgement for judgement in made if judgement is not None]

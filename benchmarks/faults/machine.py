@@ -1,6 +1,8 @@
 """A clock that is set back, memory that is not there, two drivers at once, a dialogue that no run can read."""
 
+import contextlib
 import os
+import signal
 import threading
 import time
 from functools import partial
@@ -27,6 +29,8 @@ def clock_back(tools: Tools) -> Disturbed:
 
 MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
 """Where the system lets root limit the memory of a group of processes (cgroup v1)."""
+GROUP_SECONDS = 30.0
+"""Until a group whose processes were killed must be empty."""
 ENDED_WITHIN = (-6, -9)
 """Statuses of a process that a library ends when it gets no memory (SIGABRT), and that the system ends (SIGKILL)."""
 
@@ -56,7 +60,22 @@ def _in_a_group(tools: Tools, run: Run, limit: int) -> Ending:
     try:
         return start(run.arguments, prepare=partial(_join, str(group / "cgroup.procs"))).wait()
     finally:
-        group.rmdir()
+        _remove(group)
+
+
+def _remove(group: Path) -> None:
+    """A group can go when the last of its processes is gone; what the driver had started may outlive it for a moment."""
+    deadline = time.monotonic() + GROUP_SECONDS
+    while True:
+        for pid in (group / "cgroup.procs").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        try:
+            return group.rmdir()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def _join(path: str) -> None:
