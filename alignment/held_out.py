@@ -8,9 +8,8 @@ from functools import partial
 from fusechat.config import AlignmentSection, ExtractionSection
 from fusechat.config.layout import RunLayout
 from fusechat.config.recipe import Recipe
-from fusechat.progress import ShardLog
 from fusechat.storage.store_work import store_work
-from fusechat.storage.work import Work, nothing_left
+from fusechat.storage.work import UnitLog, Work, done_before
 
 from .recipe import recipe as training_recipe
 from .rows.shard_alignment import AlignmentInputs, ShardAligner
@@ -38,11 +37,10 @@ def prepare(
     claim, store = claim_store(layout, inputs, recipe(pivot, source, section, rows))
     name = f"align {source} held_out"
     if claim.artifact is not None:
-        artifacts = [claim.artifact]
-        return [nothing_left(name, lambda: artifacts)]
+        return [done_before(name, claim.artifact)]
     if not has_vocabularies(store.url):
         save_vocabularies(store.url, load_vocabularies(layout.aligned_url(source)))
-    log = ShardLog(layout.log_path(f"align.{source}.held_out"), source)
+    log = UnitLog(layout.log_path(f"align.{source}.held_out"), source)
     made_by, finished_by = partial(ShardAligner, inputs), partial(finish, claim, store)
     return [store_work(name, store, made_by, finished_by, needs=ONE_CPU, log=log)]
 

@@ -13,14 +13,14 @@ from fusechat.config.layout import RunLayout
 from fusechat.config.recipe import Recipe
 from fusechat.errors import AlignmentError
 from fusechat.models.process_memory import give_memory_back
-from fusechat.progress import Progress, ShardLog
+from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
 from fusechat.storage.damage import check_finished
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.store_work import store_work
 from fusechat.storage.tokens import TokensReader
-from fusechat.storage.work import Listener, Needs, Work, nothing_left
+from fusechat.storage.work import Listener, Needs, UnitLog, Work, done_before
 
 from .quality import has_figures, read_figures, summarise
 from .recipe import recipe
@@ -55,15 +55,14 @@ def prepare(
     inputs = alignment_inputs(layout, pivot, source, section)
     claim, store = claim_store(layout, inputs, recipe(pivot, source, section, rows))
     if claim.artifact is not None:
-        artifacts = [claim.artifact]
-        return [nothing_left(f"align {source}", lambda: artifacts)]
+        return [done_before(f"align {source}", claim.artifact)]
     present = store.present_shards()
     missing = [
         shard for shard in range(store.layout.num_shards) if shard not in present or not has_figures(store.url, shard)
     ]
     align = store_work(
         f"align {source}", store, partial(ShardAligner, inputs), partial(finish, claim, store),
-        needs=ONE_CPU, log=ShardLog(layout.log_path(f"align.{source}"), source), missing=missing,
+        needs=ONE_CPU, log=UnitLog(layout.log_path(f"align.{source}"), source), missing=missing,
     )  # fmt: skip
     if has_vocabularies(store.url):
         return [align]

@@ -38,6 +38,7 @@ import psutil
 
 from benchmarks.scale_evaluation import evaluate_over_transformers
 from benchmarks.scale_rows import timed, write_dialogues
+from benchmarks.scale_run import once
 from cluster import tokenizing
 from cluster.pool.run_on_ray import run_on_ray
 from cluster.pool.session import ray_session
@@ -193,7 +194,7 @@ def _speedup(work: Work, config: RunConfig, arguments: argparse.Namespace) -> fl
             for workers in (1, 2):
                 busy = _Busy()
                 again = replace(work, make_worker=timed(work.make_worker), listener=busy, finish=partial(list, ()))
-                run_on_ray([again], config.cluster, max_attempts=1, progress=QUIET, workers_per_work=workers)
+                run_on_ray([again], once(config.cluster), progress=QUIET, workers_per_work=workers)
                 longest[workers].append(max(busy.seconds.values()))
     return round(min(longest[1]) / min(longest[2]), 3)
 

@@ -17,7 +17,7 @@ from benchmarks.scale_rows import EpochReader, RowInputs, RowMaker
 from cluster import alignment, tokenizing
 from cluster.pool.run_on_ray import run_on_ray
 from cluster.pool.session import ray_session
-from fusechat.config import RunConfig
+from fusechat.config import ClusterSection, RunConfig
 from fusechat.models.resolved_model import resolve
 from fusechat.progress import Progress
 from fusechat.storage.work import Needs, Work, run_here
@@ -27,12 +27,17 @@ QUIET = Progress(quiet=True)
 ONE_CPU = Needs(cpus=1, units_in_flight=2)
 
 
+def once(cluster: ClusterSection) -> ClusterSection:
+    """Each unit is tried once: a benchmark that needs a second try measures nothing."""
+    return cluster.model_copy(update={"max_attempts": 1})
+
+
 def do_works(works: list[Work], config: RunConfig) -> None:
     """On Ray, or in this process where the run has one worker."""
     if config.cluster.num_cpus == 1:
         run_here(works, QUIET)
     else:
-        run_on_ray(works, config.cluster, max_attempts=1, progress=QUIET, in_turn=True)
+        run_on_ray(works, once(config.cluster), progress=QUIET, in_turn=True)
 
 
 def read_epoch(config: RunConfig) -> None:

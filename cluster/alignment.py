@@ -35,7 +35,5 @@ def run(config: RunConfig, source_name: str, *, progress: Progress | None = None
             return run_here(works, progress)[-1]
         require_absolute(config.cluster, config.layout)
         with ray_session(config.cluster):
-            return run_on_ray(
-                works, config.cluster, max_attempts=config.cluster.max_attempts, progress=progress,
-                in_turn=True, on_tick=lambda ready: lease.check(),
-            )[-1]  # fmt: skip
+            check = lease.check
+            return run_on_ray(works, config.cluster, progress=progress, in_turn=True, on_tick=lambda ready: check())[-1]

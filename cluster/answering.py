@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from alignment import held_out as aligned_held_out
-from fusechat.config import RunConfig
+from fusechat.config import ModelSection, RunConfig
 from fusechat.models.measured_models import MeasuredModel, count_parameters, measured_models
 from fusechat.models.resolved_model import resolve
 from fusechat.progress import Progress
 from fusechat.storage import artifact
-from fusechat.storage.artifact import RECORD_FILE, Artifact
-from fusechat.storage.lease import Lease, hold_store
+from fusechat.storage.artifact import Artifact
+from fusechat.storage.lease import hold_stores
 from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import Work, run_here
 from inference.answering import stage as answers
@@ -30,7 +30,7 @@ from inference.measuring import MeasuringSettings
 from inference.serving.faces import FaceName
 
 from .pool.preflight import check_cluster
-from .pool.run_on_ray import Bar, run_on_ray
+from .pool.run_on_ray import new_pool, run_on_ray
 from .pool.session import ray_session
 from .pool.worker_pool import WorkerPool
 from .service.attach import Sought, do_served
@@ -51,79 +51,70 @@ def run(config: RunConfig, *, progress: Progress) -> list[Artifact]:
     models = measured_models(config.layout, config.pivot, config.sources, config.measured_ids)
     models.sort(key=lambda model: -(count_parameters(model.folder) or 0))
     settings = MeasuringSettings(config.evaluation.held_out, config.extraction, config.cluster)
-    with contextlib.ExitStack() as stack:
-        urls = [config.held_out_url(model.id) for model in models]
-        leases = [stack.enter_context(hold_store(url, config.run.if_changed)) for url in urls]
-        rounds = _Rounds(config, models, progress, stack, [lease for lease in leases if lease is not None])
-        given = [model for model in models if model.is_given]
-        made = rounds.run(
-            lambda: [
-                one
-                for model in models
-                for one in [
-                    *(_scoring(config, [model], settings, []) if model.is_given else []),
-                    *_asked(config, model, settings),
-                ]
-            ]
-        )
-        _align_held_out(config, given, progress)
+    urls = [config.held_out_url(model.id) for model in models]
+    readers = [config.model_named(name) for name in dict.fromkeys(model.reader for model in models)]
+    with (
+        hold_stores(urls, config.run.if_changed) as check_leases,
+        Rounds(config, readers, progress, check_leases) as rounds,
+    ):
+        asked: list[Work | Sought] = []
+        for model in models:
+            if model.is_given:
+                asked += _scoring(config, [model], settings, [])
+            asked += _asked(config, model, settings)
+        made = rounds.run(asked)
+        _align_held_out(config, [model for model in models if model.is_given], progress)
         teachers = _teachers(config)
         own = [model for model in models if model.reader == config.pivot.name]
-        return made + rounds.run(lambda: _scoring(config, own, settings, teachers))
+        return made + rounds.run(_scoring(config, own, settings, teachers))
 
 
-class _Rounds:
-    """Works one set after the other, on one Ray and one pool that are opened when first needed."""
+class Rounds:
+    """Works one set after the other, on one Ray and one pool that are opened when first needed; a `with` block."""
 
     def __init__(
-        self,
-        config: RunConfig,
-        models: Sequence[MeasuredModel],
-        progress: Progress,
-        stack: contextlib.ExitStack,
-        leases: list[Lease],
+        self, config: RunConfig, readers: Sequence[ModelSection], progress: Progress, check_leases: Callable[[], None]
     ) -> None:
-        self._config, self._progress, self._stack, self._leases = config, progress, stack, leases
-        self._readers = list(dict.fromkeys(model.reader for model in models))
+        """
+        Args:
+            readers: models of the run whose engines the measured models have.
+        """
+        self._config, self._readers, self._progress, self._check_leases = config, readers, progress, check_leases
+        self._stack = contextlib.ExitStack()
         self._pool: WorkerPool | None = None
 
-    def run(self, prepare: Callable[[], list[Work | Sought]]) -> list[Artifact]:
+    def __enter__(self) -> "Rounds":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def run(self, asked: Sequence[Work | Sought]) -> list[Artifact]:
         """Do what is missing of the works, and finish them; what a service may do is sought there first."""
-        asked = prepare()
         sought = [one for one in asked if isinstance(one, Sought)]
         served = do_served(self._config.cluster, sought, progress=self._progress, on_tick=self._check_leases)
         works = [one.work if isinstance(one, Sought) else one for one in asked]
-        left = self._do([work for work in works if work.name not in served])
-        return [made for artifacts in served.values() for made in artifacts] + left
+        own = self.do_own([work for work in works if work.name not in served])
+        return [made for artifacts in served.values() for made in artifacts] + own
 
-    def _do(self, works: list[Work]) -> list[Artifact]:
+    def do_own(self, works: list[Work]) -> list[Artifact]:
         """Let engines of the run's own do works."""
         if not any(work.missing for work in works):
             return run_here(works, self._progress)
         cluster = self._config.cluster
-        pool = self._pool or self._open()
-        total, done = sum(work.total for work in works), sum(work.done for work in works)
-        with self._progress.task("answer", total, "units", done=done) as task:
-            return run_on_ray(
-                works, cluster, max_attempts=cluster.max_attempts, progress=self._progress, pool=pool,
-                workers_per_work=cluster.engines, listen=lambda work: Bar(task, work), on_tick=self._tick,
-            )  # fmt: skip
+        return run_on_ray(
+            works, cluster, progress=self._progress, pool=self._pool or self._open(), workers_per_work=cluster.engines,
+            label="answer", on_tick=lambda ready: self._check_leases(),
+        )  # fmt: skip
 
     def _open(self) -> WorkerPool:
         config = self._config
         self._stack.enter_context(ray_session(config.cluster))
         check_cluster(config, self._readers, {"run.store": config.store_url, "run.output": str(config.run.output)})
         self._progress.say("answer: starting the measured models on Ray")
-        pool = WorkerPool(max_attempts=config.cluster.max_attempts, on_event=self._progress.say, keeps_idle=True)
+        pool = new_pool(config.cluster, self._progress, keeps_idle=True)
         self._pool = self._stack.enter_context(pool)
         return self._pool
-
-    def _tick(self, ready: dict[str, int]) -> None:
-        self._check_leases()
-
-    def _check_leases(self) -> None:
-        for lease in self._leases:
-            lease.check()
 
 
 def _scoring(
@@ -170,7 +161,7 @@ def _align_held_out(config: RunConfig, given: Sequence[MeasuredModel], progress:
         return
     for name in (model.name for model in given if model.role == "source"):
         rows = artifact.load(config.held_out_url(f"source.{name}"), "logprobs")
-        if not rows.counts["rows"] or artifact.read_json(f"{config.aligned_url(name)}/{RECORD_FILE}") is None:
+        if not rows.counts["rows"] or not artifact.is_finished(config.aligned_url(name)):
             continue
         run_here(
             aligned_held_out.prepare(config.layout, config.pivot.name, name, config.alignment, config.extraction),

@@ -37,4 +37,4 @@ def run(config: RunConfig, *, progress: Progress) -> Artifact:
         placement, num_shards = placement_of(works[0].needs, cluster), len(works[0].missing)
         num_threads, workers = config.merge.threads or placement.place().cpus, num_workers(placement, num_shards)
         progress.say(f"merge: {num_shards} shards over {workers} workers of {num_threads} threads on Ray")
-        return run_on_ray(works, cluster, max_attempts=cluster.max_attempts, progress=progress)[0]
+        return run_on_ray(works, cluster, progress=progress)[0]

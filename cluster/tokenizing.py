@@ -53,4 +53,4 @@ def _do(works: list[Work], cluster: ClusterSection, layout: RunLayout, progress:
         return run_here(works, progress)
     require_absolute(cluster, layout)
     with ray_session(cluster):
-        return run_on_ray(works, cluster, max_attempts=cluster.max_attempts, progress=progress, in_turn=True)
+        return run_on_ray(works, cluster, progress=progress, in_turn=True)

@@ -7,7 +7,6 @@ stores must be reachable under the same paths on all nodes.
 
 import math
 import os
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from ray.train.torch import TorchTrainer
 from fusechat.config import ClusterSection
 from fusechat.errors import ClusterError, FuseChatError
 from fusechat.models.process_memory import without_garbage_collection
-from fusechat.progress import Progress
+from fusechat.progress import Progress, repeated
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact
 from trainer.inputs import TrainingInputs
@@ -51,7 +50,7 @@ def run(
     return artifact.load(inputs.layout.target_path(target_name), "target")
 
 
-def _work(job: dict[str, Any]) -> None:
+def train_worker(job: dict[str, Any]) -> None:
     """One worker: the stage, in the process group that Ray Train has made."""
     # Here, because Ray Train's controller imports this module too, and trains nothing.
     with without_garbage_collection():  # TRL: 1.2 s of 5.3
@@ -121,7 +120,7 @@ def _fit(inputs: TrainingInputs, name: str, scaling: ScalingConfig, attempts: in
     for attempt in range(1, attempts + 1):
         ray_run = RunConfig(name=f"train-{name}-{time.time_ns()}", storage_path=logs)
         try:
-            TorchTrainer(_work, train_loop_config=job, scaling_config=scaling, run_config=ray_run).fit()
+            TorchTrainer(train_worker, train_loop_config=job, scaling_config=scaling, run_config=ray_run).fit()
             return
         except TrainingFailedError as error:
             cause = _cause(error)
@@ -148,20 +147,15 @@ def _news(target: Path, name: str, progress: Progress) -> Iterator[None]:
     """Says now and then where the workers are, from the metrics that they leave in the target's folder."""
     from trainer.run_log import read_metrics
 
-    over = threading.Event()
+    said = 0
 
-    def watch() -> None:
-        said = 0
-        while not over.wait(NEWS_SECONDS):
-            last = (read_metrics(target) or [{"step": 0}])[-1]
-            if last["step"] > said:
-                said = last["step"]
-                progress.say(f"train {name}: step {said:,}, loss {last['loss']:.4f}")
+    def watch() -> bool:
+        nonlocal said
+        last = (read_metrics(target) or [{"step": 0}])[-1]
+        if last["step"] > said:
+            said = last["step"]
+            progress.say(f"train {name}: step {said:,}, loss {last['loss']:.4f}")
+        return True
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
+    with repeated(watch, NEWS_SECONDS, "news"):
         yield
-    finally:
-        over.set()
-        watcher.join()

@@ -1,15 +1,10 @@
-"""Writing on Ray: engines answer the prompts, other models or a judge are asked where the rule needs them, the rule decides.
-
-`run` does it for a run; `write` for any models, prompts and places, such as a student between two rounds.
-"""
+"""Writing on Ray: engines answer the prompts, other models or a judge are asked where the rule needs them, the rule decides."""
 
 import contextlib
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from evaluation.judge.judge_client import Request, ask_all, judge_key
 from evaluation.judge.judge_prompts import read_score, single_prompt
@@ -19,21 +14,20 @@ from fusechat.config.writing import WritingSection
 from fusechat.errors import ConfigError, DialogueError
 from fusechat.models.resolved_model import resolve
 from fusechat.progress import Progress
-from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact
 from fusechat.storage.work import Work, run_here
 from fusechat.text.model_templates import asked_template
 from fusechat.text.prompt_stage import prepare_prompts
 from fusechat.text.prompts import read_prompts
-from inference.serving.faces import FaceName, recipe_of
+from inference.serving.faces import FaceName
 from inference.writing import scoring, selection, stage
-from inference.writing.selection import Key, Known
+from inference.writing.decisions import Key, Known, find_rule
 from inference.writing.stage import Writer
 
-from .pool.preflight import check_engines
-from .pool.run_on_ray import Bar, run_on_ray
+from .pool.preflight import check_cluster
+from .pool.run_on_ray import run_on_ray
 from .pool.session import ray_session
-from .service.attach import Sought, do_served
+from .service.attach import do_works, sought_as
 
 JUDGE_SECONDS = 10.0
 """Longest wait for a sign that the judge's endpoint is there."""
@@ -47,7 +41,7 @@ def check(config: RunConfig) -> None:
         DialogueError: prompts that cannot be read, or no reference where the rule compares with them.
     """
     section = config.writing
-    rule, _ = selection.find_rule(section)
+    rule, _ = find_rule(section)
     prompts = read_prompts(config.dialogues.prompts, on_bad=config.dialogues.on_bad)
     if rule.needs == "references" and not any(prompt.reference for prompt in prompts):
         raise DialogueError(
@@ -57,74 +51,54 @@ def check(config: RunConfig) -> None:
     if rule.needs == "scores":
         scoring.check_scorers([one.name for one in config.writers], [one.name for one in config.scorers])
     if rule.needs == "judge":
-        _check_judge(_judge_of(config, section))
+        _check_judge(_judge_of(section, config.evaluation.judge))
 
 
 def run(config: RunConfig, *, progress: Progress) -> Artifact:
-    """Answer the prompts of a run and keep what its rule keeps; raises as `check` and `write`."""
-    prepare_prompts(config.layout, config.dialogues, progress=progress)
-    return write(config, config.layout, config.writers, config.writing, seed=config.run.seed, progress=progress)
+    """Answer the prompts of a run, and decide what is kept.
 
-
-def write(
-    config: RunConfig,
-    layout: RunLayout,
-    models: Sequence[ModelSection],
-    section: WritingSection,
-    *,
-    seed: int,
-    progress: Progress,
-) -> Artifact:
-    """Let models answer the prompts at `layout.prompts_path`, and decide what is kept.
-
-    Args:
-        config: of the cluster, the pivot's template, and the scorers and judge that a rule may ask for.
-        layout: where prompts, answers and dialogues lie; another than the run's puts them elsewhere.
-        models: who writes; a folder that FuseChat trained is asked as its `fusechat_prompt.json` says.
-        seed: of sampling and lots, where the section has none.
     Returns:
         the artifact of the dialogues that are kept (`layout.written_path`).
     Raises:
+        ConfigError: as `check`.
         ArtifactError: another recipe's work stands in a folder.
-        DialogueError: nothing is kept.
+        DialogueError: as `check`, or nothing is kept.
         ClusterError: an engine could not start, or chunks were set aside. In all cases what was answered is kept.
     """
-    seed = seed if section.seed is None else section.seed
-    date = artifact.load(layout.prompts_path, "prompts").counts["date"]
-    writers = [_writer(config, model, date) for model in models]
-    names = [one.model.name for one in writers]
-    rule, _ = selection.find_rule(section)
+    layout, section = config.layout, config.writing
+    date = str(prepare_prompts(layout, config.dialogues, progress=progress).counts["date"])
+    seed = config.run.seed if section.seed is None else section.seed
+    writers = _writers(config.writers, config.pivot, layout, date)
+    rule, _ = find_rule(section)
     works = stage.prepare(layout, writers, section, config.cluster, seed=seed)
     with contextlib.ExitStack() as stack:
         if rule.needs == "scores" and any(work.missing for work in works):
             stack.enter_context(ray_session(config.cluster))  # one for the writers and the scorers
-        answers = dict(zip(names, _do(config, works, writers, "generate", progress), strict=True))
-        return _decide(config, layout, names, section, answers, date=date, seed=seed, progress=progress)
+        made = _do(config, works, writers, "generate", progress)
+        answers = {one.model.name: made[one.model.name] for one in writers}
+        scorers = _writers(config.scorers, config.pivot, layout, date) if rule.needs == "scores" else []
+        return _decide(config, answers, scorers, seed=seed, progress=progress)
 
 
 def _decide(
-    config: RunConfig,
-    layout: RunLayout,
-    names: list[str],
-    section: WritingSection,
-    answers: dict[str, Artifact],
-    *,
-    date: str,
-    seed: int,
-    progress: Progress,
+    config: RunConfig, answers: dict[str, Artifact], scorers: list[Writer], *, seed: int, progress: Progress
 ) -> Artifact:
-    """Ask scorers or a judge where the rule needs them, and let it decide; raises as `write`."""
-    rule, _ = selection.find_rule(section)
-    scorers = [_writer(config, model, date) for model in config.scorers] if rule.needs == "scores" else []
-    judge = _judge_of(config, section) if rule.needs == "judge" else None
-    asked = [one.model.section for one in scorers]
-    decided = selection.recipe(section, names, asked, judge, seed)
+    """Ask scorers or a judge where the rule needs them, and let it decide.
+
+    Args:
+        answers: writer -> artifact of its answers.
+        scorers: whom the rule asks; empty: it asks none.
+    """
+    layout, section, names = config.layout, config.writing, list(answers)
+    rule, _ = find_rule(section)
+    judge = _judge_of(section, config.evaluation.judge) if rule.needs == "judge" else None
+    decided = selection.recipe(section, names, [one.model.section for one in scorers], judge, seed)
     claim = selection.claim(layout, decided, answers, {one.model.name: one.model.digests for one in scorers})
     if claim.artifact is not None:
         return claim.artifact
     known = Known.nothing()
     if scorers:
-        known = Known(_scores(config, layout, names, scorers, answers, progress), {})
+        known = Known(_scores(config, scorers, answers, progress), {})
     if judge is not None:
         known = Known({}, _judged(judge, layout, names, progress))
     made = selection.keep(claim, layout, names, section, known, seed=seed)
@@ -136,53 +110,42 @@ def _decide(
     return made
 
 
-def _writer(config: RunConfig, model: ModelSection, date: str) -> Writer:
-    return Writer(resolve(model, config.digests_path), asked_template(model, config.pivot, date))
+def _writers(models: Sequence[ModelSection], pivot: ModelSection, layout: RunLayout, date: str) -> list[Writer]:
+    """Models that answer or score; one that FuseChat trained is asked as its folder says."""
+    return [Writer(resolve(model, layout.digests_path), asked_template(model, pivot, date)) for model in models]
 
 
 def _do(
     config: RunConfig, works: list[Work], writers: list[Writer], face: FaceName, progress: Progress
-) -> list[Artifact]:
-    """What is left of works, one of each writer: by a running service that has its engine, else on Ray."""
-    asked = [Sought(work, face, partial(_recipes, config, face, one)) for one, work in zip(writers, works, strict=True)]
-    served = {name: artifact for name, (artifact,) in do_served(config.cluster, asked, progress=progress).items()}
-    left = [work for work in works if work.name not in served]
-    made = _on_ray(config, left, [one.model.section for one in writers if one.model.name not in served], face, progress)
-    artifacts = served | dict(zip([work.name for work in left], made, strict=True))
-    return [artifacts[work.name] for work in works]
-
-
-def _recipes(config: RunConfig, face: FaceName, writer: Writer, _engine: Mapping[str, Any]) -> list[str]:
-    """What an engine of a service that stands for a writer or scorer must have."""
-    return [recipe_of(face, writer.model, writer.template.text, config.extraction)]
-
-
-def _on_ray(
-    config: RunConfig, works: list[Work], models: list[ModelSection], face: FaceName, progress: Progress
-) -> list[Artifact]:
-    begun = [work for work in works if work.missing]
-    if not begun:
-        return run_here(works, progress)
+) -> dict[str, Artifact]:
+    """What is left of works, one of each writer, by a running service that has its engine, else on Ray; artifacts by name."""
+    asked = [
+        sought_as(work, face, one.model, one.template.text, config.extraction)
+        for one, work in zip(writers, works, strict=True)
+    ]
+    sections = {one.model.name: one.model.section for one in writers}
     verb = "write" if face == "generate" else "score answers"
-    total, done = sum(work.total for work in works), sum(work.done for work in works)
-    with ray_session(config.cluster), progress.task(verb, total, begun[0].measure, done=done) as task:
-        check_engines(config, models, {"run.output": str(config.run.output / "writing")})
-        progress.say(f"{verb}: starting {len(begun)} models on Ray: {', '.join(work.name for work in begun)}")
-        return run_on_ray(
-            works, config.cluster, max_attempts=config.cluster.max_attempts, progress=progress,
-            workers_per_work=config.cluster.engines, listen=lambda work: Bar(task, work),
-        )  # fmt: skip
+
+    def do_own(left: list[Work]) -> list[Artifact]:
+        begun = [work.name for work in left if work.missing]
+        if not begun:
+            return run_here(left, progress)
+        with ray_session(config.cluster):
+            models = [sections[work.name] for work in left]
+            check_cluster(config, models, {"run.output": str(config.run.output / "writing")})
+            progress.say(f"{verb}: starting {len(begun)} models on Ray: {', '.join(begun)}")
+            return run_on_ray(
+                left, config.cluster, progress=progress, workers_per_work=config.cluster.engines, label=verb
+            )
+
+    return do_works(config.cluster, asked, do_own, progress=progress)
 
 
 def _scores(
-    config: RunConfig,
-    layout: RunLayout,
-    writers: list[str],
-    scorers: list[Writer],
-    answers: dict[str, Artifact],
-    progress: Progress,
+    config: RunConfig, scorers: list[Writer], answers: dict[str, Artifact], progress: Progress
 ) -> dict[Key, dict[str, float]]:
     """Other models' logprobs of all whole answers, by answer and scorer."""
+    layout, writers = config.layout, list(answers)
     placed = scoring.scored_layout(layout, [one.model.name for one in scorers])
     asked = [one for one in scorers if any(True for _ in scoring.candidates(layout, writers, one.model.name))]
     works = [
@@ -196,8 +159,8 @@ def _scores(
     return scoring.by_answer({one.model.name: scoring.logprobs_of(placed, writers, one.model.name) for one in asked})
 
 
-def _judge_of(config: RunConfig, section: WritingSection) -> JudgeSection:
-    judge = section.judge or config.evaluation.judge
+def _judge_of(section: WritingSection, of_evaluation: JudgeSection | None) -> JudgeSection:
+    judge = section.judge or of_evaluation
     if judge is None:
         raise ConfigError(
             f"writing.keep: {section.keep} asks a judge, and there is none; give its url and model in writing.judge"

@@ -1,10 +1,13 @@
 """The answers that the run's models gave to `evaluation.questions.sets`: a run in; questions and answers, side by side, out."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from fusechat.config.evaluation import Form
 from fusechat.storage import artifact
-from fusechat.text.questions import answers_file, read_answers, read_questions
+from fusechat.storage.artifact import Artifact
+from fusechat.text.questions import Question, answers_file, read_answers, read_questions
 
 from .inputs import ReportInputs
 from .judge.judge import AnswerSet
@@ -20,14 +23,19 @@ def read_answer_sets(inputs: ReportInputs) -> list[AnswerSet]:
         questions = read_questions(section.file, section.form)
         answers: dict[str, Sequence[Sequence[str] | None]] = {}
         for model_id in inputs.measured_ids:
-            folder = inputs.layout.answers_path(section.name, model_id)
-            no_room = set(artifact.load(folder, "answers").counts["no_room"])
-            given = read_answers(answers_file(folder, model_id, section.form), section.form, questions)
-            answers[model_id] = [
-                None if question.id in no_room else turns for question, turns in zip(questions, given, strict=True)
-            ]
+            made_of = artifact.load(inputs.layout.answers_path(section.name, model_id), "answers")
+            answers[model_id] = given_answers(made_of, model_id, section.form, questions)
         made.append(AnswerSet(section.name, questions, answers))
     return made
+
+
+def given_answers(
+    made: Artifact, model_id: str, form: Form, questions: Sequence[Question]
+) -> list[Sequence[str] | None]:
+    """A model's answers to the questions of a set, a text per turn; None where it had no room for one."""
+    no_room = set(made.counts["no_room"])
+    given = read_answers(answers_file(Path(made.url), model_id, form), form, questions)
+    return [None if question.id in no_room else turns for question, turns in zip(questions, given, strict=True)]
 
 
 def set_records(inputs: ReportInputs, sets: list[AnswerSet]) -> list[dict[str, Any]]:

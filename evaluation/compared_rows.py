@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from fusechat.config.layout import teacher_key
 from fusechat.storage import artifact
-from fusechat.storage.artifact import RECORD_FILE, Artifact
+from fusechat.storage.artifact import Artifact
 
 from .inputs import ReportInputs
 
@@ -25,18 +26,14 @@ def compared_rows(inputs: ReportInputs) -> list[ComparedRows]:
     """All that there are; none where no divergence is asked for."""
     if not inputs.compares_rows:
         return []
-    pivot, compared = inputs.pivot.name, []
+    compared: list[ComparedRows] = []
+    splits: tuple[Split, ...] = ("train", "held_out")
     for model in inputs.models:
-        is_pivot = model.name == pivot
-        places: dict[Split, str] = {
-            "train": inputs.layout.logprobs_url(pivot) if is_pivot else inputs.layout.aligned_url(model.name),
-            "held_out": inputs.layout.held_out_url("pivot")
-            if is_pivot
-            else inputs.layout.held_out_aligned_url(model.name),
-        }
-        for split, url in places.items():
-            if artifact.read_json(f"{url}/{RECORD_FILE}") is not None:
-                rows = artifact.load(url, "logprobs" if is_pivot else "aligned")
+        for split in splits:
+            key = teacher_key(model.name, split, is_pivot=model.name == inputs.pivot.name)
+            url, kind = inputs.layout.place(key)
+            if artifact.is_finished(url):
+                rows = artifact.load(url, kind)
                 if rows.counts.get("rows") != 0:
                     compared.append(ComparedRows(model.name, split, rows))
     return compared

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fusechat.text.dialogues import Dialogue, Message
-from fusechat.text.json_object import json_text
+from fusechat.text.dialogues import Dialogue
 
 from . import ALL
 from .intervals import Interval, accuracy_difference_interval, accuracy_interval, ratio_interval
@@ -29,14 +28,7 @@ class HeldOut:
     @classmethod
     def of(cls, dialogues: Sequence[Dialogue]) -> "HeldOut":
         """What the figures need to know of the dialogues."""
-        sizes = [
-            sum(
-                _num_bytes(message)
-                for message in dialogue.messages
-                if message.role == "assistant" and message.is_trained
-            )
-            for dialogue in dialogues
-        ]
+        sizes = [dialogue.target_bytes for dialogue in dialogues]
         kinds = np.array([dialogue.kind or "other" for dialogue in dialogues], dtype=object)
         return cls(tuple(dialogue.id for dialogue in dialogues), kinds, np.array(sizes, dtype=np.int64))
 
@@ -53,12 +45,6 @@ class HeldOut:
         return {ALL: everywhere, **{name: self.kinds == name for name in names}}
 
 
-def _num_bytes(message: Message) -> int:
-    """Bytes of a turn's reasoning, content and tool calls; a call counts as the JSON of its name and arguments."""
-    calls = sum(len(call.name.encode()) + len(json_text(call.arguments).encode()) for call in message.tool_calls)
-    return len(message.reasoning.encode()) + len(message.content.encode()) + calls
-
-
 def loss_figures(held_out: HeldOut, nats: np.ndarray, *, seed: int) -> dict[str, dict[str, Any]]:
     """Bits per byte of one model.
 
@@ -71,12 +57,9 @@ def loss_figures(held_out: HeldOut, nats: np.ndarray, *, seed: int) -> dict[str,
     figures = {}
     for name, mask in held_out.masks().items():
         scored = mask & np.isfinite(nats)
-        sizes = held_out.num_bytes[scored]
         figures[name] = {
-            "bits_per_byte": float(bits[scored].sum() / sizes.sum()) if scored.any() else None,
-            **_bounds(ratio_interval(bits[scored], sizes, seed=seed)),
-            "dialogues": int(scored.sum()),
-            "bytes": int(sizes.sum()),
+            **_ratio("bits_per_byte", bits[scored], held_out.num_bytes[scored], seed=seed),
+            "bytes": int(held_out.num_bytes[scored].sum()),
             "nats": float(nats[scored].sum()),
         }
     return figures
@@ -96,14 +79,7 @@ def loss_differences(
     figures = {}
     for name, mask in held_out.masks().items():
         scored = mask & np.isfinite(bits)
-        sizes = held_out.num_bytes[scored]
-        interval = ratio_interval(bits[scored], sizes, seed=seed)
-        figures[name] = {
-            "difference": float(bits[scored].sum() / sizes.sum()) if scored.any() else None,
-            **_bounds(interval),
-            "dialogues": int(scored.sum()),
-            "supports": supported(interval),
-        }
+        figures[name] = _with_support(_ratio("difference", bits[scored], held_out.num_bytes[scored], seed=seed))
     return figures
 
 
@@ -120,9 +96,7 @@ def divergence_figures(measured: dict[str, Any], *, seed: int) -> dict[str, dict
         nats, rows = np.array(entry["nats"], np.float64), np.array(entry["rows"], np.int64)
         scored = np.isfinite(nats) & (rows > 0)
         figures[teacher] = {
-            "nats_per_row": float(nats[scored].sum() / rows[scored].sum()) if scored.any() else None,
-            **_bounds(ratio_interval(nats[scored], rows[scored], seed=seed)),
-            "dialogues": int(scored.sum()),
+            **_ratio("nats_per_row", nats[scored], rows[scored], seed=seed),
             "rows": int(rows[scored].sum()),
         }
     return figures
@@ -139,13 +113,7 @@ def divergence_differences(first: dict[str, Any], second: dict[str, Any], *, see
         nats = np.array(first[teacher]["nats"], np.float64) - np.array(second[teacher]["nats"], np.float64)
         rows = np.array(first[teacher]["rows"], np.int64)
         scored = np.isfinite(nats) & (rows > 0)
-        interval = ratio_interval(nats[scored], rows[scored], seed=seed)
-        figures[teacher] = {
-            "difference": float(nats[scored].sum() / rows[scored].sum()) if scored.any() else None,
-            **_bounds(interval),
-            "dialogues": int(scored.sum()),
-            "supports": supported(interval),
-        }
+        figures[teacher] = _with_support(_ratio("difference", nats[scored], rows[scored], seed=seed))
     return dict(sorted(figures.items()))
 
 
@@ -162,7 +130,7 @@ def accuracy_figures(held_out: HeldOut, exact: dict[int, bool], kinds: Sequence[
         outcomes = np.array([good for number, good in exact.items() if mask[number]], dtype=bool)
         figures[name] = {
             "accuracy": float(outcomes.mean()) if len(outcomes) else None,
-            **_bounds(accuracy_interval(outcomes)),
+            **bounds(accuracy_interval(outcomes)),
             "exact": int(outcomes.sum()),
             "asked": len(outcomes),
         }
@@ -182,13 +150,13 @@ def accuracy_differences(
     for name, mask in held_out.masks(kinds).items():
         numbers = [number for number in both if mask[number]]
         one, other = (np.array([outcomes[number] for number in numbers], dtype=bool) for outcomes in (first, second))
-        interval = accuracy_difference_interval(one, other)
-        figures[name] = {
-            "difference": float(one.mean() - other.mean()) if numbers else None,
-            **_bounds(interval),
-            "asked": len(numbers),
-            "supports": supported(interval),
-        }
+        figures[name] = _with_support(
+            {
+                "difference": float(one.mean() - other.mean()) if numbers else None,
+                **bounds(accuracy_difference_interval(one, other)),
+                "asked": len(numbers),
+            }
+        )
     return figures
 
 
@@ -216,5 +184,21 @@ def compared_pairs(ids: Sequence[str]) -> list[tuple[str, str]]:
     return [(one, other) for one, other in pairs if one in ids and other in ids]
 
 
-def _bounds(interval: Interval | None) -> dict[str, float | None]:
+def bounds(interval: Interval | None) -> dict[str, float | None]:
+    """`low` and `high`, null where there is no interval."""
     return {"low": interval[0] if interval else None, "high": interval[1] if interval else None}
+
+
+def _ratio(name: str, amounts: np.ndarray, sizes: np.ndarray, *, seed: int) -> dict[str, Any]:
+    """Under `name` the sum of amounts over the sum of sizes, both [dialogues]; its interval, and how many dialogues."""
+    return {
+        name: float(amounts.sum() / sizes.sum()) if len(amounts) else None,
+        **bounds(ratio_interval(amounts, sizes, seed=seed)),
+        "dialogues": len(amounts),
+    }
+
+
+def _with_support(figures: dict[str, Any]) -> dict[str, Any]:
+    """A difference with what its interval says."""
+    low, high = figures["low"], figures["high"]
+    return {**figures, "supports": supported(None if low is None else (low, high))}

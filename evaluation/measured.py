@@ -17,10 +17,12 @@ from fusechat.models.measured_models import MeasuredModel
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact
 from fusechat.storage.chosen_rows import ChosenRows
+from fusechat.storage.files import read_json
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import TokensReader
-from fusechat.text.questions import Question, answers_file, read_answers
+from fusechat.text.questions import Question
 
+from .answer_sets import given_answers
 from .compared_rows import ComparedRows, Split
 from .held_out_loss import dialogue_nats
 from .row_divergence import dialogue_divergences
@@ -94,7 +96,7 @@ def load_artifacts(
 
 
 def _load(url: str | Path, kind: str, model: MeasuredModel) -> Artifact:
-    record = artifact.read_json(f"{url}/{artifact.RECORD_FILE}")
+    record = read_json(f"{url}/{artifact.RECORD_FILE}")
     if record is None:
         raise ArtifactError(f"{url}: found nothing finished of {model.label}; run `fusechat answer` first")
     made = artifact.load(url, kind)
@@ -134,7 +136,7 @@ def read_measured(
         lengths = TokensReader(tokens.url).lengths
         nats = dialogue_nats(store, lengths, label=model.label, dialogue_ids=dialogue_ids)
     counts, engine = made.held_out.counts, made.held_out.counts["engine"] or {}
-    figures = {} if made.harness is None else artifact.read_json(f"{made.harness.url}/figures.json")
+    figures = {} if made.harness is None else read_json(f"{made.harness.url}/figures.json")
     return Measured(
         nats=nats,
         exact=_answers(made, model, EXACT, questions),
@@ -157,10 +159,8 @@ def _answers(
 ) -> list[str | None]:
     if name not in made.answers:
         return []
-    given = made.answers[name]
-    texts = read_answers(answers_file(Path(given.url), model.id, "prompts"), "prompts", questions[name])
-    no_room = set(given.counts["no_room"])
-    return [None if one.id in no_room else turns[0] for one, turns in zip(questions[name], texts, strict=True)]
+    given = given_answers(made.answers[name], model.id, "prompts", questions[name])
+    return [None if turns is None else turns[0] for turns in given]
 
 
 def _divergences(

@@ -11,7 +11,8 @@ import fsspec
 
 from fusechat.config import CONTROL
 from fusechat.progress import read_json_lines
-from fusechat.storage.artifact import RECORD_FILE, read_json
+from fusechat.storage.artifact import RECORD_FILE
+from fusechat.storage.files import read_json
 
 from .inputs import ReportInputs
 

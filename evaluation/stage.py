@@ -10,6 +10,7 @@ from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact
 from fusechat.storage.chosen_rows import ChosenRows
+from fusechat.storage.files import read_json, write_json
 from fusechat.text.dialogues import Dialogue
 from fusechat.text.held_out import is_asked, read_held_out
 from fusechat.text.questions import Question
@@ -66,7 +67,7 @@ def run(inputs: ReportInputs, *, progress: Progress | None = None) -> Artifact:
     sample = report.sample_record(inputs, compared, *_drawn(inputs, compared, made))
     document = report.build(inputs, models, HeldOut.of(dialogues), dialogues, measured, sample, sets, judged)
     document["harness"] = _harness_record(made, measured)
-    artifact.write_json(str(inputs.layout.report_path / "report.json"), document)
+    write_json(str(inputs.layout.report_path / "report.json"), document)
     page.write(document, inputs.layout.report_path / "index.html")
     if not inputs.layout.places:  # a shared model has several reports, and its card would show the last one's
         cards.write_cards(document)
@@ -82,7 +83,7 @@ def run(inputs: ReportInputs, *, progress: Progress | None = None) -> Artifact:
 
 def _restore_cards(inputs: ReportInputs, models: list[MeasuredModel]) -> None:
     """Give a model that was made anew since, because it was damaged, the figures that its card had."""
-    document = artifact.read_json(f"{inputs.layout.report_path}/report.json")
+    document = read_json(f"{inputs.layout.report_path}/report.json")
     if document is None or inputs.layout.places:
         return
     folders = {

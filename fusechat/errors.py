@@ -20,6 +20,8 @@ FuseChatError
 A message has three parts: what was found (value, file, array), what was expected, what to do next.
 """
 
+from collections.abc import Iterator
+
 
 class FuseChatError(Exception):
     """Base of all errors of this project; ends a command with exit status 1."""
@@ -87,6 +89,16 @@ class ServiceError(FuseChatError):
 
 class ClusterError(FuseChatError):
     """Ray could not give what the plan needs, or shards were set aside."""
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, and what it was raised from or while it was handled, back to the first; each once."""
+    seen: list[BaseException] = []
+    following: BaseException | None = error
+    while following is not None and following not in seen:
+        seen.append(following)
+        yield following
+        following = following.__cause__ or following.__context__
 
 
 def first_line(error: BaseException) -> str:

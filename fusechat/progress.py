@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ PLAIN_LINE_SECONDS = 5.0
 """Between two plain progress lines of one task."""
 
 
-def setup_logging(verbose: bool = False) -> None:
+def setup_logging() -> None:
     """One handler on standard error; libraries are kept to warnings."""
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", force=True
     )
-    logging.getLogger("fusechat").setLevel(logging.DEBUG if verbose else logging.INFO)
+    logging.getLogger("fusechat").setLevel(logging.INFO)
 
 
 def format_seconds(seconds: float) -> str:
@@ -140,23 +140,27 @@ def append_json_line(path: Path, record: dict[str, Any]) -> None:
         file.write(line)
 
 
-class ShardLog:
-    """One JSON line for each shard of a store that was done, or failed; `time` is seconds since this log was opened."""
+@contextmanager
+def repeated(action: Callable[[], bool], seconds: float, name: str) -> Iterator[None]:
+    """Do something now and then, in a thread, for the time of a `with` block; until it gives False.
 
-    def __init__(self, path: Path, model_name: str) -> None:
-        self.path, self._model, self._opened = path, model_name, time.time()
+    Args:
+        seconds: before each time.
+        name: of the thread.
+    """
+    over = threading.Event()
 
-    def done(self, result: dict[str, Any]) -> None:
-        """`shard`, `rows` and what else the worker counted."""
-        self._write({"event": "done", **result})
+    def repeat() -> None:
+        while not over.wait(seconds) and action():
+            pass
 
-    def failed(self, record: dict[str, Any]) -> None:
-        """`shard`, `attempt`, `set_aside` (whether it is not tried again), `error`."""
-        event = "set_aside" if record["set_aside"] else "retried"
-        self._write({"event": event, **{key: value for key, value in record.items() if key != "set_aside"}})
-
-    def _write(self, record: dict[str, Any]) -> None:
-        append_json_line(self.path, {"model": self._model, "time": round(time.time() - self._opened, 3), **record})
+    thread = threading.Thread(target=repeat, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 from fusechat.config import ClusterSection, ExtractionSection, HeldOutSection, ModelSection
 from fusechat.models.resolved_model import ResolvedModel
 
-from .engine.engine_worker import engine_settings
+from .engine.engine_settings import engine_settings
 from .serving.faces import FaceName, recipe_of
 
 

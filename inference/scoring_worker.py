@@ -1,41 +1,34 @@
 """One engine at work on shards: tokens in, rows into the store.
 
 `run_unit` may be called from two threads, so that one shard is written while the next is on the engine. On accelerators
-their dialogues share the engine's batches, and it never drains between two. On CPUs one shard at a time is on the engine:
-that keeps its batches, and so its rows to the bit, independent of what else is in flight.
+their dialogues share the engine's batches, and it never drains between two; on CPUs one shard at a time is on it.
 """
 
-import contextlib
-import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fusechat.config import ModelSection
-from fusechat.models import model_files
 from fusechat.models.process_memory import give_memory_back
 from fusechat.storage.contracts import id_dtype
-from fusechat.storage.retry import patiently
+from fusechat.storage.retry import retried
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import HERE, Place
 
-from .engine.engine_worker import EngineWorker
-from .serving.remote_engine import RemoteEngine, ServedBy
+from .engine.engine_worker import EngineInputs, EngineWorker
+from .serving.remote_engine import RemoteEngine
 
 if TYPE_CHECKING:
     from .capture.rows import TopKRows
     from .engine.engine import Engine
 
 
-@dataclass(frozen=True)
-class ScoringInputs:
+@dataclass(frozen=True, kw_only=True)
+class ScoringInputs(EngineInputs):
     """All that a scoring worker is told."""
 
-    model: ModelSection
-    """The model that scores; its folder is looked up where the worker stands."""
     tokens_url: str
     store_url: str
     """The logprobs store, which the driver has made."""
@@ -43,24 +36,14 @@ class ScoringInputs:
     capture: Literal["topk_pooler", "prompt_logprobs"]
     self_check_dialogues: int
     storage_patience_seconds: float
-    is_wide_on_cpus: bool = False
-    """An engine on CPUs whose dtype is `auto` computes in float32, whatever the checkpoint says."""
-    served: ServedBy | None = None
-    """An engine of a service that scores; None: the worker starts its own."""
-
-    def served_by(self, served: ServedBy) -> "ScoringInputs":
-        """The same work by an engine of a service."""
-        return replace(self, served=served)
 
 
 class ScoringWorker(EngineWorker):
     """Scores shards of one model's tokens."""
 
     def __init__(self, inputs: ScoringInputs, place: Place = HERE) -> None:
-        super().__init__(inputs.model.engine, place)
+        super().__init__(inputs, place)
         self.inputs = inputs
-        self._engine_turn: contextlib.AbstractContextManager[object] = threading.Lock()
-        self._on_cpu = True  # until the engine says otherwise
 
     def start(self) -> dict[str, Any]:
         """Open tokens, store and engine, and let the engine prove itself; that of a service has done so.
@@ -72,7 +55,7 @@ class ScoringWorker(EngineWorker):
         """
         started = time.monotonic()
         self._open_store()
-        engine = self._open_engine(self.longest())
+        engine = self._open_scorer()
         report = {} if isinstance(engine, RemoteEngine) else self._check(engine)
         return {"self_check": report, "seconds": time.monotonic() - started}
 
@@ -93,27 +76,8 @@ class ScoringWorker(EngineWorker):
         ids, targets = self._checked(self.inputs.self_check_dialogues)
         return check_engine(engine, ids, targets, model_folder=engine.model)
 
-    def _open_engine(self, max_tokens: int) -> "Engine | RemoteEngine":
-        """An engine that reads so many tokens: that of the service, or one that is started here."""
-        inputs = self.inputs
-        if inputs.served is not None:
-            self._engine = remote = RemoteEngine(inputs.served, k=inputs.k, max_tokens=max_tokens)
-            self._engine_turn = contextlib.nullcontext()  # the service gives the turns
-            return remote
-        from .engine.engine import Engine
-
-        self._engine = engine = Engine(
-            str(model_files.resolve_model(inputs.model)),
-            k=inputs.k,
-            capture=inputs.capture,
-            max_tokens=max_tokens,
-            section=self._engine_section,
-            is_wide_on_cpus=inputs.is_wide_on_cpus,
-        )
-        self._on_cpu = engine.info["device"] == "cpu"
-        if not self._on_cpu:
-            self._engine_turn = contextlib.nullcontext()
-        return engine
+    def _open_scorer(self) -> "Engine | RemoteEngine":
+        return self._open_engine(self.longest(), face="score", k=self.inputs.k, capture=self.inputs.capture)
 
     def run_unit(self, unit: int) -> dict[str, Any]:
         """Score one shard and write it; the commit mark is written last.
@@ -127,11 +91,10 @@ class ScoringWorker(EngineWorker):
         """
         started = time.monotonic()
         patience = self.inputs.storage_patience_seconds
-        ids, targets = patiently(lambda: self._dialogues(self.store.layout.dialogues(unit)), seconds=patience)
-        with self._engine_turn:
-            rows = self._score(ids, targets)
+        ids, targets = retried(lambda: self._dialogues(self.store.layout.dialogues(unit)), seconds=patience)
+        rows = self._score(ids, targets)
         arrays = pack_rows(rows, self.store.k, int(self.store.attributes["vocab_size"]))
-        patiently(lambda: self.store.write_shard(unit, arrays), seconds=patience)
+        retried(lambda: self.store.write_shard(unit, arrays), seconds=patience)
         if self._on_cpu:
             give_memory_back()
         return {

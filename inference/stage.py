@@ -14,17 +14,17 @@ from fusechat.config.recipe import Recipe
 from fusechat.errors import ConfigError
 from fusechat.models.model_limits import position_limit
 from fusechat.models.resolved_model import ResolvedModel
-from fusechat.progress import ShardLog
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
 from fusechat.storage.damage import check_finished
-from fusechat.storage.retry import patiently
+from fusechat.storage.retry import retried
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.store_work import store_work
 from fusechat.storage.tokens import TokensReader
-from fusechat.storage.work import Needs, Work, nothing_left
+from fusechat.storage.work import Needs, UnitLog, Work, done_before
+from fusechat.text.recipes import positions_behind
 
-from .engine.engine_worker import engine_settings
+from .engine.engine_settings import engine_settings
 from .scoring_worker import ScoringInputs, ScoringWorker
 
 
@@ -37,14 +37,13 @@ def prepare(layout: RunLayout, model: ResolvedModel, section: ExtractionSection,
     name = model.name
     claim, store = claim_store(layout, model, section)
     if claim.artifact is not None:
-        artifacts = [claim.artifact]
-        return [nothing_left(name, lambda: artifacts)]
+        return [done_before(name, claim.artifact)]
     needs = Needs(engine_ranks=model.section.engine.tensor_parallel_size, units_in_flight=cluster.units_in_flight)
     return [
         store_work(
             name, store, partial(ScoringWorker, scoring_inputs(layout, model, section, cluster)),
-            lambda: patiently(partial(finish, claim, store), seconds=cluster.storage_patience_seconds),
-            needs=needs, log=ShardLog(layout.log_path(f"extract.{name}"), name),
+            lambda: retried(partial(finish, claim, store), seconds=cluster.storage_patience_seconds),
+            needs=needs, log=UnitLog(layout.log_path(f"extract.{name}"), name),
         )
     ]  # fmt: skip
 
@@ -79,8 +78,7 @@ def claim_store(layout: RunLayout, model: ResolvedModel, section: ExtractionSect
         raise ConfigError(f"extraction.k is {section.k}, the vocabulary of {name} has {vocab_size}; lower k")
     longest = tokens.longest()
     limit = position_limit(model.folder)
-    # vLLM's prompt logprobs come with one sampled token, which takes a position behind the dialogue.
-    behind = 1 if section.capture == "prompt_logprobs" else 0
+    behind = positions_behind(section.capture)
     if limit and longest + behind > limit:
         raise ConfigError(
             f"{name}: its longest dialogue has {longest:,} tokens, the model reads {limit - behind:,}"

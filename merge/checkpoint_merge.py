@@ -14,8 +14,9 @@ from typing import Any
 from fusechat.errors import ArtifactError
 from fusechat.models.model_files import INDEX_FILE, read_model_config
 from fusechat.progress import Progress
-from fusechat.storage.artifact import read_json, storage_errors, write_json
+from fusechat.storage.files import read_json, write_json
 from fusechat.storage.work import run_here
+from fusechat.storage.write_errors import storage_errors
 
 from .card import model_card
 from .methods import Method

@@ -5,7 +5,8 @@ import os
 import shutil
 from pathlib import Path
 
-from fusechat.storage.artifact import RECIPE_FILE, RECORD_FILE, Artifact, Claim, storage_errors
+from fusechat.storage.artifact import RECIPE_FILE, RECORD_FILE, Artifact, Claim
+from fusechat.storage.write_errors import storage_errors
 
 _TARGETS_OWN = (RECORD_FILE, RECIPE_FILE, "metrics.jsonl")
 """Files that say how the target was made; the fused model has records of its own."""

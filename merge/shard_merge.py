@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fusechat.errors import ArtifactError, ModelError
-from fusechat.storage.artifact import read_json, storage_errors, write_json
+from fusechat.storage.files import read_json, write_json
 from fusechat.storage.seals import file_digest, is_whole, sealed
+from fusechat.storage.write_errors import storage_errors
 
 from .compute.parameters import find_method
 from .files.shard_writer import ShardWriter

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fusechat.errors import ModelError, StorageError
-from fusechat.storage.artifact import Artifact, read_json
+from fusechat.storage.artifact import Artifact
+from fusechat.storage.files import read_json
 from fusechat.storage.work import HERE, Needs, Place, Work
 
 from .inputs import Inputs

@@ -15,7 +15,7 @@ from fusechat.models.resolved_model import ResolvedModel
 from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
-from fusechat.storage.work import Work, nothing_left
+from fusechat.storage.work import Work, done_before, nothing_left
 
 from .checkpoint_merge import begin_merge, finish, put_companions
 from .compute.parameters import check_parameters, find_method, parameter_names, try_method
@@ -44,8 +44,7 @@ def prepare(
     settings = made_by.settings if passes else {**made_by.settings, "pivot": pivot.digests}
     claim = artifact.claim(layout.fused_path, "fused", settings=settings, parents=parents, if_changed=layout.if_changed)
     if claim.artifact is not None:
-        artifacts = [claim.artifact]
-        return [nothing_left("merge", lambda: artifacts)]
+        return [done_before("merge", claim.artifact)]
     if passes:
         progress.say("merge: one target, nothing to merge: the joint target is the fused model, byte for byte")
         return [nothing_left("merge", lambda: [pass_through(layout.target_path(JOINT), claim)])]

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 COMPILED = (
-    "alignment.quality", "alignment.released.released_shard", "alignment.rows.chain_loops", "alignment.rows.projection",
+    "alignment.quality_loops", "alignment.released.released_shard", "alignment.rows.chain_loops", "alignment.rows.projection",
     "alignment.tokens.token_alignment", "alignment.vocabulary.vocabulary_mapping", "inference.capture.topk_cpu",
     "merge.compute.kernels",
 )  # fmt: skip

@@ -24,7 +24,8 @@ from fusechat.config.layout import RunLayout
 from fusechat.errors import ConfigError
 from fusechat.progress import Progress
 from fusechat.storage import artifact
-from fusechat.storage.artifact import Artifact, storage_errors
+from fusechat.storage.artifact import Artifact
+from fusechat.storage.write_errors import storage_errors
 from fusechat.text.dialogues import Dialogue, read_dialogues, row_text
 from fusechat.text.prompts import Prompt, prompt_of, read_prompts
 

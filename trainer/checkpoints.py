@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from fusechat.errors import ArtifactError
-from fusechat.storage.artifact import read_json, write_json
+from fusechat.storage.files import read_json, write_json
 from fusechat.storage.seals import broken_files, file_seals, is_whole, sealed
 
 STAGING = "partial"

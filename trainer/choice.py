@@ -18,30 +18,13 @@ NOBODY = -1
 """No source teaches the dialogue: the pivot, or the labels' own frequency, explains it as well as any."""
 
 
-def label_frequency_loss(labels: np.ndarray) -> np.ndarray:
-    """float64 [rows], nats: minus the log frequency of each label among all of them, [rows] ids."""
-    return loss_of_counts(labels, np.bincount(labels))
-
-
 def loss_of_counts(labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """As `label_frequency_loss` for some of the labels; `counts` int [ids], how often each id is a label among all."""
+    """float64 [rows], nats: minus the log frequency of each label; `counts` int [ids], how often each id is a label among all."""
     loss: np.ndarray = np.log(counts.sum()) - np.log(counts[labels])
     return loss
 
 
-def frequency_loss(labels: np.ndarray, dialogue: np.ndarray) -> np.ndarray:
-    """The loss of a model that knows how often each label occurs and nothing else.
-
-    Args:
-        labels: int [rows], the labels of all training dialogues.
-        dialogue: int [rows], the dialogue of each row.
-    Returns:
-        float64 [dialogues], nats; the number of dialogues is the largest number in `dialogue` plus one.
-    """
-    return np.bincount(dialogue, weights=label_frequency_loss(labels))
-
-
-def source_loss(label_logprob: np.ndarray, is_real: np.ndarray, label_frequency_loss: np.ndarray) -> np.ndarray:
+def source_loss(label_logprob: np.ndarray, is_real: np.ndarray, by_frequency: np.ndarray) -> np.ndarray:
     """The loss of each row of a source, comparable with the pivot's over the same bytes.
 
     A row that the source lacks says nothing, so it is charged what a model pays that knows nothing. A source without any
@@ -50,11 +33,11 @@ def source_loss(label_logprob: np.ndarray, is_real: np.ndarray, label_frequency_
     Args:
         label_logprob: float [rows], nats; ignored where there is no row.
         is_real: bool [rows], whether the row says what the source said.
-        label_frequency_loss: float [rows], nats.
+        by_frequency: float [rows], nats: the loss of each label by its frequency.
     Returns:
         float64 [rows], nats.
     """
-    return np.where(is_real & np.isfinite(label_logprob), -label_logprob.astype(np.float64), label_frequency_loss)
+    return np.where(is_real & np.isfinite(label_logprob), -label_logprob.astype(np.float64), by_frequency)
 
 
 def choose(pivot_loss: np.ndarray, source_losses: np.ndarray, frequency_loss: np.ndarray) -> np.ndarray:
@@ -98,29 +81,23 @@ def row_label_loss(topk_ids: np.ndarray, topk_logprobs: np.ndarray, labels: np.n
     return np.where(np.isfinite(topk_logprobs).any(axis=1), loss, 0.0)
 
 
-def trust(entropy: np.ndarray, loss: np.ndarray, supervised: np.ndarray, kind: np.ndarray) -> dict[str, float]:
-    """How far one source is trusted on each kind of dialogue: min(1, median of entropy / loss).
+def calibration(entropy: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """float64 [dialogues]: entropy over loss; a loss of nothing is a source that is sure and right throughout.
 
     Args:
         entropy: float [dialogues], nats, `row_entropy` summed over the source's rows of a dialogue.
         loss: float [dialogues], nats, `row_label_loss` summed over the same rows.
-        supervised: bool [dialogues], those that the source teaches.
-        kind: str [dialogues].
-    Returns:
-        kind -> trust in [0, 1]; only kinds of which the source teaches a dialogue.
     """
-    ratio = calibration(entropy, loss)
-    return {str(name): trust_of(ratio[supervised & (kind == name)]) for name in np.unique(kind[supervised])}
-
-
-def calibration(entropy: np.ndarray, loss: np.ndarray) -> np.ndarray:
-    """float64 [dialogues]: entropy over loss; a loss of nothing is a source that is sure and right throughout."""
     ratio: np.ndarray = np.where(loss > 0, entropy / np.where(loss > 0, loss, 1.0), 1.0)
     return ratio
 
 
 def trust_of(calibrations: np.ndarray) -> float:
-    """min(1, median) of the dialogues of one kind that a source teaches."""
+    """How far a source is trusted on one kind of dialogue: min(1, median) over those of the kind that it teaches.
+
+    Args:
+        calibrations: float [dialogues], as `calibration` gives them.
+    """
     return float(min(1.0, np.median(calibrations)))
 
 

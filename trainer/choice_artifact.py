@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import zarr
 
-from fusechat.storage.artifact import storage_errors
 from fusechat.storage.contracts import CHOICE, CONTRACT_VERSION
+from fusechat.storage.write_errors import storage_errors
 from fusechat.storage.zarr_arrays import ATTRIBUTE, LongWriter, create_long_array, whole_array
 
 

@@ -18,6 +18,7 @@ from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact
 from fusechat.storage.contracts import RowKind
+from fusechat.storage.files import read_json
 from fusechat.storage.row_reader import RowReader
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.seals import check_files
@@ -60,7 +61,7 @@ def run(
     pivot_rows = open_rows(parents["pivot_rows"], parents["tokens"], tokens)
     stores = {name: open_rows(parents[f"rows.{name}"], parents["tokens"], tokens) for name in sources}
     train_file = layout.dialogues_path / "train.jsonl"
-    check_files(str(layout.dialogues_path), artifact.read_json(f"{layout.dialogues_path}/{artifact.RECORD_FILE}") or {})
+    check_files(str(layout.dialogues_path), read_json(f"{layout.dialogues_path}/{artifact.RECORD_FILE}") or {})
     kinds = read_kinds(train_file)
     if len(kinds.number) != tokens.num_dialogues:
         raise ArtifactError(

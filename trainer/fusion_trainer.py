@@ -22,7 +22,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig
 
 from fusechat.errors import ConfigError, FuseChatError
-from fusechat.storage.artifact import storage_errors
+from fusechat.storage.write_errors import storage_errors
 
 from . import fusion_head
 from .batches import EMPTY_UNIT, BatchOrder

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fusechat.config.layout import RunLayout
-from fusechat.storage.artifact import read_json, write_json
+from fusechat.storage.files import read_json, write_json
 from fusechat.text.dialogues import Dialogue
 
 from .choice import NOBODY

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from fusechat.progress import Progress, Task, append_json_line, read_json_lines
-from fusechat.storage.artifact import storage_errors
+from fusechat.storage.write_errors import storage_errors
 
 METRICS_FILE = "metrics.jsonl"
 

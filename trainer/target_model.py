@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from fusechat.config import LoraSection
 from fusechat.errors import ModelError, first_line
-from fusechat.storage.artifact import storage_errors
+from fusechat.storage.write_errors import storage_errors
 
 _COPIED = ("*.json", "*.jinja", "*.model", "*.txt", "*.py")
 _NOT_COPIED = (

@@ -6,8 +6,8 @@ Tokens in; `eos_token_id` of generation_config.json, and how the chat template i
 import json
 from pathlib import Path
 
-from fusechat.storage.artifact import storage_errors
 from fusechat.storage.tokens import TokensReader
+from fusechat.storage.write_errors import storage_errors
 from fusechat.text.prompt_file import write_prompt_file
 from fusechat.text.rendered import ChatTemplate
 

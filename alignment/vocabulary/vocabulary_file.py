@@ -18,7 +18,8 @@ import numpy as np
 
 from fusechat.config import AlignmentSection
 from fusechat.errors import ArtifactError
-from fusechat.storage.artifact import storage_errors, write_bytes
+from fusechat.storage.files import write_bytes
+from fusechat.storage.write_errors import storage_errors
 from fusechat.text.token_surface import token_surfaces
 
 from ..released.released import candidate_map, word_start_mark

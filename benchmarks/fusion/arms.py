@@ -4,15 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from trainer.choice import (
-    choose,
-    frequency_loss,
-    label_frequency_loss,
-    row_entropy,
-    row_label_loss,
-    source_loss,
-    trust,
-)
+from trainer.choice import calibration, choose, loss_of_counts, row_entropy, row_label_loss, source_loss, trust_of
 
 from .corpus import Corpus, ModelRows
 from .loop import Lesson
@@ -96,23 +88,29 @@ def rule(
         rows = corpus.rows[name]
         entropy = np.where(rows.is_real, row_entropy(rows.topk_logprobs), 0.0)
         loss = np.where(rows.is_real, row_label_loss(rows.topk_ids, rows.topk_logprobs, corpus.labels), 0.0)
-        trusts = trust(corpus.per_dialogue(entropy), corpus.per_dialogue(loss), mine, kinds)
-        for kind, value in trusts.items():
-            weight[mine & (kinds == kind)] = ROW_WEIGHT * (value if trusted else 1.0)
+        ratio = calibration(corpus.per_dialogue(entropy), corpus.per_dialogue(loss))
+        for kind in np.unique(kinds[mine]):
+            own = mine & (kinds == kind)
+            weight[own] = ROW_WEIGHT * (trust_of(ratio[own]) if trusted else 1.0)
     return _from_sources(corpus, candidates, winner, weight)
 
 
 def winners(corpus: Corpus, candidates: tuple[str, ...]) -> np.ndarray:
     """int64 [dialogues]: which candidate teaches it; -1: nobody."""
     pivot = corpus.per_dialogue(-corpus.rows["pivot"].label_logprob)
-    return choose(pivot, source_losses(corpus, candidates), frequency_loss(corpus.labels, corpus.dialogue))
+    return choose(pivot, source_losses(corpus, candidates), corpus.per_dialogue(_by_frequency(corpus)))
 
 
 def source_losses(corpus: Corpus, names: tuple[str, ...]) -> np.ndarray:
     """float64 [sources, dialogues], nats: what each source finds of the dialogues' answers."""
-    by_frequency = label_frequency_loss(corpus.labels)
+    by_frequency = _by_frequency(corpus)
     rows = (corpus.rows[name] for name in names)
     return np.array([corpus.per_dialogue(source_loss(r.label_logprob, r.is_real, by_frequency)) for r in rows])
+
+
+def _by_frequency(corpus: Corpus) -> np.ndarray:
+    """float64 [rows], nats: the loss of each label by its frequency among all."""
+    return loss_of_counts(corpus.labels, np.bincount(corpus.labels))
 
 
 def _published(corpus: Corpus, source: str) -> Lesson:

@@ -17,8 +17,8 @@ from fusechat.text.dialogues import Dialogue, Message
 from fusechat.text.prompts import Prompt
 from fusechat.text.tokenization import tokenize_dialogues
 from inference.writing.answers import Answer
+from inference.writing.decisions import decide_all, dialogue_of
 from inference.writing.rules import RULES
-from inference.writing.selection import decide_all, dialogue_of
 
 from .corpus import Split
 from .loop import held_out_losses

@@ -17,7 +17,7 @@ from cluster.service.records import FOLDER_VARIABLE
 from fusechat.config import load_config
 from fusechat.progress import Progress
 from inference.serving.client import Connection
-from inference.serving.wire import ScoreRequest
+from inference.serving.scoring_records import ScoreRequest
 
 from .direct import Dialogues
 

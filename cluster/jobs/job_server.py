@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fusechat.errors import ClusterSetupError, first_line
-from fusechat.storage.retry import patiently
+from fusechat.storage.retry import retried
 
 REQUEST_SECONDS = 60.0
 """A request to the dashboard that takes longer counts as a lost connection."""
@@ -58,7 +58,7 @@ def _token_is_there() -> bool:
     return (Path.home() / ".ray" / "auth_token").is_file()
 
 
-def submit_when_ready(client: Any, *, patience_seconds: float = AGENT_PATIENCE_SECONDS, **job: Any) -> str:
+def submit_when_ready(client: Any, **job: Any) -> str:
     """Submit a job; gives its id. A cluster that has just started answers before its nodes can take a job.
 
     Raises:
@@ -66,13 +66,15 @@ def submit_when_ready(client: Any, *, patience_seconds: float = AGENT_PATIENCE_S
         RuntimeError: it refuses the job.
     """
     try:
-        submission_id: str = patiently(lambda: client.submit_job(**job), seconds=patience_seconds, passes=_has_no_agent)
+        submission_id: str = retried(
+            lambda: client.submit_job(**job), seconds=AGENT_PATIENCE_SECONDS, passes=_has_no_agent
+        )
         return submission_id
     except RuntimeError as error:
         if not _has_no_agent(error):
             raise
         raise ClusterSetupError(
-            f"{client.get_address()}: no node took the job within {patience_seconds:g} s; see that the cluster's nodes "
+            f"{client.get_address()}: no node took the job within {AGENT_PATIENCE_SECONDS:g} s; see that the cluster's nodes "
             "are up (`ray status`), then submit again"
         ) from error
 

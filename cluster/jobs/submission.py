@@ -47,7 +47,7 @@ class Submission:
         """
         self.config, self.say = config, say
         self.client = connect(address)
-        self.prefix = f"{_plain_name(config)}-{_digest(config)}-"
+        self.prefix = attempt_prefix(config)
 
     def attempts(self) -> dict[str, Any]:
         """Submission id -> job, of this run's attempts, oldest first."""
@@ -97,7 +97,7 @@ class Submission:
             raise ClusterSetupError(
                 f"{run_file}: not in the working directory {folder}; move it there, or give --working-dir"
             )
-        excludes = working_dir.excludes_of(self.config, folder)
+        excludes = working_dir.excludes_of(self.config.cluster, self.config.layout, folder)
         files = working_dir.sent_files(folder, excludes)
         working_dir.check_working_dir(self.config, folder, files)
         attempt = 1 + max((int(name.rsplit("-", 1)[1]) for name in self.attempts()), default=0)
@@ -252,12 +252,11 @@ def _lost_connection() -> tuple[type[BaseException], ...]:
     return (aiohttp.ClientError, requests.RequestException, OSError, RuntimeError)
 
 
-def _plain_name(config: RunConfig) -> str:
-    """The run folder's name in letters that may stand in a URL: an id is part of Ray's addresses."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", config.run.output.name)[:LONGEST_NAME].strip("-.") or "run"
+def attempt_prefix(config: RunConfig) -> str:
+    """What the submission ids of all attempts at a run begin with: its folder's name, and a digest of all that decides it.
 
-
-def _digest(config: RunConfig) -> str:
-    """Of all that decides the run; `plan` and `cluster` do not."""
+    The name has letters that may stand in a URL, because an id is part of Ray's addresses; `plan` and `cluster` decide nothing.
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", config.run.output.name)[:LONGEST_NAME].strip("-.") or "run"
     values = {name: section for name, section in config.dump().items() if name not in ("plan", "cluster")}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{name}-{hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]}-"

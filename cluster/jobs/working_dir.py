@@ -18,10 +18,10 @@ MIB = 2**20
 NAMED_FOLDERS = 4
 
 
-def excludes_of(config: RunConfig, folder: Path) -> list[str]:
+def excludes_of(cluster: ClusterSection, layout: RunLayout, folder: Path) -> list[str]:
     """Patterns of what stays at home: the usual, the run's own folders, and the run file's."""
-    patterns = [*EXCLUDES, *config.cluster.working_dir_excludes]
-    for place in (config.run.output, Path(config.store_url)):
+    patterns = [*EXCLUDES, *cluster.working_dir_excludes]
+    for place in (layout.run_folder, Path(layout.store_url)):
         if place.is_absolute() and place.is_relative_to(folder):
             patterns.append(f"/{place.relative_to(folder)}")
     return patterns

@@ -12,7 +12,7 @@ from fusechat.config import ModelSection, RunConfig
 from fusechat.errors import ClusterSetupError, first_line
 from fusechat.models.engine_memory import GIB, EngineMemory
 from fusechat.models.model_sizes import model_size
-from fusechat.storage.artifact import read_json, write_json
+from fusechat.storage.files import delete_folder, read_json, write_json
 
 from ..jobs.working_dir import require_absolute
 
@@ -21,12 +21,7 @@ PROBED_NODES = 32
 PROBE_SECONDS = 120.0
 
 
-def check_cluster(config: RunConfig, names: list[str], places: dict[str, str]) -> None:
-    """As `check_engines`, for models of the run by their names."""
-    check_engines(config, [config.model_named(name) for name in names], places)
-
-
-def check_engines(config: RunConfig, models: Sequence[ModelSection], places: dict[str, str]) -> None:
+def check_cluster(config: RunConfig, models: Sequence[ModelSection], places: dict[str, str]) -> None:
     """Refuse what could only fail later, after the weights were loaded.
 
     Args:
@@ -78,7 +73,7 @@ def check_reach(setting: str, url: str) -> None:
     base = f"{url}/.reach-{uuid.uuid4().hex}"
     nodes = [node for node in ray.nodes() if node["Alive"]][:PROBED_NODES]
     with contextlib.ExitStack() as removed:
-        removed.callback(_remove, base)
+        removed.callback(delete_folder, base)
         write_json(f"{base}/driver", {"from": "driver"})
         answers = [(node["NodeManagerAddress"], _probe_on(node["NodeID"], base)) for node in nodes]
         for place, answer in answers:
@@ -115,11 +110,3 @@ def _probe(base: str) -> str | None:
 
 def _name(answer: Any) -> str:
     return str(answer.task_id().hex())
-
-
-def _remove(base: str) -> None:
-    import fsspec
-
-    filesystem, path = fsspec.core.url_to_fs(base)
-    with contextlib.suppress(FileNotFoundError):
-        filesystem.rm(path, recursive=True)

@@ -15,7 +15,7 @@ from .pooled_work import PooledWork
 from .worker_pool import WorkerPool
 
 
-class Bar(Listener):
+class _Bar(Listener):
     """Moves a bar by what a unit's result counts in the work's measure."""
 
     def __init__(self, task: Task, work: Work) -> None:
@@ -30,10 +30,10 @@ def run_on_ray(
     works: Sequence[Work],
     cluster: ClusterSection,
     *,
-    max_attempts: int,
     progress: Progress,
     workers_per_work: int | None = None,
     in_turn: bool = False,
+    label: str = "",
     listen: Callable[[Work], Listener] | None = None,
     on_tick: Callable[[dict[str, int]], None] = lambda ready: None,
     pool: WorkerPool | None = None,
@@ -41,10 +41,11 @@ def run_on_ray(
     """Do what is missing, and finish each work.
 
     Args:
-        max_attempts: tries per unit before it is set aside.
+        cluster: its `max_attempts` are the tries per unit before it is set aside.
         workers_per_work: default: as many as the cluster has room for at any time, at most one per unit.
         in_turn: each work begins when the one before is finished; else all go side by side.
-        listen: who shows how a work goes; default: a bar per work.
+        label: of one bar for all works, which are counted in one measure; default: a bar per work.
+        listen: who shows how a work goes, in place of bars.
         on_tick: told at least every second the ready workers by the name of the work; what it raises ends the run.
         pool: one that stays after this call, with processes that later works may go on with; default: one for this call.
     Returns:
@@ -57,17 +58,22 @@ def run_on_ray(
     begun: list[PooledWork] = []
     with contextlib.ExitStack() as own:
         if pool is None:
-            pool = own.enter_context(WorkerPool(max_attempts=max_attempts, on_event=progress.say, keeps_idle=in_turn))
+            pool = own.enter_context(new_pool(cluster, progress, keeps_idle=in_turn))
         used = pool
         used.on_tick = lambda: on_tick({work.name: used.num_ready(work) for work in begun})
         for together in [[work] for work in works] if in_turn else [works]:
             with contextlib.ExitStack() as bars:
-                begun[:] = [_pooled(work, cluster, workers_per_work, listen or _bars(progress, bars))
-                           for work in together if work.missing]  # fmt: skip
+                show = listen or _bars(progress, bars, together, label)
+                begun[:] = [_pooled(work, cluster, workers_per_work, show) for work in together if work.missing]
                 used.run(begun)
             raise_failures(begun)
             artifacts += [artifact for work in together for artifact in work.finish()]
     return artifacts
+
+
+def new_pool(cluster: ClusterSection, progress: Progress, *, keeps_idle: bool) -> WorkerPool:
+    """An empty pool as the run file wants it; arguments as for `WorkerPool`."""
+    return WorkerPool(max_attempts=cluster.max_attempts, on_event=progress.say, keeps_idle=keeps_idle)
 
 
 def _pooled(work: Work, cluster: ClusterSection, wanted: int | None, listen: Callable[[Work], Listener]) -> PooledWork:
@@ -79,8 +85,17 @@ def _pooled(work: Work, cluster: ClusterSection, wanted: int | None, listen: Cal
     return PooledWork(work, placement, workers_wanted, listen(work))
 
 
-def _bars(progress: Progress, bars: contextlib.ExitStack) -> Callable[[Work], Listener]:
-    def open_bar(work: Work) -> Listener:
-        return Bar(bars.enter_context(progress.task(work.name, work.total, work.measure, done=work.done)), work)
+def _bars(
+    progress: Progress, bars: contextlib.ExitStack, works: Sequence[Work], label: str
+) -> Callable[[Work], Listener]:
+    """Opens the bars of the works that have something left: one for all where there is a label."""
 
-    return open_bar
+    def open_bar(name: str, shown: Sequence[Work], measure: str) -> Task:
+        total, done = sum(work.total for work in shown), sum(work.done for work in shown)
+        return bars.enter_context(progress.task(name, total, measure, done=done))
+
+    measures = [work.measure for work in works if work.missing]
+    if label and measures:
+        task = open_bar(label, works, measures[0])
+        return lambda work: _Bar(task, work)
+    return lambda work: _Bar(open_bar(work.name, [work], work.measure), work)

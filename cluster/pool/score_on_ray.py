@@ -29,7 +29,7 @@ def score_on_ray(
     """
     teachers = [work.name for work in works if work.missing]
     with ray_session(config.cluster), contextlib.ExitStack() as bars:
-        check_cluster(config, teachers, {"run.store": config.store_url})
+        check_cluster(config, [config.model_named(name) for name in teachers], {"run.store": config.store_url})
         progress.say(f"extract: starting {len(teachers)} teachers on Ray: {', '.join(teachers)}")
         meter = ExtractionMeter(progress, works, bars)
 
@@ -39,8 +39,8 @@ def score_on_ray(
 
         try:
             return run_on_ray(
-                works, config.cluster, max_attempts=config.cluster.max_attempts, progress=progress,
-                workers_per_work=config.cluster.engines, listen=meter.listen, on_tick=tick,
+                works, config.cluster, progress=progress, workers_per_work=config.cluster.engines, listen=meter.listen,
+                on_tick=tick,
             )  # fmt: skip
         finally:
             meter.tick(dict.fromkeys(teachers, 0), last=True)

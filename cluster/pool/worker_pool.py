@@ -31,23 +31,17 @@ STAND, BEGIN = "stand", "begin"
 class WorkerPool:
     """Does works on processes of their own, for the time of a `with` block."""
 
-    def __init__(
-        self,
-        *,
-        max_attempts: int,
-        on_event: Callable[[str], None] = print,
-        on_tick: Callable[[], None] = lambda: None,
-        keeps_idle: bool = False,
-    ) -> None:
+    def __init__(self, *, max_attempts: int, on_event: Callable[[str], None], keeps_idle: bool = False) -> None:
         """
         Args:
             max_attempts: tries per unit, and starts in a row that may fail before the first that succeeds.
             on_event: told what went wrong and what is done about it.
-            on_tick: called at least every second; what it raises ends the run.
             keeps_idle: processes that have nothing left stay for the next call of `run`.
         """
         self.max_attempts, self.keeps_idle = max_attempts, keeps_idle
-        self._say, self.on_tick = on_event, on_tick
+        self._say = on_event
+        self.on_tick: Callable[[], None] = lambda: None
+        """Called at least every second; what it raises ends the run."""
         self._calls: dict[Any, tuple[Process, int | str]] = {}
         self._processes: list[Process] = []
         self._idle: list[Process] = []

@@ -10,14 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from fusechat.config import ClusterSection
+from fusechat.config import ClusterSection, ExtractionSection
 from fusechat.config.serve import ServeSection
 from fusechat.errors import ClusterSetupError, FuseChatError
+from fusechat.models.resolved_model import ResolvedModel
 from fusechat.progress import Progress
 from fusechat.storage.artifact import Artifact
 from fusechat.storage.work import HERE, Work
 from inference.serving.client import Connection
-from inference.serving.faces import FaceName
+from inference.serving.faces import FaceName, recipe_of
 from inference.serving.remote_engine import ServedBy, longest_of, served_work
 
 from .records import all_records, read_record
@@ -50,6 +51,11 @@ class Sought:
     """Fingerprints that say what an engine of the run's own says, given what the service says of its engine; asked only where a
     service has that face.
     """
+
+
+def sought_as(work: Work, face: FaceName, model: ResolvedModel, template: str, section: ExtractionSection) -> Sought:
+    """A work whose engine reads a model as it is under a template."""
+    return Sought(work, face, lambda engine: [recipe_of(face, model, template, section)])
 
 
 class RunningServices:
@@ -137,6 +143,28 @@ def _asked(name: str, address: str, token_variable: str) -> _Running:
             return _Running(name, address, token_variable, tuple(connection.models()))
     except FuseChatError as error:
         raise ClusterSetupError(f"cluster.service: {name} cannot be used: {error}") from error
+
+
+def do_works(
+    section: ClusterSection,
+    sought: Sequence[Sought],
+    do_own: Callable[[list[Work]], list[Artifact]],
+    *,
+    progress: Progress,
+    on_tick: Callable[[], None] = lambda: None,
+) -> dict[str, Artifact]:
+    """Do works of one artifact each: by a running service those whose engine it has, the others as `do_own` does.
+
+    Args:
+        do_own: does works by engines of the run's own, and gives their artifacts in order.
+        on_tick: as for `do_served`.
+    Returns:
+        name of a work -> its artifact.
+    """
+    served = do_served(section, sought, progress=progress, on_tick=on_tick)
+    left = [one.work for one in sought if one.work.name not in served]
+    own = dict(zip([work.name for work in left], do_own(left), strict=True))
+    return {name: artifact for name, (artifact,) in served.items()} | own
 
 
 def do_served(

@@ -41,25 +41,22 @@ def start(config: RunConfig, names: Sequence[str], *, progress: Progress) -> Ser
     spec = make_spec(config, names, port=port or (config.serve.port if on_cluster else None))
     progress.say(f"serve: {name}: starting {len(spec.faces)} engines: {', '.join(face.id for face in spec.faces)}")
     if on_cluster:
-        return _on_cluster(config, spec)
+        return _on_cluster(spec)
     write_private(path_of(name, "spec"), pickle.dumps(spec))
     if before is not None and runs:
         return _change(before, spec)
     return _start_local(name)
 
 
-def _on_cluster(config: RunConfig, spec: ServiceSpec) -> ServiceRecord:
+def _on_cluster(spec: ServiceSpec) -> ServiceRecord:
     from ..pool.session import ray_session
     from .deploy import deploy
 
-    with ray_session(config.cluster):
+    with ray_session(spec.cluster):
         import ray
 
         deploy(spec)
-        address = ray.get_runtime_context().gcs_address
-    record = ServiceRecord(
-        spec.serve.name, spec.address, address, spec.serve.token_variable, spec.token_digest is not None, None
-    )
+        record = spec.record(ray.get_runtime_context().gcs_address, None)
     write_record(record)
     return record
 
@@ -73,14 +70,7 @@ def _change(record: ServiceRecord, spec: ServiceSpec) -> ServiceRecord:
 
     with ray_session(spec.cluster.model_copy(update={"address": record.ray_address})):
         deploy(spec)
-    changed = ServiceRecord(
-        record.name,
-        spec.address,
-        record.ray_address,
-        spec.serve.token_variable,
-        spec.token_digest is not None,
-        record.keeper,
-    )
+    changed = spec.record(record.ray_address, record.keeper)
     write_record(changed)
     return changed
 
@@ -170,7 +160,7 @@ def _processes(keeper: int) -> dict[str, list[int]]:
     """Processes of a local service by what they are: keeper, host, raylet, gcs_server, controller, proxy, door."""
     import psutil
 
-    found: dict[str, list[int]] = {"keeper": [keeper]}
+    processes: dict[str, list[int]] = {"keeper": [keeper]}
     marks = {
         "cluster.service.host": "host", "gcs_server": "gcs_server", "raylet/raylet": "raylet", "ServeController": "controller",
         "ProxyActor": "proxy", "door": "door",
@@ -186,6 +176,6 @@ def _processes(keeper: int) -> dict[str, list[int]]:
             continue
         for mark, kind in marks.items():
             if mark in title:
-                found.setdefault(kind, []).append(child.pid)
+                processes.setdefault(kind, []).append(child.pid)
                 break
-    return found
+    return processes

@@ -20,7 +20,7 @@ import psutil
 
 from fusechat.errors import ClusterError, FuseChatError, first_line
 
-from .records import Process, ServiceRecord, path_of, write_private, write_record
+from .records import Process, path_of, write_private, write_record
 from .spec import ServiceSpec
 
 OBJECT_STORE_BYTES = 400 * 2**20
@@ -71,13 +71,7 @@ def host(name: str) -> int:
         write_private(path_of(name, FAILED), str(error).encode())
         ray.shutdown()
         return 1
-    serve = spec.serve
-    write_record(
-        ServiceRecord(
-            serve.name, spec.address, ray.get_runtime_context().gcs_address, serve.token_variable,
-            spec.token_digest is not None, Process.of(os.getppid()),
-        )
-    )  # fmt: skip
+    write_record(spec.record(ray.get_runtime_context().gcs_address, Process.of(os.getppid())))
     node = _node_processes()
     while not stop.wait(LOOK_SECONDS):
         if not all(process.alive for process in node):

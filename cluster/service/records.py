@@ -91,8 +91,8 @@ def read_record(name: str) -> ServiceRecord | None:
 
 def all_records() -> list[ServiceRecord]:
     """Of all services, by name."""
-    found = [read_record(path.stem) for path in sorted(folder().glob("*.json"))]
-    return [record for record in found if record is not None]
+    records = [read_record(path.stem) for path in sorted(folder().glob("*.json"))]
+    return [record for record in records if record is not None]
 
 
 def write_private(path: Path, data: bytes) -> None:

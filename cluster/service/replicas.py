@@ -14,11 +14,27 @@ from inference.serving.score_face import Reply, ScoreFace
 log = logging.getLogger(__name__)
 
 
-class ScoreReplica:
+class _Replica:
+    """What Serve asks of each: what its engine is, and whether it is still of use."""
+
+    _face: Any
+
+    def about(self) -> dict[str, Any]:
+        """What the engine is."""
+        about: dict[str, Any] = self._face.about()
+        return about
+
+    async def check_health(self) -> None:
+        """Raises where the engine is of no further use."""
+        if not self._face.alive:
+            raise EngineError(f"{self._face.face.name}: the engine died")
+
+
+class ScoreReplica(_Replica):
     """An engine that gives rows."""
 
     def __init__(self, face: Face, executor_backend: str | None) -> None:
-        _keep_logs()
+        keep_logs()
         self._face = ScoreFace(face, executor_backend)
         self._threads = ThreadPoolExecutor(face.at_once, thread_name_prefix="score")
 
@@ -31,21 +47,12 @@ class ScoreReplica:
             log.error("%s", error)
             os._exit(1)
 
-    def about(self) -> dict[str, Any]:
-        """What the engine is."""
-        return self._face.about()
 
-    async def check_health(self) -> None:
-        """Raises where the engine is of no further use."""
-        if not self._face.alive:
-            raise EngineError(f"{self._face.face.name}: the engine died")
-
-
-class GenerateReplica:
+class GenerateReplica(_Replica):
     """An engine that gives answers in OpenAI's protocol."""
 
     async def __init__(self, face: Face, executor_backend: str | None) -> None:  # type: ignore[misc]  # Serve awaits it
-        _keep_logs()
+        keep_logs()
         from inference.serving.generate_face import GenerateFace
 
         self._face = GenerateFace(face, executor_backend)
@@ -56,17 +63,8 @@ class GenerateReplica:
         async for part in self._face.answer(path, body):
             yield part
 
-    def about(self) -> dict[str, Any]:
-        """What the engine is."""
-        return self._face.about()
 
-    async def check_health(self) -> None:
-        """Raises where the engine is of no further use."""
-        if not self._face.alive:
-            raise EngineError(f"{self._face.face.name}: the engine died")
-
-
-def _keep_logs() -> None:
+def keep_logs() -> None:
     """Keep vLLM, which this process imports next, from setting up logs: that closes the handlers of all others.
 
     Serve's controller asks each replica for the file of its log when it comes back from a death; one whose handler is closed

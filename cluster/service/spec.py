@@ -11,6 +11,8 @@ from fusechat.config.serve import ServeSection
 from fusechat.errors import ConfigError
 from inference.serving.faces import Face, faces_of
 
+from .records import Process, ServiceRecord
+
 MIN_TOKEN = 16
 """Characters of a token off loopback: a shorter one can be guessed."""
 
@@ -32,6 +34,16 @@ class ServiceSpec:
         """http URL of its door, as this machine reaches it."""
         host = "127.0.0.1" if self.serve.host in ("0.0.0.0", "::", "localhost") else self.serve.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def record(self, ray_address: str, keeper: Process | None) -> ServiceRecord:
+        """What is written down of it once every engine answers.
+
+        Args:
+            ray_address: of the Ray that it runs on.
+            keeper: holds that Ray where it was started for the service.
+        """
+        has_token = self.token_digest is not None
+        return ServiceRecord(self.serve.name, self.address, ray_address, self.serve.token_variable, has_token, keeper)
 
 
 def make_spec(config: RunConfig, names: Sequence[str], *, port: int | None = None) -> ServiceSpec:

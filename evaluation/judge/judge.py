@@ -16,7 +16,7 @@ import numpy as np
 from fusechat.config.evaluation import JudgeSection
 from fusechat.text.questions import Question
 
-from ..figures import supported
+from ..figures import bounds, supported
 from ..intervals import ratio_interval, win_rate_interval
 from .judge_client import Reply, Request, ask_all
 from .judge_prompts import Messages, pairwise_prompt, read_score, read_verdict, single_prompt
@@ -184,8 +184,7 @@ def _figures(questions: list[list[list[float]]], seed: int, *, name: str) -> dic
     interval = win_rate_interval(means) if wins else ratio_interval(means, np.ones(len(means)), seed=seed)
     return {
         name: float(means.mean()) if len(means) else None,
-        "low": interval[0] if interval else None,
-        "high": interval[1] if interval else None,
+        **bounds(interval),
         "judge_noise": _noise(questions),
         "questions": len(means),
     }

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 from .. import ALL
-from ..figures import supported
+from ..figures import bounds, supported
 from ..intervals import LEVEL
 from ..wording import with_interval
 
@@ -75,12 +75,7 @@ def _values(model_id: str, runs: dict[int, str], reports: dict[str, dict[str, An
 
 
 def _mean(values: list[float]) -> dict[str, Any]:
-    interval = _interval(values)
-    return {
-        "mean": float(np.mean(values)),
-        "low": interval[0] if interval else None,
-        "high": interval[1] if interval else None,
-    }
+    return {"mean": float(np.mean(values)), **bounds(_interval(values))}
 
 
 def _difference(values: list[float]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusechat.storage.artifact import write_bytes
+from fusechat.storage.files import write_bytes
 
 from .. import ALL
 from ..wording import SUPPORTS, with_interval

@@ -4,12 +4,14 @@ Cheap, and loads no model library: a thread writes the page every minute of a st
 report is left alone.
 """
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from fusechat.storage.artifact import RECORD_FILE, write_json
+from fusechat.progress import repeated
+from fusechat.storage.artifact import RECORD_FILE
+from fusechat.storage.files import write_json
 
 from .. import provenance
 from ..inputs import ReportInputs
@@ -52,16 +54,5 @@ def try_write(inputs: ReportInputs, now: str, *, say: Callable[[str], None]) -> 
 @contextmanager
 def watched(inputs: ReportInputs, now: str, *, say: Callable[[str], None], seconds: float = SECONDS) -> Iterator[None]:
     """Keep the page up to date for the time of a `with` block."""
-    done = threading.Event()
-
-    def repeat() -> None:
-        while not done.wait(seconds) and try_write(inputs, now, say=say):
-            pass
-
-    thread = threading.Thread(target=repeat, name="report", daemon=True)
-    thread.start()
-    try:
+    with repeated(partial(try_write, inputs, now, say=say), seconds, "report"):
         yield
-    finally:
-        done.set()
-        thread.join()

@@ -19,7 +19,7 @@ import yaml
 from markupsafe import Markup, escape
 
 from fusechat.progress import format_seconds
-from fusechat.storage.artifact import write_bytes
+from fusechat.storage.files import write_bytes
 
 from ..wording import interval, number
 from .charts import SERIES_COLOURS, Figure
@@ -83,7 +83,7 @@ def render(document: dict[str, Any]) -> str:
         gained_title=gained_title,
         figures=figures.as_json(),
         colours=SERIES_COLOURS,
-        plotly=_plotly_script() if figures.figures else "",
+        plotly=plotly_script() if figures.figures else "",
         run_file=yaml.safe_dump(document["config"], sort_keys=False, allow_unicode=True),
     )
 
@@ -122,7 +122,7 @@ def _finite(value: Any) -> Any:
 
 
 @cache
-def _plotly_script() -> Markup:
+def plotly_script() -> Markup:
     """plotly.js, as the Python package ships it."""
     text = (resources.files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
     return Markup(text.replace("</script", "<\\/script"))

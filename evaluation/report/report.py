@@ -12,6 +12,7 @@ import numpy as np
 from fusechat.config.evaluation import SAMPLED_ROLES
 from fusechat.models.measured_models import MeasuredModel
 from fusechat.storage import artifact
+from fusechat.storage.files import read_json
 from fusechat.text.dialogues import Dialogue
 from fusechat.text.exact_match import is_exact
 from fusechat.text.held_out import is_asked
@@ -154,7 +155,7 @@ def _notes(held_out: HeldOut, nats: dict[str, np.ndarray]) -> list[str]:
 
 def _source_notes(inputs: ReportInputs, missing_rows: list[str]) -> list[str]:
     notes = []
-    prepared = artifact.read_json(f"{inputs.layout.dialogues_path}/{artifact.RECORD_FILE}") or {"counts": {}}
+    prepared = read_json(f"{inputs.layout.dialogues_path}/{artifact.RECORD_FILE}") or {"counts": {}}
     if shared := prepared["counts"].get("held_out_in_train"):
         named = ", ".join(shared[:MAX_NAMED]) + (", ..." if len(shared) > MAX_NAMED else "")
         notes.append(

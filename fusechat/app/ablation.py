@@ -14,7 +14,9 @@ from ..config.ablation import AblationConfig
 from ..config.evaluation import EVALUATION_MEANS
 from ..errors import ConfigError
 from ..progress import Progress
-from ..storage.artifact import fingerprint, read_json, run_lock, write_json
+from ..storage.artifact import fingerprint
+from ..storage.files import read_json, write_json
+from ..storage.run_lock import run_lock
 from . import pipeline
 from .ablation_places import shared_places
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import CONTROL, ModelSection, RunConfig
-from ..config.layout import ON_STORE
+from ..config.layout import ON_STORE, teacher_key
 from ..config.recipe import Recipe
 from ..text.recipes import dialogues_recipe, prompts_recipe, tokens_recipe
 
@@ -135,20 +135,13 @@ def _asked_recipes(
         recipes[f"answers/{one.name}/{model_id}"] = answers_recipe(one, reader, settings, seed=seed)
     if role != "source":
         for teacher in config.models:
-            rows = {
-                "train": f"logprobs/{teacher.name}" if teacher == config.pivot else f"aligned/{teacher.name}",
-                "held_out": "held_out/pivot" if teacher == config.pivot else f"held_out_aligned/{teacher.name}",
-            }
-            recipes |= {
-                f"chosen/{model_id}/{split}.{teacher.name}": chosen_recipe(reader, settings, key, split, seed=seed)
-                for split, key in rows.items()
-                if split == "train" or _measured_id(config, teacher) in config.measured_ids
-            }
+            is_pivot = teacher == config.pivot
+            is_measured = ("pivot" if is_pivot else f"source.{teacher.name}") in config.measured_ids
+            for split in ("train", "held_out") if is_measured else ("train",):
+                rows = teacher_key(teacher.name, split, is_pivot=is_pivot)
+                key = f"chosen/{model_id}/{split}.{teacher.name}"
+                recipes[key] = chosen_recipe(reader, settings, rows, split, seed=seed)
     return recipes
-
-
-def _measured_id(config: RunConfig, model: ModelSection) -> str:
-    return "pivot" if model == config.pivot else f"source.{model.name}"
 
 
 def _digest(*parts: Any) -> str:

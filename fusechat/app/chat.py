@@ -29,7 +29,7 @@ def chat_loop(models: list[str], *, max_new_tokens: int, temperature: float) -> 
             speakers[0].answer(line, stream=True)
         else:
             answers = [speaker.answer(line, stream=False) for speaker in speakers]
-            _show_side_by_side(_short_names(models), answers)
+            _show_side_by_side(short_names(models), answers)
 
 
 class _Speaker:
@@ -65,7 +65,7 @@ class _Speaker:
         return text
 
 
-def _short_names(models: list[str]) -> list[str]:
+def short_names(models: list[str]) -> list[str]:
     """The last parts of the models' paths, as many as tell them apart."""
     for length in range(1, max(len(Path(model).parts) for model in models)):
         names = ["/".join(Path(model).parts[-length:]) for model in models]

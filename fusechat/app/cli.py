@@ -1,17 +1,16 @@
 """The command line: parse first, import the heavy parts after."""
 
-import errno
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
-from ..errors import FuseChatError, first_line
+from ..errors import FuseChatError
 from ..version import __version__
+from .endings import end
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -227,46 +226,9 @@ def push(
     print(upload(folder, repository, confirmed=yes, private=private, token_variable=token_variable))
 
 
-_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|[Cc]annot allocate memory|can't start new thread")
-"""What libraries say where the machine has no memory left; of a GPU's, stages say more themselves."""
-
-
-def _lack_of_memory(error: BaseException | None) -> str | None:
-    """What says in an error, or in one that it was raised from, that the machine gave no memory; None for any other error."""
-    seen: list[BaseException] = []
-    while error is not None and error not in seen:
-        seen.append(error)
-        if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
-            return first_line(error)[:200]
-        error = error.__cause__ or error.__context__
-    return None
-
-
 def main() -> None:
     """Entry point: exit status 2 and one clear line for a user's mistake, 1 for a failure."""
     try:
         app()
     except (FuseChatError, MemoryError, RuntimeError, OSError) as error:
-        _end(error)
-
-
-def _end(error: Exception) -> NoReturn:
-    """Say in one line what ended the command; what is none of the user's and of the machine's doing is raised again."""
-    kept = "what is finished is kept"
-    lacking = _lack_of_memory(error)
-    if lacking is not None:
-        line, status = f"out of memory ({lacking}); {kept}: give the process more, then start the same command again", 1
-    elif isinstance(error, FuseChatError):
-        line, status = str(error), error.exit_status
-    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        place = error.filename or "the run folder"
-        line, status = (
-            f"{place}: cannot be written: {error.strerror}; {kept}: free space, then start the same command again",
-            2,
-        )
-    elif isinstance(error, OSError) and error.filename is not None:  # a file that somebody else took away, say
-        line, status = f"{error.filename}: {error.strerror}; {kept}: start the same command again", 1
-    else:
-        raise error
-    print(f"fusechat: {line}", file=sys.stderr)
-    sys.exit(status)
+        end(error)

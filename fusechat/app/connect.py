@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from inference.serving.client import Connection
-from inference.serving.wire import ScoreRequest
+from inference.serving.scoring_records import ScoreRequest
 
 from ..config.serve import ServeSection
 from .open_rows import Rows
@@ -53,13 +53,7 @@ class Service:
             return []
         chosen = None if chosen_ids is None else tuple(chosen_ids)
         reply = self._connection.score(ScoreRequest(model, messages=given, k=k, chosen_ids=chosen))
-        return [
-            Rows(
-                ids, marks, part.topk_ids, part.topk_logprobs, part.label_logprob,
-                chosen_logprobs=part.chosen_logprobs, rest_logprob=part.rest_logprob,
-            )
-            for ids, marks, part in zip(reply.token_ids, reply.is_scored, reply.rows, strict=True)
-        ]  # fmt: skip
+        return [Rows.of_engine(*one) for one in zip(reply.token_ids, reply.is_scored, reply.rows, strict=True)]
 
     def generate(
         self,

@@ -1,6 +1,5 @@
 """`fusechat inspect`: figures of an artifact, and one dialogue in readable form."""
 
-import contextlib
 import json
 from collections.abc import Callable
 from functools import partial
@@ -13,8 +12,9 @@ from tokenizers import Tokenizer
 
 from ..errors import ArtifactError, ConfigError
 from ..storage import damage
-from ..storage.artifact import RECIPE_FILE, RECORD_FILE, read_record, storage_errors
+from ..storage.artifact import RECIPE_FILE, RECORD_FILE, read_record
 from ..storage.contracts import CHOICE, RowKind, TokenField
+from ..storage.files import listing
 from ..storage.row_store import RowStore
 from ..storage.seals import broken_of
 from ..storage.tokens import Tokens, TokensReader
@@ -48,23 +48,21 @@ def show_artifact(url: str, *, dialogue: int, num_rows: int, verify: bool, repai
     )
     if (verify or repair) and _verify_files(url, record, repair):
         return
+    lines: list[str] = []
     if kind in ("logprobs", "aligned"):
         store = RowStore.open(url, kind)
         if verify or repair:
             _verify(store, repair)
-        for line in [*store_figures(store), *alignment_figures(record.get("counts", {}))]:
-            print(line)
-        for line in dialogue_lines(store, record.get("parents", {}), dialogue, num_rows):
-            print(line)
+        print("\n".join([*store_figures(store), *alignment_figures(record.get("counts", {}))]))
+        lines = dialogue_lines(store, record.get("parents", {}), dialogue, num_rows)
     elif kind == "choice":
-        for line in choice_lines(url, dialogue):
-            print(line)
+        lines = choice_lines(url, dialogue)
     elif kind in written_answers.KINDS and "prompts" in {kind, *record.get("parents", {})}:
-        for line in written_answers.prompt_lines(url, kind, dialogue):
-            print(line)
+        lines = written_answers.prompt_lines(url, kind, dialogue)
     elif kind == "tokens":
-        for line in token_lines(url, dialogue, num_rows):
-            print(line)
+        lines = token_lines(url, dialogue, num_rows)
+    for line in lines:
+        print(line)
 
 
 def store_figures(store: RowStore) -> list[str]:
@@ -106,8 +104,7 @@ def dialogue_lines(store: RowStore, parents: dict[str, str], dialogue: int, num_
     Args:
         parents: role -> fingerprint, as in the store's record.
     """
-    if not 0 <= dialogue < store.layout.num_dialogues:
-        raise ConfigError(f"--dialogue {dialogue}: the store has dialogues 0 to {store.layout.num_dialogues - 1}")
+    _check_number(dialogue, store.layout.num_dialogues, "store")
     if store.layout.shard_of(dialogue) not in store.present_shards():
         return [f"dialogue {dialogue}: its shard is not written yet"]
     reader = TokensReader(tokens_url_of(store.url, parents.get("tokens") or parents.get("pivot_tokens")))
@@ -139,8 +136,7 @@ def choice_lines(url: str, dialogue: int) -> list[str]:
     group = zarr.open_group(store=url, mode="r")
     attributes: Any = group.attrs[ATTRIBUTE]
     arrays = {name: whole_array(group, name) for name in CHOICE.names}
-    if not 0 <= dialogue < arrays["source"].shape[0]:
-        raise ConfigError(f"--dialogue {dialogue}: the artifact has dialogues 0 to {arrays['source'].shape[0] - 1}")
+    _check_number(dialogue, arrays["source"].shape[0], "artifact")
     names, number = attributes["sources"], int(arrays["source"][dialogue])
     losses = {name: arrays["source_losses"][place, dialogue] for place, name in enumerate(names)}
     losses |= {"pivot": arrays["pivot_loss"][dialogue], "label frequency": arrays["frequency_loss"][dialogue]}
@@ -154,8 +150,7 @@ def choice_lines(url: str, dialogue: int) -> list[str]:
 def token_lines(url: str, dialogue: int, num_rows: int) -> list[str]:
     """The template's use, then one line a token: id, text, field, whether it is scored, byte span."""
     reader = TokensReader(url)
-    if not 0 <= dialogue < reader.num_dialogues:
-        raise ConfigError(f"--dialogue {dialogue}: the artifact has dialogues 0 to {reader.num_dialogues - 1}")
+    _check_number(dialogue, reader.num_dialogues, "artifact")
     tokens, decode = reader.read(range(dialogue, dialogue + 1)), _decoder(reader)
     rows = zip(tokens.token_ids, tokens.field, tokens.is_scored, tokens.span.tolist(), strict=True)
     lines = [f"dialogue {dialogue}: {_by_field(tokens)}", "id  token  field  scored  bytes of the field"]
@@ -166,6 +161,11 @@ def token_lines(url: str, dialogue: int, num_rows: int) -> list[str]:
             f"{token_id:>7}  {decode([int(token_id)])!r:<18}  {name:<11}  {'scored' if scored else '':<6}  {span}".rstrip()
         )
     return lines
+
+
+def _check_number(dialogue: int, count: int, what: str) -> None:
+    if not 0 <= dialogue < count:
+        raise ConfigError(f"--dialogue {dialogue}: the {what} has dialogues 0 to {count - 1}")
 
 
 def _by_field(tokens: Tokens) -> str:
@@ -224,16 +224,11 @@ def _verify(store: RowStore, repair: bool) -> None:
 
 def tokens_url_of(url: str, fingerprint: str | None) -> str:
     """Where the tokens of a store's rows stand: beside it, under whatever name."""
-    import fsspec
-
     base = f"{url.rsplit('/', 2)[0]}/tokens"
-    filesystem, path = fsspec.core.url_to_fs(base)
-    with storage_errors(base), contextlib.suppress(FileNotFoundError):
-        for entry in filesystem.ls(path, detail=False):
-            place = f"{base}/{entry.rstrip('/').rsplit('/', 1)[-1]}"
-            record = read_record(f"{place}/{RECORD_FILE}")
-            if record is not None and record["fingerprint"] == fingerprint:
-                return place
+    for name in listing(base):
+        record = read_record(f"{base}/{name}/{RECORD_FILE}")
+        if record is not None and record["fingerprint"] == fingerprint:
+            return f"{base}/{name}"
     raise ArtifactError(
         f"{url}: its rows are of tokens {fingerprint}, and none below {base} are those; run `fusechat tokenize` of the run "
         "that made them"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from ..errors import ArtifactError
 from ..storage.artifact import RECORD_FILE, read_record
 from ..storage.row_store import RowStore
 from ..storage.tokens import Tokens, TokensReader
+
+if TYPE_CHECKING:
+    from inference.capture.rows import TopKRows
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,14 @@ class Rows:
     kind: np.ndarray | None = None
     chosen_logprobs: np.ndarray | None = None
     rest_logprob: np.ndarray | None = None
+
+    @classmethod
+    def of_engine(cls, token_ids: np.ndarray, is_scored: np.ndarray, rows: "TopKRows") -> "Rows":
+        """The rows that an engine gave of a dialogue."""
+        return cls(
+            token_ids, is_scored, rows.topk_ids, rows.topk_logprobs, rows.label_logprob,
+            chosen_logprobs=rows.chosen_logprobs, rest_logprob=rows.rest_logprob,
+        )  # fmt: skip
 
 
 class OpenRows:

@@ -17,7 +17,9 @@ from ..config.round_run import ROUND_STAGES, round_runs
 from ..errors import ConfigError
 from ..models.process_memory import without_garbage_collection
 from ..progress import Progress, append_json_line, format_seconds
-from ..storage.artifact import RECORD_FILE, Artifact, read_json, run_lock, write_json
+from ..storage.artifact import RECORD_FILE, Artifact
+from ..storage.files import read_json, write_json
+from ..storage.run_lock import run_lock
 
 Make = Callable[[RunConfig, Progress], Any]
 Check = Callable[[RunConfig], None]

@@ -118,13 +118,7 @@ def score(
     section = EngineSection.model_validate(engine or {})
     with Engine(str(model), k=k, max_tokens=longest, section=section) as opened:
         scored = opened.score([one.token_ids for one in examples], [one.is_scored for one in examples], chosen_ids)
-    return [
-        Rows(
-            example.token_ids, example.is_scored, part.topk_ids, part.topk_logprobs, part.label_logprob,
-            chosen_logprobs=part.chosen_logprobs, rest_logprob=part.rest_logprob,
-        )
-        for example, part in zip(examples, scored, strict=True)
-    ]  # fmt: skip
+    return [Rows.of_engine(one.token_ids, one.is_scored, part) for one, part in zip(examples, scored, strict=True)]
 
 
 def generate(

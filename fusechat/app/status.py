@@ -8,7 +8,8 @@ from ..config import RunConfig
 from ..config.artifacts import ArtifactEntry
 from ..errors import ArtifactError
 from ..progress import format_seconds, read_json_lines
-from ..storage.artifact import RECIPE_FILE, RECORD_FILE, read_json, read_record
+from ..storage.artifact import RECIPE_FILE, RECORD_FILE, read_record
+from ..storage.files import read_json
 from ..storage.row_store import RowStore
 from .pipeline import steps
 

@@ -9,7 +9,7 @@ from ..config import JOINT, RunConfig
 from ..config.artifacts import artifact_entries
 from ..config.round_run import round_runs
 from ..progress import format_seconds
-from ..storage.artifact import read_json
+from ..storage.files import read_json
 
 
 def show_summary(config: RunConfig, seconds: dict[str, float]) -> None:

@@ -12,15 +12,8 @@ from .evaluation import (
 )
 from .models import EngineSection, ModelSection
 from .rounds import RoundsSection
-from .run import (
-    AlignmentSection,
-    DialoguesSection,
-    ExtractionSection,
-    MergeSection,
-    RunConfig,
-    RunSection,
-    load_config,
-)
+from .run import RunConfig, load_config
+from .stages import AlignmentSection, DialoguesSection, ExtractionSection, MergeSection, RunSection
 from .training import CONTROL, FUSION_FIELDS, JOINT, LoraSection, TrainingSection
 
 __all__ = [

@@ -20,6 +20,13 @@ ON_STORE = ("tokens", "logprobs", "aligned", "choice", "held_out", "held_out_ali
 """Those that lie below `run.store`; all others lie in the run's folder."""
 
 
+def teacher_key(name: str, split: str, *, is_pivot: bool) -> str:
+    """Key of a teacher's rows on the pivot's tokens of a split, `train` or `held_out`."""
+    if split == "train":
+        return f"logprobs/{name}" if is_pivot else f"aligned/{name}"
+    return "held_out/pivot" if is_pivot else f"held_out_aligned/{name}"
+
+
 class Places:
     """What lies where, from a run folder, the base of its stores and the artifacts that stand elsewhere."""
 

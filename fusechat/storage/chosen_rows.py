@@ -7,8 +7,8 @@ import numpy as np
 import zarr
 
 from ..errors import ArtifactError
-from .artifact import storage_errors
 from .contracts import CHOSEN, CONTRACT_VERSION
+from .write_errors import storage_errors
 from .zarr_arrays import ATTRIBUTE, DAMAGE, read_array, write_array
 
 

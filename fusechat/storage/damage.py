@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArtifactError
-from .artifact import RECORD_FILE, delete, read_json
+from .artifact import RECORD_FILE, is_finished
+from .files import delete
 from .row_arrays import COMMIT_ARRAY
 from .row_store import RowStore
 from .seals import broken_of
@@ -32,7 +33,7 @@ def find_damage(store: RowStore) -> list[Damage]:
 
     Where a record says that the store is finished, these are all: a commit mark that is gone is damage too.
     """
-    finished = read_json(f"{store.url}/{RECORD_FILE}") is not None
+    finished = is_finished(store.url)
     return [
         Damage(shard, name, reason)
         for shard in (range(store.layout.num_shards) if finished else sorted(store.present_shards()))

@@ -1,6 +1,6 @@
 """Who is writing a store: a small document beside the shards that its driver renews, so that a second driver refuses.
 
-The run folder has a lock of its own (`artifact.run_lock`); a lease is for a store that several run folders share, on an
+The run folder has a lock of its own (`run_lock.py`); a lease is for a store that several run folders share, on an
 object store or not. No clock is compared: a holder is alive if its process is there (on the same machine) or if its beat
 changes while one looks. Two drivers that take the lease in the same moment both hold it until the next beat, where the
 earlier one finds the later one's name and stops; until then both write the same rows of the same recipe.
@@ -12,13 +12,15 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import psutil
 
 from ..errors import ArtifactError, BusyError
-from .artifact import LEASE_FILE, RECORD_FILE, delete, read_json, this_process, write_json
+from .artifact import LEASE_FILE, is_finished
+from .files import delete, read_json, write_json
+from .run_lock import this_process
 
 BEAT_SECONDS = 5.0
 """Between two renewals."""
@@ -110,7 +112,7 @@ def hold_store(url: str, if_changed: str) -> Iterator[Lease | None]:
     Raises:
         BusyError: another driver is writing it.
     """
-    if if_changed != "restart" and read_json(f"{url}/{RECORD_FILE}") is not None:
+    if if_changed != "restart" and is_finished(url):
         yield None
         return
     lease = Lease(url)
@@ -119,6 +121,20 @@ def hold_store(url: str, if_changed: str) -> Iterator[Lease | None]:
         yield lease
     finally:
         lease.end()
+
+
+@contextlib.contextmanager
+def hold_stores(urls: Iterable[str], if_changed: str) -> Iterator[Callable[[], None]]:
+    """Hold several stores, as `hold_store`; gives a function that raises BusyError once another driver has taken one of them."""
+    with contextlib.ExitStack() as stack:
+        leases = [stack.enter_context(hold_store(url, if_changed)) for url in urls]
+
+        def check() -> None:
+            for lease in leases:
+                if lease is not None:
+                    lease.check()
+
+        yield check
 
 
 def _is_alive(lease: dict[str, Any], read: Any, patience_seconds: float) -> bool:

@@ -17,7 +17,7 @@ def _is_away(error: BaseException) -> bool:
     return isinstance(error, StorageAwayError)
 
 
-def patiently(
+def retried(
     call: Callable[[], Result], *, seconds: float, passes: Callable[[BaseException], bool] = _is_away
 ) -> Result:
     """Call again, after growing pauses, as long as what it raises may pass.

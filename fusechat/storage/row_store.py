@@ -22,11 +22,13 @@ import numpy as np
 import zarr
 
 from ..errors import ArtifactError, StorageError
-from .artifact import LEASE_FILE, delete, storage_errors
+from .artifact import LEASE_FILE
 from .contracts import CONTRACT_VERSION, CONTRACTS, Contract
+from .files import delete, has_bytes, listing
 from .row_arrays import COMMIT_ARRAY, LABEL_STEP, decode_rows, encode_rows
 from .shard_layout import ShardLayout
 from .store_description import check_shapes, no_description, refuse_other_recipe, write_description
+from .write_errors import storage_errors
 from .zarr_arrays import ATTRIBUTE, DAMAGE, LongArray, read_array, writable
 
 
@@ -45,12 +47,6 @@ class RowStore:
         check_shapes(self.layout, self._arrays, self.attributes, contract)
         self._seen: set[tuple[str, int]] = set()
         """(array, shard) of the objects that are known to be there."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What was given to `create`: model, digests, capture and so on."""
-        settings: dict[str, Any] = self.attributes["settings"]
-        return settings
 
     @classmethod
     def create(
@@ -125,17 +121,8 @@ class RowStore:
 
     def present_shards(self) -> set[int]:
         """Shards whose commit mark is there and not empty (as a crash of the machine leaves it); one listing of the store."""
-        import fsspec
-
-        filesystem, path = fsspec.core.url_to_fs(f"{self.url}/{COMMIT_ARRAY}/c")
-        filesystem.invalidate_cache()
-        try:
-            with storage_errors(self.url):
-                entries = filesystem.ls(path, detail=True)
-        except FileNotFoundError:
-            return set()
-        names = [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["size"]]
-        return {int(name) for name in names if name.isdigit()}
+        marks = listing(f"{self.url}/{COMMIT_ARRAY}/c")
+        return {int(name) for name, num_bytes in marks.items() if num_bytes and name.isdigit()}
 
     def missing_shards(self) -> list[int]:
         """Shards that are still to be written, in order."""
@@ -229,7 +216,7 @@ class RowStore:
         rows = rows or slice(start, start + self.layout.capacity)
         try:
             with storage_errors(self.url):
-                if (name, shard) not in self._seen and not self._is_there(name, shard):
+                if (name, shard) not in self._seen and not has_bytes(self.object_url(name, shard)):
                     raise self._damaged(name, shard, "the object is missing or empty")
                 self._seen.add((name, shard))
                 return np.asarray(self._arrays[name][rows])
@@ -241,16 +228,6 @@ class RowStore:
             ) from error
         except Exception as error:  # each codec has its own way of refusing bytes
             raise self._damaged(name, shard, str(error)) from error
-
-    def _is_there(self, name: str, shard: int) -> bool:
-        """Whether an object is there and not empty; Zarr takes both for fill."""
-        import fsspec
-
-        filesystem, path = fsspec.core.url_to_fs(self.object_url(name, shard))
-        try:
-            return bool(filesystem.info(path)["size"] > 0)
-        except FileNotFoundError:
-            return False
 
     def _damaged(self, name: str, shard: int, reason: str) -> ArtifactError:
         return ArtifactError(

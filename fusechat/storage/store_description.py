@@ -11,8 +11,9 @@ import numpy as np
 import zarr
 
 from ..errors import ArtifactError
-from .artifact import differences, write_bytes
+from .artifact import differences
 from .contracts import Contract
+from .files import write_bytes
 from .row_arrays import create_row_array
 from .shard_layout import ShardLayout
 from .zarr_arrays import ATTRIBUTE, LongWriter, create_long_array, ranges, write_array

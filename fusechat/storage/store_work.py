@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-from ..progress import ShardLog
 from .artifact import Artifact
 from .row_store import RowStore
 from .work import Needs, Place, UnitLog, Work, Worker
@@ -15,7 +14,7 @@ def store_work(
     finish: Callable[[], Artifact],
     *,
     needs: Needs,
-    log: ShardLog,
+    log: UnitLog,
     missing: Sequence[int] | None = None,
 ) -> Work:
     """What is left of a claimed store.
@@ -34,5 +33,5 @@ def store_work(
         make_worker=make_worker,
         finish=lambda: [finish()],
         needs=needs,
-        listener=UnitLog(log),
+        listener=log,
     )

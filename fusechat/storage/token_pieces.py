@@ -13,10 +13,11 @@ import numpy as np
 import zarr
 
 from ..errors import ArtifactError
-from .artifact import read_json, storage_errors, write_bytes, write_json
 from .contracts import TokenField
+from .files import read_json, write_bytes, write_json
 from .tokens import OF_TOKENS, create_tokens
 from .work import HERE, Place
+from .write_errors import storage_errors
 from .zarr_arrays import OBJECT_LENGTH, LongWriter, writable
 
 INDEX = "index.json"
@@ -97,6 +98,10 @@ class TokenSums:
     set_aside: tuple[tuple[str, str], ...] = ()
     """The first ones."""
     turn_end_ids: tuple[int, ...] = ()
+
+    def end_ids(self, appended: int | None) -> list[int]:
+        """Ids that end turns, with one that is put behind each dialogue."""
+        return sorted({*self.turn_end_ids, *(() if appended is None else (appended,))})
 
 
 def sum_counts(url: str, num_pieces: int, max_listed: int) -> TokenSums:

@@ -10,9 +10,9 @@ import numpy as np
 import zarr
 
 from ..errors import ArtifactError, ContractError
-from .artifact import storage_errors
 from .contracts import CONTRACT_VERSION, TOKENS, TokenField
 from .shard_layout import ShardLayout, lay_out_blocks, lay_out_shards
+from .write_errors import storage_errors
 from .zarr_arrays import ATTRIBUTE, DAMAGE, LongArray, create_long_array, ranges
 
 OF_TOKENS = [spec.name for spec in TOKENS.arrays if spec.axes[0] == "tokens"]
@@ -106,18 +106,9 @@ class Tokens:
         """Where a dialogue stands in the flat arrays."""
         return slice(int(self.offsets[dialogue]), int(self.offsets[dialogue + 1]))
 
-    def target_bytes(self) -> np.ndarray:
-        """int64 [dialogues]: bytes of reasoning, content and tool calls that each dialogue's scored tokens spell."""
-        width = np.where(self.is_scored, self.span[:, 1] - self.span[:, 0], 0)
-        return np.diff(np.concatenate([[0], np.cumsum(width)])[self.offsets])
-
     def turn_end_ids(self) -> list[int]:
         """Ids that end an assistant's turn under the template that the tokens were made with."""
-        is_end = self.is_scored & (self.field == TokenField.END_OF_TURN)
-        # White space may stand between a content and its control token: only the last template token of a turn ends it.
-        is_last = is_end & ~np.append(is_end[1:], False)
-        ids: list[int] = np.unique(self.token_ids[is_last]).tolist()
-        return ids
+        return turn_end_ids(self.token_ids, self.is_scored, self.field)
 
     def layout(self, shard_tokens: int) -> ShardLayout:
         """Cut the dialogues into shards."""
@@ -243,6 +234,14 @@ class TokensReader:
             ArtifactError: they are damaged.
         """
         return lay_out_blocks(self.blocks(), self.num_tokens, self._arrays["row_offsets"], shard_tokens)
+
+
+def turn_end_ids(token_ids: np.ndarray, is_scored: np.ndarray, field: np.ndarray) -> list[int]:
+    """Ids that end an assistant's turn; arrays [tokens] as those of `Tokens`."""
+    is_end = is_scored & (field == TokenField.END_OF_TURN)
+    # White space may stand between a content and its control token: only the last template token of a turn ends it.
+    ids: list[int] = np.unique(token_ids[is_end & ~np.append(is_end[1:], False)]).tolist()
+    return ids
 
 
 def create_tokens(url: str, num_tokens: int, num_dialogues: int) -> dict[str, Any]:

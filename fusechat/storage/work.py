@@ -5,11 +5,13 @@ is made; a worker does one unit at a time. Units are idempotent: the same unit w
 however often. Knows nothing about Ray, engines or what a unit holds.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
-from ..progress import Progress, ShardLog
+from ..progress import Progress, append_json_line
 from .artifact import Artifact
 
 
@@ -79,17 +81,32 @@ class Listener:
         """A unit failed, or its worker died: `shard`, `attempt`, `set_aside` (not tried again) and `error`."""
 
 
-class UnitLog(Listener):
-    """Writes a line for each unit into a log of shards."""
+class DoneLog(Listener):
+    """Writes a JSON line for each unit that was done: of what model, and what its worker counted."""
 
-    def __init__(self, log: ShardLog) -> None:
-        self._log = log
+    def __init__(self, path: Path, model_name: str) -> None:
+        self._path, self._model = path, model_name
 
     def on_done(self, result: dict[str, Any]) -> None:
-        self._log.done(result)
+        append_json_line(self._path, {"model": self._model, **result})
+
+
+class UnitLog(Listener):
+    """Writes a JSON line for each unit that was done, or failed; `time` is seconds since this log was opened."""
+
+    def __init__(self, path: Path, model_name: str) -> None:
+        self._path, self._model, self._opened = path, model_name, time.time()
+
+    def on_done(self, result: dict[str, Any]) -> None:
+        self._write("done", result)
 
     def on_failed(self, record: dict[str, Any]) -> None:
-        self._log.failed(record)
+        event = "set_aside" if record["set_aside"] else "retried"
+        self._write(event, {key: value for key, value in record.items() if key != "set_aside"})
+
+    def _write(self, event: str, record: dict[str, Any]) -> None:
+        passed = round(time.time() - self._opened, 3)
+        append_json_line(self._path, {"model": self._model, "time": passed, "event": event, **record})
 
 
 @dataclass(frozen=True)
@@ -122,6 +139,11 @@ class Work:
 def nothing_left(name: str, make_artifacts: Callable[[], list[Artifact]]) -> Work:
     """A work without units: what is finished already, or takes no worker."""
     return Work(name, (), 0, 0, 0, "", _no_worker, make_artifacts)
+
+
+def done_before(name: str, made: Artifact) -> Work:
+    """The work of an artifact that is finished already."""
+    return nothing_left(name, lambda: [made])
 
 
 def _no_worker(place: Place) -> Worker:

@@ -12,6 +12,8 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from .files import has_bytes
+
 ATTRIBUTE = "fusechat"
 """The group's attribute that holds all of ours."""
 DAMAGE = (
@@ -107,15 +109,8 @@ class LongArray:
         return np.asarray(self[:], dtype=dtype)
 
     def _check(self, number: int) -> None:
-        import fsspec
-
         key = self._array.metadata.encode_chunk_key((number, *(0 for _ in self.shape[1:])))
-        filesystem, path = fsspec.core.url_to_fs(f"{self._url}/{self._name}/{key}")
-        try:
-            is_empty = filesystem.info(path)["size"] == 0
-        except FileNotFoundError:
-            is_empty = True
-        if is_empty:
+        if not has_bytes(f"{self._url}/{self._name}/{key}"):
             raise ValueError(f"object {number} of {self._name} is missing or empty")
         self._seen.add(number)
 

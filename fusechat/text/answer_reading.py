@@ -12,14 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..errors import DialogueError, ModelError
-from ..storage.contracts import TokenField
+from ..storage.tokens import turn_end_ids
 from .call_places import TAG
 from .chat_template import renderer_of
 from .dialogues import Dialogue, Message, ToolCall
-from .json_object import json_text
 from .message_reading import read_tool_calls
 from .rendered import ChatTemplate
 from .template_heads import ANSWER, QUESTION, AnswerMarks, answer_marks
@@ -57,10 +54,7 @@ class AnswerReader:
     def stop_ids(self) -> list[int]:
         """Ids that end an assistant's turn under the template; empty where it ends none."""
         tokenized = tokenize_dialogue(self._tokenizer, self._template, PROBE)
-        is_end = tokenized.is_scored & (tokenized.field == TokenField.END_OF_TURN)
-        # White space may stand between a content and its control token: only the last token of a turn ends it.
-        ids: list[int] = np.unique(tokenized.token_ids[is_end & ~np.append(is_end[1:], False)]).tolist()
-        return ids
+        return turn_end_ids(tokenized.token_ids, tokenized.is_scored, tokenized.field)
 
     @cached_property
     def _controls(self) -> list[str]:
@@ -186,8 +180,3 @@ def _json_objects(text: str) -> Iterator[dict[str, Any]]:
         if isinstance(value, dict):
             yield value
         position = text.find("{", end)
-
-
-def call_bytes(call: ToolCall) -> int:
-    """Bytes of a tool call: its name and its arguments as JSON."""
-    return len((call.name + json_text(call.arguments)).encode())

@@ -2,7 +2,7 @@
 
 The format is found from the content: JSON lines, one JSON array, Parquet, a folder that `datasets` saved (`folder::split`
 picks a split), or a dataset of the hub (`hub:OWNER/NAME::split`). A row is what the file holds; what makes a dialogue of
-it is in `fusechat.text.dialogues`.
+it is in `fusechat.text.dialogue_rows`.
 """
 
 import difflib

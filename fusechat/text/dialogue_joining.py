@@ -6,7 +6,6 @@ whatever is listed; where dialogues were written, the held-out ones too.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,14 +15,15 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArtifactError, DialogueError
-from ..storage.artifact import read_json, storage_errors, write_json
-from .dialogue_files import RANGE_BYTES
+from ..storage.files import read_json, write_json
+from ..storage.write_errors import storage_errors
 from .dialogue_reading import MADE, SPLITS, WRITTEN, ReadingInputs, read_records
 from .dialogue_set import INDEX_FILE
 from .dialogues import CheckedRow, refusal_of, repeated_id
 from .equal_digests import EqualDigests
 from .fitting import refusal
 from .row_values import shown
+from .split_writer import SplitWriter
 from .splits import NearDuplicates, overlap_text
 
 MAX_LISTED = 1000
@@ -83,7 +83,7 @@ class DialogueJoin:
         index, thoughts = {}, 0
         for side, split in enumerate(SPLITS):
             sums = self._sums(side)
-            writer = _SplitWriter(self._folder / f"{split}.jsonl")
+            writer = SplitWriter(self._folder / f"{split}.jsonl")
             with storage_errors(self._folder), writer:
                 for line in self._lines(side):
                     writer.add(line)
@@ -272,41 +272,3 @@ def _of_repeated(row: CheckedRow, first: CheckedRow) -> str:
         f"the id {shown(row.dialogue.id)}, or of an example that shows one of its thoughts, is that of an example made from "
         f"{shown(first.dialogue.id)} at {first.row_place}; expected each id once; rename one"
     )
-
-
-class _SplitWriter:
-    """Writes lines one after the other; gives their digest, and where every piece of about `RANGE_BYTES` begins."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._sha = path, hashlib.sha256()
-        self._bytes, self._dialogues = [0], [0]
-        self._position = self._count = 0
-
-    def __enter__(self) -> _SplitWriter:
-        self._file = self._path.open("wb")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-    def add(self, line: bytes) -> None:
-        self._file.write(line)
-        self._sha.update(line)
-        self._position, self._count = self._position + len(line), self._count + 1
-        if self._position - self._bytes[-1] >= RANGE_BYTES:
-            self._end_piece()
-
-    def _end_piece(self) -> None:
-        self._bytes.append(self._position)
-        self._dialogues.append(self._count)
-
-    @property
-    def index(self) -> dict[str, list[int]]:
-        if self._position > self._bytes[-1]:
-            self._end_piece()
-        return {"bytes": self._bytes, "dialogues": self._dialogues}
-
-    @property
-    def digest(self) -> str:
-        """Of all that the dialogues hold, in order."""
-        return self._sha.hexdigest()

@@ -21,11 +21,13 @@ import numpy as np
 
 from ..errors import DialogueError
 from ..models.process_memory import give_memory_back
-from ..storage.artifact import storage_errors, write_json
+from ..storage.files import write_json
 from ..storage.work import HERE, Place
+from ..storage.write_errors import storage_errors
 from .chat_template import load_tokenizer
 from .dialogue_files import read_range
-from .dialogues import CheckedRow, Dialogue, checked_rows, is_read, row_text, split_thought
+from .dialogue_rows import is_read
+from .dialogues import CheckedRow, Dialogue, checked_rows, row_text, split_thought
 from .file_range import FileRange
 from .fitting import FittedDialogue, fit_each
 from .rendered import ChatTemplate

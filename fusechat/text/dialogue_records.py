@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .json_object import JsonObject
+from .json_object import JsonObject, json_text
 
 THINK, END_THINK = "<think>", "</think>"
 """Marks around a thought that stands within a content."""
@@ -67,8 +67,14 @@ class Message:
                 message[key] = value
         return message
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of reasoning, content and tool calls; a call counts as its name and the JSON of its arguments."""
+        calls = "".join(call.name + json_text(call.arguments) for call in self.tool_calls)
+        return len((self.reasoning + self.content + calls).encode())
+
     def to_row(self) -> dict[str, Any]:
-        """The message as `fusechat.text.dialogues` reads it."""
+        """The message as `fusechat.text.message_reading` reads it."""
         row = self.to_template_message()
         if self.reasoning:
             row["reasoning"] = row.pop("reasoning_content")
@@ -140,6 +146,11 @@ class Dialogue:
         return any(message.is_trained for message in self.messages if message.role == "assistant")
 
     @property
+    def target_bytes(self) -> int:
+        """Bytes of what the assistant says in the turns that are targets."""
+        return sum(one.num_bytes for one in self.messages if one.role == "assistant" and one.is_trained)
+
+    @property
     def template_tools(self) -> list[dict[str, Any]]:
         """The tools as plain objects."""
         return [JsonObject(tool).value for tool in self.tools]
@@ -150,7 +161,7 @@ class Dialogue:
         return JsonObject(self.template_arguments).value
 
     def to_row(self) -> dict[str, Any]:
-        """The dialogue as a row of a JSON lines file, which `fusechat.text.dialogues` reads back to an equal one."""
+        """The dialogue as a row of a JSON lines file, which `fusechat.text.dialogue_rows` reads back to an equal one."""
         row = {"id": self.id, "kind": self.kind, "messages": [message.to_row() for message in self.messages]}
         extras = {
             "tools": self.template_tools, "template_arguments": self.template_keywords, "author": self.author,

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ArtifactError
-from ..storage.artifact import read_json
-from .dialogues import Dialogue, read_row
+from ..storage.files import read_json
+from .dialogue_rows import read_row
+from .dialogues import Dialogue
 
 INDEX_FILE = "index.json"
 """Beside the files of the splits."""

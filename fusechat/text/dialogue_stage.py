@@ -16,8 +16,9 @@ from ..models.model_limits import position_limit
 from ..progress import Progress
 from ..storage import artifact
 from ..storage.artifact import Artifact, Claim
-from ..storage.pieces import finished_pieces, open_pieces, remove_pieces, without_pieces
-from ..storage.work import Needs, Work, nothing_left
+from ..storage.files import delete_folder, read_json, write_json
+from ..storage.pieces import finished_pieces, open_pieces, without_pieces
+from ..storage.work import Needs, Work, done_before
 from .chat_template import load_tokenizer
 from .dialogue_files import file_digest, file_ranges
 from .dialogue_joining import DialogueJoin
@@ -60,12 +61,12 @@ def prepare_reading(
         layout.dialogues_path, "dialogues", settings=settings, parents=parents, if_changed=layout.if_changed
     )
     if (finished := without_pieces(claim)) is not None:
-        return [nothing_left("dialogues", lambda: [finished])]
+        return [done_before("dialogues", finished)]
     pieces, parts = open_pieces(claim), _parts(section, layout.written_path / DIALOGUES_FILE)
     _, text = load_tokenizer(folder, revision, text)
     # One date for the whole run: of the first try at it.
-    date = str((artifact.read_json(f"{pieces}/date") or {"date": datetime.date.today().isoformat()})["date"])
-    artifact.write_json(f"{pieces}/date", {"date": date})
+    date = str((read_json(f"{pieces}/date") or {"date": datetime.date.today().isoformat()})["date"])
+    write_json(f"{pieces}/date", {"date": date})
     inputs = ReadingInputs(
         parts=parts,
         folder=pieces,
@@ -133,10 +134,10 @@ class _End:
                     f"{', '.join(self.files)}: no dialogue left to train on; see dialogues.max_tokens and on_bad"
                 )
         except DialogueError:
-            remove_pieces(self.inputs.folder)
+            delete_folder(self.inputs.folder)
             raise
         self._say(counts)
-        remove_pieces(self.inputs.folder)
+        delete_folder(self.inputs.folder)
         return [self.claim.finish(counts)]
 
     def _say(self, counts: dict[str, Any]) -> None:

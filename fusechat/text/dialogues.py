@@ -1,62 +1,27 @@
 """Reading dialogues from files: paths in, checked dialogues out.
 
-A row is `{"id", "messages": [{"role", "content"}]}` or, in ShareGPT's form, `{"id", "conversations": [{"from",
-"value"}]}`; docs/dialogues.md shows all that may stand beside these. A row without an id is called after its file and row
-number. A key of a message that nobody knows is refused; a column of a row that nobody knows is named. Knows nothing
-about templates or tokens.
+What a row may hold is said in `dialogue_rows`. A row without an id is called after its file and row number; a column that nobody
+knows is named. Knows nothing about templates or tokens.
 """
 
-import difflib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import DialogueError
 from .dialogue_files import read_rows
-from .dialogue_order import HEAD_ROLES, check_dialogue, cut_ends
+from .dialogue_order import check_dialogue, cut_ends
 from .dialogue_records import Dialogue, Field, Message, ToolCall, dialogues_digest, row_text, split_thought
-from .json_object import JsonObject
-from .message_reading import read_message, read_object
-from .row_values import (
-    MAX_COMPARED,
-    MEDIA,
-    carries,
-    check_text,
-    keys_shown,
-    media_text,
-    parse_json,
-    shown,
-    text_of,
-    type_name,
-    value_under,
-)  # fmt: skip
+from .dialogue_rows import COLUMNS, is_read, open_row, without_keys
+from .row_values import carries, listed, shown
 
 __all__ = [
     "COLUMNS", "Dialogue", "Field", "Message", "ToolCall", "dialogues_digest", "read_dialogues", "row_text", "split_thought",
 ]  # fmt: skip
 
-TURNS_COLUMNS = ("messages", "conversations")
-TOOLS_COLUMNS = ("tools", "functions")
-SYSTEM_COLUMNS = ("system", "system_prompt")
-ARGUMENTS_COLUMNS = ("template_arguments", "chat_template_kwargs")
-COLUMNS = ("id", "kind", *TURNS_COLUMNS, *TOOLS_COLUMNS, *SYSTEM_COLUMNS, *ARGUMENTS_COLUMNS, "author")
-"""The keys of a row that are read."""
-JSON_KEYS = frozenset({"arguments", *TOOLS_COLUMNS, *ARGUMENTS_COLUMNS})
-"""Keys of JSON that is kept as it is."""
-RESERVED_ARGUMENTS = frozenset({
-    "messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message",
-    "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
-    "tokenizer_kwargs",
-})  # fmt: skip
-"""What FuseChat itself tells `apply_chat_template`, and so no dialogue can."""
 TOO_DEEP = "found values nested too deeply, expected a dialogue; remove the row"
-MAX_NAMED = 10
-"""Dialogues named in one message."""
-NEAR = 0.88
-"""How alike (0 to 1) a column's name is to a known one to count as a slip of the pen: `tool` is, `conversation_id` is not."""
 
 
 def read_dialogues(
@@ -136,8 +101,8 @@ def checked_rows(
     for number, (place, given) in enumerate(rows, rows_before + 1):
         row, cut = given, ""
         try:
-            row = _without(given, ignore_keys) if ignore_keys else given
-            dialogue = _to_dialogue(row, f"{name}-{number}")
+            row = without_keys(given, ignore_keys) if ignore_keys else given
+            dialogue = open_row(row, f"{name}-{number}")
             if on_bad == "skip":
                 dialogue, cut = cut_ends(dialogue)
             check_dialogue(dialogue)
@@ -181,24 +146,6 @@ def file_names(paths: Sequence[str | Path]) -> list[str]:
     return names
 
 
-def open_row(row: Any, default_id: str) -> Dialogue:
-    """As `read_row`, of messages that need not be a whole dialogue: the order of the messages is not looked at."""
-    return _to_dialogue(row, default_id)
-
-
-def read_row(row: Any, default_id: str) -> Dialogue:
-    """One dialogue from a row as files hold it.
-
-    Args:
-        default_id: of a row that has none.
-    Raises:
-        DialogueError: what was found and what was expected.
-    """
-    dialogue = _to_dialogue(row, default_id)
-    check_dialogue(dialogue)
-    return dialogue
-
-
 def refusal_of(problems: Sequence[tuple[str, str]], count: int) -> str:
     """One message on all dialogues that cannot be read.
 
@@ -206,136 +153,11 @@ def refusal_of(problems: Sequence[tuple[str, str]], count: int) -> str:
         problems: (place, reason) of the first ones.
         count: of all.
     """
-    named = [f"{place}: {reason}" for place, reason in problems[:MAX_NAMED]]
-    if count == 1:
-        return named[0]
-    rest = [f"and {count - MAX_NAMED:,} more"] if count > MAX_NAMED else []
-    return "\n  ".join(
-        [
-            f"{count:,} dialogues break the rules; correct them, or set on_bad: skip, which leaves them out:",
-            *named,
-            *rest,
-        ]
-    )
-
-
-def is_read(column: str, ignore_keys: Collection[str]) -> bool:
-    """Whether a table's column is loaded: one that is known, or one whose values must be looked at to refuse them."""
-    return column not in ignore_keys and (column in COLUMNS or column in MEDIA or bool(_near(column)))
-
-
-@lru_cache(maxsize=1024)  # the same few columns stand in every row
-def _near(column: str) -> str:
-    """The known column that a name seems to mean, or an empty text."""
-    near = difflib.get_close_matches(
-        str(column)[:MAX_COMPARED].casefold(), [name for name in COLUMNS if len(name) > 4], n=1, cutoff=NEAR
-    )
-    return near[0] if near else ""
-
-
-def _without(value: Any, keys: Collection[str]) -> Any:
-    """A row without some keys, in its messages and their calls as well, but not in what the tools are told."""
-    if isinstance(value, Mapping):
-        return {
-            key: item if key in JSON_KEYS else _without(item, keys) for key, item in value.items() if key not in keys
-        }
-    return [_without(item, keys) for item in value] if isinstance(value, (list, tuple)) else value
+    lines = [f"{place}: {reason}" for place, reason in problems]
+    head = f"{count:,} dialogues break the rules; correct them, or set on_bad: skip, which leaves them out:"
+    return lines[0] if count == 1 else "\n  ".join([head, *listed(lines, count)])
 
 
 def _where(place: str, row: Any) -> str:
     named = isinstance(row, dict) and isinstance(row.get("id"), (str, int))
     return f"{place} (dialogue {shown(row['id'])})" if named else place
-
-
-def _to_dialogue(row: Any, default_id: str) -> Dialogue:
-    """What the row holds, under our names; `check_dialogue` looks at the order of its messages."""
-    if isinstance(row, DialogueError):
-        raise row
-    if not isinstance(row, dict):
-        raise DialogueError(f"found {type_name(row)}, expected an object with 'messages' or 'conversations'")
-    _refuse_columns(row)
-    dialogue_id = row.get("id") if row.get("id") is not None else default_id
-    if not isinstance(dialogue_id, (str, int)) or isinstance(dialogue_id, bool) or dialogue_id == "":
-        raise DialogueError(
-            f"found id {shown(dialogue_id)}, expected a text or a whole number; give it one, or leave the id out"
-        )
-    check_text(str(dialogue_id), "id")
-    messages = _with_system(_messages(row), text_of(value_under(row, SYSTEM_COLUMNS, "the row"), "system"))
-    return Dialogue(
-        str(dialogue_id), messages, text_of(row.get("kind"), "kind"), _tools(value_under(row, TOOLS_COLUMNS, "the row")),
-        _template_arguments(value_under(row, ARGUMENTS_COLUMNS, "the row")), text_of(row.get("author"), "author"),
-    )  # fmt: skip
-
-
-def _refuse_columns(row: Mapping[str, Any]) -> None:
-    """Raise on columns that would change what a dialogue means, were they read."""
-    for column, value in row.items():
-        if column in COLUMNS or not carries(value):
-            continue
-        if column in MEDIA:
-            raise DialogueError(media_text(column))
-        if near := _near(column):
-            raise DialogueError(
-                f"found the column {shown(column)}, expected {near!r}; rename it, or name it under dialogues.ignore_keys: "
-                f"[{shown(column)}]"
-            )
-
-
-def _messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    given = [name for name in TURNS_COLUMNS if carries(row.get(name))]
-    if len(given) > 1:
-        raise DialogueError(
-            "found 'messages' and 'conversations', expected one of them; name the other under dialogues.ignore_keys"
-        )
-    turns = next((row[name] for name in (*given, *TURNS_COLUMNS) if row.get(name) is not None), None)
-    if not isinstance(turns, (list, tuple)):
-        raise DialogueError(
-            f"found {type_name(turns)} under 'messages' (keys: {keys_shown(sorted(row))}), expected a list; correct the row"
-        )
-    return tuple(read_message(turn, f"message {number}") for number, turn in enumerate(turns, 1))
-
-
-def _with_system(messages: tuple[Message, ...], system: str) -> tuple[Message, ...]:
-    """The messages, the text of a system column before them."""
-    if not system:
-        return messages
-    if not messages or messages[0].role not in HEAD_ROLES:
-        return (Message("system", system), *messages)
-    if not messages[0].content:
-        return (replace(messages[0], content=system), *messages[1:])
-    if messages[0].content == system:
-        return messages
-    raise DialogueError(
-        f"found a column 'system' and another text in a message by {messages[0].role}, expected one of them; remove the "
-        "other"
-    )
-
-
-def _tools(value: Any) -> tuple[JsonObject, ...]:
-    """The tools of a list, or of a JSON text of one; a bare function is put into OpenAI's form."""
-    if isinstance(value, str):
-        value = parse_json(value, "tools", "a list of tools")
-    if not carries(value):
-        return ()
-    if not isinstance(value, (list, tuple)):
-        raise DialogueError(f"tools: found {type_name(value)}, expected a list of tools; put it into a list")
-    return tuple(_tool(tool, f"tools[{number}]") for number, tool in enumerate(value))
-
-
-def _tool(value: Any, place: str) -> JsonObject:
-    tool = parse_json(value, place, "the text of a tool") if isinstance(value, str) else value
-    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"].strip():
-        raise DialogueError(
-            f'{place}: found {shown(tool)}, expected {{"type": "function", "function": {{"name": ...}}}}; write it so, '
-            "with a name"
-        )
-    return read_object(tool if "function" in tool else {"type": "function", "function": tool}, place)
-
-
-def _template_arguments(value: Any) -> JsonObject:
-    arguments = read_object(value, "template_arguments")
-    for name in arguments.value:
-        if name in RESERVED_ARGUMENTS:
-            raise DialogueError(f"template_arguments: found {name!r}, which FuseChat itself sets; remove it")
-    return arguments

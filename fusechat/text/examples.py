@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DialogueError
-from .dialogues import Dialogue, read_row
-from .fitting import fit_dialogues
+from .dialogue_rows import read_row
+from .dialogues import Dialogue
+from .fitting import fit_each
 from .layout import TokenizedDialogue
 from .rendered import ChatTemplate
 from .tokenization import tokenize_dialogues
@@ -27,12 +28,13 @@ def tokenize_rows(
         ModelError: a template that cannot be used.
     """
     given = [_dialogue(number, row) for number, row in enumerate(rows, 1)]
-    fitted = fit_dialogues(tokenizer, template, given, sys.maxsize)
-    if fitted.refused:
-        numbers = {dialogue.id: number for number, dialogue in enumerate(given, 1)}
-        refused_id, reason = fitted.refused[0]
-        raise DialogueError(f"row {numbers[refused_id]}: {reason}")
-    return list(zip(fitted.dialogues, tokenize_dialogues(tokenizer, template, fitted.dialogues), strict=True))
+    examples: list[Dialogue] = []
+    ids = {dialogue.id for dialogue in given}
+    for number, fitted in enumerate(fit_each(tokenizer, template, given, sys.maxsize, ids), 1):
+        if fitted.refused:
+            raise DialogueError(f"row {number}: {fitted.refused}")
+        examples += fitted.examples
+    return list(zip(examples, tokenize_dialogues(tokenizer, template, examples), strict=True))
 
 
 def _dialogue(number: int, row: Mapping[str, Any]) -> Dialogue:

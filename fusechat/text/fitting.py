@@ -14,28 +14,11 @@ from ..errors import DialogueError, ModelError
 from .chat_template import render
 from .dialogues import Dialogue, Message
 from .rendered import ChatTemplate
+from .row_values import listed
 from .tokenization import tokenize_dialogue, tokenize_each
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-MAX_NAMED = 10
-"""Dialogues named in one message."""
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What is left of a list of dialogues.
-
-    `notes`: what was cut or set aside, in words; `refused`: (dialogue id, why the template does not show it);
-    `split`: dialogues that became several, because their thoughts are hidden in later turns; `added`: by how many.
-    """
-
-    dialogues: list[Dialogue]
-    notes: list[str]
-    refused: list[tuple[str, str]]
-    split: int
-    added: int
 
 
 @dataclass(frozen=True)
@@ -79,26 +62,6 @@ def fit_each(
         yield FittedDialogue(examples, note)
 
 
-def fit_dialogues(
-    tokenizer: PreTrainedTokenizerBase,
-    template: ChatTemplate | str,
-    dialogues: Sequence[Dialogue],
-    max_tokens: int,
-) -> Fitted:
-    """All of `fit_each`, together."""
-    fitted = Fitted([], [], [], 0, 0)
-    split = added = 0
-    ids = {dialogue.id for dialogue in dialogues}
-    for dialogue, one in zip(dialogues, fit_each(tokenizer, template, dialogues, max_tokens, ids), strict=True):
-        if one.refused:
-            fitted.refused.append((dialogue.id, one.refused))
-        if one.note:
-            fitted.notes.append(one.note)
-        split, added = split + (len(one.examples) > 1), added + max(len(one.examples) - 1, 0)
-        fitted.dialogues.extend(one.examples)
-    return replace(fitted, split=split, added=added)
-
-
 def refusal(reasons: Sequence[str], count: int) -> str:
     """One message on all dialogues that the pivot's template does not show.
 
@@ -106,15 +69,11 @@ def refusal(reasons: Sequence[str], count: int) -> str:
         reasons: of the first ones.
         count: of all.
     """
-    named = list(reasons[:MAX_NAMED])
-    if count == 1:
-        return named[0]
-    rest = [f"and {count - MAX_NAMED:,} more"] if count > MAX_NAMED else []
-    first = (
+    head = (
         f"the pivot's template does not show {count:,} dialogues; correct them, or set dialogues.on_bad: skip, which "
         "leaves them out:"
     )
-    return "\n  ".join([first, *named, *rest])
+    return reasons[0] if count == 1 else "\n  ".join([head, *listed(reasons, count)])
 
 
 def show_thoughts(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import DialogueError
+from .row_values import check_text
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=dict)
 
@@ -88,13 +89,7 @@ def _check(value: Any, path: str) -> None:
         for number, item in enumerate(value):
             _check(item, f"{path}[{number}]")
     elif isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise DialogueError(
-                f"{path}: lone surrogate {value[error.start]!a} at character {error.start}, expected whole characters; "
-                "write both halves of the pair, or the character itself"
-            ) from None
+        check_text(value, path)
     elif isinstance(value, float) and not math.isfinite(value):
         raise DialogueError(f"{path} is {value}, expected a number that JSON has; write null or a text")
     elif not (value is None or isinstance(value, (bool, int, float))):

@@ -6,7 +6,7 @@ from ..config import ModelSection
 from ..errors import ConfigError
 from ..models import model_files
 from .chat_template import load_tokenizer
-from .dialogues import RESERVED_ARGUMENTS
+from .dialogue_rows import RESERVED_ARGUMENTS
 from .prompt_file import PROMPT_FILE, read_prompt_file
 from .rendered import ChatTemplate
 

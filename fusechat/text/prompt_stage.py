@@ -2,8 +2,6 @@
 
 import datetime
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
 
 from ..config import DialoguesSection
 from ..config.layout import RunLayout
@@ -11,7 +9,7 @@ from ..progress import Progress
 from ..storage import artifact
 from ..storage.artifact import Artifact
 from .dialogue_files import file_digest
-from .prompts import Prompt, read_prompts, write_prompts
+from .prompts import read_prompts, write_prompts
 from .recipes import prompts_recipe
 
 PROMPTS_FILE = "prompts.jsonl"
@@ -32,20 +30,6 @@ def prepare_prompts(layout: RunLayout, section: DialoguesSection, *, progress: P
     prompts = read_prompts(section.prompts, on_bad=section.on_bad, bad=bad)
     for place, reason in bad:
         progress.say(f"prompts: {place}: {reason}")
-    return _finish(layout, claim, prompts, [f"{place}: {reason}" for place, reason in bad])
-
-
-def write_artifact(layout: RunLayout, prompts: Sequence[Prompt], settings: dict[str, Any]) -> Artifact:
-    """Make the artifact of prompts that are at hand.
-
-    Args:
-        settings: what decides them, in plain values.
-    """
-    claim = artifact.claim(layout.prompts_path, "prompts", settings=settings, parents={}, if_changed=layout.if_changed)
-    return claim.artifact or _finish(layout, claim, prompts, [])
-
-
-def _finish(layout: RunLayout, claim: artifact.Claim, prompts: Sequence[Prompt], skipped: list[str]) -> Artifact:
     write_prompts(layout.prompts_path / PROMPTS_FILE, prompts)
     return claim.finish(
         {
@@ -54,6 +38,6 @@ def _finish(layout: RunLayout, claim: artifact.Claim, prompts: Sequence[Prompt],
             "kinds": dict(Counter(prompt.dialogue.kind for prompt in prompts)),
             # Templates may write the day; a run that goes on tomorrow asks as it did today.
             "date": datetime.date.today().isoformat(),
-            "skipped": skipped,
+            "skipped": [f"{place}: {reason}" for place, reason in bad],
         }
     )

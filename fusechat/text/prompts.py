@@ -12,19 +12,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import DialogueError
-from ..storage.artifact import storage_errors
+from ..storage.write_errors import storage_errors
 from .dialogue_files import read_rows
 from .dialogue_order import check_dialogue
 from .dialogue_records import Dialogue, Message
-from .dialogues import ARGUMENTS_COLUMNS, SYSTEM_COLUMNS, TOOLS_COLUMNS, TURNS_COLUMNS, file_names, open_row
+from .dialogue_rows import ARGUMENTS_COLUMNS, SYSTEM_COLUMNS, TOOLS_COLUMNS, TURNS_COLUMNS, open_row
+from .dialogues import file_names
 from .message_reading import read_message
 from .question_rows import IDS, question_of, rows_of
-from .row_values import carries, check_text
+from .row_values import carries, check_text, listed
 
 REFERENCES = ("reference", "answer", "output", "response", "completion")
 """Keys of a row that hold a good answer; the first that holds something counts."""
-MAX_NAMED = 10
-"""Rows named in one message."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,6 @@ class Prompt:
     def id(self) -> str:
         """Of its dialogue."""
         return self.dialogue.id
-
-    @property
-    def text(self) -> str:
-        """What the user says last."""
-        return self.turns[-1] if self.turns else self.dialogue.messages[-1].content
 
     def to_row(self) -> dict[str, Any]:
         """As `from_row` reads it."""
@@ -103,11 +97,10 @@ def read_prompts(
         if len(prompts) + len(problems) == before:
             raise DialogueError(f"{path}: holds no prompt; expected at least one, a line or a row each")
     if problems and on_bad == "refuse":
-        named = "\n  ".join(f"{place}: {reason}" for place, reason in problems[:MAX_NAMED])
-        rest = f"\n  and {len(problems) - MAX_NAMED:,} more" if len(problems) > MAX_NAMED else ""
+        named = listed([f"{place}: {reason}" for place, reason in problems], len(problems))
         raise DialogueError(
-            f"{len(problems):,} rows are no prompts; correct them, or set dialogues.on_bad: skip, which leaves them out:\n"
-            f"  {named}{rest}"
+            f"{len(problems):,} rows are no prompts; correct them, or set dialogues.on_bad: skip, which leaves them out:\n  "
+            + "\n  ".join(named)
         )
     if bad is not None:
         bad += problems

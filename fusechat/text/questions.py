@@ -14,7 +14,8 @@ from typing import Any
 
 from ..config.evaluation import Form
 from ..errors import DialogueError
-from ..storage.artifact import storage_errors, write_json
+from ..storage.files import write_json
+from ..storage.write_errors import storage_errors
 from .question_rows import Question as Question  # part of this module's face
 from .question_rows import question_of, rows_of
 

@@ -7,13 +7,15 @@ errors are DialogueErrors; who reads the row adds the place.
 import difflib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..errors import DialogueError
 
 MEDIA = frozenset({"image", "images", "image_url", "input_image", "audio", "audios", "input_audio", "video", "videos"})
 """Keys and types of content parts that hold what is not text."""
+MAX_NAMED = 10
+"""Mistakes named in one message."""
 MAX_KEYS = 20
 """Keys of one object that a message names."""
 MAX_COMPARED = 100
@@ -113,6 +115,15 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
 
 
+def listed(lines: Sequence[str], count: int, most: int = MAX_NAMED) -> list[str]:
+    """The first lines of a list for messages, and how many more there are.
+
+    Args:
+        count: of all.
+    """
+    return [*lines[:most], *([f"and {count - most:,} more"] if count > most else [])]
+
+
 def type_name(value: Any) -> str:
     """A value's type, for messages."""
     return "nothing" if value is None else f"a value of type {type(value).__name__}"
@@ -125,8 +136,7 @@ def keys_shown(row: Iterable[Any]) -> str:
         key if isinstance(key, str) and key.isascii() and key.isprintable() and len(key) <= 80 else shown(key)
         for key in keys
     ]
-    rest = [f"and {len(names) - MAX_KEYS:,} more"] if len(names) > MAX_KEYS else []
-    return ", ".join([*names[:MAX_KEYS], *rest])
+    return ", ".join(listed(names, len(names), MAX_KEYS))
 
 
 def shown(value: Any) -> str:

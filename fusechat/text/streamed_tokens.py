@@ -8,7 +8,8 @@ from itertools import islice
 from typing import Any
 
 from ..storage.artifact import Claim
-from ..storage.pieces import open_pieces, remove_pieces
+from ..storage.files import delete_folder
+from ..storage.pieces import open_pieces
 from ..storage.token_pieces import JoinInputs, TokenJoiner, TokenSums, lay_out_pieces, sum_counts, write_piece
 from ..storage.tokens import OF_TOKENS, finish_tokens
 from .dialogues import Dialogue
@@ -29,7 +30,7 @@ def write_streamed(
     Raises:
         ModelError: nothing ends a turn, or no dialogue can be read.
     """
-    remove_pieces(f"{claim.url}.pieces")
+    delete_folder(f"{claim.url}.pieces")
     pieces, num_pieces = open_pieces(claim), 0
     left = iter(dialogues)
     while piece := list(islice(left, PIECE_DIALOGUES)):
@@ -46,8 +47,7 @@ def write_streamed(
     for unit in range(num_pieces):
         joiner.run_unit(unit)
     joiner.close()
-    ends = sums.turn_end_ids if appended is None else (*sums.turn_end_ids, appended)
-    made = {**maker.attributes(), "appended_end": appended, "turn_end_ids": sorted(set(ends))}
+    made = {**maker.attributes(), "appended_end": appended, "turn_end_ids": sums.end_ids(appended)}
     finish_tokens(claim.url, {**attributes, **made})
-    remove_pieces(pieces)
+    delete_folder(pieces)
     return sums

@@ -73,10 +73,10 @@ def _ask(line: bytes) -> bytes:
     try:
         return _exchange(process, line, time.monotonic() + MAX_SECONDS)
     except TimeoutError:
-        _end()
+        end()
         raise TemplateFault(f"it takes more than {MAX_SECONDS:g} seconds") from None
     except (OSError, EOFError):
-        _end()
+        end()
         raise TemplateFault("it ended the process that rendered it") from None
 
 
@@ -119,7 +119,7 @@ def _exchange(process: subprocess.Popen[bytes], line: bytes, deadline: float) ->
 
 
 @atexit.register
-def _end() -> None:
+def end() -> None:
     """End the process, if this one began it."""
     global _process
     if _process is not None and _owner == os.getpid():

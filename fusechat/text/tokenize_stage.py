@@ -16,10 +16,11 @@ from ..config.layout import RunLayout
 from ..progress import Progress
 from ..storage import artifact
 from ..storage.artifact import Artifact, Claim
-from ..storage.pieces import finished_pieces, open_pieces, remove_pieces, without_pieces
+from ..storage.files import delete_folder
+from ..storage.pieces import finished_pieces, open_pieces, without_pieces
 from ..storage.token_pieces import JoinInputs, TokenIndex, TokenJoiner, TokenSums, lay_out_pieces, sum_counts
 from ..storage.tokens import TokensReader, finish_tokens
-from ..storage.work import Work, nothing_left
+from ..storage.work import Work, done_before, nothing_left
 from .chat_template import load_tokenizer, renderer_of
 from .dialogue_reading import SPLITS
 from .dialogue_set import read_index
@@ -78,7 +79,7 @@ def prepare_tokens(
     works = []
     for split, claim in claims.items():
         if claim.artifact is not None:
-            works.append(nothing_left(f"tokenize {name} {split}", partial(_artifacts, claim)))
+            works.append(done_before(f"tokenize {name} {split}", claim.artifact))
             continue
         inputs = TokenInputs(
             name=name,
@@ -135,11 +136,6 @@ def _works(inputs: TokenInputs, end: _End) -> list[Work]:
     ]
 
 
-def _artifacts(claim: Claim) -> list[Artifact]:
-    assert claim.artifact is not None
-    return [claim.artifact]
-
-
 @dataclass(frozen=True)
 class _End:
     """What is done when all pieces of a split are tokenized, and when they are joined."""
@@ -175,9 +171,8 @@ class _End:
     def finish(self) -> list[Artifact]:
         """Say that the tokens are whole."""
         sums, index = self._sums(), TokenIndex.read(self.inputs.pieces)
-        ends = sums.turn_end_ids if index.appended_end is None else (*sums.turn_end_ids, index.appended_end)
-        attributes = {**self.attributes, "appended_end": index.appended_end, "turn_end_ids": sorted(set(ends))}
-        finish_tokens(self.claim.url, attributes)
+        ends = {"appended_end": index.appended_end, "turn_end_ids": sums.end_ids(index.appended_end)}
+        finish_tokens(self.claim.url, {**self.attributes, **ends})
         tokens = TokensReader(self.claim.url)
         counts = {
             "dialogues": tokens.num_dialogues, "tokens": tokens.num_tokens, "rows": tokens.num_rows,
@@ -185,7 +180,7 @@ class _End:
             "num_set_aside": sums.num_set_aside,
             "turns_without_end": sums.open_turns, "turns_without_their_reasoning": sums.hidden,
         }  # fmt: skip
-        remove_pieces(self.inputs.pieces)
+        delete_folder(self.inputs.pieces)
         return [self.claim.finish(counts)]
 
     def _sums(self) -> TokenSums:

@@ -5,7 +5,7 @@ are answered one after the other, a chunk's questions together, so that the engi
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from fusechat.errors import DialogueError, ModelError
 from fusechat.models import model_files
 from fusechat.models.model_limits import position_limit
 from fusechat.models.stop_ids import own_stop_ids
-from fusechat.storage import artifact
+from fusechat.storage.files import write_json
 from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import HERE, Place
 from fusechat.text.chat_template import load_tokenizer
@@ -24,8 +24,7 @@ from fusechat.text.rendered import ChatTemplate
 from fusechat.text.template_heads import spoken
 from fusechat.text.tokenization import tokenize_prompt
 
-from ..engine.engine_worker import EngineWorker
-from ..serving.remote_engine import RemoteEngine, ServedBy
+from ..engine.engine_worker import EngineInputs, EngineWorker
 from .asked import Asked, AskedSet
 
 MAX_TURN_SEEDS = 1 << 20
@@ -45,12 +44,10 @@ class Chunk:
         return f"{folder}/parts/{self.start}-{self.stop}.json"
 
 
-@dataclass(frozen=True)
-class AnsweringInputs:
+@dataclass(frozen=True, kw_only=True)
+class AnsweringInputs(EngineInputs):
     """All that an answering worker is told."""
 
-    model: ModelSection
-    """The model that answers; its folder is looked up where the worker stands."""
     reader: ModelSection
     """The model of the run whose tokenizer and template it reads with."""
     tokens_url: str
@@ -61,33 +58,14 @@ class AnsweringInputs:
     chunks: tuple[Chunk, ...]
     """Of all sets; the number of a unit is that of a chunk."""
     seed: int
-    is_wide_on_cpus: bool
-    """An engine on CPUs whose dtype is `auto` computes in float32, whatever the checkpoint says."""
-    served: ServedBy | None = None
-    """An engine of a service that answers; None: the worker starts its own."""
-
-    def served_by(self, served: ServedBy) -> "AnsweringInputs":
-        """The same work by an engine of a service."""
-        return replace(self, served=served)
 
 
 class AnswerWorker(EngineWorker):
     """Answers chunks of questions with one model."""
 
     def __init__(self, inputs: AnsweringInputs, place: Place = HERE) -> None:
-        super().__init__(inputs.model.engine, place)
+        super().__init__(inputs, place)
         self.inputs = inputs
-
-    def start(self) -> dict[str, Any]:
-        """Open tokenizer, questions and engine.
-
-        Returns:
-            the seconds the start took, and the engine's positions.
-        """
-        started = time.monotonic()
-        positions = self.longest()
-        self._open_engine(positions)
-        return {"seconds": time.monotonic() - started, "positions": positions}
 
     def longest(self) -> int:
         """Tokens of the longest dialogue with its answers; opens tokenizer and questions."""
@@ -100,18 +78,6 @@ class AnswerWorker(EngineWorker):
         self._questions = {name: asked_set.read() for name, asked_set in inputs.sets.items()}
         self._positions = self._needed_positions()
         return self._positions
-
-    def _open_engine(self, positions: int) -> None:
-        inputs = self.inputs
-        if inputs.served is not None:
-            self._engine = RemoteEngine(inputs.served, max_tokens=positions)
-            return
-        from ..engine.engine import Engine
-
-        self._engine = Engine(
-            str(self._folder), max_tokens=positions, section=self._engine_section, face="generate",
-            is_wide_on_cpus=inputs.is_wide_on_cpus,
-        )  # fmt: skip
 
     def run_unit(self, unit: int) -> dict[str, Any]:
         """Answer one chunk and write its file.
@@ -127,7 +93,7 @@ class AnswerWorker(EngineWorker):
         questions = self._questions[chunk.answer_set][chunk.start : chunk.stop]
         answers, num_tokens = self._answer(asked_set, questions, self.inputs.seed + chunk.start)
         record = {"answers": answers, "tokens": num_tokens}
-        artifact.write_json(chunk.path(self.inputs.folders[chunk.answer_set]), record)
+        write_json(chunk.path(self.inputs.folders[chunk.answer_set]), record)
         given = sum(answer is not None for answer_turns in answers for answer in answer_turns)
         return {
             "units": 1,

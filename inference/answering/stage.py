@@ -14,25 +14,15 @@ from fusechat.config.evaluation import EvaluationSection
 from fusechat.config.layout import RunLayout
 from fusechat.config.recipe import Recipe
 from fusechat.models.measured_models import MeasuredModel, opened_section
-from fusechat.progress import append_json_line
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
-from fusechat.storage.work import Listener, Needs, Work
+from fusechat.storage.files import read_json
+from fusechat.storage.work import DoneLog, Needs, Work
 from fusechat.text.questions import CHUNK_QUESTIONS, answers_file, read_questions, write_answers
 
 from ..measuring import MeasuringSettings
 from .answer_worker import AnsweringInputs, AnswerWorker, Chunk
 from .asked import AskedSet, asked_sets
-
-
-class AnswerLog(Listener):
-    """Writes a line for each chunk that a model answered."""
-
-    def __init__(self, path: Path, model_id: str) -> None:
-        self._path, self._model_id = path, model_id
-
-    def on_done(self, result: dict[str, Any]) -> None:
-        append_json_line(self._path, {"model": self._model_id, **result})
 
 
 def check(section: EvaluationSection) -> None:
@@ -92,7 +82,7 @@ def prepare(
             make_worker=partial(AnswerWorker, inputs),
             finish=lambda: [claim.artifact or _finish(inputs, name, model.id, claim) for name, claim in claims.items()],
             needs=Needs(engine_ranks=reader.engine.tensor_parallel_size),
-            listener=AnswerLog(layout.log_path(f"answer.{model.id}"), model.id),
+            listener=DoneLog(layout.log_path(f"answer.{model.id}"), model.id),
             unit_name=lambda number: str(inputs.chunks[number]),
         )
     ]
@@ -153,4 +143,4 @@ def _finish(inputs: AnsweringInputs, name: str, model_id: str, claim: Claim) -> 
 
 
 def _read_parts(paths: Sequence[str]) -> list[dict[str, Any]]:
-    return [dict(artifact.read_json(path) or {}) for path in paths]  # each chunk has its file
+    return [dict(read_json(path) or {}) for path in paths]  # each chunk has its file

@@ -35,7 +35,6 @@ class Engine:
         capture: Literal["topk_pooler", "prompt_logprobs"] = "topk_pooler",
         max_tokens: int,
         section: EngineSection | dict[str, Any] | None = None,
-        revision: str | None = None,
         face: Literal["score", "generate"] = "score",
         is_wide_on_cpus: bool = False,
     ) -> None:
@@ -65,7 +64,7 @@ class Engine:
         self.model, self.k, self.capture, self.max_tokens, self.face = model, k, capture, max_tokens, face
         runner = capture if face == "score" else "generate"
         arguments = engine_arguments(
-            model, revision, section, runner, k=k, max_tokens=max_tokens, is_wide_on_cpus=is_wide_on_cpus
+            model, section, runner, k=k, max_tokens=max_tokens, is_wide_on_cpus=is_wide_on_cpus
         )
 
         def build() -> LLMEngine:

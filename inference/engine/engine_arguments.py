@@ -32,7 +32,6 @@ OWN = {
 
 def engine_arguments(
     model: str,
-    revision: str | None,
     section: EngineSection,
     runner: Runner,
     *,
@@ -53,12 +52,12 @@ def engine_arguments(
     """
     if own := sorted(OWN & section.extra.keys()):
         raise ConfigError(f"engine.extra: found {', '.join(own)}, which the engine decides itself; leave them out")
-    config = _read_config(model, revision, section)
+    config = _read_config(model, section)
     overrides = {**section.extra.get("hf_overrides", {}), "head_dtype": _head_dtype(section)}
     dtype = section.dtype
     if dtype == "auto":
         is_wide = is_wide_on_cpus and current_platform.is_cpu()
-        dtype = "float32" if is_wide else _dtype(config, model, revision)
+        dtype = "float32" if is_wide else _dtype(config, model)
     arguments: dict[str, Any] = {
         "dtype": dtype,
         "tensor_parallel_size": section.tensor_parallel_size,
@@ -86,7 +85,6 @@ def engine_arguments(
         **section.extra,
         "hf_overrides": overrides,
         "model": model,
-        "revision": revision,
         # The reference capture samples one token behind the prompt.
         "max_model_len": max_tokens + (runner == "prompt_logprobs"),
         "skip_tokenizer_init": not text,
@@ -123,10 +121,10 @@ def _on_accelerators(section: EngineSection) -> dict[str, Any]:
     return {"compilation_config": {"cudagraph_mode": "NONE"}} | ({"async_scheduling": True} if queued else {})
 
 
-def _read_config(model: str, revision: str | None, section: EngineSection) -> Any:
+def _read_config(model: str, section: EngineSection) -> Any:
     register_config()
     try:
-        config = get_config(model, section.extra.get("trust_remote_code", False), revision)
+        config = get_config(model, section.extra.get("trust_remote_code", False))
     except (ValueError, OSError) as error:
         raise ModelError(f"{model}: its config cannot be read: {first_line(error)}") from error
     if not config.architectures:
@@ -140,7 +138,7 @@ def _head_dtype(section: EngineSection) -> str:
     return "model" if current_platform.is_cpu() else "float32"
 
 
-def _dtype(config: Any, model: str, revision: str | None) -> Literal["auto", "float32"]:
+def _dtype(config: Any, model: str) -> Literal["auto", "float32"]:
     """What the checkpoint says: vLLM's `auto`, but that it would turn float32 into half precision."""
-    dtype = ModelArchConfigConvertorBase.get_torch_dtype(config, model, revision=revision, config_format="hf")
+    dtype = ModelArchConfigConvertorBase.get_torch_dtype(config, model, revision=None, config_format="hf")
     return "float32" if dtype == torch.float32 else "auto"

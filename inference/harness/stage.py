@@ -10,6 +10,7 @@ from fusechat.config.recipe import Recipe
 from fusechat.models.measured_models import MeasuredModel, opened_section
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
+from fusechat.storage.files import read_json, write_json
 from fusechat.storage.work import Needs, Work
 
 from ..measuring import MeasuringSettings
@@ -65,7 +66,7 @@ def prepare(
         if_changed=layout.if_changed,
     )  # fmt: skip
     units = range(len(inputs.tasks))
-    missing = [unit for unit in units if claim.artifact is None and artifact.read_json(inputs.path(unit)) is None]
+    missing = [unit for unit in units if claim.artifact is None and read_json(inputs.path(unit)) is None]
     return [
         Work(
             name=f"{model.label} lm-eval",
@@ -98,6 +99,6 @@ def recipe(section: LmEvalSection, reader: ModelSection, settings: MeasuringSett
 def _finish(inputs: HarnessInputs, claim: Claim) -> Artifact:
     figures: dict[str, Any] = {}
     for unit in range(len(inputs.tasks)):
-        figures |= artifact.read_json(inputs.path(unit)) or {}
-    artifact.write_json(f"{inputs.folder}/{FIGURES_FILE}", figures)
+        figures |= read_json(inputs.path(unit)) or {}
+    write_json(f"{inputs.folder}/{FIGURES_FILE}", figures)
     return claim.finish({"figures": len(figures), "version": tasks.version()})

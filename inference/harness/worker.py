@@ -12,7 +12,7 @@ from fusechat.config import ModelSection
 from fusechat.errors import ModelError, first_line
 from fusechat.models import model_files
 from fusechat.models.process_memory import give_memory_back, without_garbage_collection
-from fusechat.storage import artifact
+from fusechat.storage.files import write_json
 from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import HERE, Place
 from fusechat.text.chat_template import load_tokenizer
@@ -84,7 +84,7 @@ class HarnessWorker:
             folder=None if inputs.task_folder is None else Path(inputs.task_folder), limit=inputs.limit, batch_size=BATCH,
             seed=inputs.seed, unsafe_code=inputs.unsafe_code,
         )  # fmt: skip
-        artifact.write_json(inputs.path(unit), figures)
+        write_json(inputs.path(unit), figures)
         return {"units": 1, "seconds": time.monotonic() - started}
 
     def close(self) -> None:

@@ -15,12 +15,13 @@ from fusechat.config.layout import RunLayout
 from fusechat.config.recipe import Recipe
 from fusechat.errors import ConfigError
 from fusechat.models.measured_models import MeasuredModel, count_parameters, opened_section
-from fusechat.progress import ShardLog, read_json_lines
+from fusechat.progress import read_json_lines
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
 from fusechat.storage.chosen_rows import ChosenRows
 from fusechat.storage.damage import check_finished
-from fusechat.storage.retry import patiently
+from fusechat.storage.files import read_json
+from fusechat.storage.retry import retried
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import Needs, UnitLog, Work
@@ -67,7 +68,7 @@ def prepare(
 
     def finish_all() -> list[Artifact]:
         patience = settings.cluster.storage_patience_seconds
-        made = claimed.artifact or patiently(partial(finish_store, claimed, store, model, log), seconds=patience)
+        made = claimed.artifact or retried(partial(finish_store, claimed, store, model, log), seconds=patience)
         return [made, *(claim.artifact or finish_chosen(claim) for claim in claims)]
 
     total = num_shards + len(told)
@@ -82,7 +83,7 @@ def prepare(
             make_worker=partial(HeldOutWorker, inputs),
             finish=finish_all,
             needs=Needs(engine_ranks=reader.engine.tensor_parallel_size),
-            listener=UnitLog(ShardLog(log, model.id)),
+            listener=UnitLog(log, model.id),
         )
     ]
 
@@ -168,7 +169,7 @@ def finish_store(claim: Claim, store: RowStore | None, model: MeasuredModel, log
             "rows": store.layout.num_rows,
             "rows_without_score": without_score,
             "parameters": count_parameters(model.folder),
-            "engine": artifact.read_json(f"{store.url}/{ENGINE_FILE}"),
+            "engine": read_json(f"{store.url}/{ENGINE_FILE}"),
             "engine_seconds": round(sum(last.values()), 3),
             "bytes": store.num_bytes(),
         }

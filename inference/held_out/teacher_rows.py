@@ -21,11 +21,8 @@ from ..capture.rows import TopKRows
 class TeacherRows:
     """A teacher's rows on some dialogues, and where a model's logprobs of their ids go."""
 
-    name: str
-    """Of the teacher."""
-    split: Literal["train", "held_out"]
     dialogues: tuple[int, ...]
-    """Numbers in the split."""
+    """Numbers in their split."""
     tokens_url: str
     """Of the split, as the pivot reads it."""
     rows_url: str

@@ -10,10 +10,10 @@ from typing import Literal
 
 import numpy as np
 
-from fusechat.config.layout import RunLayout
+from fusechat.config.layout import RunLayout, teacher_key
 from fusechat.errors import ArtifactError
 from fusechat.storage import artifact
-from fusechat.storage.artifact import RECORD_FILE, Artifact
+from fusechat.storage.artifact import Artifact
 from fusechat.storage.row_store import RowStore
 
 from .teacher_rows import TeacherRows
@@ -36,9 +36,7 @@ class TeacherSample:
     def for_model(self, layout: RunLayout, model_id: str) -> TeacherRows:
         """What the worker of a measured model is told of it."""
         out_url = layout.chosen_url(model_id, self.split, self.name)
-        return TeacherRows(
-            self.name, self.split, self.dialogues, self.tokens.url, self.rows.url, self.kind, out_url
-        )  # fmt: skip
+        return TeacherRows(self.dialogues, self.tokens.url, self.rows.url, self.kind, out_url)
 
 
 def teacher_samples(
@@ -53,15 +51,11 @@ def teacher_samples(
         ArtifactError: rows that were not made from the pivot's tokens of this run.
     """
     tokens = artifact.load(layout.tokens_url(pivot, split), "tokens")
-    is_train = split == "train"
-    own = layout.logprobs_url(pivot) if is_train else layout.held_out_url("pivot")
-    stores: list[tuple[str, str, Literal["logprobs", "aligned"]]] = [(pivot, own, "logprobs")]
-    for source in sources:
-        url = layout.aligned_url(source) if is_train else layout.held_out_aligned_url(source)
-        stores.append((source, url, "aligned"))
     samples = []
-    for name, url, kind in stores:
-        if artifact.read_json(f"{url}/{RECORD_FILE}") is None:
+    for name in (pivot, *sources):
+        url = layout.url(teacher_key(name, split, is_pivot=name == pivot))
+        kind: Literal["logprobs", "aligned"] = "logprobs" if name == pivot else "aligned"
+        if not artifact.is_finished(url):
             continue
         rows = artifact.load(url, kind)
         if rows.counts.get("rows") == 0:  # nothing was held out

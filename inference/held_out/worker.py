@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fusechat.errors import ModelError
-from fusechat.storage import artifact
-from fusechat.storage.retry import patiently
+from fusechat.storage.files import write_json
+from fusechat.storage.retry import retried
 from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import HERE, Place
 
@@ -68,9 +68,9 @@ class HeldOutWorker(ScoringWorker):
         started, task = time.monotonic(), self.task
         if task.num_shards:
             self._open_store()
-        engine = self._open_engine(self.longest())
+        engine = self._open_scorer()
         if task.num_shards:
-            artifact.write_json(f"{task.scoring.store_url}/{ENGINE_FILE}", engine.info)
+            write_json(f"{task.scoring.store_url}/{ENGINE_FILE}", engine.info)
         return {"seconds": time.monotonic() - started}
 
     def longest(self) -> int:
@@ -116,14 +116,13 @@ class HeldOutWorker(ScoringWorker):
     def _score_chosen(self, teachers: tuple[TeacherRows, ...]) -> dict[str, Any]:
         started, patience = time.monotonic(), self.inputs.storage_patience_seconds
         reader, dialogues = self._readers[teachers[0].tokens_url], teachers[0].dialogues
-        read = patiently(lambda: list(read_dialogues(reader, teachers)), seconds=patience)
+        read = retried(lambda: list(read_dialogues(reader, teachers)), seconds=patience)
         ids, targets, asked = [one[0] for one in read], [one[1] for one in read], [one[2] for one in read]
-        with self._engine_turn:
-            rows = self._score(ids, targets, [np.concatenate(of_one, axis=1) for of_one in asked])
+        rows = self._score(ids, targets, [np.concatenate(of_one, axis=1) for of_one in asked])
         parts = [split_chosen(*one) for one in zip(rows, asked, strict=True)]
         for place, teacher in enumerate(teachers):
             made = chosen_rows(dialogues, [of_one[place] for of_one in parts])
-            patiently(partial(made.write, teacher.out_url), seconds=patience)
+            retried(partial(made.write, teacher.out_url), seconds=patience)
         return {
             "rows": sum(map(len, rows)),
             "tokens": sum(map(len, ids)),

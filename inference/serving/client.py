@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 
 from fusechat.errors import ConfigError, ContractError, ServiceError, UserError
 
-from .wire import BINARY, JSON, RECIPE_HEADER, ScoreReply, ScoreRequest, read_reply, write_request
+from .scoring_records import ScoreReply, ScoreRequest
+from .wire import BINARY, JSON, RECIPE_HEADER, read_reply, write_request
 
 SCORE_PATH = "/v1/score"
 REPLY_SECONDS = 3600.0

@@ -16,8 +16,9 @@ from fusechat.config.serve import ServeSection
 from fusechat.errors import ConfigError
 from fusechat.models.model_limits import position_limit
 from fusechat.models.resolved_model import ResolvedModel, resolve
+from fusechat.text.recipes import positions_behind
 
-from ..engine.engine_worker import engine_settings
+from ..engine.engine_settings import engine_settings
 
 FaceName = Literal["score", "generate"]
 
@@ -109,8 +110,7 @@ def recipe_of(kind: FaceName, model: ResolvedModel, template: str, section: Extr
 def _max_tokens(model: ResolvedModel, wanted: int | None, capture: str, most: int) -> int:
     """Longest dialogue that the engines of a model read: what is wanted, else `most`, or what the model reads."""
     limit = position_limit(model.folder)
-    # vLLM's prompt logprobs come with one sampled token, which takes a position behind the dialogue.
-    limit = limit - 1 if limit and capture == "prompt_logprobs" else limit
+    limit = limit - positions_behind(capture) if limit else limit
     if wanted and limit and wanted > limit:
         raise ConfigError(f"serve.max_tokens is {wanted}, {model.name} reads {limit}; lower it or leave it out")
     return wanted or min(most, limit or most)

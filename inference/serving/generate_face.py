@@ -16,10 +16,10 @@ from typing import Any
 from fusechat.models import model_files
 from fusechat.models.process_memory import without_garbage_collection
 
+from ..engine.engine_settings import with_backend
 from ..engine.environment import prepare_environment, ranks_of_their_own
 from ..engine.vllm_internals import guarded_kernel_scan
 from .faces import Face
-from .score_face import engine_with
 
 PATHS = ("/v1/chat/completions", "/v1/completions")
 MAX_LOGPROBS = 20
@@ -61,10 +61,8 @@ class GenerateFace:
             from ..engine.engine_arguments import engine_arguments
 
         folder = str(model_files.resolve_model(face.model))
-        section = engine_with(face.model.engine, self._backend)
-        given = engine_arguments(
-            folder, None, section, "generate", k=MAX_LOGPROBS, max_tokens=face.max_tokens, text=True
-        )
+        section = with_backend(face.model.engine, self._backend)
+        given = engine_arguments(folder, section, "generate", k=MAX_LOGPROBS, max_tokens=face.max_tokens, text=True)
         arguments = AsyncEngineArgs(**{field.name: getattr(given, field.name) for field in fields(given)})
         with guarded_kernel_scan(), ranks_of_their_own():
             self._engine = AsyncLLM.from_engine_args(arguments)

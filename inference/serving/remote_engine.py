@@ -18,7 +18,7 @@ from fusechat.storage.work import HERE, Needs, Work
 from ..capture.rows import TopKRows
 from .client import Connection
 from .faces import FaceName
-from .wire import ScoreRequest
+from .scoring_records import ScoreRequest
 
 PROMPTS_AT_ONCE = 32
 

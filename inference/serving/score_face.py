@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from fusechat.config import EngineSection
 from fusechat.errors import ContractError, EngineError, FuseChatError, UserError
 from fusechat.models import model_files
 from fusechat.models.process_memory import give_memory_back, without_garbage_collection
 
 from ..capture.rows import TopKRows
+from ..engine.engine_settings import with_backend
 from .faces import Face
+from .scoring_records import ScoreReply, ScoreRequest
 from .turns import Turns
-from .wire import BINARY, JSON, ScoreReply, ScoreRequest, read_request, write_reply
+from .wire import BINARY, JSON, read_request, write_reply
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class ScoreFace:
         self._folder = folder = str(model_files.resolve_model(face.model))
         self._tokenizer, _ = load_tokenizer(folder, template=face.template)
         self._template = ChatTemplate(face.template, face.model.template_arguments)
-        engine = engine_with(face.model.engine, executor_backend)
+        engine = with_backend(face.model.engine, executor_backend)
         self._engine = Engine(folder, k=face.k, capture=face.capture, max_tokens=face.max_tokens, section=engine)
         self._on_cpu = self._engine.info["device"] == "cpu"
         self.self_check: dict[str, Any] = {}
@@ -141,12 +142,6 @@ class ScoreFace:
 
 class RecipeError(FuseChatError):
     """The client wants rows of another recipe."""
-
-
-def engine_with(engine: EngineSection, executor_backend: str | None) -> EngineSection:
-    """The engine section, with who starts its further ranks where that is not said."""
-    backend = {"distributed_executor_backend": executor_backend} if executor_backend else {}
-    return engine.model_copy(update={"extra": {**backend, **engine.extra}})
 
 
 def cut(rows: TopKRows, k: int) -> TopKRows:

@@ -19,15 +19,15 @@ from fusechat.storage.artifact import Artifact
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import TokensReader
 from fusechat.storage.work import Work
-from fusechat.text.answer_reading import call_bytes
 from fusechat.text.chat_template import load_tokenizer
-from fusechat.text.dialogues import Dialogue, Message
+from fusechat.text.dialogues import Dialogue
 from fusechat.text.model_tokens import ModelTokens
+from fusechat.text.recipes import positions_behind
 from fusechat.text.streamed_tokens import write_streamed
 
 from .. import stage as extraction
-from .answers import Answer
-from .selection import Key, dialogue_of, each_prompt
+from .decisions import Key, dialogue_of
+from .selection import each_prompt
 from .stage import Writer
 
 
@@ -79,7 +79,7 @@ def prepare(
         tokenizer, _ = load_tokenizer(str(model.folder), template=scorer.template.text)
         maker = ModelTokens(
             model.name, model.folder, tokenizer, scorer.template, is_pivot=False,
-            positions_behind=1 if section.capture == "prompt_logprobs" else 0,
+            positions_behind=positions_behind(section.capture),
         )  # fmt: skip
         sums = write_streamed(claim, maker, (one for _, one in candidates(layout, writers, model.name)), settings)
         if sums.num_set_aside:
@@ -109,7 +109,7 @@ def logprobs_of(layout: RunLayout, writers: Sequence[str], scorer: str) -> dict[
             key, dialogue = next(asked)
             own = labels[start:stop]
             if len(own) and np.isfinite(own).all():
-                scored[key] = float(own.sum()) / max(1, _written_bytes(dialogue))
+                scored[key] = float(own.sum()) / max(1, dialogue.target_bytes)
     return scored
 
 
@@ -128,15 +128,5 @@ def candidates(layout: RunLayout, writers: Sequence[str], scorer: str) -> Iterat
         ((prompt.id, answer.writer, answer.sample), dialogue_of(prompt, answer))
         for prompt, answers in each_prompt(layout, writers)
         for answer in answers
-        if answer.writer != scorer and _is_whole(answer)
+        if answer.writer != scorer and not answer.fault
     )
-
-
-def _is_whole(answer: Answer) -> bool:
-    return not answer.fault
-
-
-def _written_bytes(dialogue: Dialogue) -> int:
-    """Bytes of all that the author wrote."""
-    own: list[Message] = [one for one in dialogue.messages if one.role == "assistant" and one.is_trained]
-    return sum(len((one.reasoning + one.content).encode()) + sum(map(call_bytes, one.tool_calls)) for one in own)

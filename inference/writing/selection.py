@@ -1,84 +1,35 @@
 """Which answers become dialogues: all answers of all writers in; the dialogues that are kept, and the verdict on each, out.
 
-Answers that are not whole are refused first; the rule decides on the others; then `per_prompt` of those that it keeps are taken,
-no answer twice, the best first and equals by lot. One prompt is looked at after the other, so that memory does not grow with
-their number.
+Who is kept is said in `decisions`. One prompt is looked at after the other, so that memory does not grow with their number.
 """
 
 import contextlib
-import hashlib
 import json
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fusechat.config import JudgeSection, ModelSection
 from fusechat.config.evaluation import JUDGE_MEANS
-from fusechat.config.keywords import check_keywords, nearest
+from fusechat.config.keywords import check_keywords
 from fusechat.config.layout import RunLayout
 from fusechat.config.recipe import Recipe
 from fusechat.config.writing import WritingSection
-from fusechat.errors import ConfigError, DialogueError
+from fusechat.errors import DialogueError
 from fusechat.storage import artifact
-from fusechat.storage.artifact import Artifact, Claim, storage_errors
-from fusechat.text.dialogue_order import check_dialogue
-from fusechat.text.dialogues import Dialogue, row_text
+from fusechat.storage.artifact import Artifact, Claim
+from fusechat.storage.write_errors import storage_errors
+from fusechat.text.dialogues import row_text
 from fusechat.text.prompt_stage import PROMPTS_FILE
 from fusechat.text.prompts import Prompt, saved_prompts
 from fusechat.text.writing_files import DIALOGUES_FILE, VERDICTS_FILE
 
-from .answers import Answer, Verdict, refused
-from .rules import RULES, Rule
+from .answers import Answer, Verdict
+from .decisions import Known, decide_all, dialogue_of, find_rule, with_known
 from .stage import saved_answers
 
-Key = tuple[str, str, int]
-"""Of an answer: prompt, writer, sample."""
 SHOWN_ANSWERS, SHOWN_CHARACTERS = 3, 160
 """Of the refused ones, in a message."""
-
-
-@dataclass(frozen=True)
-class Known:
-    """What is known of answers beside their texts, by their keys: other models' logprobs per byte, a judge's score."""
-
-    logprobs: Mapping[Key, Mapping[str, float]]
-    scores: Mapping[Key, float]
-
-    @classmethod
-    def nothing(cls) -> "Known":
-        """For rules that look at the texts alone."""
-        return cls({}, {})
-
-
-def find_rule(section: WritingSection) -> tuple[Rule, Callable[..., list[Verdict]]]:
-    """The rule of a run and its function with all its parameters.
-
-    Raises:
-        ConfigError: no such rule or parameter (the nearest is named), or a value out of range.
-    """
-    if section.keep not in RULES:
-        raise ConfigError(f"writing.keep: found {section.keep!r}; {nearest(section.keep, RULES)}")
-    rule = RULES[section.keep]
-    parameters = check_keywords(rule.decide, section.parameters, "writing.parameters")
-    _check_pattern(parameters)
-    return rule, partial(rule.decide, **parameters)
-
-
-def _check_pattern(parameters: Mapping[str, Any]) -> None:
-    """Raises ConfigError where a rule is to look for a regular expression that is not there, or is none."""
-    if parameters.get("compare") != "pattern":
-        return
-    if not parameters["pattern"]:
-        raise ConfigError("writing.parameters.pattern: compare: pattern looks for a regular expression; give one")
-    try:
-        re.compile(parameters["pattern"])
-    except re.error as error:
-        raise ConfigError(
-            f"writing.parameters.pattern: {parameters['pattern']!r} is no regular expression ({error}); correct it"
-        ) from None
 
 
 def recipe(
@@ -154,7 +105,7 @@ def keep(
         dialogues, verdicts = (stack.enter_context(path.open("w", encoding="utf-8")) for path in paths)
         for prompt, answers in each_prompt(layout, writers):
             num_prompts += 1
-            answers = [_with_known(prompt, answer, known) for answer in answers]
+            answers = [with_known(prompt, answer, known) for answer in answers]
             decided = decide_all(prompt, answers, decide, per_prompt=section.per_prompt, seed=seed)
             for answer, verdict in zip(answers, decided, strict=True):
                 counted = table.setdefault((answer.writer, prompt.dialogue.kind), Counter())
@@ -173,61 +124,6 @@ def keep(
             path.unlink()
         raise DialogueError(_all_refused(section.keep, sum(table.values(), Counter()), shown))
     return claimed.finish(_counts(section.keep, table, num_prompts, unanswered))
-
-
-def decide_all(
-    prompt: Prompt,
-    answers: Sequence[Answer],
-    decide: Callable[..., list[Verdict]],
-    *,
-    per_prompt: int | None,
-    seed: int,
-) -> list[Verdict]:
-    """The verdict on each answer to one prompt."""
-    verdicts = [refused(fault) if (fault := _fault(prompt, answer)) else None for answer in answers]
-    whole = [number for number, verdict in enumerate(verdicts) if verdict is None]
-    decided = decide(prompt, [answers[number] for number in whole]) if whole else []
-    for number, verdict in zip(whole, decided, strict=True):
-        verdicts[number] = verdict
-    final: list[Verdict] = [verdict for verdict in verdicts if verdict is not None]
-    taken: list[Answer] = []
-    for number in sorted(whole, key=lambda n: (-final[n].score, _lot(seed, prompt, answers[n]))):
-        if not final[number].is_kept:
-            continue
-        if any(answers[number].messages == other.messages for other in taken):
-            final[number] = refused("the same as one that is kept", final[number].score)
-        elif per_prompt is not None and len(taken) >= per_prompt:
-            final[number] = refused("per_prompt others are kept", final[number].score)
-        else:
-            taken.append(answers[number])
-    return final
-
-
-def dialogue_of(prompt: Prompt, answer: Answer) -> Dialogue:
-    """The dialogue that an answer makes of its prompt."""
-    dialogue = prompt.answered(answer.messages)
-    return replace(dialogue, id=f"{prompt.id}:{answer.writer}.{answer.sample}", author=answer.writer)
-
-
-def _fault(prompt: Prompt, answer: Answer) -> str:
-    if answer.fault:
-        return answer.fault
-    try:
-        check_dialogue(dialogue_of(prompt, answer))
-    except DialogueError as error:
-        return str(error)
-    return ""
-
-
-def _with_known(prompt: Prompt, answer: Answer, known: Known) -> Answer:
-    key = (prompt.id, answer.writer, answer.sample)
-    return replace(answer, logprobs=known.logprobs.get(key, {}), score=known.scores.get(key))
-
-
-def _lot(seed: int, prompt: Prompt, answer: Answer) -> str:
-    """Which of two equals comes first: no writer has an advantage by its place in the list."""
-    parts = [seed, prompt.id, answer.writer, answer.sample]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def _verdict_row(prompt: Prompt, answers: Sequence[Answer], decided: Sequence[Verdict]) -> str:

@@ -1,13 +1,7 @@
 """The door of writing: prompts and models in; all answers of each model, and the dialogues that a rule keeps of them, out.
 
 `prepare` gives a work per writer: chunks of prompts, each answered by one engine. `cluster.writing` does the works of all writers
-side by side and then lets `selection.keep` decide. Any model folder may write, also a student between two rounds:
-
-    writer = Writer(resolve(section, digests_path), template)     # its name, folder and engine are the section's
-    works = prepare(layout, [writer], WritingSection(keep="all", samples=1, temperature=0.0), cluster, seed=0)
-
-reads the prompts at `layout.prompts_path` (`fusechat.text.prompt_stage.write_artifact` makes them of prompts in memory) and writes
-below `layout.written_answers_path(name)`. `dataclasses.replace(config.layout, places={...})` puts them all elsewhere.
+side by side and then lets `selection.keep` decide.
 """
 
 import json
@@ -22,14 +16,15 @@ from fusechat.config.layout import RunLayout
 from fusechat.config.recipe import Recipe
 from fusechat.config.writing import WritingSection
 from fusechat.models.resolved_model import ResolvedModel
-from fusechat.progress import append_json_line
 from fusechat.storage import artifact
-from fusechat.storage.artifact import Artifact, Claim, storage_errors
-from fusechat.storage.work import Listener, Needs, Work, nothing_left
+from fusechat.storage.artifact import Artifact, Claim
+from fusechat.storage.files import read_json
+from fusechat.storage.work import DoneLog, Needs, Work, done_before
+from fusechat.storage.write_errors import storage_errors
 from fusechat.text.prompt_stage import PROMPTS_FILE
 from fusechat.text.rendered import ChatTemplate
 
-from ..engine.engine_worker import engine_settings
+from ..engine.engine_settings import engine_settings
 from .answers import Answer
 from .writer_worker import WriterInputs, WriterWorker
 
@@ -43,16 +38,6 @@ class Writer:
 
     model: ResolvedModel
     template: ChatTemplate
-
-
-class WritingLog(Listener):
-    """Writes a line for each chunk that a writer answered."""
-
-    def __init__(self, path: Path, writer: str) -> None:
-        self._path, self._writer = path, writer
-
-    def on_done(self, result: dict[str, Any]) -> None:
-        append_json_line(self._path, {"model": self._writer, **result})
 
 
 def prepare(
@@ -84,8 +69,7 @@ def _work(
     parents = {"prompts": prompts}
     claim = artifact.claim(inputs.folder, "answers", settings=settings, parents=parents, if_changed=layout.if_changed)
     if claim.artifact is not None:
-        artifacts = [claim.artifact]
-        return nothing_left(name, lambda: artifacts)
+        return done_before(name, claim.artifact)
     num_prompts = int(prompts.counts["prompts"])
     units = range(-(-num_prompts // section.chunk_prompts))
     missing = [unit for unit in units if not Path(inputs.chunk_file(unit)).is_file()]
@@ -100,7 +84,7 @@ def _work(
         make_worker=partial(WriterWorker, inputs),
         finish=lambda: [_finish(inputs, len(units), claim)],
         needs=Needs(engine_ranks=model.engine.tensor_parallel_size, units_in_flight=cluster.units_in_flight),
-        listener=WritingLog(layout.log_path(f"write.{name}"), name),
+        listener=DoneLog(layout.log_path(f"write.{name}"), name),
         unit_name="chunk {}".format,
     )
 
@@ -129,7 +113,7 @@ def _finish(inputs: WriterInputs, num_units: int, claim: Claim) -> Artifact:
     answers = whole = tokens = 0
     with storage_errors(path), path.open("w", encoding="utf-8") as file:
         for unit in range(num_units):
-            part: Any = artifact.read_json(inputs.chunk_file(unit))
+            part: Any = read_json(inputs.chunk_file(unit))
             tokens += part["tokens"]
             for rows in part["answers"]:
                 answers += len(rows)

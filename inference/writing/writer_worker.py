@@ -3,7 +3,7 @@
 A chunk is the unit of work and of resumption: its file is written by rename when all its prompts are answered, every sample of
 them. The seed of each sample is made of the run's, the writer, the prompt and the sample, so that it depends neither on the
 chunk nor on who else is answered. `run_unit` may be called from two threads, so that an engine on an accelerator never drains
-between two chunks; on CPUs one chunk at a time is on the engine, which keeps its batches, and so its answers, the same.
+between two chunks.
 """
 
 import contextlib
@@ -11,18 +11,17 @@ import hashlib
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fusechat.config import ModelSection
 from fusechat.errors import DialogueError, ModelError
 from fusechat.models import model_files
 from fusechat.models.model_limits import position_limit
 from fusechat.models.stop_ids import own_stop_ids
-from fusechat.storage import artifact
+from fusechat.storage.files import write_json
 from fusechat.storage.work import HERE, Place
 from fusechat.text.answer_reading import AnswerReader
 from fusechat.text.chat_template import load_tokenizer
@@ -31,20 +30,17 @@ from fusechat.text.prompts import Prompt, saved_prompts
 from fusechat.text.rendered import ChatTemplate
 from fusechat.text.tokenization import tokenize_prompt
 
-from ..engine.engine_worker import EngineWorker
-from ..serving.remote_engine import RemoteEngine, ServedBy
+from ..engine.engine_worker import EngineInputs, EngineWorker
 from .answers import Answer
 
 SHOWN_CHARACTERS = 400
 """Of an answer that could not be read."""
 
 
-@dataclass(frozen=True)
-class WriterInputs:
+@dataclass(frozen=True, kw_only=True)
+class WriterInputs(EngineInputs):
     """All that a writer's worker is told."""
 
-    model: ModelSection
-    """The writer; its folder is looked up where the worker stands."""
     template: dict[str, Any]
     """How it is asked, as `ChatTemplate.from_attributes` reads it."""
     prompts_file: str
@@ -55,12 +51,6 @@ class WriterInputs:
     temperature: float
     max_new_tokens: int
     seed: int
-    served: ServedBy | None = None
-    """An engine of a service that answers; None: the worker starts its own."""
-
-    def served_by(self, served: ServedBy) -> "WriterInputs":
-        """The same work by an engine of a service."""
-        return replace(self, served=served)
 
     def chunk(self, unit: int) -> slice:
         """Numbers of the prompts of a unit."""
@@ -86,23 +76,9 @@ class WriterWorker(EngineWorker):
     """Answers chunks of prompts with one model."""
 
     def __init__(self, inputs: WriterInputs, place: Place = HERE) -> None:
-        super().__init__(inputs.model.engine, place)
+        super().__init__(inputs, place)
         self.inputs = inputs
-        self._engine_turn: contextlib.AbstractContextManager[object] = threading.Lock()
         self._text_turn = threading.Lock()  # a tokenizer serves one thread at a time
-
-    def start(self) -> dict[str, Any]:
-        """Open tokenizer, prompts and engine.
-
-        Returns:
-            the seconds the start took, and the engine's positions.
-        Raises:
-            ModelError, EngineError: the model cannot be opened.
-        """
-        started = time.monotonic()
-        positions = self.longest()
-        self._open_engine(positions)
-        return {"seconds": time.monotonic() - started, "positions": positions}
 
     def longest(self) -> int:
         """Tokens of the longest prompt with its answers; opens tokenizer and prompts."""
@@ -115,18 +91,6 @@ class WriterWorker(EngineWorker):
         self._prompts = saved_prompts(inputs.prompts_file)
         self._positions = self._needed_positions(folder)
         return self._positions
-
-    def _open_engine(self, positions: int) -> None:
-        if self.inputs.served is not None:
-            self._engine = RemoteEngine(self.inputs.served, max_tokens=positions)
-            self._engine_turn = contextlib.nullcontext()  # the service gives the turns
-            return
-        from ..engine.engine import Engine
-
-        folder = str(model_files.resolve_model(self.inputs.model))
-        self._engine = engine = Engine(folder, max_tokens=positions, section=self._engine_section, face="generate")
-        if engine.info["device"] != "cpu":
-            self._engine_turn = contextlib.nullcontext()
 
     def run_unit(self, unit: int) -> dict[str, Any]:
         """Answer one chunk and write its file.
@@ -146,7 +110,7 @@ class WriterWorker(EngineWorker):
         rows = [self._answer_of(one).to_row() for one in samples]
         grouped = [rows[start : start + self.inputs.samples] for start in range(0, len(rows), self.inputs.samples)]
         record = {"answers": grouped, "tokens": num_tokens}
-        artifact.write_json(self.inputs.chunk_file(unit), record)
+        write_json(self.inputs.chunk_file(unit), record)
         return {"answers": len(rows), "tokens": num_tokens, "seconds": time.monotonic() - started}
 
     def _answer(self, samples: Sequence[_Sample], turn: int) -> int:
@@ -156,7 +120,7 @@ class WriterWorker(EngineWorker):
         if not asked:
             return 0
         seeds = [self._seed_of(one, turn) for one, _ in asked]
-        with self._engine_turn, self._running() as engine:
+        with self._running() as engine:
             written = engine.generate(
                 [ids for _, ids in asked], max_new_tokens=self.inputs.max_new_tokens, temperature=self.inputs.temperature,
                 stop_token_ids=self._stops, seed=seeds,

@@ -25,7 +25,6 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenize
 class Vocabulary:
     """The tokens of a folder."""
 
-    folder: Path
     tokens: dict[str, int]
     """Token -> id, added tokens included."""
     added: frozenset[str]
@@ -70,7 +69,7 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
         _check_token_ids([*tokens.values(), *added.values()])
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise ModelError(f"{path}: not a readable tokenizer: {str(error)[:300]}") from None
-    return Vocabulary(folder, {**tokens, **added}, frozenset(added))
+    return Vocabulary({**tokens, **added}, frozenset(added))
 
 
 def _check_token_ids(ids: list[Any]) -> None:
@@ -89,7 +88,7 @@ def _read_with_transformers(folder: Path) -> Vocabulary:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"{folder}: its tokenizer cannot be loaded: {str(error).splitlines()[0]}") from None
-    return Vocabulary(folder, dict(tokenizer.get_vocab()), frozenset(tokenizer.get_added_vocab()))
+    return Vocabulary(dict(tokenizer.get_vocab()), frozenset(tokenizer.get_added_vocab()))
 
 
 def join_rows(

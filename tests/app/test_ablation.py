@@ -5,140 +5,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
-from scipy import stats
+from ablations import ASKED, ablation_of
 
-from evaluation.report.ablation_tables import cells, make_table, to_markdown
 from fusechat.app import ablation, pipeline
-from fusechat.app.ablation_places import shared_places
 from fusechat.config import CONTROL, RunConfig
-from fusechat.config.ablation import AblationConfig, load_ablation
+from fusechat.config.ablation import load_ablation
 from fusechat.errors import ConfigError
 from fusechat.progress import Progress
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("dialogues", "tokens", "logprobs", "aligned", "targets", "fused")
-
-
-def make(run_file: Path, tmp_path: Path, **fields: Any) -> AblationConfig:
-    tables = fields.pop("tables", [{"title": "t", "grid": {"merge.method": ["sce", "linear"]}}])
-    return AblationConfig.model_validate(
-        {"base": str(run_file), "output": str(tmp_path / "ablation"), "tables": tables, **fields}
-    )
-
-
-def changed(run_file: Path, tmp_path: Path, overrides: dict[str, Any]) -> set[str]:
-    """The artifacts that a variant does not share with the base, but for what measured models leave."""
-    return {key for key in all_changed(run_file, tmp_path, overrides) if key.split("/")[0] not in MEASURED}
-
-
-def all_changed(run_file: Path, tmp_path: Path, overrides: dict[str, Any]) -> set[str]:
-    """The artifacts that a variant does not share with the base."""
-    made = make(run_file, tmp_path)
-    base, variant = (shared_places(made.run_config(o), tmp_path) for o in ({}, overrides))
-    return {key for key in base if key in variant and base[key] != variant[key]}
-
-
-MEASURED = ("held_out", "held_out_aligned", "chosen", "answers", "harness")
-IDS = ["pivot", CONTROL, "target.mixtral", "fused", "source.mixtral"]
-
-
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [
-        (
-            {"evaluation.exact.max_new_tokens": 5},
-            {"answers/exact": IDS, "answers/samples": ["pivot", CONTROL, "fused"]},
-        ),
-        ({"evaluation.held_out.divergence_dialogues": 5}, {"chosen": [id for id in IDS if id != "source.mixtral"]}),
-        (
-            {"merge.method": "linear"},
-            {key: ["fused"] for key in ("held_out", "chosen", "answers/exact", "answers/samples", "harness")},
-        ),
-    ],
-)
-def test_variant_shares_what_models_leave_that_its_change_does_not_decide(
-    run_file: Path, tmp_path: Path, overrides: dict[str, Any], expected: dict[str, list[str]]
-) -> None:
-    own = {key for key in all_changed(run_file, tmp_path, overrides) if key.split("/")[0] in MEASURED}
-    assert {f"{kind}/{model_id}" for kind, ids in expected.items() for model_id in ids} == {
-        "/".join(key.split("/")[:2]) if key.startswith("chosen/") else key for key in own
-    }
-
-
-ALL_TARGETS = {"targets/mixtral", "fused"}
-
-
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [
-        ({"merge.method": "linear"}, {"fused"}),
-        ({"merge.threads": 2}, set()),
-        ({"evaluation.exact.max_new_tokens": 5}, set()),
-        ({"training.row_choice": "average"}, ALL_TARGETS),
-        ({"training.sft_weight": 0.5}, ALL_TARGETS),
-        ({"training.trl": {"max_steps": 3}}, {*ALL_TARGETS, "targets/sft"}),
-        ({"run.seed": 4}, {*ALL_TARGETS, "targets/sft"}),
-        ({"alignment.vocabulary_rule": "min_edit"}, {*ALL_TARGETS, "choice", "aligned/mixtral"}),
-        ({"extraction.k": 3}, {*ALL_TARGETS, "choice", "aligned/mixtral", "logprobs/llama", "logprobs/mixtral"}),
-        (
-            {"sources.0.template": "pivot"},
-            {
-                *ALL_TARGETS,
-                "choice",
-                "aligned/mixtral",
-                "logprobs/mixtral",
-                "tokens/mixtral",
-                "tokens/mixtral.held_out",
-            },
-        ),
-    ],
-)
-def test_variant_shares_all_that_its_change_does_not_decide(
-    run_file: Path, tmp_path: Path, overrides: dict[str, Any], expected: set[str]
-) -> None:
-    assert changed(run_file, tmp_path, overrides) == expected
-
-
-def test_change_of_the_dialogues_shares_nothing_but_measured_models(run_file: Path, tmp_path: Path) -> None:
-    kinds = changed(run_file, tmp_path, {"dialogues.max_tokens": 64})
-    assert {key.split("/")[0] for key in kinds} == {*STAGES, "choice"}
-
-
-ASKED = {"evaluation.questions.sets": [{"name": "own", "file": "asked.txt"}]}
-
-
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [
-        ({"merge.method": "linear"}, {"fused"}),
-        ({"training.row_choice": "average"}, {"fused", "target.mixtral"}),
-        ({"evaluation.exact.max_new_tokens": 5}, set()),
-        ({"sources.0.template": "pivot"}, {"fused", "target.mixtral", "source.mixtral"}),
-        (
-            {"evaluation.questions.sets": [{"name": "own", "file": "asked.txt", "temperature": 1}]},
-            {"pivot", CONTROL, "fused", "target.mixtral", "source.mixtral"},
-        ),
-        ({"pivot.engine.dtype": "bfloat16"}, {"fused", "target.mixtral"}),  # its rows change, not how it is measured
-        (
-            {"evaluation.held_out.dtype": "bfloat16"},
-            {"pivot", CONTROL, "fused", "target.mixtral", "source.mixtral"},
-        ),
-    ],
-)
-def test_variant_shares_the_answers_of_models_that_it_does_not_change(
-    run_file: Path, tmp_path: Path, overrides: dict[str, Any], expected: set[str]
-) -> None:
-    made = make(run_file, tmp_path, set=ASKED)
-    base, variant = (made.run_config(o) for o in ({}, overrides))
-    places = [shared_places(config, tmp_path) for config in (base, variant)]
-    keys = {f"answers/own/{model_id}": model_id for model_id in base.model_ids}
-    assert {model_id for key, model_id in keys.items() if places[0][key] != places[1][key]} == expected
-    placed = base.with_places(places[0])
-    assert placed.answers_path("own", "fused") == Path(places[0]["answers/own/fused"])
-    assert placed.verdicts_path == tmp_path / "verdicts.jsonl"
 
 
 def test_run_keeps_its_folder_when_only_means_change(run_file: Path, tmp_path: Path) -> None:
@@ -149,7 +26,7 @@ def test_run_keeps_its_folder_when_only_means_change(run_file: Path, tmp_path: P
             **ASKED, "evaluation.judge": {**judge, **means}, "cluster.num_cpus": cluster, "cluster.engines": cluster,
             "plan.gpus": cluster, "evaluation.lm_eval.unsafe_code": cluster == 3,
         }  # fmt: skip
-        folders.add(tuple(ablation.list_runs(make(run_file, tmp_path, set=changed))[1]))
+        folders.add(tuple(ablation.list_runs(ablation_of(run_file, tmp_path, set=changed))[1]))
     assert len(folders) == 1
 
 
@@ -158,7 +35,7 @@ def test_runs_are_planned_once_each_first_seed_first(run_file: Path, tmp_path: P
         {"title": "models", "models": ["pivot", CONTROL, "target.*", "fused"]},
         {"title": "methods", "variants": {"as in the base": {}}, "grid": {"merge.method": ["linear", "ties"]}},
     ]
-    made = make(run_file, tmp_path, tables=tables, seeds=[0, 1], set={"evaluation.questions.samples": []})
+    made = ablation_of(run_file, tmp_path, tables=tables, seeds=[0, 1], set={"evaluation.questions.samples": []})
     tables_of_rows, configs = ablation.list_runs(made)
     assert len(configs) == 6 and [config.run.seed for config in configs.values()] == [0, 0, 0, 1, 1, 1]
     assert [row.name for row in tables_of_rows["models"]] == ["pivot", "sft", "target.mixtral", "fused"]
@@ -196,7 +73,7 @@ def test_variant_that_is_no_run_is_refused_before_anything_runs(
     run_file: Path, tmp_path: Path, table: dict, says: str
 ) -> None:
     with pytest.raises(ConfigError, match=says):
-        ablation.run(make(run_file, tmp_path, tables=[table]), progress=Progress(quiet=True))
+        ablation.run(ablation_of(run_file, tmp_path, tables=[table]), progress=Progress(quiet=True))
     assert not (tmp_path / "ablation").exists()
 
 
@@ -212,12 +89,12 @@ def test_variant_that_is_no_run_is_refused_before_anything_runs(
 )  # fmt: skip
 def test_table_that_would_lose_a_row_is_refused(run_file: Path, tmp_path: Path, fields: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        make(run_file, tmp_path, **fields)
+        ablation_of(run_file, tmp_path, **fields)
 
 
 def test_value_of_a_variant_reaches_the_run_as_it_stands(run_file: Path, tmp_path: Path) -> None:
     shared = {"learning_rate": 5e-6}
-    made = make(run_file, tmp_path, set={"training.trl": shared})
+    made = ablation_of(run_file, tmp_path, set={"training.trl": shared})
     trl = made.run_config({"training.trl.max_steps": 3, "training.trl.weight_decay": 1e-5}).training.trl
     assert trl == {"learning_rate": 5e-6, "max_steps": 3, "weight_decay": 1e-5}
     assert made.set == {"training.trl": {"learning_rate": 5e-6}}
@@ -250,41 +127,6 @@ def test_the_shipped_table_of_fusion_rules_shows_the_papers_way_beside_the_other
     assert merged >= {"sce", "varm", "linear"}
 
 
-def report(bits: float, exact: float = 0.5) -> dict[str, Any]:
-    model = {
-        "id": "fused", "loss": {"all": {"bits_per_byte": bits}}, "accuracy": {"all": {}, "skill": {"accuracy": exact}},
-    }  # fmt: skip
-    return {"models": [model], "judge": None}
-
-
-def test_table_has_students_intervals_over_seeds_and_paired_differences() -> None:
-    ones, twos = [1.0, 1.2, 1.1, 1.3], [0.9, 1.11, 1.0, 1.19]
-    reports = {
-        f"{name}{seed}": report(bits) for name, row in (("a", ones), ("b", twos)) for seed, bits in enumerate(row)
-    }
-    rows = [(name, "fused", {seed: f"{name}{seed}" for seed in range(4)}) for name in "ab"]
-    table = make_table("methods", rows, reports)
-    figure = table["rows"][1]["figures"]["bits per byte, all"]
-    low, high = stats.t.interval(0.95, 3, np.mean(twos), stats.sem(twos))
-    assert (figure["low"], figure["high"]) == (pytest.approx(low), pytest.approx(high))
-    low, high = stats.t.interval(0.95, 3, -0.1, stats.sem(np.subtract(twos, ones)))
-    difference = figure["difference"]
-    assert (difference["low"], difference["high"]) == (pytest.approx(low), pytest.approx(high))
-    assert difference["supports"] == "lower" and table["rows"][0]["figures"]["bits per byte, all"]["difference"] is None
-
-
-def test_table_of_few_seeds_invents_no_interval_and_one_of_unfinished_runs_says_so() -> None:
-    rows = [("a", "fused", {0: "a0", 1: "a1"}), ("b", "fused", {0: "b0", 1: "b1"})]
-    table = make_table("t", rows, {"a0": report(1.0), "a1": report(1.1), "b0": report(0.9)})
-    one, other = table["rows"]
-    assert one["figures"]["bits per byte, all"]["low"] is None and (one["seeds"], other["seeds"]) == (2, 1)
-    assert other["figures"]["bits per byte, all"]["difference"]["supports"] == "too few"
-    heads, lines = cells(make_table("t", rows, {}))
-    assert heads == ["", "seeds"] and [line[-1] for line in lines] == ["0", "0"]
-    document = {"ablation": {"base": "b", "seeds": [0, 1]}, "runs": 4, "finished_runs": 3, "tables": [table]}
-    assert "| a | 1.0500 |" in to_markdown(document) and "3 of 4 runs finished" in to_markdown(document)
-
-
 @pytest.fixture
 def engines() -> Iterator[list[str]]:
     """Plain engines in this process, and what was opened."""
@@ -308,7 +150,7 @@ def test_the_shipped_table_of_fusion_rules_runs_on_tiny_models(
     shipped = load_ablation(ROOT / "examples" / "ablation.yaml")
     table = next(table for table in shipped.tables if table.title == "Fusion rules")
     settings = {name: value for name, value in shipped.set.items() if not name.startswith("training.trl")}
-    made = make(
+    made = ablation_of(
         run_file, tmp_path,
         set={**settings, "training.trl.max_steps": 2, "evaluation.held_out.divergence_dialogues": 0}, tables=[table.model_dump()],
     )  # fmt: skip
@@ -333,7 +175,7 @@ def test_small_grid_shares_its_artifacts_resumes_and_ends_in_tables(
                 finish_rows_of(config, name)
 
     monkeypatch.setattr("cluster.extraction.run", extract)
-    made = make(
+    made = ablation_of(
         run_file, tmp_path,
         set={
             "training.trl.max_steps": 2, "evaluation.sources": False, "evaluation.questions.samples": [],

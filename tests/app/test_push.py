@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fusechat.app.chat import _short_names
+from fusechat.app.chat import short_names
 from fusechat.app.push import push
 from fusechat.errors import ConfigError, ModelError
 
@@ -143,6 +143,6 @@ def test_several_models_answer_one_line_side_by_side(tiny_models: dict[str, Path
 
 
 def test_models_are_called_by_as_much_of_their_paths_as_tells_them_apart() -> None:
-    assert _short_names(["runs/a/fused", "runs/a/targets/sft"]) == ["fused", "sft"]
-    assert _short_names(["runs/a/fused", "runs/b/fused"]) == ["a/fused", "b/fused"]
-    assert _short_names(["fused", "fused"]) == ["fused", "fused"]
+    assert short_names(["runs/a/fused", "runs/a/targets/sft"]) == ["fused", "sft"]
+    assert short_names(["runs/a/fused", "runs/b/fused"]) == ["a/fused", "b/fused"]
+    assert short_names(["fused", "fused"]) == ["fused", "fused"]

@@ -5,17 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served_models import Served, rows_here, start_service
+from served_models import Served, rows_here, running_service
 
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]) -> Iterator[Served]:
     """A service of a tiny model with both faces."""
-    service = start_service(tmp_path_factory.mktemp("service"), tiny_models["llama"])
-    try:
+    with running_service(tmp_path_factory.mktemp("service"), tiny_models["llama"]) as service:
         yield service
-    finally:
-        service.stop()
 
 
 @pytest.fixture(scope="session")

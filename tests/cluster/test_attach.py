@@ -13,7 +13,7 @@ from evaluation_runs import finish_rows
 from fake_service import fake_service
 from plain_engine import PlainEngine, plain_engines
 from served_models import run_of
-from stages_here import prepare_dialogues, tokenize
+from stages_here import tokenize_run
 
 from cluster import answering
 from cluster.service.spec import make_spec
@@ -38,9 +38,7 @@ finally:
 def tokenized(path: Path, *overrides: str) -> RunConfig:
     """A run whose models have read its dialogues."""
     config = load_config(path, list(overrides))
-    prepare_dialogues(config)
-    for model in config.models:
-        tokenize(config, model.name)
+    tokenize_run(config)
     return config
 
 

@@ -310,7 +310,7 @@ def test_two_drivers_at_once_leave_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """What a lease is spared: both write every shard."""
-    monkeypatch.setattr(extraction, "hold_store", lambda url, if_changed: contextlib.nullcontext())
+    monkeypatch.setattr(extraction, "hold_stores", lambda urls, if_changed: contextlib.nullcontext(lambda: None))
     more, store = add_node(nodes), str(tmp_path / "shared")
     first, second = make_run("one", store, engines=2), make_run("two", store, engines=2)
     with extracting(first, hold=list(range(20))) as release, extracting(second, hold=list(range(20))):

@@ -76,7 +76,7 @@ def spread(
             on_done(result["MB"])
 
     try:
-        run_on_ray([work], ClusterSection(), max_attempts=3, progress=progress, listen=lambda work: Results())
+        run_on_ray([work], ClusterSection(), progress=progress, listen=lambda work: Results())
     finally:
         if said is not None:
             said += progress.lines

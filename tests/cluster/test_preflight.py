@@ -32,7 +32,7 @@ def paper_config(folder: Path, **cluster: int) -> RunConfig:
 def test_engine_larger_than_the_cluster_says_what_is_missing_and_what_would_fit(tmp_path: Path) -> None:
     config = paper_config(tmp_path)
     with pytest.raises(ClusterSetupError) as refused:
-        check_cluster(config, ["openchat", "qwen"], {})
+        check_cluster(config, [config.model_named(name) for name in ("openchat", "qwen")], {})
     text = str(refused.value)
     assert "qwen: one engine needs 4 GPUs" in text and "2 on its largest node, 2 in all" in text
     assert "2 more, or tensor_parallel_size 2 on cards of at least 9" in text

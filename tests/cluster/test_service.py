@@ -17,7 +17,8 @@ from served_models import PROMPT, ROWS, TOKEN, Served, binary, raw, same
 
 import fusechat
 from fusechat.errors import ContractError, UserError
-from inference.serving.wire import BINARY, ScoreRequest, read_reply
+from inference.serving.scoring_records import ScoreRequest
+from inference.serving.wire import BINARY, read_reply
 
 
 def test_it_says_what_it_is(served: Served) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ray_head
 from ray_head import Head, free_port, start_head
-from served_models import Served, binary, environment, raw, run_of, same, serve, wait_until
+from served_models import Served, binary, raw, running_service, same, wait_until
 
 from inference.serving.wire import read_reply
 
@@ -28,22 +28,15 @@ def served_there(
     head: Head, tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]
 ) -> Iterator[Served]:
     """A face that gives rows, of one engine or two."""
-    folder = tmp_path_factory.mktemp("service")
-    own = environment(folder, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=ray_head.TOKEN)
-    run = run_of(
-        folder, tiny_models["llama"], cluster={"address": head.address, "num_cpus": None},
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ray_head.TOKEN}
+    with running_service(
+        tmp_path_factory.mktemp("service"), tiny_models["llama"], token, cluster={"address": head.address, "num_cpus": None},
         serve={
             "port": free_port(), "faces": ["score"], "max_replicas": 2, "idle_seconds": 2, "requests_in_flight": 2,
             "requests_waiting": 100,
         },
-    )  # fmt: skip
-    done = serve(own, ["-c", str(run), "--models", "llama"])
-    assert done.returncode == 0, done.stderr + done.stdout
-    service = Served(folder, done.stdout.strip().splitlines()[-1], own)
-    try:
+    ) as service:  # fmt: skip
         yield service
-    finally:
-        service.stop()
 
 
 def replicas(service: Served) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from served_models import PROMPT, ROWS, TOKEN, Served, binary, raw, same, start_service, wait_until
+from served_models import PROMPT, ROWS, TOKEN, Served, binary, raw, running_service, same, wait_until
 
 import fusechat
 from inference.serving.wire import read_reply
@@ -23,11 +23,8 @@ from inference.serving.wire import read_reply
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]) -> Iterator[Served]:
     """A service of its own for what disturbs it."""
-    service = start_service(tmp_path_factory.mktemp("service"), tiny_models["llama"])
-    try:
+    with running_service(tmp_path_factory.mktemp("service"), tiny_models["llama"]) as service:
         yield service
-    finally:
-        service.stop()
 
 
 def test_clients_that_die(killed: Served, here: list[Any]) -> None:

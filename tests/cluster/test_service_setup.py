@@ -128,7 +128,7 @@ handler = logging.handlers.MemoryHandler(10, target=logging.NullHandler())
 logging.getLogger("ray.serve").addHandler(handler)
 from cluster.service import replicas
 if {keeps}:
-    replicas._keep_logs()
+    replicas.keep_logs()
 import vllm.logger
 vllm.logger._configure_vllm_root_logger()
 print(handler.target is not None)

@@ -60,7 +60,7 @@ def client(head: Head, monkeypatch: pytest.MonkeyPatch, project: Path) -> Submis
     made.config, made.lines = load_config(project / "run.yaml"), []  # type: ignore[attr-defined]
     made.say = made.lines.append  # type: ignore[attr-defined]
     made.client = JobSubmissionClient(head.dashboard, headers={"Authorization": f"Bearer {TOKEN}"})
-    made.prefix = f"{made.config.run.output.name}-{submission._digest(made.config)}-"
+    made.prefix = submission.attempt_prefix(made.config)
     return made
 
 

@@ -75,7 +75,7 @@ def test_targets_are_trained_side_by_side_where_both_fit(
     for name in NAMES:
         train(expected, name)
     trainer_runs.make_run(tmp_path / "two", trl={"num_train_epochs": 1})
-    config, work = on_ray(tmp_path / "two"), training_job._work
+    config, work = on_ray(tmp_path / "two"), training_job.train_worker
 
     def waits_for_the_other(job: dict[str, Any]) -> None:
         import time
@@ -86,7 +86,7 @@ def test_targets_are_trained_side_by_side_where_both_fit(
             time.sleep(0.05)
         work(job)
 
-    monkeypatch.setattr(training_job, "_work", waits_for_the_other)
+    monkeypatch.setattr(training_job, "train_worker", waits_for_the_other)
     made = training.run(config, NAMES, progress=Progress())
     assert {name: made[name].counts["steps"] for name in NAMES} == {"other": 6, "sft": 6}
     for name in NAMES:

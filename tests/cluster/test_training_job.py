@@ -75,7 +75,7 @@ def test_workers_that_die_go_on_from_the_last_checkpoint_to_the_loss_curve_of_on
     tmp_path: Path, single: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer_runs.make_run(tmp_path / "two", trl={"gradient_accumulation_steps": 1, "save_steps": 1})
-    config, whole = two_workers(tmp_path / "two"), training_job._work
+    config, whole = two_workers(tmp_path / "two"), training_job.train_worker
 
     def dies_once(job: dict) -> None:
         from trainer.fusion_trainer import FusionTrainer
@@ -91,7 +91,7 @@ def test_workers_that_die_go_on_from_the_last_checkpoint_to_the_loss_curve_of_on
         FusionTrainer.compute_loss = compute_loss  # type: ignore[method-assign]
         whole(job)
 
-    monkeypatch.setattr(training_job, "_work", dies_once)
+    monkeypatch.setattr(training_job, "train_worker", dies_once)
     train(config)
     assert (config.run.output / "died").exists()
     assert losses(config) == pytest.approx(losses(single), abs=1e-5)

@@ -1,15 +1,17 @@
 """What `fusechat submit` would send, lose or show, seen before anything is asked of a cluster."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from projects import make_project
 
 from cluster.jobs import submission
-from cluster.jobs.submission import _plain_name
-from cluster.pool import session
-from fusechat.config import load_config
+from cluster.jobs.submission import attempt_prefix
+from cluster.pool.session import ray_session
+from fusechat.config import ClusterSection, load_config
 from fusechat.errors import ClusterSetupError, ConfigError
 
 SECRET = "hf_ThisMustNotBeSeenAnywhere"
@@ -20,28 +22,38 @@ def project(tmp_path: Path, run_file: Path) -> Path:
     return make_project(tmp_path, run_file)
 
 
-def test_refused_token_is_found_behind_rays_last_error() -> None:
-    try:
+def test_refused_token_is_found_behind_rays_last_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: Any) -> None:
         try:
             raise RuntimeError("AuthenticationError: token required for this cluster")
         except RuntimeError as reason:
             raise ConnectionError("Failed to connect to Ray cluster at head:6379") from reason
-    except ConnectionError as error:
-        assert session._explain(error).startswith("it refused the token; set RAY_AUTH_MODE=token")
-    assert session._explain(ConnectionError("Nobody. Home.")) == "no Ray there: Nobody"
+
+    def stay_away(**_: Any) -> None:
+        raise ConnectionError("Nobody. Home.")
+
+    for answer, expected in (
+        (refuse, "it refused the token; set RAY_AUTH_MODE=token"),
+        (stay_away, "no Ray there: Nobody$"),
+    ):
+        monkeypatch.setattr("ray.init", answer)
+        with pytest.raises(ClusterSetupError, match=f"'auto': {expected}"), ray_session(ClusterSection(address="auto")):
+            pass
 
 
 def test_working_directory_too_large_names_the_folders(project: Path) -> None:
     (project / "extras").mkdir()
     (project / "extras" / "cache.txt").write_bytes(bytes(3 * 2**20))
     config = load_config(project / "run.yaml", ["cluster.working_dir_mib=2"])
-    excludes = submission.working_dir.excludes_of(config, project)
+    excludes = submission.working_dir.excludes_of(config.cluster, config.layout, project)
     files = submission.working_dir.sent_files(project, excludes)
     assert set(files) == {"run.yaml", "notes.txt", "extras/cache.txt"}
     with pytest.raises(ClusterSetupError, match=r"3\.0 MiB in 3 files, the limit is 2 MiB; largest: extras/ 3\.0 MiB"):
         submission.working_dir.check_working_dir(config, project, files)
     left_out = load_config(project / "run.yaml", ["cluster.working_dir_mib=2", "cluster.working_dir_excludes=[extras]"])
-    files = submission.working_dir.sent_files(project, submission.working_dir.excludes_of(left_out, project))
+    files = submission.working_dir.sent_files(
+        project, submission.working_dir.excludes_of(left_out.cluster, left_out.layout, project)
+    )
     submission.working_dir.check_working_dir(left_out, project, files)
 
 
@@ -82,9 +94,9 @@ def test_secret_in_the_run_file_is_refused_and_a_reference_is_not(project: Path)
 
 
 def test_digest_of_a_run_is_not_changed_by_plan_or_cluster(project: Path) -> None:
-    digest = submission._digest(load_config(project / "run.yaml"))
-    assert digest == submission._digest(load_config(project / "run.yaml", ["plan.gpus=4", "cluster.num_cpus=1"]))
-    assert digest != submission._digest(load_config(project / "run.yaml", ["extraction.k=3"]))
+    prefix = attempt_prefix(load_config(project / "run.yaml"))
+    assert prefix == attempt_prefix(load_config(project / "run.yaml", ["plan.gpus=4", "cluster.num_cpus=1"]))
+    assert prefix != attempt_prefix(load_config(project / "run.yaml", ["extraction.k=3"]))
 
 
 @pytest.mark.parametrize(
@@ -95,4 +107,5 @@ def test_digest_of_a_run_is_not_changed_by_plan_or_cluster(project: Path) -> Non
     ],
 )  # fmt: skip
 def test_submission_id_holds_letters_that_may_stand_in_a_url(run_file: Path, output: str, name: str) -> None:
-    assert _plain_name(load_config(run_file, [f"run.output={json.dumps(output)}"])) == name
+    prefix = attempt_prefix(load_config(run_file, [f"run.output={json.dumps(output)}"]))
+    assert re.fullmatch(re.escape(name) + "-[0-9a-f]{8}-", prefix)

@@ -17,6 +17,7 @@ from fusechat.config import ClusterSection, RunConfig, load_config
 from fusechat.errors import ConfigError, DialogueError
 from fusechat.progress import Progress
 from fusechat.storage import artifact
+from fusechat.storage.files import read_json
 from fusechat.text.dialogues import read_dialogues
 from fusechat.text.writing_files import VERDICTS_FILE
 
@@ -163,4 +164,4 @@ def test_all_refused_ends_the_run_and_keeps_what_was_written(base: Path, models:
         writing.run(config, progress=QUIET)
     assert error.value.exit_status == 2
     assert artifact.load(config.written_answers_path("sure"), "answers").counts["answers"] == 60 / 2
-    assert not artifact.read_json(str(config.written_path / "artifact.json"))
+    assert not read_json(str(config.written_path / "artifact.json"))

@@ -94,7 +94,7 @@ def test_coefficients_have_a_heat_map_of_matrices_by_targets_and_one_per_target(
 def test_page_shows_hostile_texts_as_text_and_may_ask_for_nothing(run_file: Path, tmp_path: Path) -> None:
     page.write(minimal_document(load_config(run_file)), tmp_path / "index.html")
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
-    own = text.replace(str(page._plotly_script()), "")
+    own = text.replace(str(page.plotly_script()), "")
     assert own.count("<script") == 3 and "<script>alert" not in own and "&lt;script&gt;" in own
     assert not re.search(r"""(src|href)=["'](?!#|data:,)""", own) and "@import" not in own and "url(" not in own
     assert "default-src 'none'" in own and 'http-equiv="refresh"' not in own

@@ -21,7 +21,7 @@ from fusechat.storage import artifact
 from fusechat.storage.chosen_rows import ChosenRows
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import Tokens
-from inference.engine.engine_worker import engine_settings
+from inference.engine.engine_settings import engine_settings
 
 QUESTIONS = [
     {"question_id": 81, "category": "writing", "turns": ["Say hello.", "Now say it again."]},

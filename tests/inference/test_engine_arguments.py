@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments_of(folder: Path, runner: Runner = "topk_pooler", k: int = 10, **extra: Any) -> EngineArgs:
-    return engine_arguments(str(folder), None, EngineSection(extra=extra), runner, k=k, max_tokens=64)
+    return engine_arguments(str(folder), EngineSection(extra=extra), runner, k=k, max_tokens=64)
 
 
 @pytest.fixture

@@ -14,18 +14,9 @@ from safetensors.numpy import save
 
 from fusechat.errors import ContractError
 from inference.capture.rows import TopKRows
+from inference.serving.scoring_records import ScoreReply, ScoreRequest
 from inference.serving.turns import Turns
-from inference.serving.wire import (
-    BINARY,
-    JSON,
-    ScoreReply,
-    ScoreRequest,
-    model_of,
-    read_reply,
-    read_request,
-    write_reply,
-    write_request,
-)
+from inference.serving.wire import BINARY, JSON, model_of, read_reply, read_request, write_reply, write_request
 
 IDS = (np.array([3, 1, 4, 1], np.int32), np.array([5], np.int32), np.array([9, 2, 6], np.int32))
 MARKS = (np.array([0, 0, 1, 1], bool), np.array([0], bool), np.array([0, 1, 0], bool))

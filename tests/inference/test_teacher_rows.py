@@ -38,7 +38,7 @@ def test_each_teacher_gets_what_a_pass_for_it_alone_would_give(widths: tuple[int
 
 def test_teachers_of_the_same_dialogues_are_asked_together() -> None:
     def teacher(name: str, split: str, dialogues: tuple[int, ...]) -> TeacherRows:
-        return TeacherRows(name, split, dialogues, f"tokens/{split}", f"rows/{name}", "aligned", f"out/{name}")  # type: ignore[arg-type]
+        return TeacherRows(dialogues, f"tokens/{split}", f"rows/{name}", "aligned", f"out/{name}")
 
     first, second = teacher("a", "train", (1, 2)), teacher("b", "train", (1, 2))
     other, fewer = teacher("a", "held_out", (1, 2)), teacher("c", "train", (1,))

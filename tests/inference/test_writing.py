@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from word_models import save_word_model
+from writing_runs import write_prompts_artifact
 
 from fusechat.config import ClusterSection, ModelSection
 from fusechat.config.layout import RunLayout
@@ -16,7 +17,6 @@ from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.work import run_here
 from fusechat.text.chat_template import load_tokenizer
-from fusechat.text.prompt_stage import write_artifact
 from fusechat.text.prompts import Prompt, prompt_of
 from fusechat.text.rendered import ChatTemplate
 from inference.writing import stage
@@ -41,7 +41,7 @@ def writer_of(folder: Path, tmp_path: Path, name: str = "colours") -> Writer:
 def answers_of(
     layout: RunLayout, writer: Writer, section: WritingSection, prompts: list[Prompt] = PROMPTS, seed: int = 0
 ) -> list[list[Answer]]:
-    write_artifact(layout, prompts, {"test": [prompt.to_row() for prompt in prompts]})
+    write_prompts_artifact(layout, prompts)
     run_here(stage.prepare(layout, [writer], section, ClusterSection(), seed=seed), QUIET)
     return list(stage.saved_answers(layout.written_answers_path(writer.model.name)))
 
@@ -77,7 +77,7 @@ def test_killed_writing_goes_on_to_the_same_bytes(
     writer = writer_of(folder, tmp_path)
     layouts = [RunLayout(tmp_path / name, str(tmp_path / name), {}) for name in ("at_once", "killed")]
     answers_of(layouts[0], writer, section)
-    write_artifact(layouts[1], PROMPTS, {"test": [prompt.to_row() for prompt in PROMPTS]})
+    write_prompts_artifact(layouts[1], PROMPTS)
     [work] = stage.prepare(layouts[1], [writer], section, ClusterSection(), seed=0)
     assert (work.total, work.done, list(work.missing)) == (12, 0, [0, 1, 2])
     run_here([replace(work, missing=[1], finish=list)], QUIET)

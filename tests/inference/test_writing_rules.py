@@ -6,19 +6,19 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from writing_runs import write_prompts_artifact
 
 from fusechat.config.layout import RunLayout
 from fusechat.config.writing import WritingSection
 from fusechat.errors import ConfigError, DialogueError
 from fusechat.storage import artifact
 from fusechat.text.dialogues import Message, read_dialogues
-from fusechat.text.prompt_stage import write_artifact
 from fusechat.text.prompts import Prompt, prompt_of
 from fusechat.text.writing_files import DIALOGUES_FILE, VERDICTS_FILE
 from inference.writing import scoring, selection
 from inference.writing.answers import Answer
+from inference.writing.decisions import Known, decide_all, find_rule
 from inference.writing.rules import RULES
-from inference.writing.selection import Known
 
 PROMPT = prompt_of({"prompt": "3+4?", "reference": "The answer is 7.", "kind": "sum"}, "p")
 
@@ -29,7 +29,7 @@ def answer(text: str, writer: str = "a", sample: int = 0, **known: object) -> An
 
 def kept_by(rule: str, answers: Sequence[Answer], prompt: Prompt = PROMPT, **parameters: object) -> list[str]:
     section = WritingSection(keep=rule, parameters=parameters)
-    _, decide = selection.find_rule(section)
+    _, decide = find_rule(section)
     verdicts = decide(prompt, answers)
     assert len(verdicts) == len(answers) and all(verdict.is_kept != bool(verdict.reason) for verdict in verdicts)
     return [one.text for one, verdict in zip(answers, verdicts, strict=True) if verdict.is_kept]
@@ -77,8 +77,8 @@ def test_likelihood_keeps_what_others_could_score_and_ranks_by_their_mean() -> N
     assert kept_by("likelihood", answers) == ["good", "better"]
     assert kept_by("likelihood", answers, min_logprob=-0.5) == ["better"]
     section = WritingSection(keep="likelihood")
-    _, decide = selection.find_rule(section)
-    verdicts = selection.decide_all(PROMPT, answers, decide, per_prompt=1, seed=0)
+    _, decide = find_rule(section)
+    verdicts = decide_all(PROMPT, answers, decide, per_prompt=1, seed=0)
     assert [verdict.is_kept for verdict in verdicts] == [False, True, False]
 
 
@@ -103,14 +103,14 @@ def test_all_keeps_all() -> None:
 )
 def test_unknown_rule_or_parameter_is_refused_with_the_nearest(section: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        selection.find_rule(WritingSection(**section))
+        find_rule(WritingSection(**section))
 
 
 def test_broken_pattern_is_refused_before_anything_is_written() -> None:
     with pytest.raises(ConfigError, match=r"writing.parameters.pattern: .*is no regular expression"):
-        selection.find_rule(WritingSection(keep="reference", parameters={"compare": "pattern", "pattern": "(7"}))
+        find_rule(WritingSection(keep="reference", parameters={"compare": "pattern", "pattern": "(7"}))
     with pytest.raises(ConfigError, match=r"writing.parameters.pattern: .*give one"):
-        selection.find_rule(WritingSection(keep="reference", parameters={"compare": "pattern"}))
+        find_rule(WritingSection(keep="reference", parameters={"compare": "pattern"}))
 
 
 def test_answers_that_are_not_whole_are_refused_before_the_rule() -> None:
@@ -121,12 +121,12 @@ def test_answers_that_are_not_whole_are_refused_before_the_rule() -> None:
         asked.append(len(answers))
         return RULES["all"].decide(prompt, answers)
 
-    verdicts = selection.decide_all(PROMPT, [broken, answer("7")], rule, per_prompt=None, seed=0)
+    verdicts = decide_all(PROMPT, [broken, answer("7")], rule, per_prompt=None, seed=0)
     assert asked == [1] and verdicts[0].reason == "cut off at max_new_tokens" and verdicts[1].is_kept
 
 
 def test_no_answer_is_kept_twice_and_equals_are_drawn_by_lot() -> None:
-    decide = partial(selection.decide_all, decide=RULES["all"].decide, seed=0)
+    decide = partial(decide_all, decide=RULES["all"].decide, seed=0)
     answers = [answer("7", writer, sample) for writer in "ab" for sample in range(2)]
     verdicts = decide(PROMPT, answers, per_prompt=None)
     assert sum(verdict.is_kept for verdict in verdicts) == 1
@@ -143,7 +143,7 @@ def written(tmp_path: Path, section: WritingSection, texts: dict[str, list[list[
     """All answers of some writers to two prompts, as the stage leaves them."""
     layout = RunLayout(tmp_path, str(tmp_path), {})
     prompts = [PROMPT, prompt_of({"prompt": "4+5?", "reference": "9"}, "q")]
-    write_artifact(layout, prompts, {})
+    write_prompts_artifact(layout, prompts)
     for writer, of_writer in texts.items():
         folder = layout.written_answers_path(writer)
         claim = artifact.claim(folder, "answers", settings={}, parents={})

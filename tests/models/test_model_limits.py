@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from fusechat.models.model_limits import PLAIN_TYPES, _values, position_limit, positions_of, vocabulary_columns
+from fusechat.models.model_limits import (
+    PLAIN_TYPES,
+    architecture_values,
+    position_limit,
+    positions_of,
+    vocabulary_columns,
+)
 
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 GEMMA3 = {"model_type": "gemma3_text", "hidden_size": 64, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
@@ -64,7 +70,7 @@ def test_what_a_config_leaves_out_is_its_architectures_default(
 def test_plain_types_state_what_transformers_reads(tmp_path: Path, kind: str, scaling: dict[str, Any] | None) -> None:
     written = {"model_type": kind, "max_position_embeddings": 64, "rope_scaling": scaling}
     positions = limits(tmp_path, **written)[0]
-    read = _values(tmp_path, written)
+    read = architecture_values(tmp_path, written)
     assert len(read) > len(written), "transformers reads it"
     assert positions == positions_of(read, kind)
 

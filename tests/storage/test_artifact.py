@@ -14,6 +14,9 @@ from tiny_runs import another_process_within
 
 from fusechat.errors import ArtifactError, BusyError, StorageError
 from fusechat.storage import artifact
+from fusechat.storage.files import write_json
+from fusechat.storage.run_lock import run_lock
+from fusechat.storage.write_errors import storage_errors
 
 
 def make(
@@ -121,36 +124,36 @@ def test_load_another_kind_or_broken_record_is_refused(tmp_path: Path) -> None:
 
 
 def test_write_json_replaces_in_one_step_and_leaves_nothing_beside(tmp_path: Path) -> None:
-    artifact.write_json(str(tmp_path / "f.json"), {"a": 1})
-    artifact.write_json(str(tmp_path / "f.json"), {"a": 2})
+    write_json(str(tmp_path / "f.json"), {"a": 1})
+    write_json(str(tmp_path / "f.json"), {"a": 2})
     assert json.loads((tmp_path / "f.json").read_text()) == {"a": 2}
     assert [path.name for path in tmp_path.iterdir()] == ["f.json"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_storage_errors_full_or_read_only_target_is_the_users_matter(number: int) -> None:
-    with pytest.raises(StorageError, match="what is finished is kept") as error, artifact.storage_errors("/somewhere"):
+    with pytest.raises(StorageError, match="what is finished is kept") as error, storage_errors("/somewhere"):
         raise OSError(number, "no")
     assert error.value.exit_status == 2
 
 
 def test_storage_errors_other_failures_pass_through() -> None:
-    with pytest.raises(OSError, match="broken pipe") as error, artifact.storage_errors("/somewhere"):
+    with pytest.raises(OSError, match="broken pipe") as error, storage_errors("/somewhere"):
         raise OSError(errno.EPIPE, "broken pipe")
     assert not isinstance(error.value, StorageError)
 
 
 def test_run_lock_second_process_is_refused_and_a_killed_one_frees_it(tmp_path: Path) -> None:
     lock = (
-        f"from pathlib import Path; from fusechat.storage.artifact import run_lock\nrun_lock(Path({str(tmp_path)!r}))"
+        f"from pathlib import Path; from fusechat.storage.run_lock import run_lock\nrun_lock(Path({str(tmp_path)!r}))"
     )
     with (
         another_process_within(lock) as holder,
         pytest.raises(BusyError, match=f"process {holder}"),
-        artifact.run_lock(tmp_path),
+        run_lock(tmp_path),
     ):
         pass
-    with artifact.run_lock(tmp_path):
+    with run_lock(tmp_path):
         pass
 
 
@@ -175,12 +178,12 @@ def full_disk(message: str, error: type[Exception], *, behind: Exception | None 
 )
 def test_storage_errors_full_disk_in_the_words_of_a_library(message: str, behind: Exception | None) -> None:
     kind = SafetensorError if "serializing" in message else RuntimeError
-    with pytest.raises(StorageError, match="what is finished is kept"), artifact.storage_errors("/somewhere"):
+    with pytest.raises(StorageError, match="what is finished is kept"), storage_errors("/somewhere"):
         full_disk(message, kind, behind=behind)
 
 
 def test_storage_errors_torch_says_so_itself_on_a_full_device() -> None:
-    with pytest.raises(StorageError, match="/dev/full: cannot be written"), artifact.storage_errors("/dev/full"):
+    with pytest.raises(StorageError, match="/dev/full: cannot be written"), storage_errors("/dev/full"):
         torch.save(torch.zeros(100_000), "/dev/full")  # a device: nothing is ever put in its place
 
 
@@ -188,6 +191,6 @@ def test_storage_errors_torch_says_so_itself_on_a_full_device() -> None:
     "error", [SafetensorError("invalid header (os error 2)"), RuntimeError("shape mismatch"), ValueError("No space")]
 )
 def test_storage_errors_what_is_no_full_disk_passes_through(error: Exception) -> None:
-    with pytest.raises(type(error)) as raised, artifact.storage_errors("/somewhere"):
+    with pytest.raises(type(error)) as raised, storage_errors("/somewhere"):
         raise error
     assert raised.value is error

@@ -12,7 +12,7 @@ from tiny_runs import another_process_within
 
 from fusechat.errors import BusyError
 from fusechat.storage import lease
-from fusechat.storage.artifact import read_json, write_json
+from fusechat.storage.files import read_json, write_json
 from fusechat.storage.lease import LEASE_FILE, Lease, hold_store
 
 

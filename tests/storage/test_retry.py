@@ -28,7 +28,7 @@ def calls_of(errors: list[Exception]) -> tuple[list[int], object]:
 
 def test_a_store_that_is_away_is_asked_again_and_said_so(caplog: pytest.LogCaptureFixture) -> None:
     made, call = calls_of([StorageAwayError("s3: away")] * 3)
-    assert retry.patiently(call, seconds=10) == 7 and len(made) == 4  # type: ignore[arg-type]
+    assert retry.retried(call, seconds=10) == 7 and len(made) == 4  # type: ignore[arg-type]
     assert caplog.messages[0] == "s3: away; trying again in 0.0 s" and len(caplog.messages) == 3
 
 
@@ -36,14 +36,14 @@ def test_after_its_time_the_error_itself_is_raised() -> None:
     made, call = calls_of([StorageAwayError("away")] * 99)
     started = time.monotonic()
     with pytest.raises(StorageAwayError, match="away"):
-        retry.patiently(call, seconds=0.2)  # type: ignore[arg-type]
+        retry.retried(call, seconds=0.2)  # type: ignore[arg-type]
     assert 3 <= len(made) <= 6 and time.monotonic() - started < 0.3
 
 
 def test_another_error_is_raised_at_once_and_who_calls_says_what_passes() -> None:
     made, call = calls_of([StorageError("full")])
     with pytest.raises(StorageError, match="full"):
-        retry.patiently(call, seconds=10)  # type: ignore[arg-type]
+        retry.retried(call, seconds=10)  # type: ignore[arg-type]
     assert len(made) == 1
     made, call = calls_of([RuntimeError("not yet")])
-    assert retry.patiently(call, seconds=10, passes=lambda error: "not yet" in str(error)) == 7  # type: ignore[arg-type]
+    assert retry.retried(call, seconds=10, passes=lambda error: "not yet" in str(error)) == 7  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from resealed import seal_again
-from stages_here import prepare_dialogues, tokenize
+from stages_here import tokenize_run
 
 from fusechat.config import RunConfig, load_config
 from fusechat.storage import artifact
@@ -17,9 +17,7 @@ from fusechat.storage.tokens import Tokens
 def prepared(run_file: Path, *overrides: str) -> RunConfig:
     """A run up to its extraction: tokens of all models, invented rows of the sources."""
     config = load_config(run_file, list(overrides))
-    prepare_dialogues(config)
-    for model in config.models:
-        tokenize(config, model.name)
+    tokenize_run(config)
     for source in config.sources:
         write_random_rows(config, source.name)
     return config

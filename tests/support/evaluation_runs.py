@@ -8,7 +8,7 @@ from typing import Any
 
 import tiny_models
 from plain_engine import plain_engines
-from stages_here import prepare_dialogues, tokenize, write_report
+from stages_here import tokenize_run, write_report
 from trainer_runs import write_rows
 
 from alignment.rows.shard_alignment import count_dialogues
@@ -17,6 +17,7 @@ from cluster import answering
 from fusechat.config import RunConfig
 from fusechat.progress import Progress
 from fusechat.storage import artifact
+from fusechat.storage.files import read_json, write_json
 from fusechat.storage.seals import sealed
 from fusechat.storage.tokens import Tokens
 
@@ -42,9 +43,7 @@ def finish_earlier_stages(config: RunConfig) -> None:
 
 
 def _finish_earlier_stages(config: RunConfig) -> None:
-    prepare_dialogues(config)
-    for model in config.models:
-        tokenize(config, model.name)
+    tokenize_run(config)
     folders = {config.target_path(source.name): "target" for source in config.sources}
     folders |= {config.target_path("sft"): "target", config.fused_path: "fused"}
     for seed, (folder, kind) in enumerate(folders.items(), 10):
@@ -72,8 +71,8 @@ def finish_rows(config: RunConfig) -> None:
     for seed, source in enumerate(config.sources, 20):
         url = config.aligned_url(source.name)
         write_rows(url, "aligned", Tokens.read(made.url), {"pivot_tokens": made}, seed)
-        record = artifact.read_json(f"{url}/artifact.json")
-        artifact.write_json(f"{url}/artifact.json", sealed({**record, "counts": aligned()}))
+        record = read_json(f"{url}/artifact.json")
+        write_json(f"{url}/artifact.json", sealed({**record, "counts": aligned()}))
         map_for_real(config, source.name)
 
 

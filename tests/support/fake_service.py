@@ -12,7 +12,8 @@ from plain_engine import PlainEngine
 
 from inference.serving.faces import Face
 from inference.serving.score_face import cut
-from inference.serving.wire import JSON, ScoreReply, read_request, write_reply
+from inference.serving.scoring_records import ScoreReply
+from inference.serving.wire import JSON, read_request, write_reply
 
 SCORE, COMPLETE = "/v1/score", "/v1/completions"
 

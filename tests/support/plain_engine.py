@@ -102,7 +102,7 @@ def plain_engines() -> Iterator[list[str]]:
 
     with pytest.MonkeyPatch.context() as patch:
         _put_in_place(patch)
-        patch.setattr(answering._Rounds, "_do", lambda self, works: run_here(works, self._progress))
+        patch.setattr(answering.Rounds, "do_own", lambda self, works: run_here(works, self._progress))
         patch.setattr(PlainEngine, "opened", [])
         yield PlainEngine.opened
 
@@ -124,7 +124,7 @@ def use_plain_engines(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(cluster.extraction, "run", extract)
     patch.setattr(cluster.writing, "run_on_ray", work_here)
     patch.setattr(cluster.writing, "ray_session", lambda section: contextlib.nullcontext())
-    patch.setattr(cluster.writing, "check_engines", lambda *_: None)
+    patch.setattr(cluster.writing, "check_cluster", lambda *_: None)
 
 
 def _put_in_place(patch: pytest.MonkeyPatch) -> None:

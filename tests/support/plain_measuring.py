@@ -17,7 +17,7 @@ cloudpickle.register_pickle_by_value(plain_engine)
 class PlainHeldOutWorker(HeldOutWorker):
     """The real one but for its engine."""
 
-    def _open_engine(self, max_tokens: int) -> Any:
+    def _open_engine(self, max_tokens: int, **_: Any) -> Any:
         engine = PlainEngine(str(self.inputs.model.model), k=self.inputs.k, max_tokens=max_tokens)
         self._engine = engine  # type: ignore[assignment]
         return engine

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from fusechat.storage.artifact import RECORD_FILE, read_json, write_json
+from fusechat.storage.artifact import RECORD_FILE
+from fusechat.storage.files import read_json, write_json
 from fusechat.storage.seals import file_seals, sealed
 
 

@@ -1,14 +1,16 @@
 """A real service of a tiny model for tests: started and ended by the command line, in a state folder of its own."""
 
+import contextlib
 import http.client
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -16,7 +18,8 @@ import yaml
 import fusechat
 from inference.capture.rows import TopKRows
 from inference.serving.client import Connection
-from inference.serving.wire import ScoreRequest, write_request
+from inference.serving.scoring_records import ScoreRequest
+from inference.serving.wire import write_request
 
 TOKEN = "a-token-of-the-tests-0123456789"
 COMMAND_SECONDS = 420
@@ -47,10 +50,6 @@ class Served:
         """What `--status --json` says of it."""
         values: dict[str, Any] = json.loads(self.command("--status", "--json").stdout)[0]
         return values
-
-    def stop(self) -> None:
-        """End it."""
-        self.command("--stop")
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
@@ -86,12 +85,24 @@ def run_of(folder: Path, model: Path, **sections: Any) -> Path:
     return path
 
 
-def start_service(folder: Path, model: Path, **sections: Any) -> Served:
-    """Serve the tiny model; returns when it answers."""
-    own = environment(folder)
+@contextlib.contextmanager
+def running_service(
+    folder: Path, model: Path, more: Mapping[str, str] = MappingProxyType({}), **sections: Any
+) -> Iterator[Served]:
+    """A service of the tiny model, by default with both faces, for the time of a `with` block.
+
+    Args:
+        more: variables of its environment.
+        sections: of the run file, as for `run_of`.
+    """
+    own = environment(folder, **more)
     done = serve(own, ["-c", str(run_of(folder, model, **sections)), "--models", "llama"])
     assert done.returncode == 0, done.stderr + done.stdout
-    return Served(folder, done.stdout.strip().splitlines()[-1], own)
+    service = Served(folder, done.stdout.strip().splitlines()[-1], own)
+    try:
+        yield service
+    finally:
+        service.command("--stop")
 
 
 def wait_until(holds: Any, seconds: float = 180.0) -> None:

@@ -39,6 +39,11 @@ def tokenize(config: RunConfig, name: str, *, progress: Progress = QUIET) -> lis
     return run_here(token_works(config, name, progress), progress)
 
 
+def tokenize_run(config: RunConfig) -> list[Artifact]:
+    """The dialogues, then the tokens of all models."""
+    return [prepare_dialogues(config), *(one for model in config.models for one in tokenize(config, model.name))]
+
+
 def align(config: RunConfig, source: str) -> Artifact:
     """Rows of one source on the pivot's tokens, shard after shard."""
     layout = config.layout

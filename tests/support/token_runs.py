@@ -6,14 +6,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from stages_here import prepare_dialogues, reading_works, token_works, tokenize
+from stages_here import reading_works, token_works, tokenize_run
 
 from fusechat.config import RunConfig
 from fusechat.progress import Progress
 from fusechat.storage import token_pieces, zarr_arrays
 from fusechat.storage.artifact import Artifact
 from fusechat.storage.work import Work, run_here
-from fusechat.text import dialogue_files, dialogue_joining, dialogue_stage
+from fusechat.text import dialogue_files, dialogue_stage, split_writer
 
 QUIET = Progress(quiet=True)
 
@@ -21,7 +21,7 @@ QUIET = Progress(quiet=True)
 def cut_small(monkeypatch: pytest.MonkeyPatch, range_bytes: int) -> None:
     """Files are read, and dialogues tokenized, in pieces of so many bytes."""
     monkeypatch.setattr(dialogue_stage, "file_ranges", partial(dialogue_files.file_ranges, size=range_bytes))
-    monkeypatch.setattr(dialogue_joining, "RANGE_BYTES", range_bytes)
+    monkeypatch.setattr(split_writer, "RANGE_BYTES", range_bytes)
 
 
 def small_objects(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
@@ -42,8 +42,7 @@ def in_any_order(works: list[Work], seed: int) -> list[Artifact]:
 def tokenize_all(config: RunConfig, seed: int | None = None) -> list[Artifact]:
     """The dialogues, then every model's tokens; with a seed, their pieces in an order of chance."""
     if seed is None:
-        made = [prepare_dialogues(config)]
-        return made + [one for model in config.models for one in tokenize(config, model.name)]
+        return tokenize_run(config)
     made = in_any_order(reading_works(config), seed)
     for model in config.models:
         made += in_any_order(token_works(config, model.name), seed)

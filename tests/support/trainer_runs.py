@@ -1,9 +1,13 @@
 """A run folder that has everything training reads, made without any other stage: random dialogues, random rows."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import tiny_models
 import torch
 import yaml
@@ -21,6 +25,23 @@ from trainer.run_log import read_metrics
 K = 5
 PUBLISHED = {"row_choice": "min_ce", "sft_weight": 0.9, "tail": "renormalise"}
 """FuseLLM's choice with FuseChat's weight, which the figures of these tests are of."""
+
+
+@contextmanager
+def stopped_at(step: int) -> Iterator[None]:
+    """Training in a `with` block is interrupted at a step."""
+    from trainer.fusion_trainer import FusionTrainer  # TRL: seconds
+
+    whole = FusionTrainer.compute_loss
+
+    def stop(self: FusionTrainer, *arguments: Any, **keywords: Any) -> Any:
+        if self.state.global_step == step:
+            raise KeyboardInterrupt
+        return whole(self, *arguments, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(FusionTrainer, "compute_loss", stop)
+        yield
 
 
 def make_run(

@@ -1,10 +1,16 @@
-"""A run that has prompts and no dialogues, over models whose answers are known."""
+"""A run that has prompts and no dialogues, over models whose answers are known; and prompts of its own as an artifact."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from word_models import save_word_model
+
+from fusechat.config.layout import RunLayout
+from fusechat.storage import artifact
+from fusechat.text.prompt_stage import PROMPTS_FILE
+from fusechat.text.prompts import Prompt, write_prompts
 
 SHARES = {
     "pivot": {"Blue": 0.5, "Green": 0.5},
@@ -12,6 +18,15 @@ SHARES = {
     "doubtful": {"Red": 0.6, "Green": 0.4},
 }
 """Model -> what it answers to anything."""
+
+
+def write_prompts_artifact(layout: RunLayout, prompts: Sequence[Prompt]) -> None:
+    """The artifact of some prompts, as writing leaves it."""
+    settings = {"test": [prompt.to_row() for prompt in prompts]}
+    claim = artifact.claim(layout.prompts_path, "prompts", settings=settings, parents={})
+    if claim.artifact is None:
+        write_prompts(layout.prompts_path / PROMPTS_FILE, prompts)
+        claim.finish({"prompts": len(prompts)})
 
 
 def save_writers(base: Path) -> dict[str, Path]:

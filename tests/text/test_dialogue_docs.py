@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fusechat.text.dialogues import COLUMNS, read_dialogues
+from fusechat.text.dialogue_rows import COLUMNS
+from fusechat.text.dialogues import read_dialogues
 from fusechat.text.message_reading import KEYS, ROLES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "dialogues.md").read_text(encoding="utf-8")

@@ -23,7 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusechat.errors import DialogueError
-from fusechat.text.dialogues import COLUMNS, read_dialogues, row_text
+from fusechat.text.dialogue_rows import COLUMNS
+from fusechat.text.dialogues import read_dialogues, row_text
 from fusechat.text.message_reading import KEYS as MESSAGE_KEYS
 
 BAD_ROWS: list[tuple[dict, str]] = [

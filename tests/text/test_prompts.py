@@ -91,7 +91,7 @@ def test_row_that_is_no_prompt_is_refused_or_left_out(tmp_path: Path, row: dict,
     with pytest.raises(DialogueError, match=rf"p.jsonl:1: .*({reason})"):
         read_prompts([path])
     bad: list[tuple[str, str]] = []
-    assert [prompt.text for prompt in read_prompts([path], on_bad="skip", bad=bad)] == ["fine"]
+    assert [one.dialogue.messages[-1].content for one in read_prompts([path], on_bad="skip", bad=bad)] == ["fine"]
     assert len(bad) == 1
 
 

@@ -79,7 +79,7 @@ def ids(dialogues: Iterable[Dialogue]) -> list[str]:
 def test_training_dialogues_are_asked_again_once_each_where_somebody_teaches_them(tmp_path: Path) -> None:
     folder, counts = ask(run_with_choice(tmp_path, given_share=0.5, samples=1))
     prompts = read_prompts([folder / "prompts.jsonl"])
-    assert [(prompt.id, prompt.text, prompt.reference) for prompt in prompts] == [
+    assert [(prompt.id, prompt.dialogue.messages[-1].content, prompt.reference) for prompt in prompts] == [
         (f"d{n}", f"Question {n}?", f"Answer {n}") for n in (0, 1, 3)
     ]
     assert teachers(folder)["prompts"] == {"d0": ["one", pytest.approx(0.9)], "d1": ["two", 0.5], "d3": ["one", 0.25]}

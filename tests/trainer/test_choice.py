@@ -11,14 +11,15 @@ from hypothesis.extra import numpy as arrays
 
 from trainer.choice import (  # fmt: skip
     NOBODY,
+    calibration,
     choose,
-    frequency_loss,
-    label_frequency_loss,
+    loss_of_counts,
     row_entropy,
     row_label_loss,
     source_loss,
-    trust,
+    trust_of,
 )
+from trainer.choice_stage import Losses, Table
 from trainer.losses import row_log_probabilities
 
 VOCABULARY, K = 60, 5
@@ -40,11 +41,13 @@ def draw_labels(random: np.random.Generator, distributions: np.ndarray) -> np.nd
     return np.array([random.choice(VOCABULARY, p=distribution) for distribution in distributions])
 
 
+def by_frequency(labels: np.ndarray) -> np.ndarray:
+    return loss_of_counts(labels, np.bincount(labels))
+
+
 def test_frequency_loss_counts_labels_over_all_dialogues() -> None:
-    labels, dialogue = np.array([7, 7, 2, 7]), np.array([0, 0, 1, 2])
     seven, two = -math.log(3 / 4), -math.log(1 / 4)
-    assert label_frequency_loss(labels) == pytest.approx([seven, seven, two, seven])
-    assert frequency_loss(labels, dialogue) == pytest.approx([2 * seven, two, seven])
+    assert by_frequency(np.array([7, 7, 2, 7])) == pytest.approx([seven, seven, two, seven])
 
 
 @given(arrays.arrays(np.int64, (5, 9), elements=st.integers(0, 4)))
@@ -64,8 +67,8 @@ def test_choose_source_that_knows_nothing_wins_nothing_even_where_the_pivot_know
     labels, dialogue = random.integers(0, VOCABULARY, 400), np.repeat(np.arange(40), 10)
     guesses = draw_rows(random, 400)
     ignorant = np.bincount(dialogue, weights=-np.log(guesses[np.arange(400), labels] + 1e-9))
-    pivot = ignorant + 50
-    assert set(choose(pivot, ignorant[None], frequency_loss(labels, dialogue))) == {NOBODY}
+    pivot, frequency = ignorant + 50, np.bincount(dialogue, weights=by_frequency(labels))
+    assert set(choose(pivot, ignorant[None], frequency)) == {NOBODY}
 
 
 def test_choose_source_that_lacks_rows_is_charged_what_nobody_knows() -> None:
@@ -107,13 +110,19 @@ def test_trust_is_one_where_a_source_is_calibrated_and_low_where_it_is_surer_tha
     dialogue = np.repeat(np.arange(100), 40)
     entropy = np.bincount(dialogue, weights=row_entropy(logprobs))
     loss = np.bincount(dialogue, weights=row_label_loss(ids, logprobs, draw_labels(random, truth)))
-    value = trust(entropy, loss, np.ones(100, bool), np.full(100, "all"))["all"]
-    assert low <= value <= high
+    assert low <= trust_of(calibration(entropy, loss)) <= high
 
 
 def test_trust_is_the_median_of_the_dialogues_that_the_source_teaches_kind_by_kind() -> None:
     entropy, loss = np.array([1.0, 2.0, 3.0, 9.0, 5.0, 0.0]), np.array([2.0, 2.0, 12.0, 1.0, 1.0, 0.0])
-    kind = np.array(["a", "a", "a", "a", "b", "c"])
-    supervised = np.array([True, True, True, False, True, True])
-    assert trust(entropy, loss, supervised, kind) == {"a": 0.5, "b": 1.0, "c": 1.0}
-    assert trust(entropy, loss, np.zeros(6, bool), kind) == {}
+    kind = np.array([0, 0, 0, 0, 1, 2])
+    zeros = np.zeros(6)
+    losses = Losses(zeros[None], zeros, zeros, entropy[None], loss[None], np.ones(6, np.int64))
+
+    def trusts(source: list[int]) -> list[list[float]]:
+        table = Table(["one"], ["a", "b", "c"])
+        table.add(np.array(source, np.int16), kind, losses)
+        return table.trust().tolist()
+
+    assert trusts([0, 0, 0, NOBODY, 0, 0]) == [[0.5, 0.0], [1.0, 0.0], [1.0, 0.0]]
+    assert trusts([NOBODY] * 6) == [[0.0, 0.0]] * 3

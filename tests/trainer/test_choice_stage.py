@@ -200,17 +200,8 @@ def test_card_of_a_joint_runs_fused_model_is_a_file_of_its_own(joint: RunConfig)
 
 def test_joint_run_that_stopped_goes_on_to_the_same_weights(joint: RunConfig, tmp_path: Path) -> None:
     config = make_run(tmp_path, fusion="joint", trl={"save_steps": 2})
-    whole = FusionTrainer.compute_loss
-
-    def stop(self: FusionTrainer, *arguments: Any, **keywords: Any) -> Any:
-        if self.state.global_step == 5:
-            raise KeyboardInterrupt
-        return whole(self, *arguments, **keywords)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FusionTrainer, "compute_loss", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, JOINT)
+    with trainer_runs.stopped_at(5):
+        train(config, JOINT)
     assert os.listdir(config.target_path(JOINT) / "checkpoints")
     train(config, JOINT)
     assert trainer_runs.losses(config, JOINT) == trainer_runs.losses(joint, JOINT)

@@ -105,20 +105,10 @@ stage.run(TrainingInputs.of(load_config(sys.argv[1])), "other")
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_killed_run_ends_with_the_same_weights_bit_for_bit(
-    reference: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_run_ends_with_the_same_weights_bit_for_bit(reference: RunConfig, tmp_path: Path) -> None:
     config = trainer_runs.make_run(tmp_path, trl=dict(reference.training.trl))
     checkpoints = config.target_path("other") / "checkpoints"
-    whole = FusionTrainer.compute_loss
-
-    def stop(self: FusionTrainer, *arguments: Any, **keywords: Any) -> Any:
-        if self.state.global_step == 5:
-            raise KeyboardInterrupt
-        return whole(self, *arguments, **keywords)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(FusionTrainer, "compute_loss", stop)
+    with trainer_runs.stopped_at(5):
         train(config, "other")
     assert [path.name for path in checkpoints.iterdir()] == ["checkpoint-4"]
 

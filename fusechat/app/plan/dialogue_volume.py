@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ...config import RunConfig
 from ...errors import DialogueError
-from ...storage.artifact import RECORD_FILE, read_json
+from ...storage.artifact import RECORD_FILE
+from ...storage.files import read_json
 from ...text.dialogues import Dialogue, read_dialogues
 from ...text.json_object import json_text
 from ...text.prompts import read_prompts

@@ -87,12 +87,6 @@ def to_json(plan: RunPlan) -> dict[str, Any]:
     }
 
 
-def to_markdown(columns: tuple[str, ...], rows: list[list[str]]) -> str:
-    """A Markdown table, for docs/scaling.md."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
 def count(number: float, unit: str = "") -> str:
     """7241748480 -> '7.24 G'; with unit B '7.24 GB'."""
     for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
