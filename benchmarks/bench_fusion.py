@@ -38,7 +38,7 @@ MAIN_ARMS = [
 ]
 MERGES_AND_GATES = [
     "trusted.sce", "trusted.varm", "trusted.ties", "trusted.bounded_sum", "trusted.from_control", "trusted.from_control_0.7",
-    "trusted.selected", "trusted.fisher", "trusted.fisher_matrix", "joint_soft", "joint_gap", "joint_gap_decayed",
+    "trusted.selected", "trusted.fisher", "trusted.fisher_matrix", "joint_soft", "joint_gap",
     "joint_first_sight",
 ]  # fmt: skip
 OTHERS = [

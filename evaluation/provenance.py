@@ -22,7 +22,7 @@ CURVE_POINTS = 400
 """Points kept of a training curve."""
 RATE_POINTS = 60
 """Points kept of an extraction's rate."""
-CURVES = ("loss", "sft_loss", "fusion_loss", "source_share", "grad_norm", "learning_rate")
+CURVES = ("loss", "sft_loss", "fusion_loss", "source_share", "row_weight", "grad_norm", "learning_rate")
 
 
 def course(inputs: ReportInputs) -> dict[str, Any]:

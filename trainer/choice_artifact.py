@@ -36,6 +36,18 @@ class Choice:
         return cls(list(attributes["sources"]), **arrays)
 
 
+def read_losses(url: str, chosen: Choice) -> tuple[np.ndarray, np.ndarray]:
+    """The losses of each dialogue's teacher (of the pivot where it has none) and of the pivot: float64 [dialogues], nats."""
+    with storage_errors(url):
+        group = zarr.open_group(store=url, mode="r")
+        pivot = np.asarray(whole_array(group, "pivot_loss")[...], np.float64)
+        of_sources, teacher = whole_array(group, "source_losses"), pivot.copy()
+        for number in range(len(chosen.sources)):
+            mine = chosen.source == number
+            teacher[mine] = np.asarray(of_sources[number], np.float64)[mine]
+    return teacher, pivot
+
+
 @contextlib.contextmanager
 def writing(url: str, sources: list[str], num_dialogues: int) -> Iterator[dict[str, LongWriter]]:
     """Write a choice artifact, in place of what was there; gives a writer for each array of the contract."""

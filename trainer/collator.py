@@ -40,8 +40,8 @@ class FusionCollator:
         Returns:
             `input_ids` int64 [batch, tokens] and `attention_mask` or `position_ids`; `fusion`: `hidden_index`, `labels`
             int64 [rows] (the index counts batch * tokens), `topk_ids` int64 and `topk_logprobs` float32 [rows, k] (nats),
-            `source_share` float32 [rows], `row_weights` float32 [rows], `dialogues` int64 [n], `without_source` int64 []; and
-            where the student's own answers are among the dialogues, `label_weights` float32 [rows].
+            `source_share` float32 [rows], `row_weights` float32 [rows], `dialogues` and `num_rows` (of each) int64 [n],
+            `without_source` int64 []; and where the student's own answers are among the dialogues, `label_weights` float32 [rows].
         """
         numbers = [int(feature["unit"]) for feature in features]
         sequences = [
@@ -115,5 +115,6 @@ def _fusion(
         "source_share": torch.from_numpy(np.concatenate([np.empty(0, np.float32), *shares])),
         "row_weights": torch.from_numpy(weights),
         "dialogues": torch.tensor([example.dialogue for example in examples], dtype=torch.int64),
+        "num_rows": torch.tensor(counts, dtype=torch.int64),
         "without_source": torch.tensor(sum(example.supervision.without_source for example in examples)),
     }

@@ -67,6 +67,8 @@ class FusionSums(NamedTuple):
     """Tokens that have a row."""
     row_entropy: Tensor
     """nats, entropy of the rows, over the tokens that have one."""
+    label_losses: Tensor
+    """[tokens], nats: the SFT loss of each."""
 
 
 def fused_linear_fusion_loss(
@@ -139,11 +141,11 @@ def fused_linear_fusion_sums(
     ids = torch.where(listed, topk_ids.long(), torch.where(listed[:, :1], topk_ids[:, :1].long(), 0))
     weights = weights_of_rows(row_weights, labels, options.sft_weight, accumulate)
     of_labels = None if label_weights is None else checked_weights("label_weights", label_weights, labels, accumulate)
-    loss, sft, fusion, correct = _FusedLoss.apply(  # type: ignore[no-untyped-call]  # torch gives `apply` no types
+    loss, sft, fusion, correct, label_losses = _FusedLoss.apply(  # type: ignore[no-untyped-call]  # torch gives `apply` no types
         hidden, lm_head_weight, bias, labels.long(), ids, log_p, weights, of_labels, options,
         head or HeadTransform(), scale,
     )  # fmt: skip
-    return FusionSums(loss, sft, fusion, correct, listed.any(dim=1).sum(), row_entropy)
+    return FusionSums(loss, sft, fusion, correct, listed.any(dim=1).sum(), row_entropy, label_losses)
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -153,7 +155,7 @@ class _FusedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, ids: Tensor, log_p: Tensor,
         row_weights: Tensor, label_weights: Tensor | None, options: LossOptions, head: HeadTransform, scale: float | Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, ...]:  # fmt: skip
         dtype = product_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             product = HeadProduct(weight.to(dtype), None if bias is None else bias.to(dtype), head)
@@ -162,6 +164,7 @@ class _FusedLoss(torch.autograd.Function):
             logits_buffer = torch.empty(block_tokens, len(weight), dtype=dtype, device=hidden.device)
             q_buffer = torch.empty(chunk_tokens, len(weight), dtype=log_p.dtype, device=hidden.device)
             sums = torch.zeros(4, dtype=log_p.dtype, device=hidden.device)
+            label_losses = torch.empty(len(hidden), dtype=log_p.dtype, device=hidden.device)
             for first in range(0, len(hidden), block_tokens):
                 block = slice(first, min(first + block_tokens, len(hidden)))
                 rows = hidden[block].to(dtype)
@@ -172,15 +175,16 @@ class _FusedLoss(torch.autograd.Function):
                     q = q_buffer[: len(logits)]
                     of_labels = None if label_weights is None else label_weights[tokens]
                     rest = (labels[tokens], ids[tokens], log_p[tokens], row_weights[tokens], of_labels)
-                    sums += _score(logits, q, *rest, options)
+                    parts, label_losses[tokens] = _score(logits, q, *rest, options)
+                    sums += parts
                     if gradients.wanted:
                         gradients.add_bias(q if slope is None else q.mul_(slope))
                         logits.copy_(q)
                 gradients.add(block, logits_buffer[: len(rows)], rows, product.weight)
         ctx.save_for_backward(*gradients.finish(hidden, weight, bias, scale))
         total, sft, fusion, correct = sums.unbind()
-        ctx.mark_non_differentiable(sft, fusion, correct)
-        return total * scale, sft, fusion, correct
+        ctx.mark_non_differentiable(sft, fusion, correct, label_losses)
+        return total * scale, sft, fusion, correct, label_losses
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
@@ -193,8 +197,8 @@ class _FusedLoss(torch.autograd.Function):
 def _score(
     logits: Tensor, q: Tensor, labels: Tensor, ids: Tensor, log_p: Tensor, row_weights: Tensor,
     label_weights: Tensor | None, options: LossOptions,
-) -> Tensor:  # fmt: skip
-    """Sums (loss, SFT, fusion, correct) of a chunk; leaves the loss's gradient by the logits in `q`."""
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Sums (loss, SFT, fusion, correct) of a chunk and the SFT loss of each token; leaves the gradient by the logits in `q`."""
     torch.softmax(logits, dim=-1, dtype=q.dtype, out=q)
     label_logits = logits.gather(1, labels[:, None])
     # Without the label for a moment, so that one pass finds the largest logit and, common in bfloat16, a tie for it.
@@ -229,7 +233,7 @@ def _score(
     q.scatter_add_(1, ids, torch.where(once, back, 0.0))
     q.scatter_add_(1, labels[:, None], -weight)
     loss = weight.squeeze(1) * sft + of_row.squeeze(1) * fusion
-    return torch.stack([loss.sum(), sft.sum(), fusion.sum(), correct.to(q.dtype)])
+    return torch.stack([loss.sum(), sft.sum(), fusion.sum(), correct.to(q.dtype)]), sft
 
 
 def _row_gradient(log_q: Tensor, log_p: Tensor, options: LossOptions) -> tuple[Tensor, Tensor, Tensor | None]:

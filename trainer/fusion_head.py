@@ -33,6 +33,7 @@ class FusionOutput(ModelOutput):
     correct: Tensor | None = None
     rows: Tensor | None = None
     row_entropy: Tensor | None = None
+    label_losses: Tensor | None = None
     router_loss: Tensor | None = None
 
 

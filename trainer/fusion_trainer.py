@@ -22,17 +22,21 @@ from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig
 
 from fusechat.errors import ConfigError, FuseChatError
+from fusechat.storage.files import read_json, write_json
 from fusechat.storage.write_errors import storage_errors
 
 from . import fusion_head
 from .batches import EMPTY_UNIT, BatchOrder
-from .checkpoints import CheckpointPace, publish
+from .checkpoints import PREFIX, STAGING, CheckpointPace, publish
 from .collator import FUSION_KEY, FusionCollator
+from .fading import Fading
 from .fused_loss import LossOptions
 from .trl_internals import HookedTrainer
 
 PARTS = ("sft", "fusion", "correct", "rows", "row_entropy")
-COUNTS = ("tokens", "won", "dialogues", "without_source")
+FADING_FILE = "fading.json"
+"""Within a checkpoint."""
+COUNTS = ("tokens", "won", "weights", "dialogues", "without_source")
 
 
 class FusionTrainer(HookedTrainer):
@@ -46,18 +50,20 @@ class FusionTrainer(HookedTrainer):
         options: LossOptions, tokenizer: PreTrainedTokenizerBase,
         name_dialogues: Callable[[list[int]], list[str]] = lambda numbers: list(map(str, numbers)),
         callbacks: list[TrainerCallback] | None = None, peft_config: Any = None, pace: CheckpointPace | None = None,
+        fading: Fading | None = None,
     ) -> None:  # fmt: skip
         """
         Args:
             unit_lengths: int64 [units], tokens of each unit of the collator.
             name_dialogues: ids of dialogues by number, for messages.
             pace: decides when checkpoints are written, in place of `args`.
+            fading: by how much rows have faded; None: they do not.
         """
         self.options, self._unit_lengths, self._name_dialogues = options, unit_lengths, name_dialogues
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
         self._ahead: tuple[Iterator[Any], Future[list[Any]]] | None = None
         self._sums: Tensor | None = None
-        self._rotation_limit, self._pace = args.save_total_limit, pace
+        self._rotation_limit, self._pace, self._fading = args.save_total_limit, pace, fading
         args.dataset_kwargs = {"skip_prepare_dataset": True}
         args.remove_unused_columns = False
         # The empty unit, -1, stands last, where the index -1 finds it.
@@ -112,6 +118,11 @@ class FusionTrainer(HookedTrainer):
         scale = (self.accelerator.num_processes if summed else 1) / torch.as_tensor(num_tokens).clamp(min=1).float()
         if self.aux_loss_enabled:
             inputs["output_router_logits"] = True
+        if self._fading is not None:
+            factors = torch.from_numpy(self._fading.factors(fusion["dialogues"].cpu().numpy())).to(
+                fusion["row_weights"]
+            )
+            fusion = {**fusion, "row_weights": fusion["row_weights"] * factors.repeat_interleave(fusion["num_rows"])}
         outputs = model(**inputs, fusion={**_tensors(fusion), "scale": scale.to(fusion["labels"].device)})
         loss = outputs.loss
         if not torch.isfinite(loss):
@@ -119,6 +130,7 @@ class FusionTrainer(HookedTrainer):
         if outputs.router_loss is not None:
             loss = loss + outputs.router_loss / self.current_gradient_accumulation_steps
         self._count(outputs, fusion)
+        self._observe(outputs, fusion)
         return (loss, outputs) if return_outputs else loss
 
     def gather(self) -> tuple[Any, dict[str, Tensor] | None]:
@@ -138,6 +150,22 @@ class FusionTrainer(HookedTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Left out: the stage writes its own."""
 
+    def finish_step(self) -> None:
+        """What was seen in the step changes the weights of the next one."""
+        if self._fading is not None:
+            self._fading.finish_step(self._sum_over_processes)
+
+    def _sum_over_processes(self, values: np.ndarray) -> np.ndarray:
+        summed: Tensor = self.accelerator.reduce(torch.from_numpy(values).to(self.accelerator.device), "sum")
+        return summed.cpu().numpy()
+
+    def go_on_from(self, checkpoint: Path) -> None:
+        """Take up what a checkpoint holds beside what transformers keeps there."""
+        if self._fading is not None:
+            state = read_json(str(checkpoint / FADING_FILE))
+            assert state is not None, f"{checkpoint} is whole and holds no {FADING_FILE}"
+            self._fading.load(state)
+
     def wants_checkpoint(self) -> bool | None:
         """When the pace says so, but for the last step, after which the target itself is written."""
         if self._pace is None or self.state.global_step >= self.state.max_steps:
@@ -151,15 +179,29 @@ class FusionTrainer(HookedTrainer):
             write()
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                if self._fading is not None:
+                    folder = output / STAGING / f"{PREFIX}{self.state.global_step}"
+                    write_json(str(folder / FADING_FILE), self._fading.state())
                 publish(output, self.state.global_step)
                 rotate_checkpoints(output_dir=str(output), save_total_limit=self._rotation_limit)
             self.accelerator.wait_for_everyone()
         if self._pace is not None:
             self._pace.wrote(time.monotonic() - started)
 
+    def _observe(self, outputs: Any, fusion: dict[str, Tensor]) -> None:
+        """Dialogues that are met for the first time say how far the student has come."""
+        if self._fading is None or (self.state.epoch or 0) >= 1:
+            return
+        num_rows = fusion["num_rows"]
+        losses = outputs.label_losses.new_zeros(len(num_rows), dtype=torch.float64)
+        place = torch.repeat_interleave(num_rows)
+        losses.index_add_(0, place, outputs.label_losses.detach().to(torch.float64))
+        self._fading.observe(*(values.cpu().numpy() for values in (fusion["dialogues"], losses, num_rows)))
+
     def _count(self, outputs: Any, fusion: dict[str, Tensor]) -> None:
         counts = (
             torch.tensor(len(fusion["labels"])), fusion["source_share"].sum(),
+            (fusion["row_weights"] * torch.isfinite(fusion["topk_logprobs"]).any(dim=1)).sum(),
             torch.tensor(len(fusion["dialogues"])), fusion["without_source"],
         )  # fmt: skip
         parts = [getattr(outputs, name).detach() for name in PARTS]
@@ -206,6 +248,7 @@ def describe_parts(sums: dict[str, float]) -> dict[str, float]:
         "row_entropy": sums["row_entropy"] / rows,
         "source_share": sums["won"] / tokens,
         "row_share": sums["rows"] / tokens,
+        "row_weight": sums["weights"] / rows,
         "token_accuracy": sums["correct"] / tokens,
         "target_tokens": sums["tokens"],
         "dialogues_without_source": sums["without_source"],

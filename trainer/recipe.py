@@ -42,6 +42,8 @@ def target_recipe(
     choice = row_choice(section, target_name)
     # Without rows the loss is plain SFT, whatever the fusion's settings: one control serves runs that differ in them.
     unused = {"train_control", "fusion", *(FUSION_FIELDS if choice == "none" else ())}
+    if choice != "trusted":
+        unused.add("fading")
     settings = {
         "training": section.model_dump(mode="json", exclude=unused),
         "seed": seed,

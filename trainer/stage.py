@@ -24,6 +24,7 @@ from fusechat.storage.artifact import Artifact, Claim
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.seals import CHECKPOINTS
 from fusechat.storage.tokens import TokensReader
+from fusechat.text.dialogue_set import read_kinds
 from fusechat.text.dialogues import read_dialogues
 from fusechat.text.model_templates import template_of
 
@@ -31,8 +32,9 @@ from . import choice_stage, target_model
 from .arguments import model_arguments, packing_arguments, training_arguments
 from .checkpoints import CheckpointPace, last_checkpoint, remove_damaged, remove_partial
 from .choice import NOBODY
-from .choice_artifact import Choice
+from .choice_artifact import Choice, read_losses
 from .collator import FusionCollator
+from .fading import Fading, Leads
 from .fused_loss import LossOptions
 from .fusion_dataset import FusionDataset, Teachers, Units, pack, single
 from .fusion_targets import RowChoice
@@ -54,6 +56,8 @@ class TrainingData:
     pivot_folder: Path
     stores: dict[str, RowStore]
     teachers: Teachers | None
+    leads: Leads | None
+    """Of the teachers; None: rows do not fade."""
 
 
 def run(inputs: TrainingInputs, target_name: str, *, progress: Progress | None = None) -> Artifact:
@@ -137,7 +141,10 @@ def read_data(inputs: TrainingInputs, pivot: ResolvedModel, target_name: str) ->
     if "source_own_rows" in parents:
         stores["source_own_rows"] = RowStore.open(parents["source_own_rows"].url, "logprobs")
     teachers = _teachers(parents, tokens, inputs.least_probability) if "choice" in parents else None
-    return TrainingData(row_choice(inputs.section, target_name), tokens, pivot.folder, stores, teachers)
+    leads = None
+    if teachers is not None and inputs.section.fading and not inputs.is_round:
+        leads = _leads(inputs, parents["choice"], tokens, teachers.number)
+    return TrainingData(row_choice(inputs.section, target_name), tokens, pivot.folder, stores, teachers, leads)
 
 
 def _teachers(parents: dict[str, Artifact], tokens: TokensReader, least_probability: float) -> Teachers:
@@ -150,6 +157,14 @@ def _teachers(parents: dict[str, Artifact], tokens: TokensReader, least_probabil
     stores = [open_rows(parents[f"rows.{name}"], parents["tokens"], tokens) for name in names]
     is_own = chosen.is_own if chosen.is_own.any() else None
     return Teachers(stores, number, chosen.trust, is_own, least_probability)
+
+
+def _leads(inputs: TrainingInputs, made: Artifact, tokens: TokensReader, number: np.ndarray) -> Leads:
+    """By how much each dialogue's teacher leads, grouped by source and kind; `number` int [dialogues], -1: nobody."""
+    kinds = read_kinds(inputs.layout.dialogues_path / "train.jsonl")
+    group = np.where(number < 0, NOBODY, number.astype(np.int32) * len(kinds.names) + kinds.number)
+    num_rows = np.diff(tokens.row_offsets_of(range(tokens.num_dialogues)))
+    return Leads(group, *read_losses(made.url, Choice.read(made.url)), num_rows)
 
 
 def _train(
@@ -185,6 +200,7 @@ def _train(
         options=LossOptions(training.sft_weight, training.divergence, training.temperature, training.tail),
         name_dialogues=lambda numbers: _dialogue_ids(inputs, numbers),
         pace=None if {"save_strategy", "save_steps"} & training.trl.keys() else CheckpointPace(),
+        fading=None if data.leads is None else Fading(data.leads),
     )  # fmt: skip
     if trainer.is_world_process_zero():
         remove_partial(checkpoints)
@@ -194,6 +210,7 @@ def _train(
     resumed = last_checkpoint(checkpoints)
     if resumed is not None:
         progress.say(f"train {name}: goes on from step {resumed.name.removeprefix('checkpoint-')}")
+        trainer.go_on_from(resumed)
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     trained, state = trainer.gather()
     if trainer.is_world_process_zero():

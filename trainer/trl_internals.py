@@ -24,6 +24,9 @@ class HookedTrainer(SFTTrainer, ABC):
     def make_sampler(self, batch_per_pass: int) -> Sampler[int]:
         """The order of the training set. `batch_per_pass`: examples of one forward pass of one process."""
 
+    def finish_step(self) -> None:
+        """Called on every process after each step, before a checkpoint of it is written."""
+
     def wants_checkpoint(self) -> bool | None:
         """Whether to write a checkpoint after this step; None: what the arguments say."""
         return None
@@ -42,6 +45,7 @@ class HookedTrainer(SFTTrainer, ABC):
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         # Runs on every process after each step and each epoch, when the callbacks have decided by the arguments, which know
         # steps and epochs but no time.
+        self.finish_step()
         wanted = self.wants_checkpoint()
         if wanted is not None:
             self.control.should_save = wanted

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from trainer.choice import calibration, choose, loss_of_counts, row_entropy, row_label_loss, source_loss, trust_of
+from trainer.fading import Leads
 
 from .corpus import Corpus, ModelRows
 from .loop import Lesson
@@ -20,8 +21,8 @@ def lesson_of(corpus: Corpus, arm: str, oracle: ModelRows | None = None) -> Less
     Names: `sft`, `smoothing`, `pivot_rows`, `oracle`, `published.SOURCE` (MinCE against the pivot at 0.1), `trusted.SOURCE`
     (the rule, one source's winners), `joint_published` (the best source always, at 0.1), `joint_ungated` (the same at 0.9),
     `joint` (the rule) with `_untrusted`, `_reverse_kl`, `_where_unsure` (rows weigh less where they name one token, and
-    labels more), `_where_sure` (the other way round), `_without_bad`, `_soft`, `_first_sight`, `_gap`, `_gap_decayed` (the
-    gates).
+    labels more), `_where_sure` (the other way round), `_without_bad`, `_soft`, `_first_sight`, `_gap` (the gates; the last is
+    the product's fading).
     """
     if arm == "sft":
         return _nothing(corpus)
@@ -42,8 +43,11 @@ def lesson_of(corpus: Corpus, arm: str, oracle: ModelRows | None = None) -> Less
         weight = PUBLISHED_WEIGHT if arm == "joint_published" else ROW_WEIGHT
         return _from_sources(corpus, corpus.sources, best, np.full(corpus.num_dialogues, weight))
     option = arm.removeprefix("joint").removeprefix("_")
-    if option in ("soft", "first_sight", "gap", "gap_decayed"):
+    if option in ("soft", "first_sight"):
         return replace(rule(corpus), gate=option)  # type: ignore[arg-type]  # one of the names above
+    if option == "gap":
+        lesson = rule(corpus)
+        return replace(lesson, gate="gap", leads=leads_of(corpus, lesson))
     if option == "without_bad":
         return rule(corpus, candidates=tuple(source for source in corpus.sources if source != "bad"))
     if option == "reverse_kl":
@@ -93,6 +97,17 @@ def rule(
             own = mine & (kinds == kind)
             weight[own] = ROW_WEIGHT * (trust_of(ratio[own]) if trusted else 1.0)
     return _from_sources(corpus, candidates, winner, weight)
+
+
+def leads_of(corpus: Corpus, lesson: Lesson) -> Leads:
+    """By how much the teachers lead under the rule, as the product's training reads it off the choice."""
+    pivot = corpus.per_dialogue(-corpus.rows["pivot"].label_logprob)
+    source = lesson.source[np.minimum(corpus.row_offsets[:-1], len(corpus.labels) - 1)]
+    _, kinds = np.unique(corpus.train.kind, return_inverse=True)
+    group = np.where(source < 0, -1, source * (kinds.max() + 1) + kinds)
+    of_sources = source_losses(corpus, corpus.sources)
+    teacher = np.where(source < 0, pivot, np.take_along_axis(of_sources, np.maximum(source, 0)[None], axis=0)[0])
+    return Leads(group, teacher, pivot, np.diff(corpus.row_offsets))
 
 
 def winners(corpus: Corpus, candidates: tuple[str, ...]) -> np.ndarray:

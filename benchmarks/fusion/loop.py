@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from trainer.fading import Fading, Leads
 from trainer.losses import Divergence, Tail, row_log_probabilities
 
 from .corpus import Corpus, Split
-from .fading import Fading
 
-Gate = Literal["none", "soft", "first_sight", "gap", "gap_decayed"]
-DECAY = 0.98
-"""`gap_decayed`: a dialogue counts half after 34 later ones of its source and kind."""
+Gate = Literal["none", "soft", "first_sight", "gap"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,8 @@ class Lesson:
     smoothing: float = 0.0
     """Weight of the uniform distribution, on every token; rows are not read then."""
     gate: Gate = "none"
+    leads: Leads | None = None
+    """Of the teachers, for the gate `gap`."""
     is_own: np.ndarray | None = None
     """bool [rows]: the student's own words, whose labels teach nothing; None: nowhere."""
 
@@ -111,9 +111,8 @@ class Gates:
         real = np.isfinite(lesson.label_logprob)
         self.real = torch.from_numpy(real)
         self.row_loss = corpus.per_dialogue(np.where(real, -lesson.label_logprob, 0.0))
-        self.pivot_loss = corpus.per_dialogue(np.where(real, -corpus.rows["pivot"].label_logprob, 0.0))
-        self.fading = Fading(memory=DECAY if self.kind == "gap_decayed" else 1.0)
         self.means: dict[str, list[float]] = {}
+        self.fading = None if lesson.leads is None else Fading(lesson.leads)
 
     def of(self, batch: np.ndarray, rows: Tensor, dialogue: Tensor, label_logprob: Tensor) -> Tensor:
         """float [rows]; `dialogue` int64 [rows]: place in the batch; `label_logprob` float [rows], the student's."""
@@ -121,23 +120,30 @@ class Gates:
             return torch.ones_like(label_logprob)
         if self.kind == "soft":
             return torch.sigmoid(torch.nan_to_num(self.row_logprob[rows], neginf=-1e4) - label_logprob)
-        factors = [1.0 if (group := self.groups[i]) is None else self._factor(group) for i in batch]
+        if self.fading is not None:
+            return torch.from_numpy(self.fading.factors(batch)).to(label_logprob)[dialogue]
+        factors = [1.0 if (group := self.groups[i]) is None else self._sign(group) for i in batch]
         return torch.tensor(factors)[dialogue]
 
-    def _factor(self, group: str) -> float:
-        if self.kind == "first_sight":
-            return float(sum(self.means.get(group, [1.0])) >= 0)
-        return self.fading.factor(group)
+    def _sign(self, group: str) -> float:
+        return float(sum(self.means.get(group, [1.0])) >= 0)
 
     def observe(self, batch: np.ndarray, rows: Tensor, dialogue: Tensor, label_logprob: Tensor) -> None:
         """Count the dialogues of a batch of the first epoch."""
-        losses = torch.zeros(len(batch)).index_add_(0, dialogue, -label_logprob * self.real[rows]).tolist()
-        for i, loss in zip(batch, losses, strict=True):
+        losses = torch.zeros(len(batch), dtype=torch.float64)
+        if self.fading is not None:
+            losses.index_add_(0, dialogue, -label_logprob.double())
+            self.fading.observe(batch, losses.numpy(), np.bincount(dialogue.numpy(), minlength=len(batch)))
+            return
+        losses.index_add_(0, dialogue, (-label_logprob * self.real[rows]).double())
+        for i, loss in zip(batch, losses.tolist(), strict=True):
             if (group := self.groups[i]) is not None:
                 self.means.setdefault(group, []).append(loss - float(self.row_loss[i]))
-                self.fading.observe(
-                    group, student_loss=loss, row_loss=float(self.row_loss[i]), pivot_loss=float(self.pivot_loss[i])
-                )
+
+    def finish_step(self) -> None:
+        """What was seen in a step counts from the next one on."""
+        if self.fading is not None:
+            self.fading.finish_step(lambda gaps: gaps)
 
 
 def train(corpus: Corpus, student: Path, lesson: Lesson, settings: Settings) -> Trained:
@@ -176,6 +182,7 @@ def train(corpus: Corpus, student: Path, lesson: Lesson, settings: Settings) -> 
                 (loss.sum() / num_rows).backward()
                 if epoch == 0:
                     gates.observe(part, rows, dialogue, mine)
+            gates.finish_step()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()

@@ -64,7 +64,7 @@ def sample(path: Path, number: int) -> list[Dialogue]:
 
 
 ARMS = (
-    "sft", "joint", "joint_gap", "joint_gap_decayed", "joint_soft", "joint_untrusted", "joint_first_sight", "smoothing",
+    "sft", "joint", "joint_gap", "joint_soft", "joint_untrusted", "joint_first_sight", "smoothing",
 )  # fmt: skip
 SETTINGS = Settings(epochs=1, seed=0, learning_rate=5e-5, batch=16, micro_batch=4, bfloat16=True)
 

@@ -13,9 +13,10 @@ COURSES = {
     "sft_loss": ("SFT loss", "nats per token"),
     "fusion_loss": ("Fusion loss", "nats per row"),
     "source_share": ("Share of rows the source won", "0 to 1"),
+    "row_weight": ("Weight of a row", "0 to 1"),
     "grad_norm": ("Gradient norm", ""),
 }
-FUSION_COURSES = ("fusion_loss", "source_share")
+FUSION_COURSES = ("fusion_loss", "source_share", "row_weight")
 """Figures that the control has only as zeros."""
 LAYER = re.compile(r"^(?:.*\.)?(?:layers|h|blocks)\.(\d+)\.(.+?)(?:\.weight)?$")
 

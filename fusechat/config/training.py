@@ -12,7 +12,7 @@ CONTROL = "sft"
 """Name of the SFT-only control among the targets: trained on the same steps without any rows."""
 JOINT = "joint"
 """Name of the target that learns from all sources."""
-FUSION_FIELDS = ("sft_weight", "divergence", "temperature", "tail", "row_choice")
+FUSION_FIELDS = ("sft_weight", "divergence", "temperature", "tail", "row_choice", "fading")
 """Fields of `training` that a target without rows does not depend on."""
 
 
@@ -48,6 +48,9 @@ class TrainingSection(Section):
     """Which row supervises. trusted: per dialogue the source that beats all others, the pivot and the labels' own frequency,
     as far as it is calibrated; of pivot and source the smaller loss in nats per byte (min_ce, FuseLLM's); by the released
     per-token mean; per token; both, averaged by weight; always one of them; no fusion."""
+    fading: bool = True
+    """Under `trusted`, a source's rows on a kind of dialogue weigh less when the student has made up for more than half of the
+    source's lead there, and nothing when it has drawn level; read off dialogues that the student meets for the first time."""
     train_control: bool = True
     """Also train the SFT-only control of the same steps."""
     lora: LoraSection | None = None

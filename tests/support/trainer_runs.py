@@ -17,12 +17,15 @@ from fusechat.config import RunConfig
 from fusechat.models import model_files
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact
+from fusechat.storage.contracts import RowKind
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import Tokens
 from fusechat.text.rendered import ChatTemplate
 from trainer.run_log import read_metrics
 
 K = 5
+NAMES = ("other", "third")
+"""The sources of `make_chosen_run`."""
 PUBLISHED = {"row_choice": "min_ce", "sft_weight": 0.9, "tail": "renormalise"}
 """FuseLLM's choice with FuseChat's weight, which the figures of these tests are of."""
 
@@ -74,6 +77,33 @@ def make_run(
     (config.dialogues_path / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "run.yaml").write_text(yaml.safe_dump(config.dump()), encoding="utf-8")
     return config
+
+
+def make_chosen_run(folder: Path, **training: object) -> RunConfig:
+    """Random rows of two sources: `other` is good at the first half of the dialogues, `third` at three of the second."""
+    config = make_run(folder, row_choice="trusted", sft_weight=0.1, tail="bucket", **training)
+    document = config.dump()
+    document["sources"].append({**document["sources"][0], "name": "third"})
+    config = RunConfig.model_validate(document)
+    tokens = Tokens.read(config.tokens_url("pivot"))
+    made = artifact.load(config.tokens_url("pivot"), "tokens")
+    write_rows(config.aligned_url("third"), "aligned", tokens, {"tokens": made}, 7)
+    for name, better in zip(NAMES, (range(11), range(12, 15)), strict=True):
+        _improve(RowStore.open(config.aligned_url(name), "aligned", mode="r+"), better)
+    (folder / "run.yaml").write_text(yaml.safe_dump(config.dump()), encoding="utf-8")
+    return config
+
+
+def _improve(store: RowStore, dialogues: range) -> None:
+    """The source's label loss becomes small on some dialogues."""
+    for shard, arrays in store.iter_shards():
+        first = store.layout.rows(shard).start
+        for dialogue in store.layout.dialogues(shard):
+            rows = slice(*(int(edge) - first for edge in store.layout.row_offsets[dialogue : dialogue + 2]))
+            real = (arrays["kind"][rows] != RowKind.EMPTY) & (dialogue in dialogues)
+            arrays["label_logprob"][rows] = np.where(real, -0.25, arrays["label_logprob"][rows])
+            arrays["kind"][rows] = np.where(real, RowKind.MAPPED, arrays["kind"][rows])
+        store.write_shard(shard, arrays)
 
 
 def random_tokens(dialogues: int, model: Path, seed: int = 0) -> Tokens:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import trainer_runs
-import yaml
 import zarr
 from stages_here import merge, train
+from trainer_runs import NAMES, make_chosen_run
 
 from fusechat.app.inspection import show_artifact
 from fusechat.config import CONTROL, JOINT, RunConfig, load_config
@@ -27,35 +27,6 @@ from trainer.fusion_trainer import FusionTrainer
 from trainer.inputs import TrainingInputs
 from trainer.round_teachers import RoundTeachers
 from trainer.run_log import read_metrics
-
-NAMES = ("other", "third")
-
-
-def make_run(folder: Path, **training: object) -> RunConfig:
-    """Random rows of two sources: `other` is good at the first half of the dialogues, `third` at three of the second."""
-    config = trainer_runs.make_run(folder, row_choice="trusted", sft_weight=0.1, tail="bucket", **training)
-    document = config.dump()
-    document["sources"].append({**document["sources"][0], "name": "third"})
-    config = RunConfig.model_validate(document)
-    tokens = Tokens.read(config.tokens_url("pivot"))
-    made = artifact.load(config.tokens_url("pivot"), "tokens")
-    trainer_runs.write_rows(config.aligned_url("third"), "aligned", tokens, {"tokens": made}, 7)
-    for name, better in zip(NAMES, (range(11), range(12, 15)), strict=True):
-        _improve(RowStore.open(config.aligned_url(name), "aligned", mode="r+"), better)
-    (folder / "run.yaml").write_text(yaml.safe_dump(config.dump()), encoding="utf-8")
-    return config
-
-
-def _improve(store: RowStore, dialogues: range) -> None:
-    """The source's label loss becomes small on some dialogues."""
-    for shard, arrays in store.iter_shards():
-        first = store.layout.rows(shard).start
-        for dialogue in store.layout.dialogues(shard):
-            rows = slice(*(int(edge) - first for edge in store.layout.row_offsets[dialogue : dialogue + 2]))
-            real = (arrays["kind"][rows] != RowKind.EMPTY) & (dialogue in dialogues)
-            arrays["label_logprob"][rows] = np.where(real, -0.25, arrays["label_logprob"][rows])
-            arrays["kind"][rows] = np.where(real, RowKind.MAPPED, arrays["kind"][rows])
-        store.write_shard(shard, arrays)
 
 
 def reference(config: RunConfig) -> list[str | None]:
@@ -82,7 +53,7 @@ def reference(config: RunConfig) -> list[str | None]:
 @pytest.fixture(scope="module")
 def joint(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A finished run of the joint target, merged."""
-    config = make_run(tmp_path_factory.mktemp("joint"), fusion="joint", trl={"save_steps": 2})
+    config = make_chosen_run(tmp_path_factory.mktemp("joint"), fusion="joint", trl={"save_steps": 2})
     train(config, JOINT)
     merge(config)
     return config
@@ -145,7 +116,7 @@ def test_joint_target_learns_from_all_winners_and_counts_the_dialogues_without_r
 
 
 def test_pairs_teach_what_their_own_source_won(tmp_path: Path) -> None:
-    config = make_run(tmp_path)
+    config = make_chosen_run(tmp_path)
     for number, name in enumerate(NAMES):
         inputs = TrainingInputs.of(config)
         data = stage.read_data(inputs, resolve(config.pivot, inputs.layout.digests_path), name)
@@ -199,7 +170,7 @@ def test_card_of_a_joint_runs_fused_model_is_a_file_of_its_own(joint: RunConfig)
 
 
 def test_joint_run_that_stopped_goes_on_to_the_same_weights(joint: RunConfig, tmp_path: Path) -> None:
-    config = make_run(tmp_path, fusion="joint", trl={"save_steps": 2})
+    config = make_chosen_run(tmp_path, fusion="joint", trl={"save_steps": 2})
     with trainer_runs.stopped_at(5):
         train(config, JOINT)
     assert os.listdir(config.target_path(JOINT) / "checkpoints")
@@ -210,7 +181,7 @@ def test_joint_run_that_stopped_goes_on_to_the_same_weights(joint: RunConfig, tm
 
 
 def test_control_needs_no_choice(tmp_path: Path) -> None:
-    config = make_run(tmp_path, trl={"max_steps": 1})
+    config = make_chosen_run(tmp_path, trl={"max_steps": 1})
     train(config, CONTROL)
     assert not Path(config.choice_url).exists()
     assert read_metrics(config.target_path(CONTROL))[0]["row_share"] == 0

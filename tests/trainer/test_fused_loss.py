@@ -237,3 +237,13 @@ def test_fused_loss_never_holds_all_logits() -> None:
     with _LargestTensor() as watch:
         torch.autograd.grad(dense(p, HeadTransform()), p["weight"])
     assert watch.largest >= 390 * 61
+
+
+def test_losses_of_single_labels_are_those_of_cross_entropy() -> None:
+    p = problem()
+    kept = p["labels"] != -100
+    hidden, labels, ids, rows = (p[name][kept] for name in ("hidden", "labels", "ids", "rows"))
+    sums = fused_linear_fusion_sums(hidden, p["weight"], labels, ids, rows, LossOptions(), bias=p["bias"])
+    expected = torch.nn.functional.cross_entropy(hidden @ p["weight"].t() + p["bias"], labels, reduction="none")
+    torch.testing.assert_close(sums.label_losses, expected)
+    assert not sums.label_losses.requires_grad
