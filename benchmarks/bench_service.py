@@ -72,7 +72,7 @@ def measure_throughput(address: str, direct: DirectEngine, dialogues: Dialogues,
     return {
         "service_over_direct": round(statistics.median(ratios), 3),
         "service_over_direct_turns": [round(ratio, 3) for ratio in ratios],
-        "engine_cpu_over_direct": round(cpu["score"] / cpu["direct"], 3),
+        "engine_cpu_over_direct": round(cpu["score"] / cpu["direct"], 3) if cpu["direct"] else None,
         "cpu_seconds": cpu,
         "rows_per_s": {"service": round(service), "direct": round(engine)},
     }

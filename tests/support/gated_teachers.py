@@ -52,9 +52,10 @@ class GatedTeacher(ScoringWorker):
         if (self.gate / f"poison.{shard}").exists():
             self._break_engine(ids[0])
         rows = self._score_now(ids, targets)
-        while (self.gate / f"hold.{shard}").exists():
-            (self.gate / f"held.{shard}").touch()
-            time.sleep(0.02)
+        with self._engine_turn:  # one shard at a time is on an engine, so a worker holds one
+            while (self.gate / f"hold.{shard}").exists():
+                (self.gate / f"held.{shard}").touch()
+                time.sleep(0.02)
         if (self.gate / f"nan.{shard}").exists():
             rows[0].topk_logprobs[:] = np.nan
         return rows
