@@ -34,6 +34,7 @@ from .open_rows import open_rows
 from .recipe import choice_recipe
 from .round_teachers import RoundTeachers, read_teachers
 
+TRAIN_FILE = "train.jsonl"
 ROWS_AT_ONCE = 1 << 15
 """Of a source: what is reckoned of a row takes half a kilobyte meanwhile."""
 REAL_KINDS = np.array([kind for kind in RowKind if kind.is_real], dtype=np.uint8)
@@ -60,15 +61,10 @@ def run(
     tokens = TokensReader(layout.tokens_url(pivot))
     pivot_rows = open_rows(parents["pivot_rows"], parents["tokens"], tokens)
     stores = {name: open_rows(parents[f"rows.{name}"], parents["tokens"], tokens) for name in sources}
-    train_file = layout.dialogues_path / "train.jsonl"
-    check_files(str(layout.dialogues_path), read_json(f"{layout.dialogues_path}/{artifact.RECORD_FILE}") or {})
-    kinds = read_kinds(train_file)
-    if len(kinds.number) != tokens.num_dialogues:
-        raise ArtifactError(
-            f"{layout.dialogues_path}: train.jsonl holds {len(kinds.number):,} dialogues, {tokens.num_dialogues:,} were tokenized; run "
-            f"`fusechat inspect {layout.dialogues_path} --repair`, then start the same command again"
-        )
-    asked = read_teachers(layout, read_dialogues(train_file), pivot, sources) if is_round else None
+    kinds = kinds_of(layout, tokens.num_dialogues)
+    asked = (
+        read_teachers(layout, read_dialogues(layout.dialogues_path / TRAIN_FILE), pivot, sources) if is_round else None
+    )
     table = decide(layout.choice_url, tokens, pivot_rows, stores, kinds, asked)
     if progress is not None:
         for line in table_lines(table):
@@ -76,6 +72,23 @@ def run(
     taught = sum(record["dialogues"] for record in table if record["source"] is not None)
     own = {} if asked is None else {"own": int(asked.is_own.sum())}
     return claim.finish({"dialogues": tokens.num_dialogues, "dialogues_taught": taught, **own, "table": table})
+
+
+def kinds_of(layout: RunLayout, num_dialogues: int) -> Kinds:
+    """The kinds of the training dialogues.
+
+    Raises:
+        ArtifactError: their file is not as it was written, or holds another number of them.
+    """
+    folder = layout.dialogues_path
+    check_files(str(folder), read_json(f"{folder}/{artifact.RECORD_FILE}") or {})
+    kinds = read_kinds(folder / TRAIN_FILE)
+    if len(kinds.number) != num_dialogues:
+        raise ArtifactError(
+            f"{folder}: {TRAIN_FILE} holds {len(kinds.number):,} dialogues, {num_dialogues:,} were tokenized; run "
+            f"`fusechat inspect {folder} --repair`, then start the same command again"
+        )
+    return kinds
 
 
 def decide(

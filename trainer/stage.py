@@ -24,7 +24,6 @@ from fusechat.storage.artifact import Artifact, Claim
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.seals import CHECKPOINTS
 from fusechat.storage.tokens import TokensReader
-from fusechat.text.dialogue_set import read_kinds
 from fusechat.text.dialogues import read_dialogues
 from fusechat.text.model_templates import template_of
 
@@ -161,7 +160,7 @@ def _teachers(parents: dict[str, Artifact], tokens: TokensReader, least_probabil
 
 def _leads(inputs: TrainingInputs, made: Artifact, tokens: TokensReader, number: np.ndarray) -> Leads:
     """By how much each dialogue's teacher leads, grouped by source and kind; `number` int [dialogues], -1: nobody."""
-    kinds = read_kinds(inputs.layout.dialogues_path / "train.jsonl")
+    kinds = choice_stage.kinds_of(inputs.layout, tokens.num_dialogues)
     group = np.where(number < 0, NOBODY, number.astype(np.int32) * len(kinds.names) + kinds.number)
     num_rows = np.diff(tokens.row_offsets_of(range(tokens.num_dialogues)))
     return Leads(group, *read_losses(made.url, Choice.read(made.url)), num_rows)

@@ -9,7 +9,8 @@ from stages_here import train
 from trainer_runs import losses, make_chosen_run, stopped_at, weights
 
 from fusechat.config import JOINT, RunConfig
-from trainer import stage
+from fusechat.errors import ArtifactError
+from trainer import choice_stage, stage
 from trainer.choice_artifact import Choice
 from trainer.inputs import TrainingInputs
 from trainer.run_log import read_metrics
@@ -73,3 +74,14 @@ def test_fading_decides_targets_of_the_rule_alone(tmp_path: Path) -> None:
     assert of_rule["fading"] is True and "fading" not in of_control
     published = run.model_copy(update={"training": run.training.model_copy(update={"row_choice": "min_ce"})})
     assert "fading" not in TrainingInputs.of(published).recipe("other").settings["training"]
+
+
+def test_dialogues_that_changed_after_the_choice_are_refused_before_training(tmp_path: Path) -> None:
+    run = make_chosen_run(tmp_path, fusion="joint", trl={"max_steps": 1})
+    choice_stage.run(run.layout, "pivot", ["other", "third"])
+    file = run.dialogues_path / "train.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(
+        ArtifactError, match=r"train\.jsonl holds 21 dialogues, 22 were tokenized; run `fusechat inspect"
+    ):
+        train(run, JOINT)
