@@ -90,4 +90,4 @@ class Fading:
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from `state()`."""
-        self._gaps[:] = state["gaps"]
+        self._gaps = np.array(state["gaps"], np.float64).reshape(-1, 2)

@@ -67,3 +67,11 @@ def test_a_source_that_does_not_lead_teaches_nothing_once_that_is_seen() -> None
     fading = Fading(Leads(np.array([0]), np.array([4.0]), np.array([3.0]), np.array([4])))
     see(fading, {0: 5.0})
     assert fading.factors(np.array([0])).tolist() == [0.0]
+
+
+def test_where_nobody_teaches_there_is_nothing_to_count_save_or_load() -> None:
+    fading = fading_of(-1, -1)
+    see(fading, {0: 3.0, 1: 2.0})
+    fading.load(fading.state())
+    see(fading, {0: 3.0})
+    assert fading.factors(np.array([0, 1])).tolist() == [1.0, 1.0]
