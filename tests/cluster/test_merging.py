@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +13,10 @@ import pytest
 import ray
 import tiny_models
 from merge_models import llama_weights, save_model, updated
+from ray_for_module import ray_for_module
 from stages_here import merge
 
 from cluster.pool.run_on_ray import run_on_ray
-from cluster.pool.session import ray_session
 from fusechat.app import pipeline
 from fusechat.config import ClusterSection, load_config
 from fusechat.errors import ClusterError, ModelError, StorageError
@@ -36,11 +35,8 @@ SMALL_SHARDS = 12_000
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray() -> Iterator[None]:
-    with ray_session(ClusterSection(num_cpus=2)):
-        # Workers do not find the tests' modules.
-        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with ray_for_module(__name__, num_cpus=2):
         yield
-        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.fixture

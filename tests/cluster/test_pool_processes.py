@@ -1,29 +1,23 @@
 """Processes of the pool that serve several works, one after the other, on a real local Ray."""
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import ray
 from pool_works import ONE_CPU, Results, a_work, done_shards
+from ray_for_module import ray_for_module
 
 from cluster.pool.placement import Placement
 from cluster.pool.pooled_work import PooledWork
-from cluster.pool.session import ray_session
 from cluster.pool.worker_pool import WorkerPool
-from fusechat.config import ClusterSection
 from fusechat.storage.work import Needs
 
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray() -> Iterator[None]:
-    with ray_session(ClusterSection(num_cpus=4)):
-        # Workers do not find the tests' modules.
-        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with ray_for_module(__name__, num_cpus=4):
         yield
-        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 def works_side_by_side(

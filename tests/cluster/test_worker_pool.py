@@ -1,32 +1,26 @@
 """The pool on a real local Ray, with actors that hold no model: deaths, poison shards, failing starts."""
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import ray
 from pool_works import ONE_CPU, USER_ERRORS, Results, a_work, done_shards
 from ray.core.generated.common_pb2 import ActorDiedErrorContext
 from ray.exceptions import ActorDiedError
+from ray_for_module import ray_for_module
 
 from cluster.pool import worker_pool
 from cluster.pool.failures import raise_failures
 from cluster.pool.placement import Placement, num_workers
 from cluster.pool.pooled_work import PooledWork, Process
-from cluster.pool.session import ray_session
 from cluster.pool.worker_pool import WorkerPool
-from fusechat.config import ClusterSection
 from fusechat.errors import EngineError
 
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray() -> Iterator[None]:
-    with ray_session(ClusterSection(num_cpus=4)):
-        # Workers do not find the tests' modules.
-        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with ray_for_module(__name__, num_cpus=4):
         yield
-        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 def run_pool(
