@@ -44,6 +44,7 @@ FAMILIES: dict[str, tuple[Fault, int, int]] = {
     "training worker": (workers.kill("training worker"), 3, 0),
     "node": (workers.kill("node"), 3, 0),
     **{name: (service.kill(name), 2, 0) for name in service.VICTIMS},
+    "rank": (workers.kill("rank"), 3, 0),
 }
 """Family -> fault, how many of the whole, how many of the quick collection."""
 ONE_AT_A_TIME = {*workers.VICTIMS, *service.VICTIMS}

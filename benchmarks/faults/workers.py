@@ -1,12 +1,9 @@
-"""A Ray of several nodes on this machine: engines, workers of every stage and whole nodes are killed while they work.
-
-Ranks of an engine that is spread are killed in `tests/inference/test_faults.py`.
-"""
+"""A Ray of several nodes on this machine: engines, their ranks, workers of every stage and whole nodes are killed at work."""
 
 import contextlib
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -14,19 +11,21 @@ import psutil
 
 from .command import Running, start
 from .trial import Disturbed, Tools
-from .world import ON_RAY, Run, World
+from .world import ON_RAY, SPREAD, Run, World
 
-VARIANT = "ray"
+VARIANTS: dict[str, dict[str, Any]] = {"ray": ON_RAY, "spread": SPREAD}
 OBJECT_STORE = 80 * 2**20
 """Bytes, of each node."""
 LONGEST_WAIT = 240.0
 """Seconds until the process that is to be killed must be there."""
-VICTIMS = {
-    "engine": ("extract", "ray::WorkerActor"), "pool worker": ("align", "ray::WorkerActor"),
-    "merge worker": ("merge", "ray::WorkerActor"), "training worker": ("train", "ray::RayTrainWorker"),
-    "node": ("align", "raylet"),
+RANK = ("VLLM::Worker", "multiprocessing.spawn")
+"""Names of a rank's process: vLLM renames it, but not in every environment."""
+VICTIMS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "engine": ("ray", "extract", ("ray::WorkerActor",)), "pool worker": ("ray", "align", ("ray::WorkerActor",)),
+    "merge worker": ("ray", "merge", ("ray::WorkerActor",)), "training worker": ("ray", "train", ("ray::RayTrainWorker",)),
+    "node": ("ray", "align", ("raylet",)), "rank": ("spread", "extract", RANK),
 }  # fmt: skip
-"""Whom a fault kills -> the stage from which the run is done, and what the process is called."""
+"""Whom a fault kills -> which run, the stage from which it is done, and what the process may be called."""
 
 
 class Nodes:
@@ -44,19 +43,20 @@ class Nodes:
         """A node with two CPUs."""
         return self.cluster.add_node(num_cpus=2, object_store_memory=OBJECT_STORE)
 
-    def processes(self, name: str) -> list[psutil.Process]:
+    def processes(self, names: Sequence[str]) -> list[psutil.Process]:
         """Processes of all nodes that are called so."""
         known = []
         for node in self.cluster.worker_nodes:
             for info in node.all_processes.get("raylet", []):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     known += psutil.Process(info.process.pid).children(recursive=True)
-        return [process for process in known if _called(process, name)]
+        return [process for process in known if _called(process, names)]
 
 
-def _called(process: psutil.Process, name: str) -> bool:
+def _called(process: psutil.Process, names: Sequence[str]) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-        return bool(name in " ".join(process.cmdline()))
+        command = " ".join(process.cmdline())
+        return any(name in command for name in names)
     return False
 
 
@@ -66,10 +66,10 @@ def nodes() -> Nodes:
     return Nodes()
 
 
-def prepare(world: World) -> None:
-    """The undisturbed run that these faults are compared with, done on the cluster."""
-    world.run_file(VARIANT, ON_RAY)
-    world.undisturbed(VARIANT, lambda run: start(_on_cluster(run).arguments, alone=False).wait(900))
+def prepare(world: World, variant: str) -> None:
+    """The undisturbed run that faults are compared with, done on the cluster."""
+    world.run_file(variant, VARIANTS[variant])
+    world.undisturbed(variant, lambda run: start(_on_cluster(run).arguments, alone=False).wait(900))
 
 
 def _on_cluster(run: Run, *more: str) -> Run:
@@ -86,16 +86,16 @@ def kill(whom: str) -> Callable[[Tools], Disturbed]:
 
 
 def _kill(whom: str, tools: Tools) -> Disturbed:
-    prepare(tools.world)
-    draw, (stage, name) = tools.draw, VICTIMS[whom]
-    run = _on_cluster(tools.world.begin(VARIANT, stage, tools.folder / "run"))
+    draw, (variant, stage, names) = tools.draw, VICTIMS[whom]
+    prepare(tools.world, variant)
+    run = _on_cluster(tools.world.begin(variant, stage, tools.folder / "run"))
     seconds = draw.uniform(0, 4)
     with _doomed_node(whom == "node") as doomed:
         running = start(run.arguments, alone=False)
-        killed = _kill_node(running, doomed, seconds) if doomed else _kill_one(running, name, seconds, draw)
+        killed = _kill_node(running, doomed, seconds) if doomed else _kill_one(running, names, seconds, draw)
         ending = running.wait(900)
     what = f"SIGKILL of {whom} ({killed}) {seconds:.2f} s after it stood, from {stage} on"
-    return Disturbed(run, what, [ending], VARIANT, options={"alone": False})
+    return Disturbed(run, what, [ending], variant, options={"alone": False})
 
 
 @contextlib.contextmanager
@@ -108,10 +108,10 @@ def _doomed_node(wanted: bool) -> Iterator[Any]:
             nodes().cluster.remove_node(node, allow_graceful=False)
 
 
-def _kill_one(running: Running, name: str, seconds: float, draw: random.Random) -> str:
-    victims = _wait_for(running, lambda: nodes().processes(name))
+def _kill_one(running: Running, names: Sequence[str], seconds: float, draw: random.Random) -> str:
+    victims = _wait_for(running, lambda: nodes().processes(names))
     time.sleep(seconds)
-    victims = nodes().processes(name) or victims
+    victims = nodes().processes(names) or victims
     victim = draw.choice(victims) if victims else None
     if victim is None:
         return "none was there"
@@ -121,7 +121,7 @@ def _kill_one(running: Running, name: str, seconds: float, draw: random.Random) 
 
 
 def _kill_node(running: Running, node: Any, seconds: float) -> str:
-    _wait_for(running, lambda: nodes().processes("ray::WorkerActor"))
+    _wait_for(running, lambda: nodes().processes(["ray::WorkerActor"]))
     time.sleep(seconds)
     workers = psutil.Process(node.all_processes["raylet"][0].process.pid).children(recursive=True)
     nodes().cluster.remove_node(node, allow_graceful=False)

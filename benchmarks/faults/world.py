@@ -36,6 +36,11 @@ ON_RAY: dict[str, Any] = {
     "cluster": {"training_workers": 2, "max_attempts": 3, "num_cpus": None},
 }  # fmt: skip
 """The run whose every stage is done by Ray's workers; two of them train a target together."""
+SPREAD: dict[str, Any] = {
+    "pivot": {"engine": {"tensor_parallel_size": 2, "kv_cache_gib": 0.05}}, "training": {"row_choice": "source"},
+    "evaluation": {"models": ["fused"]}, "cluster": {"max_attempts": 3, "num_cpus": None},
+}  # fmt: skip
+"""The run whose pivot is spread over two ranks."""
 
 
 @dataclass(frozen=True)
