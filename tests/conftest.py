@@ -40,6 +40,10 @@ def pytest_collection_finish() -> None:
     _collecting.close()
 
 
+def pytest_unconfigure() -> None:
+    _collecting.close()  # a process that lets others collect comes here alone
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record-durations", action="store_true", help=f"write {DURATIONS.name}, of all tests")
 
