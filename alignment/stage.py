@@ -19,7 +19,7 @@ from fusechat.storage.artifact import Artifact, Claim
 from fusechat.storage.damage import check_finished
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.store_work import store_work
-from fusechat.storage.tokens import TokensReader
+from fusechat.storage.tokens_reader import TokensReader
 from fusechat.storage.work import Listener, Needs, UnitLog, Work, done_before
 
 from .quality import has_figures, read_figures, summarise

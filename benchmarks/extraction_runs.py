@@ -81,7 +81,7 @@ def make_tokens(
 ) -> tuple[Any, Any]:
     """A run folder with the tokens of the first dialogues of a file; (config, Tokens)."""
     from cluster import tokenizing
-    from fusechat.storage.tokens import Tokens
+    from fusechat.storage.tokens_reader import read_tokens
 
     lines = dialogues_file.read_text(encoding="utf-8").splitlines(keepends=True)
     if len(lines) < limit:
@@ -94,7 +94,7 @@ def make_tokens(
     config = make_config(folder, model, k=10, engine=engine, shard_tokens=shard_tokens, train=[str(chosen)])
     tokenizing.read_dialogues(config)
     tokenizing.tokenize(config, "teacher")
-    return config, Tokens.read(config.tokens_url("teacher"))
+    return config, read_tokens(config.tokens_url("teacher"))
 
 
 def in_turns(contenders: dict[str, tuple[Contender, str]], rounds: int) -> dict[str, list[float]]:

@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.peak_memory import peak_bytes
 from fusechat.config import RunConfig
 from fusechat.models.resolved_model import resolve
-from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens_reader import read_tokens
 
 BATCH_DIALOGUES = 8
 """Dialogues of one padded batch of the transformers contender."""
@@ -126,7 +126,7 @@ class Plain:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         model: Any = AutoModelForCausalLM.from_pretrained(config.pivot.model, dtype="auto")
         self._model = model.to(self._device).eval()
-        self._tokens = Tokens.read(config.tokens_url(NAME))
+        self._tokens = read_tokens(config.tokens_url(NAME))
 
     def extract(self) -> None:
         torch, tokens = self._torch, self._tokens

@@ -109,7 +109,7 @@ def by_transformers(config: RunConfig) -> None:
     from transformers import AutoModelForCausalLM
 
     from fusechat.models.measured_models import measured_models
-    from fusechat.storage.tokens import Tokens
+    from fusechat.storage.tokens_reader import read_tokens
     from inference.answering.asked import asked_sets
     from inference.held_out.teachers import teacher_samples
 
@@ -121,10 +121,10 @@ def by_transformers(config: RunConfig) -> None:
     sampled = samples[0].dialogues if samples else ()
     for model in measured_models(config.layout, config.pivot, config.sources, config.measured_ids):
         network = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32).eval()
-        held_out = Tokens.read(config.tokens_url(model.reader, "held_out"))
+        held_out = read_tokens(config.tokens_url(model.reader, "held_out"))
         _score(network, held_out, range(held_out.num_dialogues))
         if model.reader == config.pivot.name and sampled:
-            _score(network, Tokens.read(config.tokens_url(model.reader)), sampled)
+            _score(network, read_tokens(config.tokens_url(model.reader)), sampled)
         for asked_set in asked_sets(config.evaluation, str(config.dialogues_path / "held_out.jsonl"), model.role):
             _answer(network, config, model.reader, asked_set)
 
@@ -162,14 +162,14 @@ def _answer(network: Any, config: RunConfig, reader: str, asked_set: Any) -> Non
     from transformers import GenerationConfig
 
     from fusechat.models import model_files
-    from fusechat.storage.tokens import Tokens
+    from fusechat.storage.tokens_reader import read_tokens
     from fusechat.text.chat_template import load_tokenizer
     from fusechat.text.dialogues import Message
     from fusechat.text.questions import CHUNK_QUESTIONS
     from fusechat.text.rendered import ChatTemplate
     from fusechat.text.tokenization import tokenize_prompt
 
-    tokens = Tokens.read(config.tokens_url(reader))
+    tokens = read_tokens(config.tokens_url(reader))
     template = ChatTemplate.from_attributes(tokens.attributes)
     folder = model_files.resolve_model(config.model_named(reader))
     tokenizer, _ = load_tokenizer(str(folder), template=template.text)

@@ -19,7 +19,7 @@ from fusechat.config import RunConfig
 from fusechat.models.resolved_model import resolve
 from fusechat.storage.contracts import id_dtype
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.tokens import TokensReader
+from fusechat.storage.tokens_reader import TokensReader
 from fusechat.storage.work import HERE, Place, Worker
 
 TEXT = (

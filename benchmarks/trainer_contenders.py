@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.tokens import Tokens, TokensReader
+from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens_reader import TokensReader
 from fusechat.text.chat_template import load_tokenizer
 from fusechat.text.dialogues import read_dialogues
 from fusechat.text.tokenization import tokenize_dialogues

@@ -20,7 +20,7 @@ from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact
 from fusechat.storage.lease import hold_stores
-from fusechat.storage.tokens import TokensReader
+from fusechat.storage.tokens_reader import TokensReader
 from fusechat.storage.work import Work, run_here
 from inference.answering import stage as answers
 from inference.harness import stage as harness

@@ -5,7 +5,7 @@ from fusechat.models.resolved_model import resolve
 from fusechat.progress import Progress
 from fusechat.storage.artifact import Artifact
 from fusechat.storage.lease import hold_stores
-from fusechat.storage.tokens import TokensReader
+from fusechat.storage.tokens_reader import TokensReader
 from fusechat.storage.work import Work, run_here
 from inference import stage
 

@@ -19,7 +19,7 @@ from fusechat.storage.artifact import Artifact
 from fusechat.storage.chosen_rows import ChosenRows
 from fusechat.storage.files import read_json
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.tokens import TokensReader
+from fusechat.storage.tokens_reader import TokensReader
 from fusechat.text.questions import Question
 
 from .answer_sets import given_answers

@@ -14,7 +14,7 @@ from fusechat.models.process_memory import give_memory_back
 from fusechat.storage.contracts import id_dtype
 from fusechat.storage.retry import retried
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.tokens import TokensReader
+from fusechat.storage.tokens_reader import TokensReader
 from fusechat.storage.work import HERE, Place
 
 from .engine.engine_worker import EngineInputs, EngineWorker

@@ -20,7 +20,7 @@ from fusechat.storage.damage import check_finished
 from fusechat.storage.retry import retried
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.store_work import store_work
-from fusechat.storage.tokens import TokensReader
+from fusechat.storage.tokens_reader import TokensReader
 from fusechat.storage.work import Needs, UnitLog, Work, done_before
 from fusechat.text.recipes import positions_behind
 

@@ -22,7 +22,7 @@ from fusechat.storage.files import read_json
 from fusechat.storage.row_reader import RowReader
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.seals import check_files
-from fusechat.storage.tokens import TokensReader
+from fusechat.storage.tokens_reader import TokensReader
 from fusechat.storage.zarr_arrays import ranges
 from fusechat.text.dialogue_set import Kinds, read_kinds
 from fusechat.text.dialogues import read_dialogues

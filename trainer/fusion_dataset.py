@@ -13,7 +13,7 @@ from typing import overload
 import numpy as np
 
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.tokens import TokensReader
+from fusechat.storage.tokens_reader import TokensReader
 
 from .fusion_targets import RowChoice, Rows, Supervision, choose_rows, until_strayed, without_rows
 

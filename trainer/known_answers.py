@@ -12,7 +12,7 @@ import numpy as np
 from fusechat.config.layout import RunLayout
 from fusechat.storage.contracts import TokenField
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.tokens import TokensReader
+from fusechat.storage.tokens_reader import TokensReader
 from fusechat.text.writing_files import VERDICTS_FILE
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from fusechat.errors import ArtifactError
 from fusechat.storage.artifact import Artifact
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.tokens import TokensReader
+from fusechat.storage.tokens_reader import TokensReader
 from fusechat.storage.zarr_arrays import ranges
 
 

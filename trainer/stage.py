@@ -23,7 +23,7 @@ from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.seals import CHECKPOINTS
-from fusechat.storage.tokens import TokensReader
+from fusechat.storage.tokens_reader import TokensReader
 from fusechat.text.dialogues import read_dialogues
 from fusechat.text.model_templates import template_of
 

@@ -6,7 +6,7 @@ Tokens in; `eos_token_id` of generation_config.json, and how the chat template i
 import json
 from pathlib import Path
 
-from fusechat.storage.tokens import TokensReader
+from fusechat.storage.tokens_reader import TokensReader
 from fusechat.storage.write_errors import storage_errors
 from fusechat.text.prompt_file import write_prompt_file
 from fusechat.text.rendered import ChatTemplate

@@ -12,7 +12,8 @@ from fusechat.models.process_memory import give_memory_back
 from fusechat.storage.contracts import id_dtype
 from fusechat.storage.row_reader import RowReader
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.tokens import Tokens, TokensReader
+from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens_reader import TokensReader
 from fusechat.storage.work import HERE, Place
 from fusechat.text.chat_template import load_tokenizer
 

@@ -19,7 +19,7 @@ from fusechat.config import RunConfig
 from fusechat.models.resolved_model import resolve
 from fusechat.storage.contracts import RowKind, id_dtype
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens_reader import read_tokens
 from fusechat.text.dialogues import Dialogue, read_dialogues
 from inference import stage as inference_stage
 
@@ -131,7 +131,7 @@ def write_rows(config: RunConfig, name: str) -> None:
     if claim.artifact is not None:
         return
     network = AutoModelForCausalLM.from_pretrained(config.model_named(name).model, dtype="float32").eval()
-    tokens = Tokens.read(config.tokens_url(name))
+    tokens = read_tokens(config.tokens_url(name))
     ids_type = id_dtype(int(tokens.attributes["vocab_size"]))
     for shard in store.missing_shards():
         parts = []
@@ -156,7 +156,7 @@ def read_corpus(config: RunConfig) -> Corpus:
     pivot = config.pivot.name
     splits = []
     for name in ("train", "held_out"):
-        tokens = Tokens.read(config.tokens_url(pivot, name))
+        tokens = read_tokens(config.tokens_url(pivot, name))
         dialogues = list(read_dialogues(config.dialogues_path / f"{name}.jsonl"))
         splits.append(Split(tokens.token_ids.astype(np.int64), tokens.is_scored, tokens.offsets, dialogues))
     rows = {"pivot": _read_rows(RowStore.open(config.logprobs_url(pivot), "logprobs"), len(splits[0].dialogues))}

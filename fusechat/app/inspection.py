@@ -17,7 +17,8 @@ from ..storage.contracts import CHOICE, RowKind, TokenField
 from ..storage.files import listing
 from ..storage.row_store import RowStore
 from ..storage.seals import broken_of
-from ..storage.tokens import Tokens, TokensReader
+from ..storage.tokens import Tokens
+from ..storage.tokens_reader import TokensReader
 from ..storage.zarr_arrays import ATTRIBUTE, whole_array
 from . import written_answers
 

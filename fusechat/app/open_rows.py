@@ -11,7 +11,8 @@ import numpy as np
 from ..errors import ArtifactError
 from ..storage.artifact import RECORD_FILE, read_record
 from ..storage.row_store import RowStore
-from ..storage.tokens import Tokens, TokensReader
+from ..storage.tokens import Tokens
+from ..storage.tokens_reader import TokensReader
 
 if TYPE_CHECKING:
     from inference.capture.rows import TopKRows

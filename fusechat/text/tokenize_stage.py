@@ -19,7 +19,8 @@ from ..storage.artifact import Artifact, Claim
 from ..storage.files import delete_folder
 from ..storage.pieces import finished_pieces, open_pieces, without_pieces
 from ..storage.token_pieces import JoinInputs, TokenIndex, TokenJoiner, TokenSums, lay_out_pieces, sum_counts
-from ..storage.tokens import TokensReader, finish_tokens
+from ..storage.tokens import finish_tokens
+from ..storage.tokens_reader import TokensReader
 from ..storage.work import Work, done_before, nothing_left
 from .chat_template import load_tokenizer, renderer_of
 from .dialogue_reading import SPLITS

@@ -16,7 +16,7 @@ from fusechat.models import model_files
 from fusechat.models.model_limits import position_limit
 from fusechat.models.stop_ids import own_stop_ids
 from fusechat.storage.files import write_json
-from fusechat.storage.tokens import TokensReader
+from fusechat.storage.tokens_reader import TokensReader
 from fusechat.storage.work import HERE, Place
 from fusechat.text.chat_template import load_tokenizer
 from fusechat.text.dialogues import Message

@@ -13,7 +13,7 @@ from fusechat.errors import ModelError, first_line
 from fusechat.models import model_files
 from fusechat.models.process_memory import give_memory_back, without_garbage_collection
 from fusechat.storage.files import write_json
-from fusechat.storage.tokens import TokensReader
+from fusechat.storage.tokens_reader import TokensReader
 from fusechat.storage.work import HERE, Place
 from fusechat.text.chat_template import load_tokenizer
 from fusechat.text.rendered import ChatTemplate

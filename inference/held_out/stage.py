@@ -23,7 +23,7 @@ from fusechat.storage.damage import check_finished
 from fusechat.storage.files import read_json
 from fusechat.storage.retry import retried
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.tokens import TokensReader
+from fusechat.storage.tokens_reader import TokensReader
 from fusechat.storage.work import Needs, UnitLog, Work
 
 from ..measuring import MeasuringSettings

@@ -12,7 +12,7 @@ import numpy as np
 
 from fusechat.storage.chosen_rows import ChosenRows
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.tokens import TokensReader
+from fusechat.storage.tokens_reader import TokensReader
 
 from ..capture.rows import TopKRows
 

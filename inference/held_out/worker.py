@@ -13,7 +13,7 @@ import numpy as np
 from fusechat.errors import ModelError
 from fusechat.storage.files import write_json
 from fusechat.storage.retry import retried
-from fusechat.storage.tokens import TokensReader
+from fusechat.storage.tokens_reader import TokensReader
 from fusechat.storage.work import HERE, Place
 
 from ..scoring_worker import ScoringInputs, ScoringWorker

@@ -17,7 +17,7 @@ from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.tokens import TokensReader
+from fusechat.storage.tokens_reader import TokensReader
 from fusechat.storage.work import Work
 from fusechat.text.chat_template import load_tokenizer
 from fusechat.text.dialogues import Dialogue

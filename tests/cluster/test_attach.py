@@ -21,7 +21,7 @@ from fusechat.config import RunConfig, load_config
 from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens_reader import read_tokens
 
 HEAVY = ("ray", "vllm", "torch", "transformers", "tokenizers", "pandas")
 PROGRAM = """
@@ -55,7 +55,7 @@ def test_extraction_by_a_service_imports_nothing_heavy(
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
-    tokens, store = Tokens.read(config.tokens_url("llama")), RowStore.open(config.logprobs_url("llama"), "logprobs")
+    tokens, store = read_tokens(config.tokens_url("llama")), RowStore.open(config.logprobs_url("llama"), "logprobs")
     place = tokens.tokens_of(0)
     engine = PlainEngine(str(tiny_models["llama"]), k=5, max_tokens=256)
     (expected,) = engine.score([tokens.token_ids[place]], [tokens.is_scored[place]])

@@ -19,7 +19,7 @@ from fusechat.config import HeldOutSection, RunConfig, load_config
 from fusechat.errors import ArtifactError
 from fusechat.storage.contracts import RowKind
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens_reader import read_tokens
 
 
 def obvious(logits: np.ndarray, ids: np.ndarray, logprobs: np.ndarray) -> float:
@@ -133,7 +133,7 @@ def obvious_divergence(
 ) -> float:
     """Mean over the rows that say something, one dialogue and row at a time."""
     network = AutoModelForCausalLM.from_pretrained(folder)
-    tokens = Tokens.read(config.tokens_url("llama", split))
+    tokens = read_tokens(config.tokens_url("llama", split))
     store = RowStore.open(url or config.aligned_url("mixtral"), kind)
     found = []
     for number in numbers:

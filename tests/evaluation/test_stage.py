@@ -22,6 +22,7 @@ from fusechat.config.evaluation import EvaluationSection
 from fusechat.errors import ArtifactError, ConfigError, DialogueError, ModelError
 from fusechat.storage import artifact
 from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens_reader import read_tokens
 from fusechat.text.questions import answers_file, read_answers, read_questions, write_answers
 from inference.held_out.worker import HeldOutWorker
 
@@ -235,7 +236,7 @@ def keep_held_out(config: RunConfig, count: int) -> None:
     path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:count]), encoding="utf-8")
     for model in config.models:
         url = config.tokens_url(model.name, "held_out")
-        tokens = Tokens.read(url)
+        tokens = read_tokens(url)
         end = int(tokens.offsets[count])
         shutil.rmtree(url)
         claim = artifact.claim(url, "tokens", settings={"kept": count}, parents={})

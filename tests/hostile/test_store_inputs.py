@@ -19,7 +19,8 @@ from fusechat.storage import artifact
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.seals import sealed
 from fusechat.storage.shard_layout import lay_out_shards
-from fusechat.storage.tokens import Tokens, TokensReader
+from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens_reader import TokensReader, read_tokens
 
 WRONG = [
     None,
@@ -105,7 +106,7 @@ def test_spoilt_tokens_are_read_or_refused(tmp_path: Path) -> None:
     tokens.write(str(tmp_path))
 
     def read() -> None:
-        Tokens.read(str(tmp_path))
+        read_tokens(str(tmp_path))
         reader = TokensReader(str(tmp_path))
         reader.read(range(reader.num_dialogues)), reader.layout(6)
 

@@ -20,7 +20,7 @@ from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.chosen_rows import ChosenRows
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens_reader import read_tokens
 from inference.engine.engine_settings import engine_settings
 
 QUESTIONS = [
@@ -76,7 +76,7 @@ def answered(
 @pytest.mark.parametrize("model_id", ["pivot", "source.mixtral"])
 def test_held_out_rows_are_what_a_plain_forward_says(answered: RunConfig, model_id: str) -> None:
     model = answered.model_named(model_id.removeprefix("source.") if "." in model_id else "llama")
-    tokens = Tokens.read(answered.tokens_url(model.name, "held_out"))
+    tokens = read_tokens(answered.tokens_url(model.name, "held_out"))
     store = RowStore.open(answered.held_out_url(model_id), "logprobs")
     places = [tokens.tokens_of(number) for number in range(tokens.num_dialogues)]
     ids, marks = [tokens.token_ids[place] for place in places], [tokens.is_scored[place] for place in places]

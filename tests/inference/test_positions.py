@@ -10,7 +10,7 @@ from stages_here import prepare_dialogues, tokenize
 from fusechat.config.run import RunConfig, load_config
 from fusechat.errors import ConfigError
 from fusechat.models.resolved_model import resolve
-from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens_reader import read_tokens
 from inference.stage import claim_store
 
 
@@ -26,7 +26,7 @@ def test_dialogue_of_all_positions_fits_but_for_the_token_that_prompt_logprobs_s
     config = load_config(run_file, [f"pivot.model={pivot}"])
     prepare_dialogues(config)
     tokenize(config, "llama")
-    longest = int(Tokens.read(config.tokens_url("llama")).lengths.max())
+    longest = int(read_tokens(config.tokens_url("llama")).lengths.max())
     values = json.loads((pivot / "config.json").read_text())
     (pivot / "config.json").write_text(json.dumps({**values, "max_position_embeddings": longest}))
     claim(config)

@@ -14,7 +14,8 @@ from fusechat.storage.artifact import RECORD_FILE
 from fusechat.storage.damage import find_damage, repair
 from fusechat.storage.row_arrays import COMMIT_ARRAY
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.tokens import Tokens, TokensReader
+from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens_reader import TokensReader, read_tokens
 
 ARRAYS = ("topk_ids", "topk_logprobs", COMMIT_ARRAY)
 
@@ -113,7 +114,7 @@ def test_damaged_tokens_are_refused(tmp_path: Path, array: str, damage: str) -> 
     )
     harm(tmp_path / "t" / array / "c" / "0", damage)
     with pytest.raises(ArtifactError, match="delete this folder and run `fusechat tokenize`"):
-        Tokens.read(str(tmp_path / "t"))
+        read_tokens(str(tmp_path / "t"))
     with pytest.raises(ArtifactError, match="delete this folder and run `fusechat tokenize`"):
         reader = TokensReader(str(tmp_path / "t"))
         reader.read(range(2))

@@ -11,7 +11,7 @@ from fusechat.config import RunConfig, load_config
 from fusechat.storage import artifact
 from fusechat.storage.contracts import id_dtype
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens_reader import read_tokens
 
 
 def prepared(run_file: Path, *overrides: str) -> RunConfig:
@@ -25,7 +25,7 @@ def prepared(run_file: Path, *overrides: str) -> RunConfig:
 
 def name_other_dialogues(config: RunConfig, name: str) -> None:
     """Let a model's tokens say that they are of other dialogues."""
-    tokens = Tokens.read(config.tokens_url(name))
+    tokens = read_tokens(config.tokens_url(name))
     attributes = {**tokens.attributes, "dialogues_digest": "another"}
     replace(tokens, attributes=attributes).write(config.tokens_url(name))
     seal_again(config.tokens_url(name))
@@ -33,7 +33,7 @@ def name_other_dialogues(config: RunConfig, name: str) -> None:
 
 def write_random_rows(config: RunConfig, name: str, seed: int = 0) -> None:
     """A finished logprobs store with invented rows, in which labels are likely."""
-    tokens, rng = Tokens.read(config.tokens_url(name)), np.random.default_rng(seed)
+    tokens, rng = read_tokens(config.tokens_url(name)), np.random.default_rng(seed)
     vocab_size, k, url = int(tokens.attributes["vocab_size"]), config.extraction.k, config.logprobs_url(name)
     parents = {"tokens": artifact.load(config.tokens_url(name), "tokens")}
     claim = artifact.claim(url, "logprobs", settings={"seed": seed}, parents=parents)

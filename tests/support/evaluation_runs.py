@@ -19,7 +19,7 @@ from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.files import read_json, write_json
 from fusechat.storage.seals import sealed
-from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens_reader import read_tokens
 
 _FINISHED: dict[str, tempfile.TemporaryDirectory] = {}
 """What decides the earlier stages -> a run folder in which they are done."""
@@ -70,7 +70,7 @@ def finish_rows(config: RunConfig) -> None:
     made = artifact.load(config.tokens_url(config.pivot.name), "tokens")
     for seed, source in enumerate(config.sources, 20):
         url = config.aligned_url(source.name)
-        write_rows(url, "aligned", Tokens.read(made.url), {"pivot_tokens": made}, seed)
+        write_rows(url, "aligned", read_tokens(made.url), {"pivot_tokens": made}, seed)
         record = read_json(f"{url}/artifact.json")
         write_json(f"{url}/artifact.json", sealed({**record, "counts": aligned()}))
         map_for_real(config, source.name)
@@ -79,7 +79,7 @@ def finish_rows(config: RunConfig) -> None:
 def map_for_real(config: RunConfig, source: str) -> None:
     """The vocabularies of a source's aligned store, by what the training dialogues count."""
     inputs = alignment_inputs(config.layout, config.pivot.name, source, config.alignment)
-    pivot, other = Tokens.read(inputs.pivot_tokens), Tokens.read(inputs.source_tokens)
+    pivot, other = read_tokens(inputs.pivot_tokens), read_tokens(inputs.source_tokens)
     shape = int(other.attributes["vocab_size"]), int(pivot.attributes["vocab_size"])
     counts = count_dialogues(pivot, other, range(pivot.num_dialogues), shape)
     map_vocabularies(inputs, counts, inputs.open_tokenizers())
@@ -88,7 +88,7 @@ def map_for_real(config: RunConfig, source: str) -> None:
 def finish_rows_of(config: RunConfig, name: str) -> None:
     """Random rows of one model on its own tokens."""
     made = artifact.load(config.tokens_url(name), "tokens")
-    write_rows(config.logprobs_url(name), "logprobs", Tokens.read(made.url), {"tokens": made}, len(name))
+    write_rows(config.logprobs_url(name), "logprobs", read_tokens(made.url), {"tokens": made}, len(name))
 
 
 def finish_model(folder: Path, kind: str, seed: int) -> None:

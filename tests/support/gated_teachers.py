@@ -23,7 +23,7 @@ from fusechat.config import ClusterSection, ExtractionSection, RunConfig
 from fusechat.config.layout import Places, RunLayout
 from fusechat.models.resolved_model import ResolvedModel
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.tokens import TokensReader
+from fusechat.storage.tokens_reader import TokensReader
 from fusechat.storage.work import HERE, Place, Work
 from inference.capture.rows import TopKRows
 from inference.scoring_worker import ScoringInputs, ScoringWorker

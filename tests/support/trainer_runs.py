@@ -20,6 +20,7 @@ from fusechat.storage.artifact import Artifact
 from fusechat.storage.contracts import RowKind
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens_reader import read_tokens
 from fusechat.text.rendered import ChatTemplate
 from trainer.run_log import read_metrics
 
@@ -85,7 +86,7 @@ def make_chosen_run(folder: Path, **training: object) -> RunConfig:
     document = config.dump()
     document["sources"].append({**document["sources"][0], "name": "third"})
     config = RunConfig.model_validate(document)
-    tokens = Tokens.read(config.tokens_url("pivot"))
+    tokens = read_tokens(config.tokens_url("pivot"))
     made = artifact.load(config.tokens_url("pivot"), "tokens")
     write_rows(config.aligned_url("third"), "aligned", tokens, {"tokens": made}, 7)
     for name, better in zip(NAMES, (range(11), range(12, 15)), strict=True):

@@ -15,7 +15,7 @@ from fusechat.errors import DialogueError
 from fusechat.storage.artifact import Claim
 from fusechat.storage.contracts import TOKENS
 from fusechat.storage.pieces import open_pieces
-from fusechat.storage.tokens import Tokens, TokensReader
+from fusechat.storage.tokens_reader import TokensReader, read_tokens
 from fusechat.text import dialogue_stage, tokenize_stage
 from fusechat.text.chat_template import load_tokenizer
 from fusechat.text.dialogues import read_dialogues
@@ -63,18 +63,18 @@ def test_tokens_are_the_same_however_they_are_cut(
     small_objects(monkeypatch, 64)
     other = tokenize_all(load_config(run_file, [*overrides, f"run.output={tmp_path / 'objects'}"]), 3)
     for one, small in zip(made[1:], other[1:], strict=True):
-        left, right = Tokens.read(one.url), Tokens.read(small.url)
+        left, right = read_tokens(one.url), read_tokens(small.url)
         assert left.attributes == right.attributes
         for name in TOKENS.names:
             np.testing.assert_array_equal(getattr(left, name), getattr(right, name))
-    assert (Tokens.read(made[1].url).attributes["appended_end"] is None) == ends_turns
+    assert (read_tokens(made[1].url).attributes["appended_end"] is None) == ends_turns
 
 
 def test_pieces_give_the_tokens_of_the_dialogues_one_by_one(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cut_small(monkeypatch, 700)
     config = load_config(run_file)
     tokenize_all(config, 5)
-    tokens = Tokens.read(config.tokens_url("llama"))
+    tokens = read_tokens(config.tokens_url("llama"))
     tokenizer, _ = load_tokenizer(config.pivot.model)
     template = ChatTemplate.from_attributes(tokens.attributes)
     dialogues = list(read_dialogues(config.dialogues_path / "train.jsonl"))

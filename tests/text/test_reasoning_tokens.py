@@ -16,7 +16,7 @@ from fusechat.errors import ConfigError, DialogueError, ModelError
 from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.contracts import TokenField
-from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens_reader import read_tokens
 from fusechat.text.chat_template import load_tokenizer
 from fusechat.text.dialogues import Dialogue, Message, read_dialogues
 from fusechat.text.rendered import ChatTemplate
@@ -68,7 +68,7 @@ def test_dialogue_whose_earlier_thoughts_are_hidden_is_an_example_for_each_and_e
     assert "hides earlier reasoning" in capsys.readouterr().err
     dialogues = list(read_dialogues(config.dialogues_path / "train.jsonl"))
     tokenize(config, "smollm2")
-    tokens = Tokens.read(config.tokens_url("smollm2"))
+    tokens = read_tokens(config.tokens_url("smollm2"))
     covered: dict[str, list[str]] = {}
     for number, dialogue in enumerate(dialogues):
         place, data = tokens.tokens_of(number), dialogue.field_bytes
@@ -87,7 +87,7 @@ def test_other_template_scores_the_same_bytes_and_calls_are_counted_apart(config
     prepare_dialogues(config)
     for name in ("smollm2", "velan-moe"):
         tokenize(config, name)
-    pivot, source = (Tokens.read(config.tokens_url(name)) for name in ("smollm2", "velan-moe"))
+    pivot, source = (read_tokens(config.tokens_url(name)) for name in ("smollm2", "velan-moe"))
     assert pivot.num_dialogues == source.num_dialogues
     own = [np.isin(one.field, (TokenField.REASONING, TokenField.CONTENT)) & one.is_scored for one in (pivot, source)]
     widths = [
@@ -104,7 +104,7 @@ def test_other_template_scores_the_same_bytes_and_calls_are_counted_apart(config
 def test_pivot_that_reasons_is_asked_with_the_head_of_what_was_trained(config: RunConfig) -> None:
     prepare_dialogues(config)
     tokenize(config, "smollm2")
-    tokens = Tokens.read(config.tokens_url("smollm2"))
+    tokens = read_tokens(config.tokens_url("smollm2"))
     template = ChatTemplate.from_attributes(tokens.attributes)
     assert template.reasons and template.date == artifact.load(config.dialogues_path, "dialogues").counts["date"]
     tokenizer, _ = load_tokenizer(config.pivot.model, template=template.text)
@@ -125,7 +125,7 @@ def test_template_that_puts_a_thought_before_answers_asks_as_it_trained(config: 
     )
     prepare_dialogues(changed)
     tokenize(changed, "smollm2")
-    tokens = Tokens.read(changed.tokens_url("smollm2"))
+    tokens = read_tokens(changed.tokens_url("smollm2"))
     template = ChatTemplate.from_attributes(tokens.attributes)
     assert template.prompt == "trained"
     tokenizer, _ = load_tokenizer(changed.pivot.model, template=template.text)
@@ -139,7 +139,7 @@ def test_template_without_end_of_turn_takes_the_models_own_end_or_is_refused(con
     prepare_dialogues(changed)
     eos = json.loads((Path(changed.pivot.model) / "generation_config.json").read_text())["eos_token_id"]
     tokenize(changed, "smollm2")
-    tokens = Tokens.read(changed.tokens_url("smollm2"))
+    tokens = read_tokens(changed.tokens_url("smollm2"))
     assert tokens.token_ids[-1] == eos and tokens.is_scored[-1] and tokens.turn_end_ids() == [eos]
     folder = tmp_path / "without"
     folder.mkdir()
@@ -171,7 +171,7 @@ def test_dialogue_that_a_source_cannot_read_is_set_aside_for_it_alone(
     )  # fmt: skip
     prepare_dialogues(changed)
     made = tokenize(changed, "velan-moe", progress=Progress())[0]
-    tokens = Tokens.read(changed.tokens_url("velan-moe"))
+    tokens = read_tokens(changed.tokens_url("velan-moe"))
     assert tokens.num_dialogues == 3 and tokens.lengths[1] == 0 and tokens.lengths[0] > 0 and tokens.lengths[2] > 0
     assert len(made.counts["set_aside"]) == 1 and "d1" in made.counts["set_aside"][0]
     said = capsys.readouterr().err
@@ -198,7 +198,7 @@ def test_turn_that_is_no_target_is_context(config: RunConfig, tmp_path: Path) ->
     changed = with_dialogues(config, tmp_path, rows)
     prepare_dialogues(changed)
     tokenize(changed, "smollm2")
-    tokens = Tokens.read(changed.tokens_url("smollm2"))
+    tokens = read_tokens(changed.tokens_url("smollm2"))
     dialogue = next(iter(read_dialogues(changed.dialogues_path / "train.jsonl")))
     spans = tokens.span[tokens.is_scored & (tokens.span[:, 0] >= 0)].tolist()
     assert b"".join(dialogue.field_bytes[start:end] for start, end in spans) == b"Four."
@@ -213,7 +213,7 @@ def test_template_arguments_and_the_date_reach_the_template(config: RunConfig, t
     )  # fmt: skip
     date = prepare_dialogues(changed).counts["date"]
     tokenize(changed, "smollm2")
-    tokens = Tokens.read(changed.tokens_url("smollm2"))
+    tokens = read_tokens(changed.tokens_url("smollm2"))
     tokenizer, _ = load_tokenizer(changed.pivot.model)
     assert tokenizer.decode(tokens.token_ids.tolist()).startswith(f"{date} dry\n")
     past = ChatTemplate(text, {"tone": "wry"}, "2001-02-03")
@@ -233,7 +233,7 @@ def test_dialogue_leaves_room_for_the_token_that_prompt_logprobs_samples(
     changed = with_dialogues(config, tmp_path, [exchange(), exchange("How many apples? " * 9)])
     prepare_dialogues(changed)
     tokenize(changed, "velan-moe")
-    longest = int(Tokens.read(changed.tokens_url("velan-moe")).lengths[1])
+    longest = int(read_tokens(changed.tokens_url("velan-moe")).lengths[1])
     monkeypatch.setattr("fusechat.text.model_tokens.position_limit", lambda folder: longest)
     for capture, kept in (("topk_pooler", longest), ("prompt_logprobs", 0)):
         values = {**changed.dump(), "run": {"output": str(tmp_path / capture)}}
@@ -241,7 +241,7 @@ def test_dialogue_leaves_room_for_the_token_that_prompt_logprobs_samples(
         run = RunConfig.model_validate(values)
         prepare_dialogues(run)
         tokenize(run, "velan-moe")
-        assert Tokens.read(run.tokens_url("velan-moe")).lengths[1] == kept
+        assert read_tokens(run.tokens_url("velan-moe")).lengths[1] == kept
 
 
 def test_dialogue_longer_than_a_source_reads_is_set_aside_for_it(
@@ -251,7 +251,7 @@ def test_dialogue_longer_than_a_source_reads_is_set_aside_for_it(
     prepare_dialogues(changed)
     monkeypatch.setattr("fusechat.text.model_tokens.position_limit", lambda folder: 60)
     made = tokenize(changed, "velan-moe")[0]
-    tokens = Tokens.read(changed.tokens_url("velan-moe"))
+    tokens = read_tokens(changed.tokens_url("velan-moe"))
     assert tokens.lengths[0] > 0 and tokens.lengths[1] == 0
     assert "and the model reads 60" in made.counts["set_aside"][0] and made.counts["set_aside"][0].startswith("d1")
     assert "set aside for this model" in token_lines(changed.tokens_url("velan-moe"), 1, 10)[0]

@@ -7,7 +7,8 @@ import pytest
 
 from fusechat.errors import ModelError
 from fusechat.storage import artifact
-from fusechat.storage.tokens import OF_TOKENS, TokensReader
+from fusechat.storage.tokens import OF_TOKENS
+from fusechat.storage.tokens_reader import TokensReader
 from fusechat.text import streamed_tokens
 from fusechat.text.chat_template import load_tokenizer
 from fusechat.text.dialogues import Dialogue, Message

@@ -15,7 +15,7 @@ from fusechat.errors import ArtifactError, ConfigError
 from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens_reader import read_tokens
 from fusechat.text.dialogues import Dialogue, Message, read_dialogues, row_text
 from fusechat.text.prompts import read_prompts
 from trainer import asking
@@ -176,7 +176,7 @@ def test_teachers_of_a_round_are_those_that_were_asked_for_and_know_the_students
 def test_prompt_that_every_source_answers_wrongly_is_known_from_its_rows(tmp_path: Path) -> None:
     config = trainer_runs.make_run(tmp_path)
     tokens, store = (
-        Tokens.read(config.tokens_url("pivot")),
+        read_tokens(config.tokens_url("pivot")),
         RowStore.open(config.logprobs_url("other"), "logprobs", mode="r+"),
     )
     labels = tokens.token_ids[tokens.is_scored]

@@ -19,7 +19,7 @@ from fusechat.models.resolved_model import resolve
 from fusechat.storage import artifact
 from fusechat.storage.contracts import RowKind
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.tokens import Tokens, TokensReader
+from fusechat.storage.tokens_reader import TokensReader, read_tokens
 from fusechat.text.dialogue_set import Kinds, read_kinds
 from trainer import choice, choice_stage, stage
 from trainer.choice_artifact import Choice
@@ -31,7 +31,7 @@ from trainer.run_log import read_metrics
 
 def reference(config: RunConfig) -> list[str | None]:
     """The teacher of each dialogue, token by token."""
-    tokens = Tokens.read(config.tokens_url("pivot"))
+    tokens = read_tokens(config.tokens_url("pivot"))
     labels = tokens.token_ids[tokens.is_scored].tolist()
     stores = {name: RowStore.open(config.aligned_url(name), "aligned") for name in NAMES}
     pivot = RowStore.open(config.logprobs_url("pivot"), "logprobs")
@@ -69,7 +69,7 @@ def test_choice_equals_a_reference_that_reads_token_by_token(joint: RunConfig) -
 
 def test_choice_table_counts_every_dialogue_and_token_once(joint: RunConfig) -> None:
     record = artifact.load(joint.choice_url, "choice").record
-    table, tokens = record["counts"]["table"], Tokens.read(joint.tokens_url("pivot"))
+    table, tokens = record["counts"]["table"], read_tokens(joint.tokens_url("pivot"))
     assert sum(line["dialogues"] for line in table) == tokens.num_dialogues
     assert sum(line["tokens"] for line in table) == tokens.num_rows
     assert set(record["parents"]) == {"tokens", "pivot_rows", "rows.other", "rows.third"}
@@ -139,7 +139,7 @@ def test_row_weights_are_trust_times_what_sft_leaves(joint: RunConfig, monkeypat
     made, rows = Choice.read(joint.choice_url), 0
     for fusion in seen:
         start = 0
-        tokens = Tokens.read(joint.tokens_url("pivot"))
+        tokens = read_tokens(joint.tokens_url("pivot"))
         for dialogue in fusion["dialogues"].tolist():
             count = int(tokens.row_offsets[dialogue + 1] - tokens.row_offsets[dialogue])
             part = fusion["row_weights"][start : start + count]
@@ -206,7 +206,7 @@ def test_choice_of_rows_made_anew_is_refused(joint: RunConfig, tmp_path: Path) -
     shutil.copytree(joint.run.output, folder)
     path = joint.run.output.parent / "run.yaml"
     config = load_config(path, [f"run.output={folder}"])
-    tokens, made = Tokens.read(config.tokens_url("pivot")), artifact.load(config.tokens_url("pivot"), "tokens")
+    tokens, made = read_tokens(config.tokens_url("pivot")), artifact.load(config.tokens_url("pivot"), "tokens")
     shutil.rmtree(config.aligned_url("third"))
     trainer_runs.write_rows(config.aligned_url("third"), "aligned", tokens, {"tokens": made}, 99)
     with pytest.raises(ArtifactError, match=r"rows\.third"):

@@ -11,7 +11,8 @@ import trainer_runs
 from fusechat.config import RunConfig
 from fusechat.errors import ConfigError
 from fusechat.storage.row_store import RowStore
-from fusechat.storage.tokens import Tokens, TokensReader
+from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens_reader import TokensReader, read_tokens
 from trainer.batches import EMPTY_UNIT, BatchOrder
 from trainer.collator import FusionCollator
 from trainer.fusion_dataset import FusionDataset, Teachers, pack
@@ -34,7 +35,7 @@ def dataset(config: RunConfig, *, max_tokens: int = 64, choice: str = "min_ce") 
 
 
 def test_example_rows_are_those_of_its_dialogue(config: RunConfig) -> None:
-    data, tokens = dataset(config, choice="pivot"), Tokens.read(config.tokens_url("pivot"))
+    data, tokens = dataset(config, choice="pivot"), read_tokens(config.tokens_url("pivot"))
     store = RowStore.open(config.logprobs_url("pivot"), "logprobs")
     everything = np.concatenate([arrays["topk_ids"] for _, arrays in store.iter_shards()])
     for dialogue in range(len(data)):
@@ -65,7 +66,7 @@ def test_dialogue_whose_targets_are_cut_away_is_not_trained_on(config: RunConfig
 
 
 def test_target_token_at_the_head_is_predicted_from_nothing_and_left_out(config: RunConfig, tmp_path: Path) -> None:
-    tokens = Tokens.read(config.tokens_url("pivot"))
+    tokens = read_tokens(config.tokens_url("pivot"))
     everywhere = Tokens.of_contents(tokens.token_ids, np.ones_like(tokens.is_scored), tokens.span, tokens.offsets, {})
     everywhere.write(str(tmp_path))
     data = FusionDataset(TokensReader(str(tmp_path)), choice="none", max_tokens=64)
@@ -73,7 +74,7 @@ def test_target_token_at_the_head_is_predicted_from_nothing_and_left_out(config:
 
 
 def test_students_own_answers_teach_by_rows_alone_and_only_where_they_have_a_teacher(config: RunConfig) -> None:
-    tokens, reader = Tokens.read(config.tokens_url("pivot")), TokensReader(config.tokens_url("pivot"))
+    tokens, reader = read_tokens(config.tokens_url("pivot")), TokensReader(config.tokens_url("pivot"))
     numbers = np.arange(tokens.num_dialogues)
     teachers = Teachers(
         [RowStore.open(config.aligned_url("other"), "aligned")], np.where(numbers % 3 == 0, -1, 0),

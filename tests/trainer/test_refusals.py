@@ -14,7 +14,7 @@ from stages_here import train
 
 from fusechat.config import RunConfig
 from fusechat.errors import ArtifactError, ConfigError, FuseChatError, ModelError
-from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens_reader import read_tokens
 from fusechat.storage.zarr_arrays import ATTRIBUTE
 from trainer import stage
 
@@ -71,7 +71,7 @@ def _other_vocabulary(config: RunConfig) -> None:
 
 def _other_rows(config: RunConfig) -> None:
     # As many as there were, but cut elsewhere into dialogues.
-    tokens = Tokens.read(config.tokens_url("pivot"))
+    tokens = read_tokens(config.tokens_url("pivot"))
     moved = tokens.offsets.copy()
     moved[1] -= 2
     dataclasses.replace(tokens, offsets=moved).write(config.tokens_url("pivot"))
