@@ -84,8 +84,7 @@ def claim_store(layout: RunLayout, model: ResolvedModel, section: ExtractionSect
             f"{name}: its longest dialogue has {longest:,} tokens, the model reads {limit - behind:,}"
             f"{' beside the token that prompt_logprobs samples' if behind else ''}; lower dialogues.max_tokens"
         )
-    made_by, url = recipe(model.section, section).settings, layout.logprobs_url(name)
-    settings = {"model": made_by["model"], "revision": made_by["revision"], "digests": model.digests, **made_by}
+    settings, url = recipe(model.section, section).with_files(digests=model.digests), layout.logprobs_url(name)
     parents = {"tokens": tokens_artifact}
     claim = artifact.claim(url, "logprobs", settings=settings, parents=parents, if_changed=layout.if_changed)
     store = RowStore.create(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from tokenizers import Tokenizer
 
 from ..errors import ArtifactError, ConfigError
@@ -237,11 +238,19 @@ def tokens_url_of(url: str, fingerprint: str | None) -> str:
 
 
 def _decoder(tokens: TokensReader) -> Callable[[list[int]], str]:
-    """Ids -> their text. The tokenizer's file alone is read, in a moment; transformers would take seconds to be imported."""
+    """Ids -> their text. The tokenizer's file alone is read, in a moment; transformers would take seconds to be imported.
+
+    Raises:
+        ArtifactError: the model moved, or the hub does not give it.
+    """
     model, revision = str(tokens.attributes["model"]), tokens.attributes["revision"]
-    file = (
-        f"{model}/tokenizer.json"
-        if Path(model).is_dir()
-        else hf_hub_download(model, "tokenizer.json", revision=revision)
-    )
+    file = f"{model}/tokenizer.json"
+    if not Path(model).is_dir():
+        try:
+            file = hf_hub_download(model, "tokenizer.json", revision=revision)
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+            raise ArtifactError(
+                f"{tokens.url}: made with the tokenizer of {model}, which is no longer there; to see text, link that path to where "
+                "the model lies now"
+            ) from None
     return partial(Tokenizer.from_file(file).decode, skip_special_tokens=False)

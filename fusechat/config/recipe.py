@@ -15,3 +15,7 @@ class Recipe:
     """Plain values."""
     parents: dict[str, str]
     """Role -> key of an artifact that is read (`aligned/NAME`), as `RunLayout.place` takes it."""
+
+    def with_files(self, **digests: Any) -> dict[str, Any]:
+        """The settings, digests of the model's files in place of where these lie: a model may move, and work on it goes on."""
+        return {key: value for key, value in self.settings.items() if key not in ("model", "revision")} | digests

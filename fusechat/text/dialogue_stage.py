@@ -55,7 +55,10 @@ def prepare_reading(
     settings = {
         **recipe.settings,
         "files": {path: file_digest(path) for path in [*section.train, *section.held_out]},
-        "pivot": {**recipe.settings["pivot"], **read_with(pivot, folder, text, layout.digests_path)},
+        "pivot": {
+            "template_arguments": pivot.template_arguments,
+            **read_with(pivot, folder, text, layout.digests_path),
+        },
     }
     claim = artifact.claim(
         layout.dialogues_path, "dialogues", settings=settings, parents=parents, if_changed=layout.if_changed

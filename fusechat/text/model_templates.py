@@ -72,11 +72,12 @@ def tokenizer_source(model: ModelSection, pivot: ModelSection) -> tuple[str, str
 
 
 def read_with(model: ModelSection, folder: str, text: str | None, digests: Path) -> dict[str, str]:
-    """What a recipe says of the tokenizer and the template that a model reads with: what they hold, not where they lie.
+    """What a recipe says of the files that a model reads with: what they hold, not where they lie.
 
     Args:
         folder, text: from `tokenizer_source`.
         digests: file of the run's digests.
     """
     template = model_files.text_digest(text) if text else model.template
-    return {"template": template, "tokenizer": model_files.digests(Path(folder), digests)["tokenizer"]}
+    files = model_files.digests(Path(folder), digests)
+    return {"template": template, "tokenizer": files["tokenizer"], "config": files["config"]}

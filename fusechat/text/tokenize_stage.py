@@ -53,10 +53,7 @@ def prepare_tokens(
     """
     dialogues, name = artifact.load(layout.dialogues_path, "dialogues"), model.name
     folder, revision, text = tokenizer_source(model, pivot)
-    settings = {
-        **tokens_recipe(model, capture).settings,
-        **read_with(model, folder, text, layout.digests_path),
-    }
+    settings = tokens_recipe(model, capture).with_files(**read_with(model, folder, text, layout.digests_path))
     claims = {
         split: artifact.claim(
             layout.tokens_url(name, split), "tokens", settings={**settings, "split": split},
@@ -94,7 +91,8 @@ def prepare_tokens(
             pieces=open_pieces(claim),
         )
         attributes = {
-            **settings, "split": split, "dialogues_digest": dialogues.counts[f"{split}_digest"], **template.to_attributes(),
+            "model": model.model, "revision": model.revision, **settings, "split": split,
+            "dialogues_digest": dialogues.counts[f"{split}_digest"], **template.to_attributes(),
             "vocab_size": vocab_size(Path(folder), tokenizer),
         }  # fmt: skip
         end = _End(claim, inputs, split, layout.tokens_url(name, "train"), attributes, tokenizer, progress)

@@ -68,10 +68,8 @@ def prepare(
         ModelError: the scorer can read none of the answers.
     """
     model = scorer.model
-    settings = {
-        "model": model.section.model, "revision": model.section.revision, "digests": model.digests,
-        "template": scorer.template.to_attributes(),
-    }  # fmt: skip
+    settings = {"digests": model.digests, "template": scorer.template.to_attributes()}
+    place = {"model": model.section.model, "revision": model.section.revision}
     url = layout.tokens_url(model.name)
     parents = {f"answers.{name}": one for name, one in answers.items()}
     claim = artifact.claim(url, "tokens", settings=settings, parents=parents, if_changed=layout.if_changed)
@@ -81,7 +79,8 @@ def prepare(
             model.name, model.folder, tokenizer, scorer.template, is_pivot=False,
             positions_behind=positions_behind(section.capture),
         )  # fmt: skip
-        sums = write_streamed(claim, maker, (one for _, one in candidates(layout, writers, model.name)), settings)
+        asked = (one for _, one in candidates(layout, writers, model.name))
+        sums = write_streamed(claim, maker, asked, {**place, **settings})
         if sums.num_set_aside:
             progress.say(
                 f"score answers {model.name}: {sums.num_set_aside:,} of {sums.dialogues:,} answers cannot be read by it; the "

@@ -68,11 +68,14 @@ def claim(
     Args:
         decided: as `recipe` says it.
         answers: writer -> artifact of its answers.
-        digests: scorer -> digests of its files, where there are some.
+        digests: scorer -> digests of its files, where the rule asks scorers.
     Raises:
         ArtifactError: another recipe's dialogues stand there.
     """
-    settings = {**decided.settings, **({"digests": dict(digests)} if digests else {})}
+    settings = dict(decided.settings)
+    if digests:
+        scorers = [Recipe(one, {}).with_files(digests=digests[one["name"]]) for one in settings["scorers"]]
+        settings["scorers"] = scorers
     prompts = artifact.load(layout.prompts_path, "prompts")
     parents = {"prompts": prompts, **{f"answers.{name}": one for name, one in answers.items()}}
     return artifact.claim(

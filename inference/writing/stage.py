@@ -63,9 +63,7 @@ def _work(
         folder=str(layout.written_answers_path(name)), chunk_prompts=section.chunk_prompts, samples=section.samples,
         temperature=section.temperature, max_new_tokens=section.max_new_tokens, seed=seed,
     )  # fmt: skip
-    settings = {
-        **recipe(model, section, seed).settings, "digests": writer.model.digests, "template": inputs.template
-    }  # fmt: skip
+    settings = recipe(model, section, seed).with_files(digests=writer.model.digests, template=inputs.template)
     parents = {"prompts": prompts}
     claim = artifact.claim(inputs.folder, "answers", settings=settings, parents=parents, if_changed=layout.if_changed)
     if claim.artifact is not None:

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 from stages_here import prepare_dialogues, tokenize
 
+from fusechat.app.inspection import show_artifact
 from fusechat.config.run import RunConfig, load_config
 from fusechat.errors import ArtifactError, DialogueError, ModelError
+from fusechat.models.resolved_model import resolve
+from inference.stage import claim_store
 
 
 def write_rows(file: Path, numbers: list[int], **extra: str) -> Path:
@@ -51,6 +54,30 @@ def test_template_of_the_pivot_that_is_changed_in_place_is_noticed_and_one_that_
     first.write_text(text.replace(": ", "> "))
     with pytest.raises(ArtifactError, match=r"settings\.pivot\.template: '\w{16}' -> '\w{16}'"):
         prepare_dialogues(config)
+
+
+def test_model_that_moves_keeps_what_was_made_with_it_and_one_that_changes_does_not(
+    run_file: Path, tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    first, second = tmp_path / "one", tmp_path / "two"
+    shutil.copytree(tiny_models["llama"], first)
+    config, moved = (load_config(run_file, [f"pivot.model={folder}"]) for folder in (first, second))
+
+    def make(config: RunConfig) -> list[dict]:
+        """Records of what is finished, and the recipe of a store that is begun."""
+        finished = [prepare_dialogues(config), *tokenize(config, "llama")]
+        begun, _ = claim_store(config.layout, resolve(config.pivot, config.digests_path), config.extraction)
+        return [*(one.record for one in finished), begun.recipe]
+
+    made = make(config)
+    first.rename(second)
+    assert make(moved) == made
+    with pytest.raises(ArtifactError, match=rf"tokenizer of {first}, which is no longer there"):
+        show_artifact(moved.tokens_url("llama"), dialogue=0, num_rows=1, verify=False)
+    settings = json.loads((second / "config.json").read_text())
+    (second / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": 128}))
+    with pytest.raises(ArtifactError, match=r"settings\.pivot\.config: '\w{16}' -> '\w{16}'"):
+        prepare_dialogues(moved)
 
 
 def test_file_that_is_not_there_is_refused_and_the_nearest_named(run_file: Path, tmp_path: Path) -> None:
