@@ -2,7 +2,7 @@
 
 A running service that has a model's engine does what it may of that; one pool on Ray does the rest.
 
-Three rounds, the processes kept between them. First whatever needs no rows of others: the pivot and the sources score the held-out
+Three passes, the processes kept between them. First whatever needs no rows of others: the pivot and the sources score the held-out
 dialogues, and all models answer. Then the sources' held-out rows are laid on the pivot's tokens, here. Last the trained models
 score, and every model over the pivot's vocabulary scores the ids of the teachers' rows. Large models go first, so that no process
 is left with one when the others have nothing more to do.
@@ -55,21 +55,21 @@ def run(config: RunConfig, *, progress: Progress) -> list[Artifact]:
     readers = [config.model_named(name) for name in dict.fromkeys(model.reader for model in models)]
     with (
         hold_stores(urls, config.run.if_changed) as check_leases,
-        Rounds(config, readers, progress, check_leases) as rounds,
+        Passes(config, readers, progress, check_leases) as passes,
     ):
         asked: list[Work | Sought] = []
         for model in models:
             if model.is_given:
                 asked += _scoring(config, [model], settings, [])
             asked += _asked(config, model, settings)
-        made = rounds.run(asked)
+        made = passes.run(asked)
         _align_held_out(config, [model for model in models if model.is_given], progress)
         teachers = _teachers(config)
         own = [model for model in models if model.reader == config.pivot.name]
-        return made + rounds.run(_scoring(config, own, settings, teachers))
+        return made + passes.run(_scoring(config, own, settings, teachers))
 
 
-class Rounds:
+class Passes:
     """Works one set after the other, on one Ray and one pool that are opened when first needed; a `with` block."""
 
     def __init__(
@@ -83,7 +83,7 @@ class Rounds:
         self._stack = contextlib.ExitStack()
         self._pool: WorkerPool | None = None
 
-    def __enter__(self) -> "Rounds":
+    def __enter__(self) -> "Passes":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -137,7 +137,7 @@ def test_measured_models_are_asked_there(
     shutil.copytree(other.run.output, own.run.output)
     with monkeypatch.context() as patch:
         patch.setattr(answering, "do_served", lambda *_, **__: {})
-        patch.setattr(answering.Rounds, "do_own", lambda self, works: run_here(works, self._progress))
+        patch.setattr(answering.Passes, "do_own", lambda self, works: run_here(works, self._progress))
         answering.run(own, progress=Progress(quiet=True))
     capfd.readouterr()
     made = answering.run(other, progress=Progress())

@@ -102,7 +102,7 @@ def plain_engines() -> Iterator[list[str]]:
 
     with pytest.MonkeyPatch.context() as patch:
         _put_in_place(patch)
-        patch.setattr(answering.Rounds, "do_own", lambda self, works: run_here(works, self._progress))
+        patch.setattr(answering.Passes, "do_own", lambda self, works: run_here(works, self._progress))
         patch.setattr(PlainEngine, "opened", [])
         yield PlainEngine.opened
 
