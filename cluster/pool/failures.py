@@ -1,6 +1,6 @@
 """What went wrong in the pool, in words that people read."""
 
-from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from fusechat.errors import ClusterError, FuseChatError, UserError, first_line
 
@@ -34,11 +34,6 @@ def raise_failures(works: list[PooledWork]) -> None:
         raise ClusterError(
             "not all could be done; the rest is kept, and the same command tries again:\n" + "\n".join(lines)
         ) from next(iter(failures.values()), None)
-
-
-def died_with_its_node(error: BaseException) -> bool:
-    """A worker that was put on a node which Ray did not know to be dead yet says nothing about the work; only the text tells."""
-    return isinstance(error, ActorDiedError) and "its node has died" in str(error)
 
 
 def reason_of(error: BaseException) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ray.exceptions import ActorDiedError
+
 from fusechat.storage.work import Listener, Work
 
 from .placement import Placement
@@ -40,6 +42,13 @@ class PooledWork:
     def takes_workers(self) -> bool:
         """Whether there is something left that a further worker could do."""
         return bool(self.queue) and self.failure is None
+
+    def count_failed_start(self, error: BaseException) -> None:
+        """Count a worker that did not start. Of one that was put on a node which Ray did not know to be dead yet that says
+        nothing about the work; only the text tells.
+        """
+        died_with_its_node = isinstance(error, ActorDiedError) and "its node has died" in str(error)
+        self.failed_starts += not died_with_its_node
 
     def listeners(self) -> tuple[Listener, Listener]:
         return self.work.listener, self.listener

@@ -15,7 +15,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from fusechat.errors import ArtifactError, ClusterError, FuseChatError, ModelError, StorageError
 
-from .failures import died_with_its_node, reason_of
+from .failures import reason_of
 from .placement import release, start_actor
 from .pooled_work import PooledWork, Process
 
@@ -216,7 +216,7 @@ class WorkerPool:
 
     def _start_failed(self, process: Process, error: BaseException, *, final: bool) -> None:
         pooled = process.pooled
-        pooled.failed_starts += not died_with_its_node(error)
+        pooled.count_failed_start(error)
         self._drop(process)
         if final or (pooled.failed_starts >= self.max_attempts and not pooled.started):
             self._give_up(pooled, error)

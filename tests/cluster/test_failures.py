@@ -1,6 +1,8 @@
 """What the pool says at its end: every failure in one error, a user's own as it was raised. Starts no Ray."""
 
 import pytest
+from ray.core.generated.common_pb2 import ActorDiedErrorContext
+from ray.exceptions import ActorDiedError
 
 from cluster.pool.failures import raise_failures
 from cluster.pool.placement import Placement
@@ -57,3 +59,13 @@ def test_users_error_among_the_failures_is_raised_as_it_is() -> None:
             [a_pooled_work("ann", failure=EngineError("x")), a_pooled_work("bob", failure=full, set_aside={1: "y"})]
         )
     assert raised.value is full
+
+
+def test_worker_that_was_put_on_a_dead_node_is_no_failed_start() -> None:
+    """Ray needs seconds to see that a node died, and places workers there meanwhile."""
+    pooled = a_pooled_work("ann")
+    text = "The actor died because its node has died."
+    pooled.count_failed_start(ActorDiedError(ActorDiedErrorContext(actor_id=bytes(16), error_message=text)))
+    assert pooled.failed_starts == 0
+    pooled.count_failed_start(ActorDiedError())
+    assert pooled.failed_starts == 1

@@ -5,14 +5,12 @@ from pathlib import Path
 
 import pytest
 from pool_works import ONE_CPU, USER_ERRORS, Results, a_work, done_shards
-from ray.core.generated.common_pb2 import ActorDiedErrorContext
-from ray.exceptions import ActorDiedError
 from ray_for_module import ray_for_module
 
 from cluster.pool import worker_pool
 from cluster.pool.failures import raise_failures
 from cluster.pool.placement import Placement, num_workers
-from cluster.pool.pooled_work import PooledWork, Process
+from cluster.pool.pooled_work import PooledWork
 from cluster.pool.worker_pool import WorkerPool
 from fusechat.errors import EngineError
 
@@ -140,16 +138,3 @@ def test_pool_shard_that_breaks_its_contract_is_tried_again_and_set_aside(tmp_pa
     pooled, _ = run_pool(tmp_path, {0: "NaN"}, shards=3)
     assert (tmp_path / "tried.0").stat().st_size == 3
     assert done_shards(tmp_path) == {1, 2} and set(pooled.set_aside) == {0}
-
-
-def test_worker_that_was_put_on_a_dead_node_is_no_failed_start() -> None:
-    """Ray needs seconds to see that a node died, and places workers there meanwhile."""
-    pool = WorkerPool(max_attempts=2, on_event=lambda _: None)
-    pooled = PooledWork(a_work("job", Path(), 0), ONE_CPU, lambda left: 0)
-    node_died = ActorDiedErrorContext(actor_id=bytes(16), error_message="The actor died because its node has died.")
-    for _ in range(3):
-        pool._start_failed(Process(pooled, None, None), ActorDiedError(node_died), final=False)
-    assert pooled.failed_starts == 0 and pooled.failure is None
-    for _ in range(2):
-        pool._start_failed(Process(pooled, None, None), ActorDiedError(), final=False)
-    assert isinstance(pooled.failure, ActorDiedError)
