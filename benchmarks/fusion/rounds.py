@@ -5,27 +5,23 @@ sampled off a plain transformers forward; tokens, rows and alignment of them are
 """
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from fusechat.text.dialogues import Dialogue, Message
-from fusechat.text.tokenization import tokenize_prompt
-from trainer.losses import MIN_TAIL_MASS
 
 from .arms import rule
-from .corpus import Corpus, ModelRows, Split, read_corpus, run_stages, write_dialogues
+from .corpus import Corpus, read_corpus, run_stages, write_dialogues
 from .loop import Lesson, Settings, train
+from .round_lessons import join, lesson_from, over_own_tokens, part_of, read_until
+from .sampling import sample
 from .seed import Seed, world_config
 from .worlds import NEW_QUESTION, SKILLS, ask
 
-MAX_NEW_TOKENS = 16
-"""Of an answer, which is one word."""
 WIDE_K = 64
 """Tokens of a source's row where those of the student's own are looked up in it."""
 
@@ -161,25 +157,25 @@ def _round(
     }
     if arm.teacher == "prompt":
         known = [_teacher_of(teachers, dialogue) for dialogue in mine.train.dialogues]
-        lesson = _from(mine, np.array([n for n, _ in known]), np.array([w / 0.9 for _, w in known]))
+        lesson = lesson_from(mine, np.array([n for n, _ in known]), np.array([w / 0.9 for _, w in known]))
     else:
         by_rule = rule(mine)
         first = mine.row_offsets[:-1]
-        lesson = _from(mine, by_rule.source[first], by_rule.weight[first] / 0.9)
+        lesson = lesson_from(mine, by_rule.source[first], by_rule.weight[first] / 0.9)
     if arm.until:
-        lesson = _until(mine, lesson, arm.until)
+        lesson = read_until(mine, lesson, arm.until)
     if arm.chosen:
-        lesson = _chosen(mine, lesson)
+        lesson = over_own_tokens(mine, lesson)
     taught = np.flatnonzero(lesson.source[mine.row_offsets[:-1]] >= 0)
     count["taught"] = len(taught)
     if not len(taught):
         return seed.corpus, seed.lesson("joint"), count
-    mine, lesson = _part(mine, lesson, taught)
+    mine, lesson = part_of(mine, lesson, taught)
     lesson = replace(lesson, divergence=arm.divergence, is_own=np.ones(len(mine.labels), bool))
     num_given = min(round(len(taught) * arm.given_share / (1 - arm.given_share)), seed.corpus.num_dialogues)
     if num_given:
         order = np.random.default_rng([seed.number, number, 5]).permutation(seed.corpus.num_dialogues)[:num_given]
-        mine, lesson = _join(mine, lesson, *_part(seed.corpus, seed.lesson("joint"), order))
+        mine, lesson = join(mine, lesson, *part_of(seed.corpus, seed.lesson("joint"), order))
     return mine, lesson, count
 
 
@@ -192,118 +188,6 @@ def _prompts(seed: Seed, arm: Rounds) -> list[Dialogue]:
     if arm.prompts == "new":
         return [ask(skill, noun, NEW_QUESTION, "-", f"{skill}-{noun}") for skill in SKILLS for noun in seed.world.nouns]
     return list({(d.kind, d.messages[0].content): d for d in seed.corpus.train.dialogues}.values())
-
-
-def _from(corpus: Corpus, source: np.ndarray, weight: np.ndarray) -> Lesson:
-    """Each answer's rows from its source, int [dialogues] (-1: none), `weight` float [dialogues]."""
-    of_row, num_rows = source[corpus.dialogue], len(corpus.labels)
-    width = max(corpus.rows[name].topk_ids.shape[1] for name in corpus.sources)
-    ids, logprobs = np.zeros((num_rows, width), np.int64), np.full((num_rows, width), -np.inf, np.float32)
-    label = np.full(num_rows, -np.inf)
-    for number, name in enumerate(corpus.sources):
-        rows, k = corpus.rows[name], corpus.rows[name].topk_ids.shape[1]
-        mine = (of_row == number) & rows.is_real
-        ids[mine, :k], logprobs[mine, :k], label[mine] = (
-            rows.topk_ids[mine],
-            rows.topk_logprobs[mine],
-            rows.label_logprob[mine],
-        )
-    return Lesson(ids, logprobs, np.where(of_row >= 0, weight[corpus.dialogue], 0.0), label, of_row)
-
-
-def _until(corpus: Corpus, lesson: Lesson, least: float) -> Lesson:
-    """No rows behind the first token of a dialogue whose probability under its source is below `least`."""
-    strayed = (lesson.label_logprob < np.log(least)).astype(np.int64)
-    before = np.cumsum(strayed) - strayed  # strayed tokens before each one, over all dialogues
-    before -= before[corpus.row_offsets[:-1]][corpus.dialogue]
-    return replace(
-        lesson, topk_logprobs=np.where(before[:, None] > 0, -np.inf, lesson.topk_logprobs).astype(np.float32)
-    )
-
-
-def _chosen(corpus: Corpus, lesson: Lesson, k: int = 10) -> Lesson:
-    """Rows over the student's own `k` most probable tokens; one that the source's wide row does not list has the floor."""
-    ids = corpus.rows["pivot"].topk_ids[:, :k]
-    hit = (ids[:, :, None] == lesson.topk_ids[:, None, :]) & np.isfinite(lesson.topk_logprobs)[:, None, :]
-    logprobs = np.where(hit, lesson.topk_logprobs[:, None, :], -np.inf).max(axis=2)
-    has_row = np.isfinite(lesson.topk_logprobs).any(axis=1, keepdims=True)
-    logprobs = np.where(has_row, np.maximum(logprobs, np.log(MIN_TAIL_MASS)), -np.inf)
-    return replace(lesson, topk_ids=ids, topk_logprobs=logprobs.astype(np.float32))
-
-
-def _part(corpus: Corpus, lesson: Lesson, dialogues: np.ndarray) -> tuple[Corpus, Lesson]:
-    """Some dialogues of a corpus and their lesson."""
-    offsets, row_offsets = corpus.train.offsets, corpus.row_offsets
-    tokens = np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in dialogues])
-    rows = np.concatenate([np.arange(row_offsets[i], row_offsets[i + 1]) for i in dialogues])
-    split = Split(
-        corpus.train.token_ids[tokens], corpus.train.is_scored[tokens],
-        np.concatenate([[0], np.cumsum(np.diff(offsets)[dialogues])]), [corpus.train.dialogues[i] for i in dialogues],
-    )  # fmt: skip
-    pivot = corpus.rows["pivot"]
-    cut = ModelRows(*(getattr(pivot, name)[rows] for name in ("topk_ids", "topk_logprobs", "label_logprob", "is_real")))
-    part = Corpus(split, corpus.held_out, {"pivot": cut}, ())
-    names = ("topk_ids", "topk_logprobs", "weight", "label_logprob", "source")
-    return part, replace(lesson, **{name: getattr(lesson, name)[rows] for name in names})
-
-
-def _join(left: Corpus, mine: Lesson, right: Corpus, given: Lesson) -> tuple[Corpus, Lesson]:
-    """One corpus, answers first; the divergence is the answers', and so also that of the given dialogues."""
-    split = Split(
-        np.concatenate([left.train.token_ids, right.train.token_ids]),
-        np.concatenate([left.train.is_scored, right.train.is_scored]),
-        np.concatenate([left.train.offsets, left.train.offsets[-1] + right.train.offsets[1:]]),
-        left.train.dialogues + right.train.dialogues,
-    )
-    pivots = [corpus.rows["pivot"] for corpus in (left, right)]
-    pivot = ModelRows(
-        _stack([rows.topk_ids for rows in pivots], 0), _stack([rows.topk_logprobs for rows in pivots], -np.inf),
-        np.concatenate([rows.label_logprob for rows in pivots]), np.concatenate([rows.is_real for rows in pivots]),
-    )  # fmt: skip
-    is_own = np.arange(len(mine.weight) + len(given.weight)) < len(mine.weight)
-    lesson = replace(
-        mine, topk_ids=_stack([mine.topk_ids, given.topk_ids], 0),
-        topk_logprobs=_stack([mine.topk_logprobs, given.topk_logprobs], -np.inf), is_own=is_own,
-        **{name: np.concatenate([getattr(mine, name), getattr(given, name)]) for name in ("weight", "label_logprob", "source")},
-    )  # fmt: skip
-    return Corpus(split, left.held_out, {"pivot": pivot}, ()), lesson
-
-
-def _stack(parts: list[np.ndarray], fill: float) -> np.ndarray:
-    width = max(part.shape[1] for part in parts)
-    return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=fill) for part in parts])
-
-
-@torch.inference_mode()
-def sample(
-    folder: Path, prompts: Sequence[Sequence[Message]], samples: int, temperature: float, seed: int
-) -> list[list[str]]:
-    """A model's answers to prompts, drawn at a temperature; "" where it broke off or said nothing that a dialogue holds."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
-    begun = [tokenize_prompt(tokenizer, tokenizer.chat_template, prompt) for prompt in prompts for _ in range(samples)]
-    lengths = torch.tensor([len(ids) for ids in begun])
-    ids = torch.zeros((len(begun), int(lengths.max()) + MAX_NEW_TOKENS), dtype=torch.long)
-    for row, start in enumerate(begun):
-        ids[row, : len(start)] = torch.tensor(start)
-    generator = torch.Generator().manual_seed(seed)
-    ends = torch.zeros(len(begun), dtype=torch.long)  # where an answer stopped; 0: not yet
-    for step in range(MAX_NEW_TOKENS):
-        left = torch.nonzero(ends == 0)[:, 0]
-        if not len(left):
-            break
-        at = lengths[left] + step
-        hidden = model.model(input_ids=ids[left, : int(at.max())], use_cache=False).last_hidden_state
-        logits = model.lm_head(hidden[torch.arange(len(left)), at - 1]).float()
-        drawn = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
-        ids[left, at] = drawn
-        ends[left] = torch.where(drawn == tokenizer.eos_token_id, at, 0)
-    texts = []
-    for row in range(len(begun)):
-        answer = ids[row, lengths[row] : ends[row]].tolist() if ends[row] else []
-        special = set(answer) & {*tokenizer.all_special_ids, *tokenizer.encode("<q><a>")}
-        texts.append("" if special else str(tokenizer.decode(answer)).strip())
-    return [["" if "\ufffd" in t else t for t in texts[i : i + samples]] for i in range(0, len(texts), samples)]
 
 
 def _save(model: Any, pivot: Path, folder: Path) -> None:

@@ -38,14 +38,14 @@ class WrittenSeed:
 
     def __init__(self, world: str, number: int, out: Path) -> None:
         self.seed = Seed(world, number, out)
-        self._both = cache(self._make_both)
+        self.both = cache(self.make_both)
 
     def run(self, arm: str) -> dict[str, Any]:
         """Train and measure an arm: `figures` as of table.Figures, and `answers`: how many were kept and right."""
         data, _, how = arm.partition(".")
         if data not in DATA or how not in HOWS:
             raise ValueError(f"no arm is named {arm!r}, expected one of {', '.join(ARMS)}")
-        both, given = self._both(how), self.seed.corpus
+        both, given = self.both(how), self.seed.corpus
         corpus = both if data.startswith("given") else both.since(given.num_dialogues)
         lesson = lesson_of(corpus, "joint" if data.endswith("rows") else "sft")
         spec = self.seed.spec
@@ -54,7 +54,7 @@ class WrittenSeed:
         trained = train(corpus, self.seed.pivot, lesson, settings)
         return {"figures": self.seed.measure(trained.model), "answers": self._count(both.since(given.num_dialogues))}
 
-    def _make_both(self, how: How) -> Corpus:
+    def make_both(self, how: How) -> Corpus:
         given, written = self.seed.corpus.train.dialogues, self._written(how)
         if not written:
             raise ValueError(f"no answer of a source ended within {MAX_NEW_TOKENS} tokens: the sources know nothing")

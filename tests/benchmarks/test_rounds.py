@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import bench_rounds
-from benchmarks.fusion import rounds, worlds
+from benchmarks.fusion import round_lessons, rounds, worlds
 from benchmarks.fusion import seed as seeds
 from benchmarks.fusion.loop import Lesson, token_loss
 from benchmarks.fusion.rounds import ARMS, Rounds
@@ -67,7 +67,7 @@ def test_rows_end_behind_the_first_token_that_the_source_would_not_say() -> None
     logprobs = np.log(np.array([0.9, 0.001, 0.9, 0.001, 0.9, 0.9]))
     nothing = np.zeros(6)
     lesson = Lesson(nothing[:, None].astype(int), nothing[:, None], nothing, logprobs, nothing)
-    kept = rounds._until(corpus, lesson, 0.02).topk_logprobs[:, 0]  # type: ignore[arg-type]  # all that it reads
+    kept = round_lessons.read_until(corpus, lesson, 0.02).topk_logprobs[:, 0]  # type: ignore[arg-type]  # all that it reads
     assert np.isfinite(kept).tolist() == [True, True, False, True, False, False]
 
 

@@ -85,7 +85,7 @@ def test_all_arms_of_a_small_world_end_in_a_table_and_one_json_object(
 def test_written_dialogues_ask_what_was_given_and_their_rows_are_those_of_the_whole(
     made: WrittenSeed,
 ) -> None:
-    given, both = made.seed.corpus, made._both("greedy")
+    given, both = made.seed.corpus, made.both("greedy")
     mine = both.since(given.num_dialogues)
     asked = {dialogue.messages[0].content for dialogue in given.train.dialogues}
     assert mine.num_dialogues > 0 and all(d.messages[0].content in asked for d in mine.train.dialogues)
@@ -116,7 +116,7 @@ def test_sources_whose_answers_never_end_are_named(made: WrittenSeed, monkeypatc
     silent: Callable[..., list[None]] = lambda folder, asked, *_: [None] * len(asked)  # noqa: E731
     monkeypatch.setattr(written, "answers_of", silent)
     with pytest.raises(ValueError, match="no answer of a source ended"):
-        made._make_both("greedy")
+        made.make_both("greedy")
 
 
 def test_rules_keep_what_they_say_of_answers_that_are_known(made: WrittenSeed, monkeypatch: pytest.MonkeyPatch) -> None:
