@@ -17,58 +17,30 @@ does other things too.
 """
 
 import argparse
-import cProfile
 import json
 import math
 import os
 import platform
-import pstats
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from benchmarks.scale_evaluation import evaluate_over_transformers
-from benchmarks.scale_rows import timed, write_dialogues
-from benchmarks.scale_run import once
-from cluster import tokenizing
-from cluster.pool.run_on_ray import run_on_ray
-from cluster.pool.session import ray_session
-from fusechat.config import RunConfig
-from fusechat.progress import Progress
-from fusechat.storage.work import Listener, Work
-from fusechat.text.model_tokens import TokenMaker
-from fusechat.text.tokenize_stage import prepare_tokens
+from benchmarks.scale_rows import write_dialogues
+from benchmarks.scale_run import make_config
+from benchmarks.scale_speed import measure_tokenizing
 
 LARGE = 1_000_000
-SHARD_TOKENS = 16_384
-"""A worker's memory grows with its shards, up to their size: the smallest run fills some of these, so that only dialogues grow."""
 SAMPLE_SECONDS = 0.25
 GIB = 2**30
-QUIET = Progress(quiet=True)
-
-
-def make_config(folder: Path, dialogues: Path, arguments: argparse.Namespace, num_cpus: int) -> RunConfig:
-    """A run over two models, everything below `folder`."""
-    return RunConfig.model_validate(
-        {
-            "run": {"output": str(folder)},
-            "pivot": {"name": "pivot", "model": str(arguments.pivot)},
-            "sources": [{"name": "source", "model": str(arguments.source)}],
-            "dialogues": {"train": [str(dialogues)], "held_out_share": 0.01, "max_tokens": 2048},
-            "extraction": {"shard_tokens": SHARD_TOKENS},
-            "training": {"fusion": "joint", "row_choice": "trusted"},
-            "cluster": {"num_cpus": num_cpus},
-        }
-    )
 
 
 @dataclass
@@ -136,67 +108,6 @@ def _peak(pid: int) -> int:
     """High-water mark of a process's memory, bytes; 0 of one that has ended and is not yet waited for."""
     _, mark, rest = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").partition("VmHWM:")
     return 1024 * int(rest.split()[0]) if mark else 0
-
-
-def measure_tokenizing(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Tokens a second and core of a worker that reads, tokenizes, lays out and writes pieces; and what bounds it."""
-    with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="scale-speed-") as name:
-        folder = Path(name)
-        write_dialogues(folder / "dialogues.jsonl", arguments.speed_dialogues, arguments.speed_words)
-        config = make_config(folder / "run", folder / "dialogues.jsonl", arguments, num_cpus=1)
-        tokenizing.read_dialogues(config)
-        capture = config.extraction.capture
-        work = prepare_tokens(config.layout, config.pivot, config.pivot, capture, progress=QUIET)[0]
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        make: Any = work.make_worker
-        worker = make.func(*make.args)
-        assert isinstance(worker, TokenMaker)
-        worker.start()
-        worker.run_unit(0)  # compiles and fills caches
-        before, tokens = time.process_time(), 0
-        for unit in range(work.num_units):
-            tokens += worker.run_unit(unit)["tokens"]
-        seconds = time.process_time() - before
-        profile = cProfile.Profile()
-        profile.runcall(worker.run_unit, 0)
-        speedup = _speedup(work, config, arguments) if work.num_units > 1 and arguments.workers > 1 else None
-    return {
-        "tokenize_tokens_per_s_core": round(tokens / seconds),
-        "tokenize_tokens_per_dialogue": round(tokens / arguments.speed_dialogues, 1),
-        "tokenize_speedup_2_workers": speedup,
-        "profile": _shares(profile),
-    }
-
-
-def _shares(profile: cProfile.Profile) -> dict[str, float]:
-    """Share of the whole time of the functions that take most by themselves."""
-    stats: Any = pstats.Stats(profile)
-    total = sum(entry[2] for entry in stats.stats.values())
-    own = sorted(((entry[2], name) for (_, _, name), entry in stats.stats.items()), reverse=True)
-    return {name: round(seconds / total, 3) for seconds, name in own[:6]}
-
-
-class _Busy(Listener):
-    """Adds up the CPU time of units by the process that did them."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[int, float] = defaultdict(float)
-
-    def on_done(self, result: dict[str, Any]) -> None:
-        self.seconds[result["process"]] += result["cpu_seconds"]
-
-
-def _speedup(work: Work, config: RunConfig, arguments: argparse.Namespace) -> float:
-    """CPU time of one worker over that of the busier of two; the two take turns, because the machine may be loaded."""
-    longest: dict[int, list[float]] = {1: [], 2: []}
-    with ray_session(config.cluster.model_copy(update={"num_cpus": 2})):
-        for _ in range(arguments.rounds):
-            for workers in (1, 2):
-                busy = _Busy()
-                again = replace(work, make_worker=timed(work.make_worker), listener=busy, finish=partial(list, ()))
-                run_on_ray([again], once(config.cluster), progress=QUIET, workers_per_work=workers)
-                longest[workers].append(max(busy.seconds.values()))
-    return round(min(longest[1]) / min(longest[2]), 3)
 
 
 def summary(sizes: list[int], runs: dict[int, Watched]) -> dict[str, Any]:

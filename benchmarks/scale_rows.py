@@ -133,7 +133,10 @@ class EpochReader:
 
 
 class TimedWorker:
-    """A worker that says how much CPU time its units took, and in which process."""
+    """A worker that says in which process a unit was done, and how much CPU time this had taken before and after it.
+
+    A process may do two units at once, so that what it takes during one is not the unit's own.
+    """
 
     def __init__(self, make_worker: Callable[[Place], Worker], place: Place = HERE) -> None:
         self._worker = make_worker(place)
@@ -144,7 +147,7 @@ class TimedWorker:
     def run_unit(self, unit: int) -> dict[str, Any]:
         before = time.process_time()
         result = self._worker.run_unit(unit)
-        return {**result, "process": os.getpid(), "cpu_seconds": time.process_time() - before}
+        return {**result, "process": os.getpid(), "cpu_before": before, "cpu_after": time.process_time()}
 
     def close(self) -> None:
         self._worker.close()

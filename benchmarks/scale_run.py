@@ -5,6 +5,7 @@
 Before each stage it prints a line `STAGE name`, so that whoever watches the processes knows what they do; last `DONE`.
 """
 
+import argparse
 import contextlib
 import json
 import sys
@@ -23,8 +24,25 @@ from fusechat.progress import Progress
 from fusechat.storage.work import Needs, Work, run_here
 from inference import stage as extraction
 
+SHARD_TOKENS = 16_384
+"""A worker's memory grows with its shards, up to their size: the smallest run fills some of these, so that only dialogues grow."""
 QUIET = Progress(quiet=True)
 ONE_CPU = Needs(cpus=1, units_in_flight=2)
+
+
+def make_config(folder: Path, dialogues: Path, arguments: argparse.Namespace, num_cpus: int) -> RunConfig:
+    """A run over two models, everything below `folder`."""
+    return RunConfig.model_validate(
+        {
+            "run": {"output": str(folder)},
+            "pivot": {"name": "pivot", "model": str(arguments.pivot)},
+            "sources": [{"name": "source", "model": str(arguments.source)}],
+            "dialogues": {"train": [str(dialogues)], "held_out_share": 0.01, "max_tokens": 2048},
+            "extraction": {"shard_tokens": SHARD_TOKENS},
+            "training": {"fusion": "joint", "row_choice": "trusted"},
+            "cluster": {"num_cpus": num_cpus},
+        }
+    )
 
 
 def once(cluster: ClusterSection) -> ClusterSection:
