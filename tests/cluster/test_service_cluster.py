@@ -1,22 +1,19 @@
-"""A service on a cluster of somebody else: it grows and shrinks with what is asked, is stopped, and leaves the cluster."""
+"""A service on a cluster of somebody else: it outlives a node, grows and shrinks with what is asked, and leaves the cluster."""
 
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray_head
-from ray_head import Head, free_port, start_head
-from served_models import Served, binary, raw, running_service, same, wait_until
-
-from inference.serving.wire import read_reply
+from ray_head import Head, Node, free_port, start_head
+from served_models import Asking, Served, raw, running_service, wait_until
 
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    started = start_head(num_cpus=3)
+    """A head that has no room for an engine."""
+    started = start_head(num_cpus=0)
     try:
         yield started
     finally:
@@ -24,8 +21,22 @@ def head() -> Iterator[Head]:
 
 
 @pytest.fixture(scope="module")
+def node(head: Head) -> Iterator[Node]:
+    """One that has room for an engine."""
+    with head.node() as node:
+        yield node
+
+
+@pytest.fixture(scope="module")
+def second_node(head: Head) -> Iterator[Node]:
+    """One that has room for two."""
+    with head.node(num_cpus=2) as node:
+        yield node
+
+
+@pytest.fixture(scope="module")
 def served_there(
-    head: Head, tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]
+    head: Head, node: Node, tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]
 ) -> Iterator[Served]:
     """A face that gives rows, of one engine or two."""
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ray_head.TOKEN}
@@ -44,26 +55,24 @@ def replicas(service: Served) -> list[str]:
     return [one["state"] for one in engine["replicas"]]
 
 
+def test_engine_of_a_node_that_is_lost_comes_back_on_another(
+    node: Node, served_there: Served, second_node: Node, here: list[Any]
+) -> None:
+    with Asking(served_there, here) as asking:
+        node.kill()
+        wait_until(lambda: replicas(served_there) != ["RUNNING"])
+        asking.statuses.clear()
+        wait_until(lambda: 200 in asking.statuses)
+    wait_until(lambda: replicas(served_there) == ["RUNNING"])
+
+
 def test_engines_are_added_while_requests_queue_and_removed_when_nobody_asks(
     served_there: Served, here: list[Any]
 ) -> None:
-    body, kind = binary(here, alone=True)
-    stop = threading.Event()
-
-    def ask() -> None:
-        while not stop.is_set():
-            status, _, data = raw(served_there, "POST", "/v1/score", body, Content_Type=kind)
-            assert status == 200 and all(map(same, read_reply(data).rows, here))
-
     assert replicas(served_there) == ["RUNNING"]
-    with ThreadPoolExecutor(6) as threads:
-        asking = [threads.submit(ask) for _ in range(6)]
-        try:
-            wait_until(lambda: replicas(served_there) == ["RUNNING", "RUNNING"])
-        finally:
-            stop.set()
-        for one in asking:
-            one.result()
+    with Asking(served_there, here, clients=6) as asking:
+        wait_until(lambda: replicas(served_there) == ["RUNNING", "RUNNING"])
+    assert asking.statuses == {200}
     wait_until(lambda: replicas(served_there) == ["RUNNING"])
 
 

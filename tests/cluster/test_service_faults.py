@@ -6,15 +6,13 @@ import os
 import signal
 import socket
 import struct
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from served_models import PROMPT, ROWS, TOKEN, Served, binary, raw, running_service, same, wait_until
+from served_models import PROMPT, ROWS, TOKEN, Asking, Served, binary, raw, running_service, same, wait_until
 
 import fusechat
 from inference.serving.wire import read_reply
@@ -46,38 +44,6 @@ def test_clients_that_die(killed: Served, here: list[Any]) -> None:
     connection.close()
     assert all(map(same, read_reply(raw(killed, "POST", "/v1/score", body, Content_Type=kind)[2]).rows, here))
     wait_until(lambda: b"fusechat_requests_in_flight 1.0" in raw(killed, "GET", "/metrics")[2], 30)
-
-
-class Asking:
-    """Three clients that ask for rows until the end of a `with` block; each reply is right, or a refusal for now."""
-
-    def __init__(self, service: Served, here: list[Any]) -> None:
-        self._service, self._here, self._stop = service, here, threading.Event()
-        self._threads = ThreadPoolExecutor(3)
-        self.statuses: set[int] = set()
-        """0: the connection was cut or refused."""
-
-    def __enter__(self) -> "Asking":
-        self._asking = [self._threads.submit(self._ask) for _ in range(3)]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._threads.shutdown()
-        for one in self._asking:
-            one.result()
-        assert 200 in self.statuses and self.statuses <= {0, 200, 429, 500, 503}
-
-    def _ask(self) -> None:
-        body, kind = binary(self._here, alone=True)
-        while not self._stop.is_set():
-            try:
-                status, _, data = raw(self._service, "POST", "/v1/score", body, seconds=30, Content_Type=kind)
-            except (OSError, http.client.HTTPException):
-                self.statuses.add(0)
-                continue
-            self.statuses.add(status)
-            assert status != 200 or all(map(same, read_reply(data).rows, self._here))
 
 
 def is_whole(service: Served, here: list[Any]) -> None:

@@ -3,6 +3,7 @@
 `python ray_head.py DASHBOARD_PORT NUM_CPUS` prints the address of the control store, then waits until standard input ends.
 """
 
+import contextlib
 import functools
 import logging
 import os
@@ -12,10 +13,28 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 TOKEN = "0123456789abcdef" * 4
+
+
+@dataclass
+class Node:
+    """A further node of a head on this machine."""
+
+    process: subprocess.Popen[str]
+
+    def kill(self) -> None:
+        """Kill it with all that it started, as when a machine is lost."""
+        lost = [*psutil.Process(self.process.pid).children(recursive=True), self.process]
+        for one in lost:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        self.process.wait()
 
 
 @dataclass
@@ -31,6 +50,33 @@ class Head:
     def environment(self, **more: str) -> dict[str, str]:
         """For a process that talks to this head."""
         return environment(**more)
+
+    @contextlib.contextmanager
+    def node(self, num_cpus: int = 1) -> Iterator[Node]:
+        """A node that joins, for the time of a `with` block or until it is killed."""
+        command = [
+            "ray", "start", "--block", f"--address={self.address}", f"--num-cpus={num_cpus}", "--node-ip-address=127.0.0.1",
+            f"--object-store-memory={80 * 2**20}", "--dashboard-agent-listen-port=0",
+        ]  # fmt: skip
+        process = subprocess.Popen(
+            command,
+            env=environment(),
+            text=True,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        node = Node(process)
+        try:
+            assert process.stdout is not None
+            shown = []
+            while "Ray runtime started" not in "".join(shown):
+                shown.append(process.stdout.readline())
+                assert shown[-1], "".join(shown)
+            yield node
+        finally:
+            if node.process.poll() is None:
+                node.kill()
 
     def stop(self) -> None:
         """End the head and all that it started."""

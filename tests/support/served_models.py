@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +21,7 @@ import fusechat
 from inference.capture.rows import TopKRows
 from inference.serving.client import Connection
 from inference.serving.scoring_records import ScoreRequest
-from inference.serving.wire import write_request
+from inference.serving.wire import read_reply, write_request
 
 TOKEN = "a-token-of-the-tests-0123456789"
 COMMAND_SECONDS = 420
@@ -111,6 +113,38 @@ def wait_until(holds: Any, seconds: float = 180.0) -> None:
     while not holds():
         assert time.monotonic() < end, "it did not come"
         time.sleep(0.3)
+
+
+class Asking:
+    """Clients that ask for rows until the end of a `with` block; each reply is right, or a refusal for now."""
+
+    def __init__(self, service: Served, here: list[Any], clients: int = 3) -> None:
+        self._service, self._here, self._stop, self._clients = service, here, threading.Event(), clients
+        self._threads = ThreadPoolExecutor(clients)
+        self.statuses: set[int] = set()
+        """0: the connection was cut or refused."""
+
+    def __enter__(self) -> "Asking":
+        self._asking = [self._threads.submit(self._ask) for _ in range(self._clients)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._threads.shutdown()
+        for one in self._asking:
+            one.result()
+        assert 200 in self.statuses and self.statuses <= {0, 200, 429, 500, 503}
+
+    def _ask(self) -> None:
+        body, kind = binary(self._here, alone=True)
+        while not self._stop.is_set():
+            try:
+                status, _, data = raw(self._service, "POST", "/v1/score", body, seconds=30, Content_Type=kind)
+            except (OSError, http.client.HTTPException):
+                self.statuses.add(0)
+                continue
+            self.statuses.add(status)
+            assert status != 200 or all(map(same, read_reply(data).rows, self._here))
 
 
 def rows_here(model: Path) -> list[Any]:
