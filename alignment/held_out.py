@@ -5,7 +5,7 @@ The vocabularies are those that the training dialogues mapped: what the held-out
 
 from functools import partial
 
-from fusechat.config import AlignmentSection, ExtractionSection
+from fusechat.config import AlignmentSection, ExtractionSection, ModelSection
 from fusechat.config.layout import RunLayout
 from fusechat.config.recipe import Recipe
 from fusechat.storage.store_work import store_work
@@ -18,29 +18,31 @@ from .vocabulary.vocabulary_file import has_vocabularies, load_vocabularies, sav
 
 
 def prepare(
-    layout: RunLayout, pivot: str, source: str, section: AlignmentSection, rows: ExtractionSection
+    layout: RunLayout, pivot: ModelSection, source: ModelSection, section: AlignmentSection, rows: ExtractionSection
 ) -> list[Work]:
     """Claim the folder; give what is left of it as one work.
 
     Args:
-        pivot, source: names of the models; the source has a finished aligned store and finished rows on the held-out dialogues.
+        source: has a finished aligned store and finished rows on the held-out dialogues.
     Raises:
         ArtifactError, AlignmentError: as `alignment.stage.prepare`.
     """
     inputs = AlignmentInputs(
-        pivot_tokens=layout.tokens_url(pivot, "held_out"),
-        source_tokens=layout.tokens_url(source, "held_out"),
-        rows=layout.held_out_url(f"source.{source}"),
-        aligned=layout.held_out_aligned_url(source),
+        pivot=pivot,
+        source=source,
+        pivot_tokens=layout.tokens_url(pivot.name, "held_out"),
+        source_tokens=layout.tokens_url(source.name, "held_out"),
+        rows=layout.held_out_url(f"source.{source.name}"),
+        aligned=layout.held_out_aligned_url(source.name),
         rules=section,
     )
-    claim, store = claim_store(layout, inputs, recipe(pivot, source, section, rows))
-    name = f"align {source} held_out"
+    claim, store = claim_store(layout, inputs, recipe(pivot.name, source.name, section, rows))
+    name = f"align {source.name} held_out"
     if claim.artifact is not None:
         return [done_before(name, claim.artifact)]
     if not has_vocabularies(store.url):
-        save_vocabularies(store.url, load_vocabularies(layout.aligned_url(source)))
-    log = UnitLog(layout.log_path(f"align.{source}.held_out"), source)
+        save_vocabularies(store.url, load_vocabularies(layout.aligned_url(source.name)))
+    log = UnitLog(layout.log_path(f"align.{source.name}.held_out"), source.name)
     made_by, finished_by = partial(ShardAligner, inputs), partial(finish, claim, store)
     return [store_work(name, store, made_by, finished_by, needs=ONE_CPU, log=log)]
 

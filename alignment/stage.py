@@ -8,7 +8,7 @@ where there is something to share out, else in its own process; the bytes are th
 from functools import partial
 from typing import Any
 
-from fusechat.config import AlignmentSection, ExtractionSection
+from fusechat.config import AlignmentSection, ExtractionSection, ModelSection
 from fusechat.config.layout import RunLayout
 from fusechat.config.recipe import Recipe
 from fusechat.errors import AlignmentError
@@ -39,13 +39,12 @@ ONE_CPU = Needs(cpus=1, units_in_flight=2)
 
 
 def prepare(
-    layout: RunLayout, pivot: str, source: str, section: AlignmentSection, rows: ExtractionSection, *,
+    layout: RunLayout, pivot: ModelSection, source: ModelSection, section: AlignmentSection, rows: ExtractionSection, *,
     progress: Progress | None = None,
 ) -> list[Work]:  # fmt: skip
     """Claim the aligned folder; give what is left of it: counting, if the vocabularies are not mapped yet, then aligning.
 
     Args:
-        pivot, source: names of the models; their folders are not needed, for tokens say what made them.
         rows: k, grid and shards of the rows, which the aligned ones share.
         progress: told when the vocabularies are mapped.
     Raises:
@@ -53,29 +52,33 @@ def prepare(
         AlignmentError: the two tokenizations are not of the same dialogues.
     """
     inputs = alignment_inputs(layout, pivot, source, section)
-    claim, store = claim_store(layout, inputs, recipe(pivot, source, section, rows))
+    claim, store = claim_store(layout, inputs, recipe(pivot.name, source.name, section, rows))
     if claim.artifact is not None:
-        return [done_before(f"align {source}", claim.artifact)]
+        return [done_before(f"align {source.name}", claim.artifact)]
     present = store.present_shards()
     missing = [
         shard for shard in range(store.layout.num_shards) if shard not in present or not has_figures(store.url, shard)
     ]
     align = store_work(
-        f"align {source}", store, partial(ShardAligner, inputs), partial(finish, claim, store),
-        needs=ONE_CPU, log=UnitLog(layout.log_path(f"align.{source}"), source), missing=missing,
+        f"align {source.name}", store, partial(ShardAligner, inputs), partial(finish, claim, store),
+        needs=ONE_CPU, log=UnitLog(layout.log_path(f"align.{source.name}"), source.name), missing=missing,
     )  # fmt: skip
     if has_vocabularies(store.url):
         return [align]
-    return [_count(inputs, source, store, progress or Progress(quiet=True)), align]
+    return [_count(inputs, store, progress or Progress(quiet=True)), align]
 
 
-def alignment_inputs(layout: RunLayout, pivot: str, source: str, section: AlignmentSection) -> AlignmentInputs:
+def alignment_inputs(
+    layout: RunLayout, pivot: ModelSection, source: ModelSection, section: AlignmentSection
+) -> AlignmentInputs:
     """What the workers of one source are told."""
     return AlignmentInputs(
-        pivot_tokens=layout.tokens_url(pivot),
-        source_tokens=layout.tokens_url(source),
-        rows=layout.logprobs_url(source),
-        aligned=layout.aligned_url(source),
+        pivot=pivot,
+        source=source,
+        pivot_tokens=layout.tokens_url(pivot.name),
+        source_tokens=layout.tokens_url(source.name),
+        rows=layout.logprobs_url(source.name),
+        aligned=layout.aligned_url(source.name),
         rules=section,
     )
 
@@ -110,9 +113,9 @@ class CountListener(Listener):
         return self._counts[0]
 
 
-def _count(inputs: AlignmentInputs, source_name: str, store: RowStore, progress: Progress) -> Work:
+def _count(inputs: AlignmentInputs, store: RowStore, progress: Progress) -> Work:
     """Counting over all shards, written or not; its end is the map of the vocabularies, which all shards then read."""
-    listener = CountListener(inputs)
+    listener, source_name = CountListener(inputs), inputs.source.name
 
     def finish() -> list[Artifact]:
         assert listener.tokenizers is not None, "no worker has started"

@@ -28,6 +28,7 @@ from fusechat.storage import artifact
 from fusechat.storage.contracts import id_dtype
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens import Tokens
+from fusechat.storage.tokens_reader import TokensReader
 from fusechat.text.dialogues import Dialogue
 
 from .peak_memory import peak_bytes
@@ -103,16 +104,24 @@ def in_own_process(folder: str, part: str, *stores: str) -> dict[str, float]:
     return found
 
 
-def stage_config(folder: Path) -> RunConfig:
-    """A run over a pivot and a source whose stores stand in a folder."""
+def stage_config(folder: Path, pivot: str, source: str) -> RunConfig:
+    """A run over a pivot and a source, by their folders, whose stores stand in a folder."""
     sections = {"run": {"output": str(folder)}, "dialogues": {"train": ["none"]}}
-    names = {"pivot": {"name": "pivot", "model": "pivot"}, "sources": [{"name": "source", "model": "source"}]}
+    names = {"pivot": {"name": "pivot", "model": pivot}, "sources": [{"name": "source", "model": source}]}
     return RunConfig.model_validate({**sections, **names})
+
+
+def made_config(folder: Path) -> RunConfig:
+    """The run whose stores were made in a folder."""
+    return stage_config(
+        folder, *(TokensReader(f"{folder}/tokens/{name}").attributes["model"] for name in ("pivot", "source"))
+    )
 
 
 def make_stores(folder: Path, pivot: Tokens, source: Tokens, rows: dict[str, np.ndarray], num_tokens: int) -> None:
     """Tokens artifacts and a logprobs store of repeated dialogues."""
-    config, times = stage_config(folder), max(1, round(num_tokens / pivot.num_tokens))
+    config = stage_config(folder, pivot.attributes["model"], source.attributes["model"])
+    times = max(1, round(num_tokens / pivot.num_tokens))
     for name, tokens in (("pivot", pivot), ("source", source)):
         repeated(tokens, times).write(config.tokens_url(name))
         artifact.claim(config.tokens_url(name), "tokens", settings={"tokens": times}, parents={}).finish({})
@@ -132,7 +141,7 @@ def make_stores(folder: Path, pivot: Tokens, source: Tokens, rows: dict[str, np.
 
 def claimed(config: RunConfig) -> tuple[AlignmentInputs, artifact.Claim, RowStore]:
     """What the workers are told, and the aligned store that they fill."""
-    inputs = stage.alignment_inputs(config.layout, "pivot", "source", config.alignment)
+    inputs = stage.alignment_inputs(config.layout, config.pivot, config.sources[0], config.alignment)
     return inputs, *stage.claim_store(
         config.layout, inputs, recipe("pivot", "source", config.alignment, config.extraction)
     )
@@ -177,4 +186,4 @@ def growth(points: list[dict[str, float]]) -> float:
 
 if __name__ == "__main__":
     for name in sys.argv[3:]:
-        print(json.dumps(PARTS[sys.argv[2]](stage_config(Path(sys.argv[1]) / name))))
+        print(json.dumps(PARTS[sys.argv[2]](made_config(Path(sys.argv[1]) / name))))

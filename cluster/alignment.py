@@ -28,8 +28,9 @@ def run(config: RunConfig, source_name: str, *, progress: Progress | None = None
     """
     progress = progress or Progress(quiet=True)
     with hold_store(config.aligned_url(source_name), config.run.if_changed) as lease:
+        source = config.model_named(source_name)
         works = stage.prepare(
-            config.layout, config.pivot.name, source_name, config.alignment, config.extraction, progress=progress
+            config.layout, config.pivot, source, config.alignment, config.extraction, progress=progress
         )
         if lease is None or len(works[-1].missing) < 2 or not has_several_cpus(config.cluster):
             return run_here(works, progress)[-1]

@@ -164,7 +164,9 @@ def _align_held_out(config: RunConfig, given: Sequence[MeasuredModel], progress:
         if not rows.counts["rows"] or not artifact.is_finished(config.aligned_url(name)):
             continue
         run_here(
-            aligned_held_out.prepare(config.layout, config.pivot.name, name, config.alignment, config.extraction),
+            aligned_held_out.prepare(
+                config.layout, config.pivot, config.model_named(name), config.alignment, config.extraction
+            ),
             progress,
         )
 

@@ -7,7 +7,7 @@ of tokens and rows at a time.
 from dataclasses import dataclass
 from typing import Any
 
-from fusechat.config import AlignmentSection
+from fusechat.config import AlignmentSection, ModelSection
 from fusechat.models.process_memory import give_memory_back
 from fusechat.storage.contracts import id_dtype
 from fusechat.storage.row_reader import RowReader
@@ -27,8 +27,10 @@ from .project_rows import dialogue_tokens, project_rows
 
 @dataclass(frozen=True)
 class AlignmentInputs:
-    """All that alignment's workers are told: where things lie, and the rules."""
+    """All that alignment's workers are told: the models, where things lie, and the rules."""
 
+    pivot: ModelSection
+    source: ModelSection
     pivot_tokens: str
     source_tokens: str
     rows: str
@@ -44,7 +46,7 @@ class AlignmentInputs:
     def open_tokenizers(self) -> tuple[Any, Any]:
         """The tokenizers of the pivot and of the source, as their tokens were made."""
         pivot, source = self.open_both_tokens()
-        return tokenizer_of(pivot), tokenizer_of(source)
+        return tokenizer_of(self.pivot, pivot), tokenizer_of(self.source, source)
 
 
 class ShardCounter:
@@ -60,7 +62,7 @@ class ShardCounter:
         self._shape = int(self._source.attributes["vocab_size"]), int(self._pivot.attributes["vocab_size"])
         self._texts = None
         if self._inputs.rules.token_rule == "released":
-            self._texts = released_texts(tokenizer_of(self._pivot), tokenizer_of(self._source), self._shape)
+            self._texts = released_texts(*self._inputs.open_tokenizers(), self._shape)
         return {"shards": self._layout.num_shards}
 
     def run_unit(self, unit: int) -> dict[str, Any]:
@@ -119,10 +121,9 @@ class ShardAligner:
         give_memory_back()
 
 
-def tokenizer_of(tokens: TokensReader) -> Any:
-    """The tokenizer that made the tokens."""
-    model, revision, template = (tokens.attributes[name] for name in ("model", "revision", "template"))
-    tokenizer, _ = load_tokenizer(str(model), revision=revision, template=template)
+def tokenizer_of(model: ModelSection, tokens: TokensReader) -> Any:
+    """The tokenizer that made a model's tokens; the model may have moved since."""
+    tokenizer, _ = load_tokenizer(model.model, revision=model.revision, template=tokens.attributes["template"])
     give_memory_back()
     return tokenizer
 

@@ -1,6 +1,7 @@
 """The door of alignment on small stores: what it writes, how it resumes, what it refuses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,18 @@ def test_stage_run_twice_skips_and_leaves_the_store_alone(config):
     assert before == sorted((p, p.stat().st_mtime_ns) for p in Path(first.url).rglob("*") if p.is_file())
 
 
+def test_stage_run_where_the_models_moved_after_they_were_tokenized(run_file, tiny_models, tmp_path):
+    for name, folder in tiny_models.items():
+        shutil.copytree(folder, tmp_path / "one" / name)
+    folders = [tmp_path / "one" / "llama", tmp_path / "one" / "mixtral"]
+    config = prepared(run_file, *(f"{key}.model={at}" for key, at in zip(("pivot", "sources.0"), folders, strict=True)))
+    (tmp_path / "one").rename(tmp_path / "two")
+    sources = [config.sources[0].model_copy(update={"model": str(tmp_path / "two" / "mixtral")})]
+    pivot = config.pivot.model_copy(update={"model": str(tmp_path / "two" / "llama")})
+    made = align(config.model_copy(update={"pivot": pivot, "sources": sources}), sources[0].name)
+    assert made.counts["coverage"] > 0.99
+
+
 def test_stage_run_after_lost_shards_writes_the_same_bytes(config):
     name = config.sources[0].name
     url = Path(align(config, name).url)
@@ -69,7 +82,7 @@ def test_stage_shards_in_any_order_equal_the_run(config, tmp_path):
     name = config.sources[0].name
     whole = Path(align(config, name).url)
     other = beside(config, tmp_path)
-    inputs = stage.alignment_inputs(other.layout, other.pivot.name, name, other.alignment)
+    inputs = stage.alignment_inputs(other.layout, other.pivot, other.sources[0], other.alignment)
     claim, store = stage.claim_store(
         other.layout, inputs, recipe(other.pivot.name, name, other.alignment, other.extraction)
     )
@@ -159,7 +172,7 @@ def test_inspect_finds_the_tokens_under_the_names_that_an_ablation_gives(config,
 
 def test_stage_takes_the_store_for_itself_and_leaves_nothing_of_killed_writers(config):
     source = config.sources[0].name
-    stage.prepare(config.layout, config.pivot.name, source, config.alignment, config.extraction)
+    stage.prepare(config.layout, config.pivot, config.sources[0], config.alignment, config.extraction)
     partial = Path(config.aligned_url(source)) / "topk_ids" / "c" / "0.0123abcd.partial"
     partial.parent.mkdir()
     partial.write_bytes(b"half")

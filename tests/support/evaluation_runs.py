@@ -78,7 +78,7 @@ def finish_rows(config: RunConfig) -> None:
 
 def map_for_real(config: RunConfig, source: str) -> None:
     """The vocabularies of a source's aligned store, by what the training dialogues count."""
-    inputs = alignment_inputs(config.layout, config.pivot.name, source, config.alignment)
+    inputs = alignment_inputs(config.layout, config.pivot, config.model_named(source), config.alignment)
     pivot, other = read_tokens(inputs.pivot_tokens), read_tokens(inputs.source_tokens)
     shape = int(other.attributes["vocab_size"]), int(pivot.attributes["vocab_size"])
     counts = count_dialogues(pivot, other, range(pivot.num_dialogues), shape)

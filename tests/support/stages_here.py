@@ -48,7 +48,8 @@ def align(config: RunConfig, source: str) -> Artifact:
     """Rows of one source on the pivot's tokens, shard after shard."""
     layout = config.layout
     with hold_store(layout.aligned_url(source), layout.if_changed):
-        works = alignment_stage.prepare(layout, config.pivot.name, source, config.alignment, config.extraction)
+        model = config.model_named(source)
+        works = alignment_stage.prepare(layout, config.pivot, model, config.alignment, config.extraction)
         return run_here(works, QUIET)[0]
 
 

@@ -78,7 +78,7 @@ def test_metrics_hold_the_parts_of_the_loss(reference: RunConfig) -> None:
 
 
 def test_finished_target_is_not_trained_again(reference: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "_train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(FusionTrainer, "train", lambda *_, **__: pytest.fail("trained again"))
     assert train(reference, "other").counts["steps"] == 18
 
 
