@@ -17,6 +17,7 @@ from cluster import tokenizing
 from cluster.pool.run_on_ray import run_on_ray
 from cluster.pool.session import ray_session
 from fusechat.config import RunConfig
+from fusechat.models.resolved_model import resolve
 from fusechat.storage.work import Listener, Work
 from fusechat.text.model_tokens import TokenMaker
 from fusechat.text.tokenize_stage import prepare_tokens
@@ -29,8 +30,8 @@ def measure_tokenizing(arguments: argparse.Namespace) -> dict[str, Any]:
         write_dialogues(folder / "dialogues.jsonl", arguments.speed_dialogues, arguments.speed_words)
         config = make_config(folder / "run", folder / "dialogues.jsonl", arguments, num_cpus=1)
         tokenizing.read_dialogues(config)
-        capture = config.extraction.capture
-        work = prepare_tokens(config.layout, config.pivot, config.pivot, capture, progress=QUIET)[0]
+        capture, pivot = config.extraction.capture, resolve(config.pivot, config.digests_path)
+        work = prepare_tokens(config.layout, pivot, pivot, capture, progress=QUIET)[0]
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         make: Any = work.make_worker
         worker = make.func(*make.args)

@@ -6,6 +6,7 @@ in this process: few pieces are missing, or there is one CPU.
 
 from fusechat.config import ClusterSection, RunConfig
 from fusechat.config.layout import RunLayout
+from fusechat.models.resolved_model import resolve
 from fusechat.progress import Progress
 from fusechat.storage.artifact import Artifact
 from fusechat.storage.work import Work, run_here
@@ -29,7 +30,8 @@ def read_dialogues(config: RunConfig, *, progress: Progress | None = None) -> Ar
         The errors of `tokenize_stage.prepare_reading`.
     """
     progress, capture = progress or Progress(quiet=True), config.extraction.capture
-    works = tokenize_stage.prepare_reading(config.layout, config.pivot, config.dialogues, capture, progress=progress)
+    pivot = resolve(config.pivot, config.digests_path)
+    works = tokenize_stage.prepare_reading(config.layout, pivot, config.dialogues, capture, progress=progress)
     return _do(works, config.cluster, config.layout, progress)[0]
 
 
@@ -43,8 +45,8 @@ def tokenize(config: RunConfig, name: str, *, progress: Progress | None = None) 
         The errors of `tokenize_stage.prepare_tokens` and of its workers.
     """
     progress, capture = progress or Progress(quiet=True), config.extraction.capture
-    model = config.model_named(name)
-    works = tokenize_stage.prepare_tokens(config.layout, model, config.pivot, capture, progress=progress)
+    model, pivot = (resolve(one, config.digests_path) for one in (config.model_named(name), config.pivot))
+    works = tokenize_stage.prepare_tokens(config.layout, model, pivot, capture, progress=progress)
     return _do(works, config.cluster, config.layout, progress)
 
 

@@ -112,7 +112,8 @@ def _decide(
 
 def _writers(models: Sequence[ModelSection], pivot: ModelSection, layout: RunLayout, date: str) -> list[Writer]:
     """Models that answer or score; one that FuseChat trained is asked as its folder says."""
-    return [Writer(resolve(model, layout.digests_path), asked_template(model, pivot, date)) for model in models]
+    known_pivot, *known = (resolve(model, layout.digests_path) for model in (pivot, *models))
+    return [Writer(model, asked_template(model, known_pivot, date)) for model in known]
 
 
 def _do(

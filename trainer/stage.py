@@ -127,7 +127,7 @@ def read_data(inputs: TrainingInputs, pivot: ResolvedModel, target_name: str) ->
             f"{pivot.folder}: its tokenizer files have digest {pivot.digests['tokenizer']}, the dialogues were tokenized with "
             f"{tokens.attributes['tokenizer']}; run `fusechat tokenize` again"
         )
-    if tokens.attributes["template"] != template_of(pivot.section, inputs.pivot):
+    if tokens.attributes["template"] != template_of(pivot, pivot):
         raise ConfigError(
             f"pivot.template: {pivot.section.template!r} is not the template that {tokens_url} was made under; "
             "set it back, or run all stages from tokenize on again"

@@ -72,7 +72,6 @@ class ReadingInputs:
     """Of the training files' dialogues; None: held-out dialogues have files of their own."""
     tokenizer: str
     """Folder of the pivot."""
-    revision: str | None
     template: ChatTemplate
     max_tokens: int
 
@@ -123,7 +122,7 @@ class DialogueReader:
     def start(self) -> dict[str, Any]:
         """Load the pivot's tokenizer, which decides what fits."""
         one_core_only(self._place)
-        self._tokenizer, _ = load_tokenizer(self._inputs.tokenizer, self._inputs.revision, self._inputs.template.text)
+        self._tokenizer, _ = load_tokenizer(self._inputs.tokenizer, template=self._inputs.template.text)
         return {}
 
     def run_unit(self, unit: int) -> dict[str, Any]:

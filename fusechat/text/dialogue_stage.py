@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..config import DialoguesSection, ModelSection
+from ..config import DialoguesSection
 from ..config.layout import RunLayout
 from ..errors import DialogueError
 from ..models import model_files
 from ..models.model_limits import position_limit
+from ..models.resolved_model import ResolvedModel
 from ..progress import Progress
 from ..storage import artifact
 from ..storage.artifact import Artifact, Claim
@@ -24,7 +25,7 @@ from .dialogue_files import file_digest, file_ranges
 from .dialogue_joining import DialogueJoin
 from .dialogue_reading import SPLITS, DialogueReader, ReadingInputs, ReadingPart
 from .dialogues import file_names
-from .model_templates import read_with, tokenizer_source, used_template
+from .model_templates import given_template, read_with, used_template
 from .recipes import dialogues_recipe, positions_behind
 from .writing_files import DIALOGUES_FILE
 
@@ -33,7 +34,7 @@ ONE_CPU = Needs(cpus=1, units_in_flight=2)
 
 
 def prepare_reading(
-    layout: RunLayout, pivot: ModelSection, section: DialoguesSection, capture: str, *, progress: Progress
+    layout: RunLayout, pivot: ResolvedModel, section: DialoguesSection, capture: str, *, progress: Progress
 ) -> list[Work]:
     """Claim the folder of the dialogues; give what is left of reading, checking, cutting and splitting them as one work.
 
@@ -48,17 +49,14 @@ def prepare_reading(
         ModelError: a pivot that cannot be trained.
     """
     behind = positions_behind(capture)
-    model_files.check_trainable(model_files.resolve_model(pivot), pivot.name)
-    recipe = dialogues_recipe(section, pivot, capture)
+    model_files.check_trainable(pivot.folder, pivot.name)
+    recipe = dialogues_recipe(section, pivot.section, capture)
     parents = {"written": artifact.load(layout.written_path, "written")} if section.prompts else {}
-    folder, revision, text = tokenizer_source(pivot, pivot)
+    text = given_template(pivot, pivot)
     settings = {
         **recipe.settings,
         "files": {path: file_digest(path) for path in [*section.train, *section.held_out]},
-        "pivot": {
-            "template_arguments": pivot.template_arguments,
-            **read_with(pivot, folder, text, layout.digests_path),
-        },
+        "pivot": {"template_arguments": pivot.section.template_arguments, **read_with(pivot, text)},
     }
     claim = artifact.claim(
         layout.dialogues_path, "dialogues", settings=settings, parents=parents, if_changed=layout.if_changed
@@ -66,7 +64,7 @@ def prepare_reading(
     if (finished := without_pieces(claim)) is not None:
         return [done_before("dialogues", finished)]
     pieces, parts = open_pieces(claim), _parts(section, layout.written_path / DIALOGUES_FILE)
-    _, text = load_tokenizer(folder, revision, text)
+    _, text = load_tokenizer(str(pivot.folder), template=text)
     # One date for the whole run: of the first try at it.
     date = str((read_json(f"{pieces}/date") or {"date": datetime.date.today().isoformat()})["date"])
     write_json(f"{pieces}/date", {"date": date})
@@ -76,10 +74,9 @@ def prepare_reading(
         on_bad=section.on_bad,
         ignore_keys=tuple(section.ignore_keys),
         held_out_share=None if section.held_out else section.held_out_share,
-        tokenizer=folder,
-        revision=revision,
+        tokenizer=str(pivot.folder),
         template=used_template(pivot, text, date),
-        max_tokens=min(section.max_tokens, (position_limit(Path(folder)) or section.max_tokens + behind) - behind),
+        max_tokens=min(section.max_tokens, (position_limit(pivot.folder) or section.max_tokens + behind) - behind),
     )
     read = finished_pieces(pieces)
     missing = [unit for unit in range(len(parts)) if unit not in read]

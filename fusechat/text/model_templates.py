@@ -1,10 +1,10 @@
-"""Which tokenizer and template a model of a run reads with: its section and the pivot's in, texts and folders out."""
+"""Which template a model of a run reads with: the model and the pivot in, texts out."""
 
 from pathlib import Path
 
-from ..config import ModelSection
 from ..errors import ConfigError
 from ..models import model_files
+from ..models.resolved_model import ResolvedModel
 from .chat_template import load_tokenizer
 from .dialogue_rows import RESERVED_ARGUMENTS
 from .prompt_file import PROMPT_FILE, read_prompt_file
@@ -13,17 +13,16 @@ from .rendered import ChatTemplate
 TEMPLATE_NAMES = ("native", "pivot")
 
 
-def template_of(model: ModelSection, pivot: ModelSection) -> str:
+def template_of(model: ResolvedModel, pivot: ResolvedModel) -> str:
     """Text of the template that the run gives a model.
 
     Raises:
         ConfigError, ModelError: as `tokenize`.
     """
-    folder, revision, text = tokenizer_source(model, pivot)
-    return text or load_tokenizer(folder, revision=revision)[1]
+    return given_template(model, pivot) or load_tokenizer(str(model.folder))[1]
 
 
-def used_template(model: ModelSection, text: str, date: str) -> ChatTemplate:
+def used_template(model: ResolvedModel, text: str, date: str) -> ChatTemplate:
     """The template as a model uses it.
 
     Args:
@@ -32,14 +31,14 @@ def used_template(model: ModelSection, text: str, date: str) -> ChatTemplate:
     Raises:
         ConfigError: an argument that FuseChat itself gives.
     """
-    if reserved := sorted(RESERVED_ARGUMENTS & model.template_arguments.keys()):
+    if reserved := sorted(RESERVED_ARGUMENTS & model.section.template_arguments.keys()):
         raise ConfigError(
             f"{model.name}: template_arguments has {reserved[0]!r}, which FuseChat itself tells every template; leave it out"
         )
-    return ChatTemplate(text, model.template_arguments, date)
+    return ChatTemplate(text, model.section.template_arguments, date)
 
 
-def asked_template(model: ModelSection, pivot: ModelSection, date: str) -> ChatTemplate:
+def asked_template(model: ResolvedModel, pivot: ResolvedModel, date: str) -> ChatTemplate:
     """How a model is asked for answers: as its folder says where FuseChat trained it, else as its template asks.
 
     Args:
@@ -48,36 +47,32 @@ def asked_template(model: ModelSection, pivot: ModelSection, date: str) -> ChatT
     Raises:
         ConfigError, ModelError: a template that cannot be read.
     """
-    folder, revision, text = tokenizer_source(model, pivot)
-    text = load_tokenizer(folder, revision, text)[1]
-    if (Path(folder) / PROMPT_FILE).is_file():
-        return read_prompt_file(Path(folder), text)
+    text = load_tokenizer(str(model.folder), template=given_template(model, pivot))[1]
+    if (model.folder / PROMPT_FILE).is_file():
+        return read_prompt_file(model.folder, text)
     return used_template(model, text, date)
 
 
-def tokenizer_source(model: ModelSection, pivot: ModelSection) -> tuple[str, str | None, str | None]:
-    """Folder, revision and template text (None: the model's own) of a model."""
-    folder = str(model_files.resolve_model(model))
-    if model.template == "pivot" and model is not pivot and model.name != pivot.name:
-        pivot_folder, revision, text = tokenizer_source(pivot, pivot)
-        return folder, None, text or load_tokenizer(pivot_folder, revision=revision)[1]
-    if model.template in TEMPLATE_NAMES:
-        return folder, None, None
+def given_template(model: ResolvedModel, pivot: ResolvedModel) -> str | None:
+    """Text of the template that the run file names for a model; None: the model's own."""
+    name = model.section.template
+    if name == "pivot" and model.name != pivot.name:
+        return template_of(pivot, pivot)
+    if name in TEMPLATE_NAMES:
+        return None
     try:
-        return folder, None, Path(model.template).read_text(encoding="utf-8")
+        return Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"{model.name}: template {model.template!r} is neither 'native', 'pivot' nor a readable Jinja file ({error})"
+            f"{model.name}: template {name!r} is neither 'native', 'pivot' nor a readable Jinja file ({error})"
         ) from None
 
 
-def read_with(model: ModelSection, folder: str, text: str | None, digests: Path) -> dict[str, str]:
+def read_with(model: ResolvedModel, text: str | None) -> dict[str, str]:
     """What a recipe says of the files that a model reads with: what they hold, not where they lie.
 
     Args:
-        folder, text: from `tokenizer_source`.
-        digests: file of the run's digests.
+        text: from `given_template`.
     """
-    template = model_files.text_digest(text) if text else model.template
-    files = model_files.digests(Path(folder), digests)
-    return {"template": template, "tokenizer": files["tokenizer"], "config": files["config"]}
+    template = model_files.text_digest(text) if text else model.section.template
+    return {"template": template, "tokenizer": model.digests["tokenizer"], "config": model.digests["config"]}

@@ -42,7 +42,6 @@ class TokenInputs:
     name: str
     """Of the model."""
     folder: str
-    revision: str | None
     template: ChatTemplate
     is_pivot: bool
     positions_behind: int
@@ -64,7 +63,7 @@ class TokenMaker:
         """Load the tokenizer."""
         one_core_only(self._place)
         inputs = self._inputs
-        tokenizer, _ = load_tokenizer(inputs.folder, inputs.revision, inputs.template.text)
+        tokenizer, _ = load_tokenizer(inputs.folder, template=inputs.template.text)
         self._tokens = ModelTokens(
             inputs.name, Path(inputs.folder), tokenizer, inputs.template, is_pivot=inputs.is_pivot,
             positions_behind=inputs.positions_behind,

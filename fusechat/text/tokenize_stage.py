@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..config import ModelSection
 from ..config.layout import RunLayout
+from ..models.resolved_model import ResolvedModel
 from ..progress import Progress
 from ..storage import artifact
 from ..storage.artifact import Artifact, Claim
@@ -26,7 +26,7 @@ from .chat_template import load_tokenizer, renderer_of
 from .dialogue_reading import SPLITS
 from .dialogue_set import read_index
 from .dialogue_stage import ONE_CPU, prepare_reading
-from .model_templates import read_with, tokenizer_source, used_template
+from .model_templates import given_template, read_with, used_template
 from .model_tokens import TokenInputs, TokenMaker, none_readable, own_end, vocab_size
 from .recipes import positions_behind, tokens_recipe
 from .template_heads import prompt_of
@@ -40,7 +40,7 @@ MAX_LISTED = 1000
 
 
 def prepare_tokens(
-    layout: RunLayout, model: ModelSection, pivot: ModelSection, capture: str, *, progress: Progress
+    layout: RunLayout, model: ResolvedModel, pivot: ResolvedModel, capture: str, *, progress: Progress
 ) -> list[Work]:
     """Claim both splits' folders; give what is left of them: to tokenize, then to join, the training dialogues first.
 
@@ -52,8 +52,8 @@ def prepare_tokens(
         ModelError, ConfigError: no tokenizer or template that can be used.
     """
     dialogues, name = artifact.load(layout.dialogues_path, "dialogues"), model.name
-    folder, revision, text = tokenizer_source(model, pivot)
-    settings = tokens_recipe(model, capture).with_files(**read_with(model, folder, text, layout.digests_path))
+    section, text = model.section, given_template(model, pivot)
+    settings = tokens_recipe(section, capture).with_files(**read_with(model, text))
     claims = {
         split: artifact.claim(
             layout.tokens_url(name, split), "tokens", settings={**settings, "split": split},
@@ -64,7 +64,7 @@ def prepare_tokens(
     finished = [finished for claim in claims.values() if (finished := without_pieces(claim)) is not None]
     if len(finished) == len(claims):
         return [nothing_left(f"tokenize {name}", lambda: finished)]
-    tokenizer, text = load_tokenizer(folder, revision=revision, template=text)
+    tokenizer, text = load_tokenizer(str(model.folder), template=text)
     template = used_template(model, text, dialogues.counts["date"])
     reasons = dialogues.counts["reasons"]
     prompt = prompt_of(renderer_of(tokenizer, template), reasons)
@@ -81,8 +81,7 @@ def prepare_tokens(
             continue
         inputs = TokenInputs(
             name=name,
-            folder=folder,
-            revision=revision,
+            folder=str(model.folder),
             template=template,
             is_pivot=name == pivot.name,
             positions_behind=positions_behind(capture),
@@ -91,9 +90,9 @@ def prepare_tokens(
             pieces=open_pieces(claim),
         )
         attributes = {
-            "model": model.model, "revision": model.revision, **settings, "split": split,
+            "model": section.model, "revision": section.revision, **settings, "split": split,
             "dialogues_digest": dialogues.counts[f"{split}_digest"], **template.to_attributes(),
-            "vocab_size": vocab_size(Path(folder), tokenizer),
+            "vocab_size": vocab_size(model.folder, tokenizer),
         }  # fmt: skip
         end = _End(claim, inputs, split, layout.tokens_url(name, "train"), attributes, tokenizer, progress)
         works += _works(inputs, end)

@@ -71,9 +71,10 @@ def faces_of(
     """
     from fusechat.text.model_templates import template_of  # transformers: seconds
 
-    faces = []
+    faces, known_pivot = [], resolve(pivot, layout.digests_path)
     for section in models:
-        model, template = resolve(section, layout.digests_path), template_of(section, pivot)
+        model = resolve(section, layout.digests_path)
+        template = template_of(model, known_pivot)
         longest = _max_tokens(model, serve.max_tokens, rows.capture, 2 * dialogue_tokens)
         for kind in serve.faces_of(model.name):
             faces.append(

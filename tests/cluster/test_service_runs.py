@@ -87,7 +87,7 @@ def test_writers_are_asked_there(
     prepare_prompts(own.layout, own.dialogues, progress=quiet)
     model = resolve(own.model_named("twin"), own.digests_path)
     date = artifact.load(own.layout.prompts_path, "prompts").counts["date"]
-    writer = Writer(model, asked_template(model.section, own.pivot, date))
+    writer = Writer(model, asked_template(model, resolve(own.pivot, own.digests_path), date))
     run_here(writing_stage.prepare(own.layout, [writer], own.writing, own.cluster, seed=own.run.seed), quiet)
     with pytest.raises(DialogueError):  # no answer of a random model ends in so few tokens, so none is kept
         writing.run(other, progress=Progress())

@@ -18,15 +18,17 @@ QUIET = Progress(quiet=True)
 def reading_works(config: RunConfig, progress: Progress = QUIET) -> list[Work]:
     """What is left of reading the dialogues."""
     return tokenize_stage.prepare_reading(
-        config.layout, config.pivot, config.dialogues, config.extraction.capture, progress=progress
-    )
+        config.layout, resolve(config.pivot, config.digests_path), config.dialogues, config.extraction.capture,
+        progress=progress,
+    )  # fmt: skip
 
 
 def token_works(config: RunConfig, name: str, progress: Progress = QUIET) -> list[Work]:
     """What is left of the tokens of one model."""
     return tokenize_stage.prepare_tokens(
-        config.layout, config.model_named(name), config.pivot, config.extraction.capture, progress=progress
-    )
+        config.layout, *(resolve(one, config.digests_path) for one in (config.model_named(name), config.pivot)),
+        config.extraction.capture, progress=progress,
+    )  # fmt: skip
 
 
 def prepare_dialogues(config: RunConfig, *, progress: Progress = QUIET) -> Artifact:
