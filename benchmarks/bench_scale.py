@@ -83,8 +83,11 @@ def run_size(count: int, arguments: argparse.Namespace) -> Watched:
 
 
 def _watch(pid: int, stage: list[str], watched: Watched, over: threading.Event) -> None:
-    """Sample peaks and CPU times of a driver and its workers."""
+    """Sample peaks and CPU times of a driver and its workers; a worker is of the stage in which it is first seen, for it may end
+    slowly.
+    """
     before: dict[int, float] = {}
+    stage_of: dict[int, str] = {}
     driver = psutil.Process(pid)
     while not over.wait(SAMPLE_SECONDS):
         try:
@@ -97,7 +100,8 @@ def _watch(pid: int, stage: list[str], watched: Watched, over: threading.Event) 
                 used = process.cpu_times()
                 seconds = used.user + used.system
                 if process.pid != pid:
-                    watched.worker_peaks[stage[0]] = max(watched.worker_peaks[stage[0]], _peak(process.pid))
+                    own = stage_of.setdefault(process.pid, stage[0])
+                    watched.worker_peaks[own] = max(watched.worker_peaks[own], _peak(process.pid))
             except (psutil.Error, OSError):
                 continue
             watched.cpu_seconds[stage[0]] += seconds - before.get(process.pid, 0.0)
