@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from ..errors import ArtifactError, BusyError
+from ..errors import ArtifactError, BusyError, StorageError
 from .artifact import LEASE_FILE, is_finished
 from .files import delete, read_json, write_json
 from .run_lock import this_process
@@ -56,8 +56,8 @@ class Lease:
         Raises:
             BusyError: another driver holds it and lives.
         """
-        current = self._read()
-        if current is not None and _is_alive(current, self._read, patience_seconds):
+        current = _read(self.url)
+        if current is not None and _is_alive(current, self.url, patience_seconds):
             raise BusyError(
                 f"{self.url}: {current['holder']} is writing this store; wait for it, stop it, or choose another run.store"
             )
@@ -79,14 +79,14 @@ class Lease:
         self._thread.join()
         _held_here.discard(self._me["id"])
         with contextlib.suppress(OSError):
-            current = self._read()
+            current = _read(self.url)
             if current is not None and current.get("id") == self._me["id"]:
                 delete(self.url)
 
     def _renew(self) -> None:
         while not self._ended.wait(self._beat_seconds):
             with contextlib.suppress(OSError):  # a store or disk that does not answer now: the next beat will do
-                current = self._read()
+                current = _read(self.url)
                 if current is not None and current.get("id") != self._me["id"]:
                     self._other = str(current.get("holder"))
                     return
@@ -96,16 +96,11 @@ class Lease:
         self._beats += 1
         write_json(self.url, {**self._me, "beat": self._beats})
 
-    def _read(self) -> dict[str, Any] | None:
-        try:
-            return read_json(self.url)
-        except ArtifactError:  # damaged: whoever wrote it will renew it, or is gone
-            return None
-
 
 @contextlib.contextmanager
 def hold_store(url: str, if_changed: str) -> Iterator[Lease | None]:
-    """Hold a store that is still to be written; None, and nothing is written, for one that is finished.
+    """Hold a store that is still to be written; None, and nothing is written, for one that is finished: a lease that a driver of
+    this machine left there, which died between its last shard's record and the lease's end, is taken away.
 
     Args:
         if_changed: `run.if_changed`: under `restart` a finished store may be deleted, so it is held as well.
@@ -113,6 +108,7 @@ def hold_store(url: str, if_changed: str) -> Iterator[Lease | None]:
         BusyError: another driver is writing it.
     """
     if if_changed != "restart" and is_finished(url):
+        _take_away_of_dead(f"{url}/{LEASE_FILE}")
         yield None
         return
     lease = Lease(url)
@@ -137,19 +133,40 @@ def hold_stores(urls: Iterable[str], if_changed: str) -> Iterator[Callable[[], N
         yield check
 
 
-def _is_alive(lease: dict[str, Any], read: Any, patience_seconds: float) -> bool:
+def _read(url: str) -> dict[str, Any] | None:
+    try:
+        lease = read_json(url)
+    except ArtifactError:  # damaged: whoever wrote it will renew it, or is gone
+        return None
+    fields = ("holder", "id", "host", "process", "process_started", "beat")
+    return lease if isinstance(lease, dict) and lease.keys() >= set(fields) else None
+
+
+def _take_away_of_dead(url: str) -> None:
+    lease = _read(url)
+    if lease is not None and lease.get("host") == platform.node() and not _is_alive_here(lease):
+        with contextlib.suppress(OSError, StorageError):  # of a store that may only be read
+            delete(url)
+
+
+def _is_alive_here(lease: dict[str, Any]) -> bool:
+    """Whether the holder of a lease still runs on this machine."""
+    if lease["process"] == os.getpid():
+        return lease["id"] in _held_here
+    try:
+        return bool(abs(psutil.Process(lease["process"]).create_time() - lease["process_started"]) < 1)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _is_alive(lease: dict[str, Any], url: str, patience_seconds: float) -> bool:
     """Whether the holder of a lease still runs."""
     if lease.get("host") == platform.node():
-        if lease["process"] == os.getpid():
-            return lease["id"] in _held_here
-        try:
-            return bool(abs(psutil.Process(lease["process"]).create_time() - lease["process_started"]) < 1)
-        except psutil.NoSuchProcess:
-            return False
+        return _is_alive_here(lease)
     deadline = time.monotonic() + patience_seconds
     while time.monotonic() < deadline:
         time.sleep(LOOK_SECONDS)
-        now = read()
+        now = _read(url)
         if now is None:
             return False
         if (now["id"], now["beat"]) != (lease["id"], lease["beat"]):

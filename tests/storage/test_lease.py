@@ -1,6 +1,7 @@
 """Two drivers on one store: the second refuses while the first lives, and takes over once it is dead."""
 
 import errno
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -46,8 +47,31 @@ def test_lease_of_a_finished_store_is_not_taken(tmp_path: Path) -> None:
         assert taken is not None
 
 
+def test_lease_that_a_dead_driver_left_in_a_finished_store_is_taken_away_and_no_other(tmp_path: Path) -> None:
+    write_json(str(tmp_path / "artifact.json"), {})
+    url, mark = str(tmp_path), tmp_path / LEASE_FILE
+    with another_process_within(
+        f"from fusechat.storage.lease import hold_store\nhold_store({url!r}, 'restart')"
+    ) as holder, hold_store(url, "refuse") as taken:
+        assert taken is None and json.loads(mark.read_text())["process"] == holder
+    with hold_store(url, "refuse") as taken:
+        assert taken is None and not mark.exists()
+    write_json(str(mark), elsewhere(0))
+    with hold_store(url, "refuse") as taken:
+        assert taken is None and mark.exists()
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"holder": "ann"}', "{"])
+def test_lease_that_is_none_is_taken_over(tmp_path: Path, text: str) -> None:
+    (tmp_path / LEASE_FILE).write_text(text)
+    with hold_store(str(tmp_path), "refuse") as taken:
+        assert taken is not None
+
+
 def elsewhere(beat: int) -> dict:
-    return {"holder": "ann@elsewhere, process 7", "id": "x", "host": "elsewhere", "process": 7, "beat": beat}
+    return {
+        "holder": "ann@elsewhere, process 7", "id": "x", "host": "elsewhere", "process": 7, "process_started": 0.0, "beat": beat
+    }  # fmt: skip
 
 
 def test_lease_on_another_machine_lives_as_long_as_its_beat_changes(
