@@ -27,6 +27,8 @@ BEAT_SECONDS = 5.0
 PATIENCE_SECONDS = 30.0
 """How long a beat is watched for before its holder counts as dead: six missed beats."""
 LOOK_SECONDS = 0.5
+FIELDS = {"holder": str, "id": str, "host": str, "process": int, "process_started": int | float, "beat": int}
+"""Of a lease; what has others is none."""
 
 _held_here: set[str] = set()
 """Ids of the leases that this process holds."""
@@ -135,11 +137,11 @@ def hold_stores(urls: Iterable[str], if_changed: str) -> Iterator[Callable[[], N
 
 def _read(url: str) -> dict[str, Any] | None:
     try:
-        lease = read_json(url)
+        lease: Any = read_json(url)
     except ArtifactError:  # damaged: whoever wrote it will renew it, or is gone
         return None
-    fields = ("holder", "id", "host", "process", "process_started", "beat")
-    return lease if isinstance(lease, dict) and lease.keys() >= set(fields) else None
+    is_whole = isinstance(lease, dict) and all(isinstance(lease.get(name), kind) for name, kind in FIELDS.items())
+    return lease if is_whole and lease["process"] > 0 else None
 
 
 def _take_away_of_dead(url: str) -> None:

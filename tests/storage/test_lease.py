@@ -2,6 +2,7 @@
 
 import errno
 import json
+import platform
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,12 @@ from fusechat.errors import BusyError
 from fusechat.storage import lease
 from fusechat.storage.files import read_json, write_json
 from fusechat.storage.lease import LEASE_FILE, Lease, hold_store
+
+
+def elsewhere(beat: int) -> dict:
+    return {
+        "holder": "ann@elsewhere, process 7", "id": "x", "host": "elsewhere", "process": 7, "process_started": 0.0, "beat": beat
+    }  # fmt: skip
 
 
 def test_lease_of_a_living_process_is_refused_and_a_killed_ones_is_taken_at_once(tmp_path: Path) -> None:
@@ -50,9 +57,12 @@ def test_lease_of_a_finished_store_is_not_taken(tmp_path: Path) -> None:
 def test_lease_that_a_dead_driver_left_in_a_finished_store_is_taken_away_and_no_other(tmp_path: Path) -> None:
     write_json(str(tmp_path / "artifact.json"), {})
     url, mark = str(tmp_path), tmp_path / LEASE_FILE
-    with another_process_within(
-        f"from fusechat.storage.lease import hold_store\nhold_store({url!r}, 'restart')"
-    ) as holder, hold_store(url, "refuse") as taken:
+    with (
+        another_process_within(
+            f"from fusechat.storage.lease import hold_store\nhold_store({url!r}, 'restart')"
+        ) as holder,
+        hold_store(url, "refuse") as taken,
+    ):
         assert taken is None and json.loads(mark.read_text())["process"] == holder
     with hold_store(url, "refuse") as taken:
         assert taken is None and not mark.exists()
@@ -61,17 +71,13 @@ def test_lease_that_a_dead_driver_left_in_a_finished_store_is_taken_away_and_no_
         assert taken is None and mark.exists()
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"holder": "ann"}', "{"])
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", '{"holder": "ann"}', "{", json.dumps({**elsewhere(0), "host": platform.node(), "process": -7})]
+)
 def test_lease_that_is_none_is_taken_over(tmp_path: Path, text: str) -> None:
     (tmp_path / LEASE_FILE).write_text(text)
     with hold_store(str(tmp_path), "refuse") as taken:
         assert taken is not None
-
-
-def elsewhere(beat: int) -> dict:
-    return {
-        "holder": "ann@elsewhere, process 7", "id": "x", "host": "elsewhere", "process": 7, "process_started": 0.0, "beat": beat
-    }  # fmt: skip
 
 
 def test_lease_on_another_machine_lives_as_long_as_its_beat_changes(
