@@ -13,7 +13,7 @@ from fusechat.config import JudgeSection, ModelSection
 from fusechat.config.evaluation import JUDGE_MEANS
 from fusechat.config.keywords import check_keywords
 from fusechat.config.layout import RunLayout
-from fusechat.config.recipe import Recipe
+from fusechat.config.recipe import Recipe, with_files
 from fusechat.config.writing import WritingSection
 from fusechat.errors import DialogueError
 from fusechat.storage import artifact
@@ -74,7 +74,7 @@ def claim(
     """
     settings = dict(decided.settings)
     if digests:
-        scorers = [Recipe(one, {}).with_files(digests=digests[one["name"]]) for one in settings["scorers"]]
+        scorers = [with_files(one, digests=digests[one["name"]]) for one in settings["scorers"]]
         settings["scorers"] = scorers
     prompts = artifact.load(layout.prompts_path, "prompts")
     parents = {"prompts": prompts, **{f"answers.{name}": one for name, one in answers.items()}}
