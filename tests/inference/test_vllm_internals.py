@@ -82,11 +82,15 @@ def test_a_process_is_looked_through_for_kernels_before_its_first_engine_only(mo
 
 
 def test_what_imports_made_stays_frozen_while_an_engine_starts_and_ends() -> None:
+    of_imports: list[object] = []
     gc.freeze()
-    frozen = gc.get_freeze_count()
-    with vllm_internals.imports_stay_frozen():
-        gc_utils.freeze_gc_heap()
+    try:
+        with vllm_internals.imports_stay_frozen():
+            of_the_engine: list[object] = []
+            gc_utils.freeze_gc_heap()
+            gc.unfreeze()
+            collected = {id(thing) for thing in gc.get_objects()}  # what is frozen is not among them
+            assert id(of_the_engine) in collected and id(of_imports) not in collected
+    finally:
         gc.unfreeze()
-        assert gc.get_freeze_count() == frozen
-    gc.unfreeze()
-    assert gc.get_freeze_count() == 0
+    assert id(of_imports) in {id(thing) for thing in gc.get_objects()}
