@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from fusechat.errors import ArtifactError
-from fusechat.storage.contracts import RowKind
+from fusechat.storage.contracts import RowKind, says_something
 from fusechat.storage.files import read_json, write_json
 from fusechat.storage.seals import is_whole, sealed
 
@@ -28,8 +28,6 @@ from .quality_loops import COLUMNS, ROWS, TEXT_KINDS, loss_even, sum_rows, sum_s
 from .rows.projection import Projection
 from .rows.row_arrays import VocabularyTables
 from .tokens.token_alignment import SpanAlignment, TargetRows
-
-_IS_REAL = np.array([kind.is_real for kind in RowKind])
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def measure_shard(
         np.exp(arrays["topk_logprobs"]).sum(axis=1, dtype=np.float64),
         np.exp(projection.topk_logprobs).sum(axis=1, dtype=np.float64),
     )
-    real = _IS_REAL[projection.kind]
+    real = says_something(projection.kind)
     sum_rows(alignment.source_row, alignment.inside, labels, real, *masses, sums)
     sum_segments(pivot, alignment.source_row, alignment.inside, labels, real, *losses, sums)
     kinds = np.bincount(projection.kind, minlength=len(RowKind)).astype(np.int64)

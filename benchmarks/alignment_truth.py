@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from alignment.rows.projection import Projection
-from fusechat.storage.contracts import RowKind
+from fusechat.storage.contracts import RowKind, says_something
 from fusechat.storage.tokens import Tokens
 from fusechat.text.dialogues import Dialogue
 
@@ -103,7 +103,7 @@ def kl_from_truth(truth: np.ndarray, projection: Projection, labels: np.ndarray)
     stands for it, as it does in training.
     """
     rows, size = truth.shape
-    given = np.array([RowKind(int(kind)).is_real for kind in projection.kind])
+    given = says_something(projection.kind)
     probs = np.where(np.isfinite(projection.topk_logprobs), np.exp(projection.topk_logprobs.astype(np.float64)), 0.0)
     kl, distance = np.zeros(rows), np.zeros(rows)
     for i in range(rows):

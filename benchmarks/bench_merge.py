@@ -1,6 +1,6 @@
 """What a merge costs: against mergekit on the same files, against copying them, and in memory.
 
-    python -m benchmarks.bench_merge [--rounds 5] [--folder FOLDER] [--target-dtype float32]
+    python -m benchmarks.bench_merge [--rounds 5] [--folder FOLDER] [--target-dtype float32] [--methods sce ties linear]
 
 Makes a base (bfloat16) and five targets of SmolLM2-135M's shape, with updates of different sizes: float32 as training saves
 them by default (540 MB each), or bfloat16 (270 MB). All runs find the files in the system's cache and follow each other in
@@ -59,6 +59,9 @@ def main() -> None:
         help="of two sizes, for the growth of memory",
     )
     parser.add_argument("--vocabulary", type=int, default=49_152, help="of all checkpoints")
+    parser.add_argument(
+        "--methods", nargs="+", choices=OURS, default=list(OURS), help="that mergekit is asked for, too"
+    )
     parser.add_argument("--run", nargs=3, metavar=("WHO", "METHOD", "LAYERS"), help=argparse.SUPPRESS)
     parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -82,7 +85,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             say(f"making a base and five targets of {layers} layers below {folder}")
             make_checkpoints(folder / str(layers), layers, arguments.vocabulary, target_dtype)
     figures: dict[str, Any] = {"target_dtype": target_dtype}
-    for method in OURS:
+    for method in arguments.methods:
         child(folder, "ours", method, many)  # compiles, if no earlier run did, and warms the cache
         turns = [{who: child(folder, who, method, many) for who in ("ours", "mergekit")} for _ in range(rounds)]
         for figure, name in (("process_s", f"{method}_over_mergekit"), ("call_s", f"{method}_over_mergekit_call")):

@@ -9,14 +9,10 @@ import numpy as np
 
 from fusechat.errors import ArtifactError
 from fusechat.storage.chosen_rows import ChosenRows
-from fusechat.storage.contracts import RowKind
+from fusechat.storage.contracts import MIN_TAIL_MASS, says_something
 from fusechat.storage.row_store import RowStore
 
 from .finite import refuse_no_numbers
-
-MIN_TAIL_MASS = 1e-6
-"""Floor of a stored row's tail: rows are rounded when stored, so less is not known."""
-REAL_KINDS = np.array([kind for kind in RowKind if kind.is_real], np.uint8)
 
 
 def dialogue_divergences(
@@ -44,7 +40,7 @@ def dialogue_divergences(
             )
         kept = np.isfinite(arrays["topk_logprobs"]).any(axis=1)
         if "kind" in arrays:
-            kept &= np.isin(arrays["kind"], REAL_KINDS)
+            kept &= says_something(arrays["kind"])
         of_rows = row_divergence(arrays["topk_logprobs"], chosen.chosen_logprobs[rows], chosen.rest_logprob[rows])
         nats[place], num_rows[place] = of_rows[kept].sum(), kept.sum()
     refuse_no_numbers(

@@ -139,6 +139,7 @@ def test_run_killed_in_extraction_and_training_goes_on_to_the_same_weights(
 ) -> None:
     path, run = tmp_path / "run.yaml", tiny_run(tmp_path / "out", tiny_models, dialogue_files)
     run["evaluation"]["models"] = ["fused"]  # of what comes behind the weights hardly anything is wanted here
+    run["cluster"]["num_cpus"] = 1  # where the other run has as many workers as the machine has CPUs
     path.write_text(yaml.safe_dump(run), encoding="utf-8")
     kill_when(lambda: any((tmp_path / "out" / "logprobs").glob("*/label_logprob/c/*")), "run", "-c", path)
     kill_when(lambda: any((tmp_path / "out" / "targets").glob("*/*heckpoint*/*")), "run", "-c", path)

@@ -12,7 +12,7 @@ H / C below 1.
 
 import numpy as np
 
-from .losses import MIN_TAIL_MASS
+from fusechat.storage.contracts import MIN_TAIL_MASS
 
 NOBODY = -1
 """No source teaches the dialogue: the pivot, or the labels' own frequency, explains it as well as any."""

@@ -17,7 +17,7 @@ from fusechat.errors import ArtifactError
 from fusechat.progress import Progress
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact
-from fusechat.storage.contracts import RowKind
+from fusechat.storage.contracts import says_something
 from fusechat.storage.files import read_json
 from fusechat.storage.row_reader import RowReader
 from fusechat.storage.row_store import RowStore
@@ -37,7 +37,6 @@ from .round_teachers import RoundTeachers, read_teachers
 TRAIN_FILE = "train.jsonl"
 ROWS_AT_ONCE = 1 << 15
 """Of a source: what is reckoned of a row takes half a kilobyte meanwhile."""
-REAL_KINDS = np.array([kind for kind in RowKind if kind.is_real], dtype=np.uint8)
 
 
 def run(
@@ -184,7 +183,7 @@ def _source_sums(
         stop = min(max(stop, first + 1), len(part))
         own, block = slice(row_offsets[first], row_offsets[stop]), slice(first, stop)
         rows = reader.read(part[block])
-        is_real = np.isin(rows["kind"], REAL_KINDS)
+        is_real = says_something(rows["kind"])
         logprobs = np.where(is_real[:, None], rows["topk_logprobs"], -np.inf)
         of_rows = (
             choice.source_loss(rows["label_logprob"], is_real, by_frequency[own]),

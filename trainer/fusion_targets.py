@@ -13,11 +13,9 @@ from typing import Literal
 
 import numpy as np
 
-from fusechat.storage.contracts import RowKind
+from fusechat.storage.contracts import says_something
 
 RowChoice = Literal["trusted", "min_ce", "min_ce_released", "min_ce_token", "average", "source", "pivot", "none"]
-
-_REAL_KINDS = np.array([kind for kind in RowKind if kind.is_real], dtype=np.uint8)
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def choose_rows(
 
 def dialogue_losses(pivot: Rows, source: Rows, kind: np.ndarray) -> tuple[float, float, int]:
     """Losses of pivot and source on one dialogue, nats, both over the rows that say what the source said, and their number."""
-    compared = np.isin(kind, _REAL_KINDS) & np.isfinite(source.label_logprob) & np.isfinite(pivot.label_logprob)
+    compared = says_something(kind) & np.isfinite(source.label_logprob) & np.isfinite(pivot.label_logprob)
     pivot_loss = -pivot.label_logprob[compared].sum(dtype=np.float64)
     source_loss = -source.label_logprob[compared].sum(dtype=np.float64)
     return float(pivot_loss), float(source_loss), int(compared.sum())
@@ -122,7 +120,7 @@ def _source_wins(
 ) -> np.ndarray | np.bool_:
     """Where the source supervises: bool [rows], or one for the dialogue. A tie goes to the pivot."""
     if choice == "min_ce_token":
-        return np.isin(kind, _REAL_KINDS) & (source.label_logprob > pivot.label_logprob)
+        return says_something(kind) & (source.label_logprob > pivot.label_logprob)
     if choice == "min_ce_released":
         pivot_token_loss = -float(pivot.label_logprob.mean(dtype=np.float64))
         return np.bool_(released_reward(source_token_loss) > released_reward(pivot_token_loss))

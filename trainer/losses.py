@@ -23,6 +23,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from fusechat.storage.contracts import MIN_TAIL_MASS
+
 Divergence = Literal["ce", "kl", "reverse_kl"]
 Tail = Literal["renormalise", "bucket"]
 
@@ -32,8 +34,6 @@ PUBLISHED_TEMPERATURE = 1.0
 PUBLISHED_TAIL: Tail = "renormalise"
 """What the functions take where nothing is given: FuseChat's own loss. A run's defaults stand in the run file's section."""
 IGNORED_LABEL = -100
-MIN_TAIL_MASS = 1e-6
-"""Floor of a row's tail mass: stored rows are rounded, so less is not known, and reverse_kl needs a finite logarithm."""
 
 
 def fusion_loss(

@@ -43,6 +43,7 @@ from .open_rows import open_rows
 from .packing_check import check_packing
 from .recipe import row_choice
 from .run_log import RunLog, read_metrics
+from .target_claim import claim_target, parents_of
 from .target_prompt import write_target_prompt
 
 
@@ -85,30 +86,6 @@ def run(inputs: TrainingInputs, target_name: str, *, progress: Progress | None =
     return claim.artifact or artifact.load(inputs.layout.target_path(target_name), "target")
 
 
-def claim_target(inputs: TrainingInputs, pivot: ResolvedModel, target_name: str) -> Claim:
-    """Take a target's folder; neither rows nor a model are read.
-
-    Raises:
-        ArtifactError: the artifacts that it is trained from are missing, or the folder holds another recipe's work.
-    """
-    recipe, target = inputs.recipe(target_name), inputs.layout.target_path(target_name)
-    claim = artifact.claim(
-        target, "target", settings={**recipe.settings, "pivot": pivot.digests},
-        parents=_parents(inputs, target_name), if_changed=inputs.layout.if_changed,
-    )  # fmt: skip
-    if claim.artifact is not None:  # killed just before it could delete them
-        shutil.rmtree(target / CHECKPOINTS, ignore_errors=True)
-    return claim
-
-
-def _parents(inputs: TrainingInputs, target_name: str) -> dict[str, Artifact]:
-    """What a target is trained from, by role."""
-    recipe = inputs.recipe(target_name)
-    if "choice" in recipe.parents:  # made before, unless this target is trained alone
-        choice_stage.run(inputs.layout, inputs.pivot.name, inputs.source_names, is_round=inputs.is_round)
-    return {role: artifact.load(*inputs.layout.place(key)) for role, key in recipe.parents.items()}
-
-
 def read_data(inputs: TrainingInputs, pivot: ResolvedModel, target_name: str) -> TrainingData:
     """Open what a target is trained from, and refuse what does not belong together; no model is loaded.
 
@@ -119,7 +96,7 @@ def read_data(inputs: TrainingInputs, pivot: ResolvedModel, target_name: str) ->
     """
     if target_name not in (known := list(dict.fromkeys([*inputs.names, CONTROL]))):
         raise ConfigError(f"no target {target_name!r}; the run has {known}")
-    parents, tokens_url = _parents(inputs, target_name), inputs.layout.tokens_url(pivot.name)
+    parents, tokens_url = parents_of(inputs, target_name), inputs.layout.tokens_url(pivot.name)
     tokens = TokensReader(tokens_url)
     model_files.check_trainable(pivot.folder, pivot.name)
     if tokens.attributes["tokenizer"] != pivot.digests["tokenizer"]:

@@ -16,6 +16,7 @@ from fusechat.storage.tokens import Tokens
 from fusechat.storage.tokens_reader import TokensReader
 from fusechat.storage.work import HERE, Place
 from fusechat.text.chat_template import load_tokenizer
+from fusechat.text.token_process import prepare_token_process
 
 from ..quality import measure_shard, write_figures
 from ..released.released_shard import warped_pairs
@@ -53,7 +54,7 @@ class ShardCounter:
     """Counts shards of one source; all shards of the layout count, written or not."""
 
     def __init__(self, inputs: AlignmentInputs, place: Place = HERE) -> None:
-        self._inputs = inputs
+        self._inputs, self._place = inputs, place
 
     def start(self) -> dict[str, Any]:
         """Open the tokens and the layout; decode both vocabularies for the released rule."""
@@ -62,6 +63,7 @@ class ShardCounter:
         self._shape = int(self._source.attributes["vocab_size"]), int(self._pivot.attributes["vocab_size"])
         self._texts = None
         if self._inputs.rules.token_rule == "released":
+            prepare_token_process(self._place)
             self._texts = released_texts(*self._inputs.open_tokenizers(), self._shape)
         return {"shards": self._layout.num_shards}
 

@@ -17,13 +17,11 @@ from transformers import AutoModelForCausalLM
 from cluster import alignment, tokenizing
 from fusechat.config import RunConfig
 from fusechat.models.resolved_model import resolve
-from fusechat.storage.contracts import RowKind, id_dtype
+from fusechat.storage.contracts import id_dtype, says_something
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens_reader import read_tokens
 from fusechat.text.dialogues import Dialogue, read_dialogues
 from inference import stage as inference_stage
-
-REAL_KINDS = [kind for kind in RowKind if kind.is_real]
 
 
 @dataclass(frozen=True)
@@ -171,7 +169,7 @@ def _read_rows(store: RowStore, num_dialogues: int) -> ModelRows:
     parts = [store.read_dialogue(number) for number in range(num_dialogues)]
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     listed = np.isfinite(arrays["topk_logprobs"]).any(axis=1)
-    real = listed & np.isin(arrays["kind"], REAL_KINDS) if "kind" in arrays else listed
+    real = listed & says_something(arrays["kind"]) if "kind" in arrays else listed
     label = arrays["label_logprob"].astype(np.float64)
     return ModelRows(arrays["topk_ids"].astype(np.int64), arrays["topk_logprobs"].astype(np.float32), label, real)
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from trainer.losses import MIN_TAIL_MASS
+from fusechat.storage.contracts import MIN_TAIL_MASS
 
 from .corpus import Corpus, ModelRows, Split
 from .loop import Lesson

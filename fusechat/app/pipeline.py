@@ -15,7 +15,6 @@ from ..config import RunConfig
 from ..config.artifacts import ArtifactEntry, artifact_entries
 from ..config.round_run import ROUND_STAGES, round_runs
 from ..errors import ConfigError
-from ..models.process_memory import without_garbage_collection
 from ..progress import Progress, append_json_line, format_seconds
 from ..storage.artifact import RECORD_FILE, Artifact
 from ..storage.files import read_json, write_json
@@ -195,8 +194,8 @@ def _choose(config: RunConfig, progress: Progress) -> Artifact:
 
 
 def _train(targets: list[str], config: RunConfig, progress: Progress) -> dict[str, Artifact]:
-    with without_garbage_collection():  # TRL: 1.1 s of 5.8
-        from cluster import training
+    from cluster import training
+
     return training.run(config, targets, progress=progress)
 
 

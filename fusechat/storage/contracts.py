@@ -20,6 +20,8 @@ CONTRACT_VERSION = 3
 
 UINT16_VOCABULARY = 65_536
 """Largest vocabulary whose ids are stored as uint16; larger ones take uint32."""
+MIN_TAIL_MASS = 1e-6
+"""Floor of the mass that a stored row leaves to the tokens it does not list: rows are rounded, so less is not known."""
 
 
 class RowKind(IntEnum):
@@ -39,6 +41,14 @@ class RowKind(IntEnum):
     def is_real(self) -> bool:
         """True if the row says something the source said."""
         return self not in (RowKind.EMPTY, RowKind.ONE_HOT)
+
+
+_REAL_KINDS = np.array([kind for kind in RowKind if kind.is_real], dtype=np.uint8)
+
+
+def says_something(kind: np.ndarray) -> np.ndarray:
+    """bool, the shape of `kind` (values of RowKind): whether a row says something the source said."""
+    return np.isin(kind, _REAL_KINDS)
 
 
 class TokenField(IntEnum):

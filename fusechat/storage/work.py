@@ -44,7 +44,8 @@ class Place:
     """Where a worker stands."""
 
     owns_process: bool = False
-    """The worker may end the process when its engine dies, so that whoever started it sees a death, not an error."""
+    """It is there for this worker and its like: one may end it when its engine dies, so that whoever started it sees a death,
+    not an error, and leave out of it what they do not need."""
     executor_backend: str | None = None
     """Who starts the further ranks of its engine, in vLLM's words; None: the engine decides."""
     cpus: int | None = None

@@ -7,7 +7,6 @@ which sees a record of 49 bytes of each.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -32,6 +31,7 @@ from .file_range import FileRange
 from .fitting import FittedDialogue, fit_each
 from .rendered import ChatTemplate
 from .splits import is_held_out, said_digest
+from .token_process import prepare_token_process
 
 SPLITS = ("train", "held_out")
 MADE = 2
@@ -121,7 +121,7 @@ class DialogueReader:
 
     def start(self) -> dict[str, Any]:
         """Load the pivot's tokenizer, which decides what fits."""
-        one_core_only(self._place)
+        prepare_token_process(self._place)
         self._tokenizer, _ = load_tokenizer(self._inputs.tokenizer, template=self._inputs.template.text)
         return {}
 
@@ -200,12 +200,6 @@ class DialogueReader:
         if share is None:
             return 1 if role == 1 else 0
         return int(is_held_out(said_digest(dialogue, by_prompt=True) if role == WRITTEN else said, share))
-
-
-def one_core_only(place: Place) -> None:
-    """Keep tokenizers to the core that a worker reserved: several workers would else fight for all of them."""
-    if place.cpus == 1:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def read_records(path: Path) -> np.ndarray:

@@ -20,11 +20,11 @@ from ..storage.token_pieces import PieceCounts, write_piece
 from ..storage.tokens import OF_TOKENS, Tokens
 from ..storage.work import HERE, Place
 from .chat_template import load_tokenizer
-from .dialogue_reading import one_core_only
 from .dialogue_set import SplitIndex, read_piece
 from .dialogues import Dialogue
 from .layout import TokenizedDialogue
 from .rendered import ChatTemplate
+from .token_process import prepare_token_process
 from .tokenization import tokenize_each
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class TokenMaker:
 
     def start(self) -> dict[str, Any]:
         """Load the tokenizer."""
-        one_core_only(self._place)
+        prepare_token_process(self._place)
         inputs = self._inputs
         tokenizer, _ = load_tokenizer(inputs.folder, template=inputs.template.text)
         self._tokens = ModelTokens(

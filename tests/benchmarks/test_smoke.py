@@ -15,16 +15,19 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 COMMANDS = {
-    "bench_trainer": ("--model {llama} --dialogues {train} --batch 1 --tokens 128 --rounds 1 --loss-tokens 16", "step_over_sft"),
+    "bench_trainer": (
+        "--model {llama} --dialogues {train} --batch 1 --tokens 128 --rounds 1 --loss-tokens 16 --peaks-of fusion sft",
+        "step_over_sft",
+    ),
     "bench_extraction": ("--model {llama} --dialogues {train} --limit 4 --rounds 1 --parts prefill host", "extract_over_prefill"),
     "bench_pool": ("--actors 2 --phases throughput --shards 20", "driver_shards_per_s"),
     "bench_service": (
         "--model {llama} --dialogues 6 --words 2 --rounds 1 --clients 4 --idle-requests 5 --parts throughput idle",
         "service_over_direct",
     ),
-    "bench_merge": ("--rounds 1 --layers 1 2 --vocabulary 512 --folder {tmp}", "sce_over_mergekit"),
+    "bench_merge": ("--rounds 1 --layers 1 2 --vocabulary 512 --methods sce --folder {tmp}", "sce_over_mergekit"),
     "bench_scale": (
-        "--sizes 60 120 --pivot {llama} --source {tmp}/gemma-3-270m --speed-dialogues 60 --speed-words 12 --workers 1 --folder {tmp}",
+        "--sizes 60 --pivot {llama} --source {tmp}/gemma-3-270m --speed-dialogues 60 --speed-words 12 --workers 1 --folder {tmp}",
         "driver_rss_growth",
     ),
     "bench_alignment": ("--part quality --rules default --dialogues {train} --limit 4 --models {tmp} --out {tmp}/rows", ""),

@@ -37,6 +37,8 @@ def test_it_says_what_it_is(served: Served) -> None:
         len(status["processes"][name]) == 1 for name in ("keeper", "host", "raylet", "controller", "proxy", "door")
     )
     assert "llama  score" in served.command("--status").stdout
+    (shown,) = json.loads(served.command("--status", "--json").stdout)
+    assert shown["processes"] == status["processes"] and shown["engines"] == status["engines"]
     assert raw(served, "GET", "/health", Authorization="")[0] == 200
 
 

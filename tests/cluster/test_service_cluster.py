@@ -70,7 +70,7 @@ def test_engines_are_added_while_requests_queue_and_removed_when_nobody_asks(
     served_there: Served, here: list[Any]
 ) -> None:
     assert replicas(served_there) == ["RUNNING"]
-    with Asking(served_there, here, clients=6) as asking:
+    with Asking(served_there, here, clients=6, pause=0) as asking:
         wait_until(lambda: replicas(served_there) == ["RUNNING", "RUNNING"])
     assert asking.statuses == {200}
     wait_until(lambda: replicas(served_there) == ["RUNNING"])

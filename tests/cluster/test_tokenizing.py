@@ -1,5 +1,6 @@
-"""Tokenizing on a real local Ray: the bytes of the stage in one process, with one worker and with two."""
+"""Tokenizing on a real local Ray by two workers: the bytes of the stage in one process."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,13 @@ from cluster.kept_ray import keep_ray
 from cluster.pool.worker_pool import WorkerPool
 from fusechat.config import ClusterSection, RunConfig, load_config
 from fusechat.errors import DialogueError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kept_ray() -> Iterator[None]:
+    with keep_ray():
+        yield
+    assert not ray.is_initialized(), "it ends with its block"
 
 
 def on_cpus(run_file: Path, output: Path, num_cpus: int) -> RunConfig:
@@ -26,18 +34,14 @@ def test_tokens_are_the_same_whatever_the_number_of_workers(
     names: list[str] = []
     run = WorkerPool.run
     monkeypatch.setattr(WorkerPool, "run", lambda pool, jobs: (names.extend(j.name for j in jobs), run(pool, jobs)))
-    for workers in (1, 2):
-        monkeypatch.setattr(tokenizing, "has_several_cpus", lambda section: True)
-        config = on_cpus(run_file, tmp_path / f"ray{workers}", workers)
-        with keep_ray():
-            shared = [tokenizing.read_dialogues(config)]
-            addresses = {ray.get_runtime_context().gcs_address}
-            shared += [one for model in config.models for one in tokenizing.tokenize(config, model.name)]
-            addresses.add(ray.get_runtime_context().gcs_address)
-        assert len(addresses) == 1 and not ray.is_initialized(), "one Ray does all works of the block, and ends with it"
-        for one, other in zip(alone, shared, strict=True):
-            assert files_of(one.url) == files_of(other.url) and one.counts == other.counts
-    assert names.count("dialogues") == 2 and names.count("tokenize llama train") == names.count("join llama train") == 2
+    config = on_cpus(run_file, tmp_path / "ray", 2)
+    shared = [tokenizing.read_dialogues(config)]
+    address = ray.get_runtime_context().gcs_address
+    shared += [one for model in config.models for one in tokenizing.tokenize(config, model.name)]
+    assert address == ray.get_runtime_context().gcs_address, "one Ray does all works of a block"
+    for one, other in zip(alone, shared, strict=True):
+        assert files_of(one.url) == files_of(other.url) and one.counts == other.counts
+    assert names.count("dialogues") == names.count("tokenize llama train") == names.count("join llama train") == 1
 
 
 def test_mistake_in_a_file_ends_the_stage_with_its_line(

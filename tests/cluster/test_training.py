@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import trainer_runs
 from stages_here import train
 
@@ -63,7 +64,7 @@ def test_ray_is_asked_where_there_is_something_to_share_out(
 ) -> None:
     trainer_runs.make_run(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(training.torch.accelerator, "device_count", lambda: found)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: found)
     assert training.trains_here(load_config(tmp_path / "run.yaml", changes).cluster) is alone
 
 

@@ -54,28 +54,20 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     return config
 
 
-def test_two_workers_under_the_shipped_settings_give_the_loss_curve_of_one_where_the_run_keeps_its_target(
-    tmp_path: Path, single: RunConfig, capsys: pytest.CaptureFixture[str]
-) -> None:
-    trainer_runs.make_run(tmp_path / "two", trl={"gradient_accumulation_steps": 1, **shipped_sharding()})
-    config = two_workers(tmp_path / "two").with_places({"targets/other": str(tmp_path / "shared")})
-    assert train(config, Progress()).url == str(tmp_path / "shared")
-    assert "2 workers on Ray" in capsys.readouterr().err
-    assert losses(config) == pytest.approx(losses(single), abs=1e-5)
-    assert stages_here.train(config, "other").counts["steps"] == len(losses(single))
-
-
 def test_error_of_a_worker_comes_back_as_it_was_raised(tmp_path: Path) -> None:
     trainer_runs.make_run(tmp_path, trl={"learning_rate": 1e30, "max_grad_norm": 0, "warmup_steps": 0})
     with pytest.raises(FuseChatError, match=r"the loss is (nan|inf).*dialogue-\d+; expected"):
         train(load_config(tmp_path / "run.yaml"))
 
 
-def test_workers_that_die_go_on_from_the_last_checkpoint_to_the_loss_curve_of_one(
-    tmp_path: Path, single: RunConfig, monkeypatch: pytest.MonkeyPatch
+def test_two_workers_under_the_shipped_settings_that_die_go_on_to_the_loss_curve_of_one(
+    tmp_path: Path, single: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trainer_runs.make_run(tmp_path / "two", trl={"gradient_accumulation_steps": 1, "save_steps": 1})
-    config, whole = two_workers(tmp_path / "two"), training_job.train_worker
+    """They go on from the last checkpoint, and leave the target where the run keeps it."""
+    trl = {"gradient_accumulation_steps": 1, "save_steps": 1, **shipped_sharding()}
+    trainer_runs.make_run(tmp_path / "two", trl=trl)
+    config = two_workers(tmp_path / "two").with_places({"targets/other": str(tmp_path / "shared")})
+    whole = training_job.train_worker
 
     def dies_once(job: dict) -> None:
         from trainer.fusion_trainer import FusionTrainer
@@ -92,9 +84,10 @@ def test_workers_that_die_go_on_from_the_last_checkpoint_to_the_loss_curve_of_on
         whole(job)
 
     monkeypatch.setattr(training_job, "train_worker", dies_once)
-    train(config)
-    assert (config.run.output / "died").exists()
+    assert train(config, Progress()).url == str(tmp_path / "shared")
+    assert (config.run.output / "died").exists() and "2 workers on Ray" in capsys.readouterr().err
     assert losses(config) == pytest.approx(losses(single), abs=1e-5)
+    assert stages_here.train(config, "other").counts["steps"] == len(losses(single))
 
 
 def test_workers_that_do_not_fit_are_refused_at_once(tmp_path: Path) -> None:

@@ -19,5 +19,7 @@ def reasoning_run(output: Path, models: dict[str, Path]) -> dict[str, Any]:
     values["extraction"] |= {"k": 5, "shard_tokens": 512}
     values["training"]["trl"] |= {"max_steps": 2, "learning_rate": 1e-3}
     values["evaluation"]["exact"]["max_new_tokens"] = 8
+    values["evaluation"]["models"] = ["fused"]
     values["evaluation"]["questions"] = {"samples": ["What is 3 times 4?"]}
+    values["cluster"] = {"num_cpus": 1, "engines": 1}
     return values

@@ -2,7 +2,6 @@
 
 import contextlib
 import http.client
-import json
 import os
 import subprocess
 import sys
@@ -14,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from unittest import mock
 
 import yaml
 
 import fusechat
+from cluster.service import control
 from inference.capture.rows import TopKRows
 from inference.serving.client import Connection
 from inference.serving.scoring_records import ScoreRequest
@@ -49,8 +50,9 @@ class Served:
         return Connection(self.address, token=TOKEN, patience=patience)
 
     def status(self) -> dict[str, Any]:
-        """What `--status --json` says of it."""
-        values: dict[str, Any] = json.loads(self.command("--status", "--json").stdout)[0]
+        """What `--status --json` says of it, without a process for the question."""
+        with mock.patch.dict(os.environ, self.environment):
+            (values,) = control.status()
         return values
 
 
@@ -116,9 +118,13 @@ def wait_until(holds: Any, seconds: float = 180.0) -> None:
 
 
 class Asking:
-    """Clients that ask for rows until the end of a `with` block; each reply is right, or a refusal for now."""
+    """Clients that ask for rows until the end of a `with` block; each reply is right, or a refusal for now.
 
-    def __init__(self, service: Served, here: list[Any], clients: int = 3) -> None:
+    They pause between requests, for the processes that come back meanwhile need the cores.
+    """
+
+    def __init__(self, service: Served, here: list[Any], clients: int = 3, pause: float = 0.1) -> None:
+        self._pause = pause
         self._service, self._here, self._stop, self._clients = service, here, threading.Event(), clients
         self._threads = ThreadPoolExecutor(clients)
         self.statuses: set[int] = set()
@@ -141,10 +147,10 @@ class Asking:
             try:
                 status, _, data = raw(self._service, "POST", "/v1/score", body, seconds=30, Content_Type=kind)
             except (OSError, http.client.HTTPException):
-                self.statuses.add(0)
-                continue
+                status, data = 0, b""
             self.statuses.add(status)
             assert status != 200 or all(map(same, read_reply(data).rows, self._here))
+            time.sleep(self._pause)
 
 
 def rows_here(model: Path) -> list[Any]:
