@@ -13,7 +13,7 @@ from benchmarks.gpu.table import WANTED
 ROOT = Path(__file__).parents[2]
 
 
-RUN = ["equality", "extract", "sharded", "loss"]
+RUN = ["equality", "extract", "sharded"]
 """Parts that are tried here; `python -m benchmarks.gpu --dry-run` tries all, in nine minutes on two cores."""
 
 

@@ -31,7 +31,23 @@ TEXTS = [
 def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a task on local data."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    folder = tmp_path / "tasks"
+    return make_tasks(tmp_path / "tasks")
+
+
+@pytest.fixture(scope="module")
+def tasks_with_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a task that runs code, a group and a tag with it; of the module, for the harness reads thousands of files each time."""
+    folder = make_tasks(tmp_path_factory.mktemp("code") / "tasks")
+    plain = yaml.safe_load((folder / "local_texts.yaml").read_text())
+    code = {**plain, "task": "local_code", "unsafe_code": True, "tag": "local_tag"}
+    (folder / "local_code.yaml").write_text(yaml.safe_dump(code))
+    (folder / "local_group.yaml").write_text(
+        yaml.safe_dump({"group": "local_group", "task": ["local_texts", "local_code"]})
+    )
+    return folder
+
+
+def make_tasks(folder: Path) -> Path:
     folder.mkdir()
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     metric = {"metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_better": False}
@@ -74,8 +90,11 @@ def obvious_bits(folder: Path) -> float:
     return nats / math.log(2) / sum(len(text.encode()) for text in TEXTS)
 
 
-def test_task_that_the_harness_does_not_have_is_refused_before_any_model_is_read(run_file: Path) -> None:
-    config = load_config(run_file, ["evaluation.lm_eval.tasks=[no_such_task]"])
+def test_task_that_the_harness_does_not_have_is_refused_before_any_model_is_read(
+    run_file: Path, tasks_with_code: Path
+) -> None:
+    given = ["evaluation.lm_eval.tasks=[no_such_task]", f"evaluation.lm_eval.folder={tasks_with_code}"]
+    config = load_config(run_file, given)
     finish_earlier_stages(config)
     with pytest.raises(ConfigError, match="found 'no_such_task'"):
         pipeline.check(config, only="answer")
@@ -114,15 +133,9 @@ def test_value_that_is_no_number_is_none_and_error_that_is_none_gives_no_interva
     "name", ["humaneval", "humaneval_64_instruct", "mbpp", "local_code", "local_group", "local_tag"]
 )
 def test_task_that_runs_generated_code_is_refused_at_the_start_unless_it_is_allowed(
-    run_file: Path, tasks: Path, name: str
+    run_file: Path, tasks_with_code: Path, name: str
 ) -> None:
-    plain = yaml.safe_load((tasks / "local_texts.yaml").read_text())
-    code = {**plain, "task": "local_code", "unsafe_code": True, "tag": "local_tag"}
-    (tasks / "local_code.yaml").write_text(yaml.safe_dump(code))
-    (tasks / "local_group.yaml").write_text(
-        yaml.safe_dump({"group": "local_group", "task": ["local_texts", "local_code"]})
-    )
-    overrides = [f"evaluation.lm_eval.tasks=[local_texts, {name}]", f"evaluation.lm_eval.folder={tasks}"]
+    overrides = [f"evaluation.lm_eval.tasks=[local_texts, {name}]", f"evaluation.lm_eval.folder={tasks_with_code}"]
     with pytest.raises(ConfigError, match=rf"'{name}' runs code that the models write .*lm_eval\.unsafe_code"):
         check_tasks(load_config(run_file, overrides))
     check_tasks(load_config(run_file, [*overrides, "evaluation.lm_eval.unsafe_code=true"]))
