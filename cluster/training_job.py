@@ -20,7 +20,6 @@ from ray.train.torch import TorchTrainer
 
 from fusechat.config import ClusterSection
 from fusechat.errors import ClusterError, FuseChatError
-from fusechat.models.process_memory import without_garbage_collection
 from fusechat.progress import Progress, repeated
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact
@@ -52,9 +51,8 @@ def run(
 
 def train_worker(job: dict[str, Any]) -> None:
     """One worker: the stage, in the process group that Ray Train has made."""
-    # Here, because Ray Train's controller imports this module too, and trains nothing.
-    with without_garbage_collection():  # TRL: 1.2 s of 5.3
-        from trainer import stage
+    from trainer import stage  # here, because Ray Train's controller imports this module too, and trains nothing
+
     os.chdir(job["folder"])
     if not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
         os.environ["ACCELERATE_USE_CPU"] = "true"

@@ -94,8 +94,9 @@ def _restore_cards(inputs: ReportInputs, models: list[MeasuredModel]) -> None:
 
 
 def _settings(inputs: ReportInputs, models: list[MeasuredModel]) -> dict[str, Any]:
-    # What changes how figures are reached, and not the figures.
-    excluded: Any = {**EVALUATION_MEANS, "models": True, "sources": True}
+    # What changes how figures are reached, and not the figures; and where files lie that the answers know by what they hold.
+    places = {"questions": {"sets": {"__all__": {"file"}}}, "lm_eval": EVALUATION_MEANS["lm_eval"] | {"folder"}}
+    excluded: Any = {**EVALUATION_MEANS, **places, "models": True, "sources": True}
     return {
         **inputs.section.model_dump(mode="json", exclude=excluded),
         "models": {model.id: model.fingerprint for model in models},

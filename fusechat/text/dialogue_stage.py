@@ -21,12 +21,12 @@ from ..storage.files import delete_folder, read_json, write_json
 from ..storage.pieces import finished_pieces, open_pieces, without_pieces
 from ..storage.work import Needs, Work, done_before
 from .chat_template import load_tokenizer
-from .dialogue_files import file_digest, file_ranges
+from .dialogue_files import file_ranges
 from .dialogue_joining import DialogueJoin
 from .dialogue_reading import SPLITS, DialogueReader, ReadingInputs, ReadingPart
 from .dialogues import file_names
 from .model_templates import given_template, read_with, used_template
-from .recipes import dialogues_recipe, positions_behind
+from .recipes import dialogues_recipe, positions_behind, without_places
 from .writing_files import DIALOGUES_FILE
 
 ONE_CPU = Needs(cpus=1, units_in_flight=2)
@@ -55,7 +55,8 @@ def prepare_reading(
     text = given_template(pivot, pivot)
     settings = {
         **recipe.settings,
-        "files": {path: file_digest(path) for path in [*section.train, *section.held_out]},
+        "train": without_places(section.train),
+        "held_out": without_places(section.held_out),
         "pivot": {"template_arguments": pivot.section.template_arguments, **read_with(pivot, text)},
     }
     claim = artifact.claim(

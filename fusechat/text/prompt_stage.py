@@ -8,9 +8,8 @@ from ..config.layout import RunLayout
 from ..progress import Progress
 from ..storage import artifact
 from ..storage.artifact import Artifact
-from .dialogue_files import file_digest
 from .prompts import read_prompts, write_prompts
-from .recipes import prompts_recipe
+from .recipes import prompts_recipe, without_places
 
 PROMPTS_FILE = "prompts.jsonl"
 
@@ -21,8 +20,7 @@ def prepare_prompts(layout: RunLayout, section: DialoguesSection, *, progress: P
     Raises:
         DialogueError: a file that cannot be read or holds no prompt, or a row that is none (unless `on_bad: skip`).
     """
-    files = {path: file_digest(path) for path in section.prompts}
-    settings = {**prompts_recipe(section).settings, "files": files}
+    settings = {**prompts_recipe(section).settings, "prompts": without_places(section.prompts)}
     claim = artifact.claim(layout.prompts_path, "prompts", settings=settings, parents={}, if_changed=layout.if_changed)
     if claim.artifact is not None:
         return claim.artifact

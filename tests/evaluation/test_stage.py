@@ -245,3 +245,17 @@ def keep_held_out(config: RunConfig, count: int) -> None:
             tokens.attributes,
         ).write(url)  # fmt: skip
         claim.finish({"dialogues": count, "tokens": end, "rows": int(tokens.is_scored[:end].sum())})
+
+
+def test_questions_that_move_are_neither_answered_nor_reported_anew(run_file: Path, tmp_path: Path) -> None:
+    row = json.dumps({"question_id": 1, "category": "math", "turns": ["3 + 4?"]}) + "\n"
+    made = []
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "asked.jsonl").write_text(row)
+        asked = f"[{{name: mt, file: {tmp_path / folder}/asked.jsonl, form: mt_bench, max_new_tokens: 4}}]"
+        config = load_config(run_file, [f"evaluation.questions.sets={asked}", "evaluation.models=[pivot]"])
+        finish_earlier_stages(config)
+        opened = finish_measuring(config)
+        made.append((write_report(config).record, bool(opened)))
+    assert made[0][0] == made[1][0] and [opened for _, opened in made] == [True, False]

@@ -80,6 +80,25 @@ def test_model_that_moves_keeps_what_was_made_with_it_and_one_that_changes_does_
         prepare_dialogues(moved)
 
 
+def test_files_that_move_keep_what_was_made_of_them_and_ones_that_change_or_change_places_do_not(
+    run_file: Path, tmp_path: Path
+) -> None:
+    for folder in ("one", "two"):
+        write_rows(tmp_path / folder / "a.jsonl", [1, 2])
+        write_rows(tmp_path / folder / "b.jsonl", [3])
+
+    def of(*names: str) -> RunConfig:
+        return load_config(run_file, [f"dialogues.train=[{', '.join(str(tmp_path / name) for name in names)}]"])
+
+    made = prepare_dialogues(of("one/a.jsonl", "one/b.jsonl"))
+    assert prepare_dialogues(of("two/a.jsonl", "two/b.jsonl")).record == made.record
+    with pytest.raises(ArtifactError, match=r"settings\.train: \['a.jsonl \w{16}', 'b.jsonl \w{16}'\] -> \['b.jsonl"):
+        prepare_dialogues(of("two/b.jsonl", "two/a.jsonl"))
+    write_rows(tmp_path / "two" / "b.jsonl", [4])
+    with pytest.raises(ArtifactError, match=r"settings\.train"):
+        prepare_dialogues(of("two/a.jsonl", "two/b.jsonl"))
+
+
 def test_file_that_is_not_there_is_refused_and_the_nearest_named(run_file: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "train.jsonl", [1])
     with pytest.raises(DialogueError, match=r"trian.jsonl: no such file or folder; did you mean .*train.jsonl"):
