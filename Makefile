@@ -39,7 +39,7 @@ test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Without engines, Ray, browsers and trained models.
-QUICK := tests/test_architecture.py tests/test_docs.py tests/test_promises.py tests/test_words.py tests/test_compilation.py tests/test_progress.py \
+QUICK := tests/test_architecture.py tests/test_docs.py tests/test_promises.py tests/test_words.py tests/test_compilation.py tests/test_progress.py tests/test_markdown.py \
   tests/hostile tests/config tests/storage tests/text tests/models \
   tests/alignment tests/merge tests/trainer/test_choice.py tests/trainer/test_losses.py tests/trainer/test_fusion_targets.py tests/trainer/test_asking.py \
   tests/cluster/test_failures.py tests/cluster/test_working_dir.py tests/inference/test_writing_rules.py tests/inference/test_serving.py tests/cluster/test_service_setup.py tests/cluster/test_attach.py \

@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from fusechat.markdown import markdown_table
 from fusechat.models.model_card import card_text
 
 from .recipe import MergeRecipe
@@ -14,9 +15,7 @@ CARD = """# Fused model: {count} targets by {method}
 `{base}` and {count} models trained from it, merged in parameter space. It has the base's architecture, tokenizer and
 size, and opens wherever the base does.
 
-| target | folder | root mean square of its update | mean coefficient | erased by sign |
-|---|---|---|---|---|
-{rows}
+{table}
 
 What each matrix got is in `merge_report.json`.
 
@@ -32,9 +31,15 @@ What each matrix got is in `merge_report.json`.
 def model_card(recipe: MergeRecipe, report: dict[str, Any]) -> str:
     """The text of README.md."""
     total = report["total"]
+    heads = ["target", "folder", "root mean square of its update", "mean coefficient", "erased by sign"]
     rows = [
-        f"| {name} | `{folder}` | {total['update_rms'][j]:.3e} | {_cell(total, 'coefficients', j)} "
-        f"| {_cell(total, 'erased_share', j)} |"
+        (
+            name,
+            f"`{folder}`",
+            f"{total['update_rms'][j]:.3e}",
+            _cell(total, "coefficients", j),
+            _cell(total, "erased_share", j),
+        )
         for j, (name, folder) in enumerate(recipe.targets.items())
     ]
     block = mergekit_form(recipe)
@@ -45,7 +50,7 @@ def model_card(recipe: MergeRecipe, report: dict[str, Any]) -> str:
     )
     text = CARD.format(
         count=len(recipe.targets), method=recipe.method_name, base=recipe.base,
-        rows="\n".join(rows), explanation=explanation,
+        table="\n".join(markdown_table(heads, rows)), explanation=explanation,
         block=yaml.safe_dump(block or _fusechat_form(recipe), sort_keys=False),
     )  # fmt: skip
     return card_text(text, tag="merge", models=[recipe.base, *recipe.targets.values()])

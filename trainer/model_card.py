@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from fusechat.markdown import markdown_table
 from fusechat.models.model_card import card_text
 
 from .inputs import TrainingInputs
@@ -15,9 +16,7 @@ Method: knowledge fusion of chat LLMs ([arXiv 2408.07990](https://arxiv.org/abs/
 `{sft_weight} * SFT + {fusion_weight} * fusion`. It has the pivot's architecture, tokenizer and size, and opens wherever
 the pivot does.
 
-| | |
-|---|---|
-{rows}
+{table}
 
 Settings that decided it are in `artifact.json`, the course of training in `metrics.jsonl`.
 """
@@ -56,7 +55,7 @@ def write_model_card(
     text = CARD.format(
         title=f"{pivot.name} with {name}", sentence=sentence,
         sft_weight=weight, fusion_weight=round(1 - weight, 6),
-        rows="\n".join(f"| {key} | {value} |" for key, value in facts.items()),
+        table="\n".join(markdown_table(["", ""], facts.items())),
     )  # fmt: skip
     card = card_text(text, tag="knowledge-fusion", models=[pivot.model])
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from fusechat.markdown import markdown_table
+
 WANTED = {
     "extract_over_prefill_gpu": "at least 0.95",
     "extract_over_prefill_gpu_k64": "at least 0.95",
@@ -25,24 +27,23 @@ def table(figures: dict[str, Any]) -> str:
     lines = [
         f"{figures['device']}, torch {figures['torch']}, vLLM {figures['vllm']}",
         "",
-        "| figure | found | wanted |",
     ]
-    lines += ["|---|---|---|"]
-    lines += [f"| `{name}` | {_shown(figures.get(name))} | {wanted} |" for name, wanted in WANTED.items()]
+    rows = [(f"`{name}`", _shown(figures.get(name)), wanted) for name, wanted in WANTED.items()]
+    lines += markdown_table(["figure", "found", "wanted"], rows)
     if profile := figures.get("profile"):
         lines += [
             "",
             f"One shard, {profile['seconds']} s; the device is busy for {profile['device_busy_share']:.0%}:",
-        ]
-        lines += [
             "",
-            "| section | host, ms | share of the time | device, ms | share of its busy time |",
-            "|---|---|---|---|---|",
         ]
-        for name, found in profile["sections"].items():
-            host = f"{found['host_ms']} | {found['host_share']:.1%}" if "host_ms" in found else " | "
-            lines.append(f"| {name} | {host} | {found['device_ms']} | {found['device_share']:.1%} |")
+        heads = ["section", "host, ms", "share of the time", "device, ms", "share of its busy time"]
+        lines += markdown_table(heads, [_of_section(*section) for section in profile["sections"].items()])
     return "\n".join(lines)
+
+
+def _of_section(name: str, measured: dict[str, Any]) -> tuple[str, ...]:
+    host = (str(measured["host_ms"]), f"{measured['host_share']:.1%}") if "host_ms" in measured else ("", "")
+    return (name, *host, str(measured["device_ms"]), f"{measured['device_share']:.1%}")
 
 
 def _shown(value: Any) -> str:

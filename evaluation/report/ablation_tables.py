@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from fusechat.markdown import markdown_table
+
 from .. import ALL
 from ..figures import bounds, supported
 from ..intervals import LEVEL
@@ -120,9 +122,5 @@ def to_markdown(document: dict[str, Any]) -> str:
     ]
     for table in document["tables"]:
         heads, rows = cells(table)
-        lines += ["", f"## {table['title']}", "", _line(heads), _line(["---"] * len(heads)), *map(_line, rows)]
+        lines += ["", f"## {table['title']}", "", *markdown_table(heads, rows)]
     return "\n".join(lines) + "\n"
-
-
-def _line(parts: list[str]) -> str:
-    return "| " + " | ".join(part.replace("|", "\\|") for part in parts) + " |"

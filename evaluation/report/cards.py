@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusechat.markdown import markdown_table
 from fusechat.storage.files import write_bytes
 
 from .. import ALL
@@ -77,18 +78,18 @@ def _table(document: dict[str, Any], model: dict[str, Any]) -> str:
     """The model beside the pivot and the control, and what its difference to them supports."""
     kinds = [ALL, *document["held_out"]["kinds"]]
     shown = [entry for entry in document["models"] if entry["id"] in ("pivot", "sft", model["id"])]
+    rows = [
+        [entry["label"], *(with_interval(loss["bits_per_byte"], loss) for loss in map(entry["loss"].get, kinds))]
+        for entry in shown
+    ]
     lines = [
         "## Evaluation",
         "",
         f"Bits per byte on {document['held_out']['dialogues']} held-out dialogues, with 95 % intervals over dialogues; lower "
         "is better.",
         "",
-        "| model | " + " | ".join(kinds) + " |",
-        "|---" * (len(kinds) + 1) + "|",
+        *markdown_table(["model", *kinds], rows),
     ]
-    for entry in shown:
-        cells = [with_interval(measured["bits_per_byte"], measured) for measured in map(entry["loss"].get, kinds)]
-        lines.append(f"| {entry['label']} | " + " | ".join(cells) + " |")
     labels = {entry["id"]: entry["label"] for entry in document["models"]}
     for difference in document["differences"]:
         loss = difference["loss"][ALL]

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from ..markdown import markdown_table
 from .file import section_type
 from .run import RunConfig
 
@@ -38,24 +39,15 @@ def _describe(path: str, section: type[BaseModel], lines: list[str], seen: set[t
         lines += ["", f"## {path}", "", "The same fields as `pivot`, for each entry of the list."]
         return
     seen.add(section)
-    lines += [
-        "",
-        f"## {path}",
-        "",
-        (section.__doc__ or "").strip(),
-        "",
-        "| field | type | default | meaning |",
-        "|---|---|---|---|",
-    ]
-    nested = []
+    lines += ["", f"## {path}", "", (section.__doc__ or "").strip(), ""]
+    nested, rows = [], []
     for name, field in section.model_fields.items():
         inner = section_type(field.annotation)
         if inner is not None:
             nested.append((f"{path}.{name}", inner))
-        meaning = (field.description or "").replace("\n", " ").replace("|", "\\|")
-        lines.append(
-            f"| `{name}` | {_type_text(field.annotation, f'{path}.{name}')} | {_default(field, inner)} | {meaning} |"
-        )
+        kind = _type_text(field.annotation, f"{path}.{name}")
+        rows.append([f"`{name}`", kind, _default(field, inner), field.description or ""])
+    lines += markdown_table(["field", "type", "default", "meaning"], rows)
     for inner_path, inner in nested:
         _describe(inner_path, inner, lines, seen)
 

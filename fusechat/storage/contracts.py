@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ContractError
+from ..markdown import markdown_table
 
 CONTRACT_VERSION = 3
 
@@ -228,25 +229,25 @@ def to_markdown() -> str:
         f"Contract version {CONTRACT_VERSION}. Row t is the distribution OF token t GIVEN the tokens before t; only target",
         "tokens have rows. On disk, top-k logprobs are kept as gaps on a grid: see `docs/storage.md`.",
     ]
+    heads = ["array", "dtype", "axes", "unit", "fill", "writer", "reader", "meaning"]
     for contract in CONTRACTS.values():
         lines += [
             "",
             f"## {contract.artifact}",
             "",
-            "| array | dtype | axes | unit | fill | writer | reader | meaning |",
+            *markdown_table(heads, map(_cells, contract.arrays)),
         ]
-        lines += ["|---|---|---|---|---|---|---|---|"]
-        lines += [_markdown_row(spec) for spec in contract.arrays]
-    lines += ["", "## Fields of a token", "", "| value | name |", "|---|---|"]
-    lines += [f"| {field.value} | {field.name} |" for field in TokenField]
-    lines += ["", "## Kinds of an aligned row", "", "| value | name | says what the source said |", "|---|---|---|"]
-    lines += [f"| {kind.value} | {kind.name} | {'yes' if kind.is_real else 'no'} |" for kind in RowKind]
+    fields = [(field.value, field.name) for field in TokenField]
+    lines += ["", "## Fields of a token", "", *markdown_table(["value", "name"], fields)]
+    kinds = [(kind.value, kind.name, "yes" if kind.is_real else "no") for kind in RowKind]
+    heads = ["value", "name", "says what the source said"]
+    lines += ["", "## Kinds of an aligned row", "", *markdown_table(heads, kinds)]
     return "\n".join(lines) + "\n"
 
 
-def _markdown_row(spec: ArraySpec) -> str:
+def _cells(spec: ArraySpec) -> list[Any]:
     cells: list[Any] = [f"`{spec.name}`", " / ".join(spec.dtypes), ", ".join(map(str, spec.axes)), spec.unit]
-    return "| " + " | ".join(map(str, [*cells, spec.fill_value, spec.writer, spec.reader, spec.meaning])) + " |"
+    return [*cells, spec.fill_value, spec.writer, spec.reader, spec.meaning]
 
 
 if __name__ == "__main__":
