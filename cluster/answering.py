@@ -131,7 +131,7 @@ def _scoring(
 
 
 def _asked(config: RunConfig, model: MeasuredModel, settings: MeasuringSettings) -> list[Work | Sought]:
-    """Answers, and lm-eval's tasks, which no engine does."""
+    """Answers, and lm-eval's tasks: their workers may run code that a model writes, so they ask engines of their own."""
     layout, reader, section, seed = (
         config.layout, config.model_named(model.reader), config.evaluation, config.run.seed,
     )  # fmt: skip

@@ -6,10 +6,11 @@ their dialogues share the engine's batches, and it never drains between two; on 
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fusechat.config import Capture
 from fusechat.models.process_memory import give_memory_back
 from fusechat.storage.contracts import id_dtype
 from fusechat.storage.retry import retried
@@ -33,7 +34,7 @@ class ScoringInputs(EngineInputs):
     store_url: str
     """The logprobs store, which the driver has made."""
     k: int
-    capture: Literal["topk_pooler", "prompt_logprobs"]
+    capture: Capture
     self_check_dialogues: int
     storage_patience_seconds: float
 

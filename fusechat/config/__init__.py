@@ -13,7 +13,7 @@ from .evaluation import (
 from .models import EngineSection, ModelSection
 from .rounds import RoundsSection
 from .run import RunConfig, load_config
-from .stages import AlignmentSection, DialoguesSection, ExtractionSection, MergeSection, RunSection
+from .stages import AlignmentSection, Capture, DialoguesSection, ExtractionSection, MergeSection, RunSection
 from .training import CONTROL, FUSION_FIELDS, JOINT, LoraSection, TrainingSection
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "JOINT",
     "AlignmentSection",
     "AnswerSetSection",
+    "Capture",
     "ClusterSection",
     "DialoguesSection",
     "EngineSection",

@@ -11,6 +11,9 @@ from pydantic import Field
 from .paths import FolderPath, PathText
 from .section import Section
 
+Capture = Literal["topk_pooler", "prompt_logprobs"]
+"""How an engine gives rows (docs/capture.md)."""
+
 
 class RunSection(Section):
     """Where a run lives."""
@@ -54,7 +57,7 @@ class ExtractionSection(Section):
 
     k: int = Field(10, ge=1, le=1024)
     """Tokens kept per row."""
-    capture: Literal["topk_pooler", "prompt_logprobs"] = "topk_pooler"
+    capture: Capture = "topk_pooler"
     """The project's own top-k pooler, or vLLM's public prompt logprobs (the reference; slower)."""
     shard_tokens: int = Field(131_072, ge=64)
     """Tokens of one shard, the unit of work and of resumption."""

@@ -7,16 +7,17 @@ Knows nothing about stores, shards, Ray or text.
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from fusechat.config import EngineSection
+from fusechat.config import Capture, EngineSection
 from fusechat.errors import ConfigError, EngineError, FuseChatError, ModelError
 from fusechat.models.process_memory import without_garbage_collection
 
-from ..capture.rows import TopKRows, check_chosen, check_dialogue, encode_chosen, encode_targets, unpack_rows
+from ..capture.requests import params_of, rows_of
+from ..capture.rows import TopKRows, check_chosen, check_dialogue
 from .environment import prepare_environment, ranks_of_their_own
 from .vllm_internals import guarded_kernel_scan, imports_stay_frozen
 
@@ -32,10 +33,11 @@ class Engine:
         model: str,
         *,
         k: int = 1,
-        capture: Literal["topk_pooler", "prompt_logprobs"] = "topk_pooler",
+        capture: Capture = "topk_pooler",
         max_tokens: int,
         section: EngineSection | dict[str, Any] | None = None,
         face: Literal["score", "generate"] = "score",
+        reads_text: bool = False,
         is_wide_on_cpus: bool = False,
     ) -> None:
         """Start the engine; seconds for one rank on a CPU, up to minutes for large models.
@@ -46,6 +48,7 @@ class Engine:
             capture: how rows are taken (see docs/capture.md); both give the same rows.
             max_tokens: longest dialogue, tokens; with the face `generate` prompt and answer together.
             section: the engine section of a run, or its fields.
+            reads_text: it has the model's tokenizer, so that a text can end an answer.
             is_wide_on_cpus: on CPUs the dtype `auto` is float32, whatever the checkpoint says.
         Raises:
             ModelError: vLLM cannot open the model, or k exceeds its vocabulary.
@@ -64,7 +67,7 @@ class Engine:
         self.model, self.k, self.capture, self.max_tokens, self.face = model, k, capture, max_tokens, face
         runner = capture if face == "score" else "generate"
         arguments = engine_arguments(
-            model, section, runner, k=k, max_tokens=max_tokens, is_wide_on_cpus=is_wide_on_cpus
+            model, section, runner, k=k, max_tokens=max_tokens, text=reads_text, is_wide_on_cpus=is_wide_on_cpus
         )
 
         def build() -> LLMEngine:
@@ -118,10 +121,14 @@ class Engine:
         chosen: list[np.ndarray | None] = [None] * len(is_scored) if chosen_ids is None else list(chosen_ids)
         self._check(token_ids, is_scored, chosen)
         wanted = [i for i, marks in enumerate(is_scored) if marks.any()]
-        requests = [(token_ids[i].tolist(), self._params(token_ids[i], is_scored[i], chosen[i])) for i in wanted]
+        requests = [
+            (token_ids[i].tolist(), params_of(token_ids[i], is_scored[i], chosen[i], capture=self.capture, k=self.k))
+            for i in wanted
+        ]
         rows = [TopKRows.empty(self.k, _width(ids)) for ids in chosen]
         for i, output in zip(wanted, self._thread.submit(requests).result(), strict=True):
-            rows[i] = self._read(output, is_scored[i], _width(chosen[i]))
+            place = f"{self.model}, dialogue {i}"
+            rows[i] = rows_of(output, is_scored[i], _width(chosen[i]), capture=self.capture, k=self.k, place=place)
         return rows
 
     def _check(
@@ -144,7 +151,7 @@ class Engine:
         The top-k pooler's engine multiplies no head at all; the reference capture's samples one token per dialogue.
         """
         self._expect("score")
-        params = self._params(np.zeros(1, dtype=np.int32), np.zeros(1, dtype=bool))
+        params = params_of(np.zeros(1, np.int32), np.zeros(1, bool), None, capture=self.capture, k=self.k)
         self._thread.submit([(ids.tolist(), params) for ids in token_ids if len(ids)]).result()
 
     def generate(
@@ -154,7 +161,9 @@ class Engine:
         max_new_tokens: int,
         temperature: float = 0.0,
         stop_token_ids: Sequence[int] = (),
+        stop: Sequence[str] = (),
         seed: int | Sequence[int] = 0,
+        sampling: Mapping[str, float] | None = None,
     ) -> list[np.ndarray]:
         """Answers as int32 ids, without the stop token that ended them.
 
@@ -162,7 +171,9 @@ class Engine:
             prompts: int [tokens] per prompt.
             temperature: 0 takes the most probable token each time.
             stop_token_ids: the only ids that end an answer early; the tokenizer's end-of-turn belongs here.
+            stop: texts that end an answer, too, whose tokens it keeps; for an engine that reads text.
             seed: of the sampling; prompt i is sampled with seed + i, or with its own where there is one for each.
+            sampling: further settings of vLLM's sampling: `top_p`, `top_k` and so on.
         Raises:
             ConfigError: settings that vLLM does not allow.
             EngineError: a prompt that with its answer exceeds `max_tokens`, or the engine died.
@@ -177,11 +188,13 @@ class Engine:
             "max_tokens": max_new_tokens,
             "temperature": temperature,
             "stop_token_ids": stops,
-            "detokenize": False,
+            "stop": list(stop),
+            "detokenize": bool(stop),
+            **(sampling or {}),
         }
         try:
             params = [SamplingParams(**options, seed=own) for own in seeds]
-        except (ValueError, VLLMClientError) as error:
+        except (ValueError, TypeError, VLLMClientError) as error:
             raise ConfigError(f"{self.model}: cannot sample so: {error}") from None
         requests: list[Any] = [(prompt.tolist(), of_one) for prompt, of_one in zip(prompts, params, strict=True)]
         answers = [
@@ -198,35 +211,6 @@ class Engine:
             raise ConfigError(
                 f"{self.model}: this engine was opened with face={self.face!r}; open one with face={face!r}"
             )
-
-    def _params(self, token_ids: np.ndarray, is_scored: np.ndarray, chosen_ids: np.ndarray | None = None) -> Any:
-        if self.capture == "prompt_logprobs":
-            from vllm import SamplingParams
-
-            from ..capture.prompt_logprobs import sampling_params
-
-            plain = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
-            return sampling_params(self.k) if is_scored.any() else plain
-        from vllm import PoolingParams
-
-        from ..capture.topk_pooler import CHOSEN, TARGETS, TASK
-
-        options = {TARGETS: encode_targets(token_ids, is_scored)}
-        if chosen_ids is not None:
-            options[CHOSEN] = encode_chosen(chosen_ids)
-        return PoolingParams(task=TASK, extra_kwargs=options)
-
-    def _read(self, output: Any, is_scored: np.ndarray, num_chosen: int | None) -> TopKRows:
-        if self.capture == "prompt_logprobs":
-            from ..capture.prompt_logprobs import read_rows
-
-            return read_rows(output, is_scored, self.k)
-        rows = unpack_rows(output.outputs.data.numpy(), num_chosen)
-        if len(rows) != is_scored.sum():
-            raise EngineError(
-                f"{self.model}: the engine gave {len(rows)} rows for {is_scored.sum()} target tokens of a dialogue"
-            )
-        return rows
 
 
 def _first_import() -> contextlib.AbstractContextManager[None]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from fusechat.config import ModelSection
+from fusechat.config import Capture, ModelSection
 from fusechat.errors import EngineError
 from fusechat.models import model_files
 from fusechat.models.process_memory import give_memory_back
@@ -85,7 +85,8 @@ class EngineWorker(ABC):
         *,
         face: Literal["score", "generate"],
         k: int = 1,
-        capture: Literal["topk_pooler", "prompt_logprobs"] = "topk_pooler",
+        capture: Capture = "topk_pooler",
+        reads_text: bool = False,
     ) -> "Engine | RemoteEngine":
         """An engine that reads so many tokens: that of the service, or one that is started here."""
         told = self._told
@@ -98,7 +99,7 @@ class EngineWorker(ABC):
         self._engine = engine = Engine(
             str(model_files.resolve_model(told.model)), k=k, capture=capture, max_tokens=max_tokens,
             section=with_backend(told.model.engine, self._place.executor_backend), face=face,
-            is_wide_on_cpus=told.is_wide_on_cpus,
+            reads_text=reads_text, is_wide_on_cpus=told.is_wide_on_cpus,
         )  # fmt: skip
         self._on_cpu = engine.info["device"] == "cpu"
         if not self._on_cpu:

@@ -58,6 +58,8 @@ def prepare(
         limit=section.limit,
         seed=seed,
         unsafe_code=section.unsafe_code,
+        capture=settings.extraction.capture,
+        is_wide_on_cpus=settings.held_out.dtype == "auto",
     )
     made_by = recipe(section, reader, settings, seed=seed)
     claim = artifact.claim(
@@ -86,11 +88,12 @@ def prepare(
 def recipe(section: LmEvalSection, reader: ModelSection, settings: MeasuringSettings, *, seed: int) -> Recipe:
     """What decides the figures beside the model: tasks' prompts change between versions, their examples are drawn by the seed."""
     made_by = {
-        "dtype": settings.held_out.dtype,
+        **settings.recipe(reader),
         "tasks": section.tasks,
         "limit": section.limit,
         "task_files": tasks.tasks_digest(section.folder),
         "version": tasks.version() if section.tasks else None,
+        "draws": tasks.DRAWS,
         "seed": seed,
     }
     return Recipe(made_by, {"tokens": f"tokens/{reader.name}"})

@@ -1,4 +1,4 @@
-"""EleutherAI's evaluation harness: a loaded network and a task in; each figure with its standard error out.
+"""EleutherAI's evaluation harness: a model and a task in; each figure with its standard error out.
 
 Knows nothing about the run or the report.
 """
@@ -7,11 +7,16 @@ import os
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fusechat.errors import ConfigError
 from fusechat.models.model_files import text_digest
-from fusechat.text.rendered import ChatTemplate
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
+
+DRAWS = 1000
+"""Bootstrap draws of a standard error that has no formula; without any, the harness gives no standard error at all."""
 
 
 def check(tasks: list[str], folder: Path | None, *, unsafe_code: bool = False) -> None:
@@ -66,31 +71,22 @@ def version() -> str:
 
 
 def run_tasks(
-    network: Any, tokenizer: Any, template: ChatTemplate | str, *, tasks: list[str], folder: Path | None, limit: int | None,
-    batch_size: int, seed: int, unsafe_code: bool = False,
-) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """Run tasks on one network.
+    model: "LM", *, tasks: list[str], folder: Path | None, limit: int | None, seed: int, unsafe_code: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Run tasks on one model, asked under its chat template.
 
     Args:
-        template: chat template under which the tasks' prompts are put.
         limit: questions of each task; None: all.
     Returns:
         `task, metric` -> value, error (its standard error; null where the harness gives no number) and questions.
     """
     if unsafe_code:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # the metric that runs the code asks for this too
+    os.environ["DISABLE_MULTIPROC"] = "1"  # draws here, not in forks of a process that has an engine's threads
     import lm_eval
-    from lm_eval.models.huggingface import HFLM
 
-    used = ChatTemplate.of(template)
-    tokenizer.chat_template = used.text
-    rows = network.get_input_embeddings().weight.shape[0]
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:  # a token that the model was never resized for
-        known = tokenizer.eos_token_id is not None and tokenizer.eos_token_id < rows
-        tokenizer.pad_token = tokenizer.eos_token if known else tokenizer.convert_ids_to_tokens(0)
-    model = HFLM(pretrained=network, tokenizer=tokenizer, batch_size=batch_size, chat_template_args=used.keywords)
     results = lm_eval.simple_evaluate(
-        model, tasks=list(tasks), task_manager=_manager(folder), limit=limit, apply_chat_template=True, bootstrap_iters=0,
+        model, tasks=list(tasks), task_manager=_manager(folder), limit=limit, apply_chat_template=True, bootstrap_iters=DRAWS,
         log_samples=False, random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed,
         confirm_run_unsafe_code=unsafe_code,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fusechat.config import ExtractionSection, ModelSection
+from fusechat.config import Capture, ExtractionSection, ModelSection
 from fusechat.config.layout import RunLayout
 from fusechat.config.serve import ServeSection
 from fusechat.errors import ConfigError
@@ -34,7 +34,7 @@ class Face:
     """Text of the chat template that it reads messages under."""
     k: int
     """Entries kept per row; 1 where answers are given."""
-    capture: Literal["topk_pooler", "prompt_logprobs"]
+    capture: Capture
     max_tokens: int
     """Longest dialogue, tokens; with `generate` prompt and answer together."""
     max_dialogues: int

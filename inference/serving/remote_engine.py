@@ -109,7 +109,9 @@ class RemoteEngine:
         max_new_tokens: int,
         temperature: float = 0.0,
         stop_token_ids: Sequence[int] = (),
+        stop: Sequence[str] = (),
         seed: int | Sequence[int] = 0,
+        sampling: Mapping[str, float] | None = None,
     ) -> list[np.ndarray]:
         """As `Engine.generate`.
 
@@ -124,8 +126,8 @@ class RemoteEngine:
         def ask(number: int) -> np.ndarray:
             reply = self._connection.complete("/v1/completions", {
                 "model": self.served.model, "prompt": prompts[number].tolist(), "max_tokens": max_new_tokens,
-                "temperature": temperature, "stop_token_ids": stops, "ignore_eos": True, "seed": seeds[number],
-                "return_token_ids": True,
+                "temperature": temperature, "stop_token_ids": stops, "stop": list(stop), "ignore_eos": True,
+                "seed": seeds[number], "return_token_ids": True, **(sampling or {}),
             }, recipe=self.served.recipe)  # fmt: skip
             return self._ids(reply, stops)
 

@@ -24,7 +24,7 @@ from engine_cases import (
     open_engine,
 )
 from real_tokenizers import real_dialogues
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fusechat.errors import ConfigError, EngineError, ModelError
 from inference.engine.engine import Engine
@@ -163,6 +163,20 @@ def test_generate_greedy_equals_transformers_and_stops(folders: dict[str, Path])
         assert engine.alive
     with pytest.raises(EngineError, match="closed"):
         engine.generate(prompts, max_new_tokens=1)
+
+
+def test_text_ends_an_answer_and_further_settings_of_sampling_reach_the_engine(tiny_models: dict[str, Path]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models["llama"])
+    prompts = [np.array(tokenizer("The quick brown fox").input_ids, np.int32)]
+    with Engine(str(tiny_models["llama"]), max_tokens=60, face="generate", reads_text=True, section=ENGINE) as engine:
+        (whole,) = engine.generate(prompts, max_new_tokens=16)
+        (stopped,) = engine.generate(prompts, max_new_tokens=16, stop=[tokenizer.decode(whole[:1]).strip()])
+        assert len(whole) > 1 and stopped.tolist() == whole[:1].tolist()
+        (narrow,) = engine.generate(prompts, max_new_tokens=16, temperature=2.0, sampling={"top_k": 1})
+        assert narrow.tolist() == whole.tolist()
+        for sampling in ({"top_p": 7.0}, {"num_beams": 4}):
+            with pytest.raises(ConfigError, match=r"cannot sample so: .*(top_p|num_beams)"):
+                engine.generate(prompts, max_new_tokens=16, sampling=sampling)
 
 
 def test_teacher_half_precision_head_choice_is_recorded_and_close(folders: dict[str, Path]) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +16,15 @@ from fusechat.app import pipeline
 from fusechat.config import RunConfig, load_config
 from fusechat.config.recipe import Recipe
 from fusechat.errors import ConfigError
+from fusechat.storage.tokens_reader import TokensReader
+from fusechat.text.rendered import ChatTemplate
 from inference.harness import stage
 from inference.harness.tasks import run_tasks
 from inference.measuring import MeasuringSettings
 
 pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
+from inference.harness.engine_model import wishes_of
+
 TEXTS = [
     "The quick brown fox jumps over the lazy dog.",
     "3 + 4 = 7, so there are 7 apples.",
@@ -51,31 +56,101 @@ def make_tasks(folder: Path) -> Path:
     folder.mkdir()
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     metric = {"metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_better": False}
-    task = {
-        "task": "local_texts", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / "texts.jsonl")}},
-        "test_split": "test", "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}",
+    rolling = {
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
         "metric_list": [metric],
-    }  # fmt: skip
-    (folder / "local_texts.yaml").write_text(yaml.safe_dump(task))
+    }
+    write_task(folder, "local_texts", rolling)
     return folder
 
 
-def test_task_on_local_data_is_run_and_folded_into_the_report(run_file: Path, tasks: Path) -> None:
+def write_task(folder: Path, name: str, task: dict[str, object], source: str = "texts") -> None:
+    data = {"data_files": {"test": str(folder / f"{source}.jsonl")}}
+    whole = {"task": name, "dataset_path": "json", "dataset_kwargs": data, "test_split": "test", **task}
+    (folder / f"{name}.yaml").write_text(
+        yaml.safe_dump(whole).replace("'!function marks.mark'", "!function marks.mark")
+    )
+
+
+def add_asking_tasks(folder: Path) -> list[str]:
+    """Tasks of the other kinds: letters and words to choose from, a text that is most probable or not, a written answer."""
+    choices = ["seven", "eight apples", "none of these"]
+    questions = [{"question": text, "choices": choices, "answer": number % 3} for number, text in enumerate(TEXTS)]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in questions))
+    mark = "import zlib\n\ndef mark(doc, results):\n    return {'mark': zlib.crc32(str(results).encode()) % 100003}\n"
+    (folder / "marks.py").write_text(mark)
+    metrics = [{"metric": "mark", "aggregation": "mean", "higher_is_better": True}]
+    marked = {"doc_to_text": "{{question}}", "process_results": "!function marks.mark", "metric_list": metrics}
+    accuracy = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
+    chosen = {
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}\nAnswer:",
+        "doc_to_target": "{{answer}}",
+        "metric_list": accuracy,
+    }
+    write_task(folder, "local_letters", {**chosen, "doc_to_choice": ["A", "B", "C"]}, "questions")
+    write_task(
+        folder,
+        "local_words",
+        {**chosen, "doc_to_choice": "{{choices}}", "num_fewshot": 1, "fewshot_split": "test"},
+        "questions",
+    )
+    said = {"output_type": "loglikelihood", "doc_to_target": "{{choices[answer]}}", "metric_list": [
+        {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}, *accuracy,
+    ]}  # fmt: skip
+    write_task(folder, "local_said", {**said, "doc_to_text": "{{question}}"}, "questions")
+    written = {
+        "output_type": "generate_until",
+        "doc_to_target": "{{answer}}",
+        "generation_kwargs": {"until": ["e"], "max_gen_toks": 12},
+    }
+    write_task(folder, "local_written", {**marked, **written}, "questions")
+    long = {**written, "generation_kwargs": {"until": [], "max_gen_toks": 20, "do_sample": False, "num_beams": 1}}
+    write_task(folder, "local_long", {**marked, **long}, "questions")
+    return ["local_letters", "local_words", "local_said", "local_written", "local_long"]
+
+
+def test_tasks_on_local_data_get_the_figures_of_the_harness_s_own_model(run_file: Path, tasks: Path) -> None:
+    """Of every kind of request; the first also by the obvious sum."""
+    names = ["local_texts", *add_asking_tasks(tasks)]
     config = load_config(
         run_file,
         [
-            "evaluation.lm_eval.tasks=[local_texts]", f"evaluation.lm_eval.folder={tasks}", "evaluation.models=[pivot, fused]",
+            f"evaluation.lm_eval.tasks={names}", f"evaluation.lm_eval.folder={tasks}", "evaluation.models=[pivot, fused]",
             "evaluation.held_out.divergence_dialogues=0", "evaluation.questions.samples=[]", "evaluation.exact.kinds=[]",
         ],
     )  # fmt: skip
     finish_earlier_stages(config)
     evaluate(config)
     found = json.loads((config.report_path / "report.json").read_text(encoding="utf-8"))["harness"]
-    assert found["figures"] == ["local_texts, bits_per_byte"]
-    for model_id, folder in (("pivot", config.pivot.model), ("fused", config.fused_path)):
-        entry = found["models"][model_id]["local_texts, bits_per_byte"]
-        assert entry["value"] == pytest.approx(obvious_bits(Path(folder)), rel=1e-3)
+    assert {name.partition(",")[0] for name in found["figures"]} == set(names)
+    template = ChatTemplate.from_attributes(TokensReader(config.tokens_url(config.pivot.name)).attributes)
+    for model_id, folder in (("pivot", Path(config.pivot.model)), ("fused", config.fused_path)):
+        entries = found["models"][model_id]
+        assert entries["local_texts, bits_per_byte"]["value"] == pytest.approx(obvious_bits(folder), rel=1e-3)
+        expected = of_the_harness_s_own_model(folder, template, names, tasks)
+        assert expected.keys() == entries.keys() and len(expected) >= len(names)
+        for name, one in expected.items():
+            assert entries[name]["value"] == pytest.approx(one["value"], rel=1e-4), name
+        said = entries["local_said, perplexity"]
+        assert said["low"] < said["value"] < said["high"]
     assert 'id="harness"' in (config.report_path / "index.html").read_text(encoding="utf-8")
+
+
+def of_the_harness_s_own_model(
+    folder: Path, template: ChatTemplate, names: list[str], tasks: Path, *, unsafe_code: bool = False
+) -> dict[str, Any]:
+    """The figures that lm-eval gets of transformers."""
+    from lm_eval.models.huggingface import HFLM
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = template.text
+    tokenizer.pad_token = tokenizer.eos_token
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+    model = HFLM(pretrained=network, tokenizer=tokenizer, batch_size=2, chat_template_args=template.keywords)
+    return run_tasks(model, tasks=names, folder=tasks, limit=None, seed=0, unsafe_code=unsafe_code)
 
 
 def obvious_bits(folder: Path) -> float:
@@ -147,13 +222,22 @@ def check_tasks(config: RunConfig) -> None:
 
 
 def test_allowed_task_that_is_marked_unsafe_is_run(
-    run_file: Path, tasks: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    tasks: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "0")
     task = yaml.safe_load((tasks / "local_texts.yaml").read_text())
     (tasks / "local_texts.yaml").write_text(yaml.safe_dump({**task, "unsafe_code": True}))
-    network = AutoModelForCausalLM.from_pretrained(tiny_models["llama"])
-    tokenizer = AutoTokenizer.from_pretrained(tiny_models["llama"])
-    options = {"tasks": ["local_texts"], "folder": tasks, "limit": None, "batch_size": 1, "seed": 0}
-    found = run_tasks(network, tokenizer, "{{ messages }}", unsafe_code=True, **options)  # type: ignore[arg-type]
+    found = of_the_harness_s_own_model(
+        tiny_models["llama"], ChatTemplate("{{ messages }}"), ["local_texts"], tasks, unsafe_code=True
+    )
     assert found["local_texts, bits_per_byte"]["value"] > 0
+
+
+def test_what_no_engine_does_is_refused_and_not_left_out() -> None:
+    asked = {"until": ["\n", ""], "max_gen_toks": 5, "do_sample": True, "temperature": 0.5, "top_p": 0.9}
+    assert wishes_of(asked) == (5, 0.5, ["\n"], {"top_p": 0.9})
+    assert wishes_of({"until": "x", "temperature": 0.7, "do_sample": False}) == (256, 0.0, ["x"], {})
+    with pytest.raises(
+        ConfigError, match=r"a task sets num_beams, expected of sampling: frequency_penalty, .*leave the task out"
+    ):
+        wishes_of({"num_beams": 4})

@@ -65,7 +65,9 @@ class GatedTeacher(ScoringWorker):
 
     def _break_engine(self, ids: np.ndarray) -> None:
         """Ranges that end nowhere: the pooler raises inside the engine's step."""
-        self._engine._params = lambda *_: _broken_params()  # type: ignore[method-assign, union-attr]
+        import inference.engine.engine as engine  # vLLM: seconds
+
+        engine.params_of = lambda *_, **__: _broken_params()
         super()._score([ids], [np.arange(len(ids)) > 0])
 
 

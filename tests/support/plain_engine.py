@@ -31,7 +31,7 @@ class PlainEngine:
 
     def __init__(
         self, model: str, *, k: int = 1, capture: str = "topk_pooler", max_tokens: int, section: Any = None,
-        face: str = "score", is_wide_on_cpus: bool = False,
+        face: str = "score", reads_text: bool = False, is_wide_on_cpus: bool = False,
     ) -> None:  # fmt: skip
         self.model, self.k, self.max_tokens = model, k, max_tokens
         self.network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
@@ -67,8 +67,10 @@ class PlainEngine:
 
     def generate(
         self, prompts: Sequence[np.ndarray], *, max_new_tokens: int, temperature: float = 0.0,
-        stop_token_ids: Sequence[int] = (), seed: int | Sequence[int] = 0,
+        stop_token_ids: Sequence[int] = (), stop: Sequence[str] = (), seed: int | Sequence[int] = 0, sampling: Any = None,
     ) -> list[np.ndarray]:  # fmt: skip
+        """Ends at no text: whoever asks cuts there."""
+        assert not sampling, "plain sampling alone"
         seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
         return [
             self._answer(prompt.tolist(), max_new_tokens, temperature, stop_token_ids, own)
