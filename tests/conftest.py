@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -82,6 +83,17 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if session.config.getoption("--record-durations") and not hasattr(session.config, "workerinput"):
         whole = {name: round(value) for name, value in sorted(_seconds.items()) if value >= 1}
         DURATIONS.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def logs_to_no_closed_file() -> Iterator[None]:
+    """A command that a test calls logs to standard error as it is then, which is closed after the test: whatever logs later, a
+    finalizer within another's call too, would fail there and print a traceback."""
+    yield
+    root = logging.getLogger()
+    for handler in [one for one in root.handlers if type(one) is logging.StreamHandler]:
+        root.removeHandler(handler)
+    logging.getLogger("fusechat").setLevel(logging.NOTSET)
 
 
 @pytest.fixture
