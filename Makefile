@@ -64,7 +64,7 @@ licences: install
 	$(BIN)/python supply/licences.py
 
 docs: install
-	$(BIN)/python -m fusechat.storage.contracts > docs/contracts.md
+	$(BIN)/python -m fusechat.storage.docs > docs/contracts.md
 	$(BIN)/python -m fusechat.config.docs > docs/configuration.md
 	$(BIN)/python -m fusechat.config.schema > run.schema.json
 

@@ -218,8 +218,7 @@ class ModelRows:
 
     def __call__(self, written: tuple[int, ...]) -> np.ndarray:
         if list(written) == self._path[: len(written)] and len(written) < len(self._path):
-            row: np.ndarray = self._rows[len(written)]
-            return row
+            return np.asarray(self._rows[len(written)])
         if written not in self.asked:
             self.asked[written] = self._forward(list(written), 1)[0]
         return self.asked[written]

@@ -103,8 +103,9 @@ class EpochReader:
         from trainer import stage
         from trainer.batches import BatchOrder
         from trainer.collator import FusionCollator
-        from trainer.fusion_dataset import FusionDataset, single
+        from trainer.fusion_dataset import FusionDataset
         from trainer.inputs import TrainingInputs
+        from trainer.units import Units
 
         pivot = resolve(self._config.pivot, self._config.digests_path)
         data = stage.read_data(TrainingInputs.of(self._config), pivot, "joint")
@@ -115,9 +116,9 @@ class EpochReader:
             teachers=data.teachers,
             **data.stores,
         )
-        units = single(dataset.trainable())
+        units = Units(dataset.trainable())
         order = BatchOrder(
-            units.lengths(dataset.lengths), global_batch=8, seed=0, strategy="group_by_length", fill_to=8, drop_last=False,
+            units.lengths(dataset.lengths()), global_batch=8, seed=0, strategy="group_by_length", fill_to=8, drop_last=False,
             epoch=lambda: 0,
         )  # fmt: skip
         collate, batch, tokens = FusionCollator(dataset, units, pad_token_id=0), [], 0

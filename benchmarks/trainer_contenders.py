@@ -19,9 +19,9 @@ from fusechat.text.chat_template import load_tokenizer
 from fusechat.text.dialogues import read_dialogues
 from fusechat.text.tokenization import tokenize_dialogues
 from trainer.collator import FUSION_KEY, FusionCollator
-from trainer.fused_loss import LossOptions
 from trainer.fusion_dataset import FusionDataset
 from trainer.fusion_trainer import FusionTrainer
+from trainer.losses import LossOptions
 
 DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 CONTENDERS = ("sft", "fusion", "fusion_off", "dense")
@@ -168,7 +168,7 @@ def make_trainer(name: str, model: PreTrainedModel, stores: Path, arguments: arg
     tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model)
     if name in ("fusion", "fusion_off"):
         return FusionTrainer(
-            model, config, collator=collator, unit_lengths=data.lengths, options=LossOptions(), tokenizer=tokenizer
+            model, config, collator=collator, unit_lengths=data.lengths(), options=LossOptions(), tokenizer=tokenizer
         )
     rows = datasets.Dataset.from_dict({"unit": list(range(len(units)))})
     kind, collate = (SFTTrainer, SftCollator(collator)) if name == "sft" else (DenseTrainer, collator)

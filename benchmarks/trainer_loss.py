@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
 from benchmarks.trainer_contenders import DEVICE
-from trainer.fused_loss import LossOptions, fused_linear_fusion_sums
+from trainer.fused_loss import fused_linear_fusion_sums
+from trainer.losses import LossOptions
 
 
 def now() -> float:

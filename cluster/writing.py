@@ -6,7 +6,8 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluation.judge.judge_client import Request, ask_all, judge_key
+from evaluation.judge.judge_client import Request, ask_all
+from evaluation.judge.judge_connection import judge_key
 from evaluation.judge.judge_prompts import read_score, single_prompt
 from fusechat.config import JudgeSection, ModelSection, RunConfig
 from fusechat.config.layout import RunLayout

@@ -21,7 +21,7 @@ from .compared_rows import ComparedRows, compared_rows
 from .figures import HeldOut
 from .inputs import ReportInputs
 from .judge.judge import AnswerSet, judge_answers, num_verdicts
-from .judge.judge_client import judge_key
+from .judge.judge_connection import judge_key
 from .measured import Measured, MeasuredArtifacts, load_artifacts, read_measured
 from .report import cards, page, report
 

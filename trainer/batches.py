@@ -30,7 +30,7 @@ class BatchOrder(Sampler[int]):
     ) -> None:  # fmt: skip
         """
         Args:
-            lengths: int64 [units], tokens of each unit.
+            lengths: int [units], tokens of each unit.
             global_batch: units of one optimizer step, over all processes and accumulation steps.
             strategy: `group_by_length`, `random` or `sequential`.
             fill_to: the epoch is filled with empty units to a multiple of this, or cut to one with `drop_last`.
@@ -60,17 +60,20 @@ class BatchOrder(Sampler[int]):
         yield from [EMPTY_UNIT] * (self._num_units - len(order))
 
     def epoch_order(self, epoch: int) -> np.ndarray:
-        """int64 [units]: all units in the order of one epoch."""
+        """int32 [units]: all units in the order of one epoch."""
+        order = np.arange(len(self._lengths), dtype=np.int32)
         if self._strategy == "sequential":
-            return np.arange(len(self._lengths))
+            return order
         random = np.random.default_rng([self._seed, epoch])
-        order = random.permutation(len(self._lengths))
+        random.shuffle(order)
         if self._strategy == "random":
             return order
         batches_of_set = len(order) // self._global_batch
         span = self._global_batch * max(1, min(GROUPED_BATCHES, batches_of_set // GROUPED_SHARE))
-        pieces = [order[start : start + span] for start in range(0, len(order), span)]
-        ordered = np.concatenate([piece[np.argsort(-self._lengths[piece], kind="stable")] for piece in pieces])
-        full = len(ordered) // self._global_batch
-        batches = ordered[: full * self._global_batch].reshape(full, self._global_batch)
-        return np.concatenate([batches[random.permutation(full)].ravel(), ordered[full * self._global_batch :]])
+        for start in range(0, len(order), span):  # in place: a set has many units
+            piece = order[start : start + span]
+            piece[:] = piece[np.argsort(-self._lengths[piece], kind="stable")]
+        full = len(order) // self._global_batch
+        batches = order[: full * self._global_batch].reshape(full, self._global_batch)
+        batches[:] = batches[random.permutation(full)]
+        return order

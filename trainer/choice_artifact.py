@@ -10,7 +10,10 @@ import zarr
 
 from fusechat.storage.contracts import CHOICE, CONTRACT_VERSION
 from fusechat.storage.write_errors import storage_errors
-from fusechat.storage.zarr_arrays import ATTRIBUTE, LongWriter, create_long_array, whole_array
+from fusechat.storage.zarr_arrays import ATTRIBUTE, LongWriter, create_long_array, ranges, whole_array
+
+BLOCK = 1 << 16
+"""Dialogues whose losses under the sources are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,14 @@ def read_losses(url: str, chosen: Choice) -> tuple[np.ndarray, np.ndarray]:
     """The losses of each dialogue's teacher (of the pivot where it has none) and of the pivot: float64 [dialogues], nats."""
     with storage_errors(url):
         group = zarr.open_group(store=url, mode="r")
-        pivot = np.asarray(whole_array(group, "pivot_loss")[...], np.float64)
+        pivot: np.ndarray = np.asarray(whole_array(group, "pivot_loss")[...])
         of_sources, teacher = whole_array(group, "source_losses"), pivot.copy()
-        for number in range(len(chosen.sources)):
-            mine = chosen.source == number
-            teacher[mine] = np.asarray(of_sources[number], np.float64)[mine]
+        for part in ranges(len(pivot), BLOCK):
+            block = slice(part.start, part.stop)
+            for number in range(len(chosen.sources)):
+                mine = chosen.source[block] == number
+                if mine.any():
+                    teacher[block][mine] = of_sources[number, block][mine]
     return teacher, pivot
 
 

@@ -40,7 +40,7 @@ class Leads:
     """By how much the teacher of each dialogue leads: the losses that its choice was made by.
 
     `group` int32 [dialogues], of source and kind (-1: nobody teaches it); `source_loss` and `pivot_loss` float64 [dialogues],
-    nats over all target tokens, `num_rows` int64 [dialogues], how many these are.
+    nats over all target tokens, `num_rows` int32 [dialogues], how many these are.
     """
 
     group: np.ndarray

@@ -18,7 +18,6 @@ should find in the cache; on CPUs several make a block that is multiplied togeth
 weight's gradient costs a pass over [V, H] in float32, as long as multiplying 350 tokens in bfloat16.
 """
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -32,25 +31,12 @@ from .losses import (
     PUBLISHED_TAIL,
     PUBLISHED_TEMPERATURE,
     Divergence,
+    LossOptions,
     Tail,
-    check_options,
     checked_weights,
     row_log_probabilities,
     weights_of_rows,
 )
-
-
-@dataclass(frozen=True)
-class LossOptions:
-    """Options of the loss; `fusion_loss` explains them."""
-
-    sft_weight: float = PUBLISHED_SFT_WEIGHT
-    divergence: Divergence = PUBLISHED_DIVERGENCE
-    temperature: float = PUBLISHED_TEMPERATURE
-    tail: Tail = PUBLISHED_TAIL
-
-    def __post_init__(self) -> None:
-        check_options(self.sft_weight, self.divergence, self.temperature, self.tail)
 
 
 class FusionSums(NamedTuple):

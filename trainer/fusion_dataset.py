@@ -1,19 +1,17 @@
 """Training examples, read from the artifacts one dialogue at a time.
 
-In: the pivot's tokens, its logprobs store and the sources' aligned stores, joined by dialogue. Out: `Example`s, and the
-units (single dialogues, or packs of them) that make up batches. The corpus's rows never sit in memory. Knows nothing
-about tensors, batches or the model.
+In: the pivot's tokens, its logprobs store and the sources' aligned stores, joined by dialogue. Out: `Example`s. The
+corpus's rows never sit in memory. Knows nothing about tensors, batches or the model.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import overload
 
 import numpy as np
 
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.tokens_reader import TokensReader
+from fusechat.storage.zarr_arrays import ranges
 
 from .fusion_targets import RowChoice, Rows, Supervision, choose_rows, until_strayed, without_rows
 
@@ -86,10 +84,13 @@ class FusionDataset:
     def __len__(self) -> int:
         return self.tokens.num_dialogues
 
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """int32 [dialogues]: tokens of each example."""
-        lengths: np.ndarray = np.minimum(np.diff(self._offsets), self.max_tokens).astype(np.int32)
+    def lengths(self, dialogues: slice = slice(None)) -> np.ndarray:
+        """int32 [dialogues]: tokens of each example, of all or of consecutive ones."""
+        first, last, _ = dialogues.indices(len(self))
+        lengths = np.empty(last - first, np.int32)
+        for part in ranges(last - first, 1 << 16):  # as numbers of 8 bytes they never stand there all
+            bounds = self._offsets[first + part.start : first + part.stop + 1]
+            lengths[part.start : part.stop] = np.minimum(np.diff(bounds), self.max_tokens)
         return lengths
 
     @cached_property
@@ -98,22 +99,24 @@ class FusionDataset:
         return self._teachers is not None and self._teachers.is_own is not None and bool(self._teachers.is_own.any())
 
     def trainable(self) -> np.ndarray:
-        """int64: the dialogues that keep at least one target token after the cut, and of the student's own those that have
+        """int32: the dialogues that keep at least one target token after the cut, and of the student's own those that have
         a teacher.
         """
-        kept = [np.empty(0, np.int64)]
+        kept, num_kept = np.empty(len(self), np.int32), 0
         for part in self.tokens.parts():
             block = slice(part.start, part.stop)
             bounds = self._offsets[part.start : part.stop + 1]
             scored = self.tokens.read_arrays(("is_scored",), slice(int(bounds[0]), int(bounds[-1])))["is_scored"]
-            starts, lengths = bounds[:-1] - bounds[0], self.lengths[block]
+            starts, lengths = bounds[:-1] - bounds[0], self.lengths(block)
             counts = np.concatenate([[0], np.cumsum(scored)])
             predicted = counts[starts + lengths] - counts[np.minimum(starts + 1, len(scored))]
             is_kept = (predicted > 0) & (lengths > 1)
             if self._teachers is not None and self._teachers.is_own is not None:
                 is_kept &= ~self._teachers.is_own[block] | (self._teachers.number[block] >= 0)
-            kept.append(part.start + np.flatnonzero(is_kept))
-        return np.concatenate(kept)
+            of_part = part.start + np.flatnonzero(is_kept)
+            kept[num_kept : num_kept + len(of_part)] = of_part
+            num_kept += len(of_part)
+        return kept[:num_kept]
 
     def read(self, dialogue: int) -> Example:
         """Read one dialogue: its tokens, and the rows that supervise them."""
@@ -173,76 +176,3 @@ class FusionDataset:
         arrays = store.read_dialogue(dialogue, slice(*self._row_offsets[dialogue : dialogue + 2].tolist()))
         rows = Rows(arrays["topk_ids"], arrays["topk_logprobs"], arrays["label_logprob"])
         return rows, arrays.get("kind")
-
-
-class Units(Sequence[np.ndarray]):
-    """What batches are made of: single dialogues, or packs of them. A unit is an int64 array of dialogues."""
-
-    def __init__(self, members: np.ndarray, offsets: np.ndarray) -> None:
-        """
-        Args:
-            members: int64, the dialogues of all units, one unit after the other.
-            offsets: int64 [units+1], the first member of each.
-        """
-        self._members, self._offsets = members, offsets
-
-    def __len__(self) -> int:
-        return len(self._offsets) - 1
-
-    @overload
-    def __getitem__(self, unit: int) -> np.ndarray: ...
-    @overload
-    def __getitem__(self, unit: slice) -> list[np.ndarray]: ...
-    def __getitem__(self, unit: int | slice) -> np.ndarray | list[np.ndarray]:
-        if isinstance(unit, slice):
-            return [self[number] for number in range(*unit.indices(len(self)))]
-        if not 0 <= unit < len(self):
-            raise IndexError(f"unit {unit}, expected 0 to {len(self) - 1}")
-        members: np.ndarray = self._members[self._offsets[unit] : self._offsets[unit + 1]]
-        return members
-
-    @property
-    def num_dialogues(self) -> int:
-        """Of all units."""
-        return len(self._members)
-
-    def lengths(self, of_dialogues: np.ndarray) -> np.ndarray:
-        """int64 [units]: tokens of each unit; `of_dialogues` int [dialogues], tokens of each dialogue."""
-        before = np.concatenate([[0], np.cumsum(of_dialogues[self._members], dtype=np.int64)])
-        lengths: np.ndarray = np.diff(before[self._offsets])
-        return lengths
-
-
-def single(dialogues: np.ndarray) -> Units:
-    """Each of the dialogues, int64 [n], a unit of its own."""
-    return Units(dialogues, np.arange(len(dialogues) + 1))
-
-
-def pack(dialogues: np.ndarray, lengths: np.ndarray, max_tokens: int) -> Units:
-    """Put dialogues into packs of at most `max_tokens`, best fit in descending length.
-
-    Args:
-        dialogues: int64 [n], the dialogues to pack.
-        lengths: int [dialogues], tokens of every dialogue, each at most `max_tokens`.
-    Returns:
-        the packs.
-    """
-    open_packs: dict[int, list[int]] = {}  # room left, tokens -> packs with exactly that room
-    rooms = np.zeros(max_tokens + 1, dtype=np.int64)  # how many packs have that room
-    descending = dialogues[np.lexsort((dialogues, -lengths[dialogues].astype(np.int64)))]
-    pack_of, num_packs = np.empty(len(descending), np.int64), 0
-    for place, dialogue in enumerate(descending):
-        length = int(lengths[dialogue])
-        fitting = np.flatnonzero(rooms[length:])
-        room = length + int(fitting[0]) if len(fitting) else max_tokens
-        if len(fitting):
-            index = open_packs[room].pop()
-            rooms[room] -= 1
-        else:
-            index, num_packs = num_packs, num_packs + 1
-        pack_of[place] = index
-        open_packs.setdefault(room - length, []).append(index)
-        rooms[room - length] += 1
-    order = np.argsort(pack_of, kind="stable")
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(pack_of, minlength=num_packs))])
-    return Units(descending[order], offsets)

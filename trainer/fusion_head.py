@@ -16,8 +16,9 @@ from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .fused_loss import LossOptions, fused_linear_fusion_sums
+from .fused_loss import fused_linear_fusion_sums
 from .head_product import HeadTransform
+from .losses import LossOptions
 
 _MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 """Names that model families gave to a factor on their logits."""

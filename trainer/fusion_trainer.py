@@ -30,7 +30,8 @@ from .batches import EMPTY_UNIT, BatchOrder
 from .checkpoints import PREFIX, STAGING, CheckpointPace, publish
 from .collator import FUSION_KEY, FusionCollator
 from .fading import Fading
-from .fused_loss import LossOptions
+from .losses import LossOptions
+from .run_log import describe_parts
 from .trl_internals import HookedTrainer
 
 PARTS = ("sft", "fusion", "correct", "rows", "row_entropy")
@@ -237,22 +238,6 @@ def sft_config(arguments: dict[str, Any]) -> SFTConfig:
             "training.trl.deepspeed: found ZeRO stage 3, expected at most 2; to shard the weights use FSDP2"
         )
     return config
-
-
-def describe_parts(sums: dict[str, float]) -> dict[str, float]:
-    """Sums over tokens, rows and dialogues -> what is logged."""
-    tokens, rows = max(sums["tokens"], 1), max(sums["rows"], 1)
-    return {
-        "sft_loss": sums["sft"] / tokens,
-        "fusion_loss": sums["fusion"] / rows,
-        "row_entropy": sums["row_entropy"] / rows,
-        "source_share": sums["won"] / tokens,
-        "row_share": sums["rows"] / tokens,
-        "row_weight": sums["weights"] / rows,
-        "token_accuracy": sums["correct"] / tokens,
-        "target_tokens": sums["tokens"],
-        "dialogues_without_source": sums["without_source"],
-    }
 
 
 def _tensors(fusion: dict[str, Tensor]) -> dict[str, Tensor]:

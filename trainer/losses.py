@@ -18,6 +18,7 @@ is plain SFT with weight 1, whatever its weight says. label_weights gives the SF
 0 where the label is only what the student said itself.
 """
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -34,6 +35,19 @@ PUBLISHED_TEMPERATURE = 1.0
 PUBLISHED_TAIL: Tail = "renormalise"
 """What the functions take where nothing is given: FuseChat's own loss. A run's defaults stand in the run file's section."""
 IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """Options of the loss; `fusion_loss` explains them."""
+
+    sft_weight: float = PUBLISHED_SFT_WEIGHT
+    divergence: Divergence = PUBLISHED_DIVERGENCE
+    temperature: float = PUBLISHED_TEMPERATURE
+    tail: Tail = PUBLISHED_TAIL
+
+    def __post_init__(self) -> None:
+        check_options(self.sft_weight, self.divergence, self.temperature, self.tail)
 
 
 def fusion_loss(

@@ -63,3 +63,19 @@ def _forget_later_steps(path: Path, step: int) -> None:
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def describe_parts(sums: dict[str, float]) -> dict[str, float]:
+    """Sums over tokens, rows and dialogues -> what is logged."""
+    tokens, rows = max(sums["tokens"], 1), max(sums["rows"], 1)
+    return {
+        "sft_loss": sums["sft"] / tokens,
+        "fusion_loss": sums["fusion"] / rows,
+        "row_entropy": sums["row_entropy"] / rows,
+        "source_share": sums["won"] / tokens,
+        "row_share": sums["rows"] / tokens,
+        "row_weight": sums["weights"] / rows,
+        "token_accuracy": sums["correct"] / tokens,
+        "target_tokens": sums["tokens"],
+        "dialogues_without_source": sums["without_source"],
+    }

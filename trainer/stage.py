@@ -23,7 +23,8 @@ from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact, Claim
 from fusechat.storage.row_store import RowStore
 from fusechat.storage.seals import CHECKPOINTS
-from fusechat.storage.tokens_reader import TokensReader
+from fusechat.storage.tokens_reader import OFFSETS_IN_MEMORY, TokensReader
+from fusechat.storage.zarr_arrays import ranges
 from fusechat.text.dialogues import read_dialogues
 from fusechat.text.model_templates import template_of
 
@@ -34,10 +35,10 @@ from .choice import NOBODY
 from .choice_artifact import Choice, read_losses
 from .collator import FusionCollator
 from .fading import Fading, Leads
-from .fused_loss import LossOptions
-from .fusion_dataset import FusionDataset, Teachers, Units, pack, single
+from .fusion_dataset import FusionDataset, Teachers
 from .fusion_targets import RowChoice
 from .inputs import TrainingInputs
+from .losses import LossOptions
 from .model_card import write_model_card
 from .open_rows import open_rows
 from .packing_check import check_packing
@@ -45,6 +46,7 @@ from .recipe import row_choice
 from .run_log import RunLog, read_metrics
 from .target_claim import claim_target, parents_of
 from .target_prompt import write_target_prompt
+from .units import Units, pack
 
 
 @dataclass(frozen=True)
@@ -116,16 +118,17 @@ def read_data(inputs: TrainingInputs, pivot: ResolvedModel, target_name: str) ->
     }
     if "source_own_rows" in parents:
         stores["source_own_rows"] = RowStore.open(parents["source_own_rows"].url, "logprobs")
-    teachers = _teachers(parents, tokens, inputs.least_probability) if "choice" in parents else None
-    leads = None
-    if teachers is not None and inputs.section.fading and not inputs.is_round:
-        leads = _leads(inputs, parents["choice"], tokens, teachers.number)
+    teachers = leads = None
+    if "choice" in parents:
+        chosen = Choice.read(parents["choice"].url)
+        teachers = _teachers(parents, chosen, tokens, inputs.least_probability)
+        if inputs.section.fading and not inputs.is_round:
+            leads = _leads(inputs, parents["choice"], chosen, tokens, teachers.number)
     return TrainingData(row_choice(inputs.section, target_name), tokens, pivot.folder, stores, teachers, leads)
 
 
-def _teachers(parents: dict[str, Artifact], tokens: TokensReader, least_probability: float) -> Teachers:
+def _teachers(parents: dict[str, Artifact], chosen: Choice, tokens: TokensReader, least_probability: float) -> Teachers:
     """Who teaches a target's dialogues: of those that its sources did not win, nobody."""
-    chosen = Choice.read(parents["choice"].url)
     names = [role.removeprefix("rows.") for role in parents if role.startswith("rows.")]
     number = np.full(tokens.num_dialogues, NOBODY, np.int16)
     for place, name in enumerate(names):
@@ -135,12 +138,16 @@ def _teachers(parents: dict[str, Artifact], tokens: TokensReader, least_probabil
     return Teachers(stores, number, chosen.trust, is_own, least_probability)
 
 
-def _leads(inputs: TrainingInputs, made: Artifact, tokens: TokensReader, number: np.ndarray) -> Leads:
-    """By how much each dialogue's teacher leads, grouped by source and kind; `number` int [dialogues], -1: nobody."""
+def _leads(inputs: TrainingInputs, made: Artifact, chosen: Choice, tokens: TokensReader, number: np.ndarray) -> Leads:
+    """By how much each dialogue's teacher leads, grouped by source and kind; `number` int16 [dialogues], -1: nobody."""
     kinds = choice_stage.kinds_of(inputs.layout, tokens.num_dialogues)
-    group = np.where(number < 0, NOBODY, number.astype(np.int32) * len(kinds.names) + kinds.number)
-    num_rows = np.diff(tokens.row_offsets_of(range(tokens.num_dialogues)))
-    return Leads(group, *read_losses(made.url, Choice.read(made.url)), num_rows)
+    group, num_rows = kinds.number, np.empty(len(number), np.int32)
+    for part in ranges(len(number), OFFSETS_IN_MEMORY):
+        block = slice(part.start, part.stop)
+        of_kinds = number[block].astype(np.int32) * len(kinds.names) + group[block]
+        group[block] = np.where(number[block] < 0, NOBODY, of_kinds)
+        num_rows[block] = np.diff(tokens.row_offsets_of(part))
+    return Leads(group, *read_losses(made.url, chosen), num_rows)
 
 
 def _train(
@@ -207,8 +214,9 @@ def _units(dataset: FusionDataset, packed: bool) -> tuple[Units, np.ndarray]:
         raise ConfigError(
             f"training.trl.max_length: no dialogue keeps a target token within {dataset.max_tokens} tokens; raise it"
         )
-    units = pack(dialogues, dataset.lengths, dataset.max_tokens) if packed else single(dialogues)
-    return units, units.lengths(dataset.lengths)
+    lengths = dataset.lengths()
+    units = pack(dialogues, lengths, dataset.max_tokens) if packed else Units(dialogues)
+    return units, units.lengths(lengths)
 
 
 def _counts(

@@ -6,11 +6,8 @@ next one otherwise. No secret is sent: what the job needs must be in the environ
 """
 
 import asyncio
-import hashlib
-import json
 import logging
 import re
-import shlex
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -22,6 +19,7 @@ from fusechat.errors import ClusterSetupError, first_line
 from fusechat.version import __version__
 
 from . import working_dir
+from .job_names import attempt_prefix, entrypoint
 from .job_server import connect, submit_when_ready
 
 SILENT_SECONDS = 60.0
@@ -30,8 +28,6 @@ RECONNECT_SECONDS = 900.0
 """How long a lost connection is tried again; the job goes on meanwhile."""
 RETRY_SECONDS = 2.0
 INTERRUPTED = 130
-LONGEST_NAME = 60
-"""Letters of a run folder's name in a submission id."""
 ON_ITS_CLUSTER = "cluster.address=auto"
 """Set for a job whose run file names no cluster: it works on the one that it was sent to."""
 
@@ -223,14 +219,6 @@ def submit(
     return cluster.follow(job)
 
 
-def entrypoint(run_file: Path, overrides: list[str], stage: str) -> str:
-    """The job's command line; a run's working directory is where it starts."""
-    parts = ["python", "-m", "fusechat", stage, "-c", str(run_file)]
-    for override in overrides:
-        parts += ["--set", override]
-    return shlex.join(parts)
-
-
 async def _until_silent(lines: AsyncIterator[str]) -> AsyncIterator[str]:
     """The lines, until the log ends or is silent for long."""
     while True:
@@ -250,13 +238,3 @@ def _lost_connection() -> tuple[type[BaseException], ...]:
     import requests
 
     return (aiohttp.ClientError, requests.RequestException, OSError, RuntimeError)
-
-
-def attempt_prefix(config: RunConfig) -> str:
-    """What the submission ids of all attempts at a run begin with: its folder's name, and a digest of all that decides it.
-
-    The name has letters that may stand in a URL, because an id is part of Ray's addresses; `plan` and `cluster` decide nothing.
-    """
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", config.run.output.name)[:LONGEST_NAME].strip("-.") or "run"
-    values = {name: section for name, section in config.dump().items() if name not in ("plan", "cluster")}
-    return f"{name}-{hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]}-"

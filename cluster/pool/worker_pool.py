@@ -63,8 +63,7 @@ class WorkerPool:
                     self._scale(pooled)
             if not self._calls:
                 return
-            done, _ = ray.wait(list(self._calls), num_returns=1, timeout=WAIT_SECONDS)
-            for ref in done:
+            for ref in ray.wait(list(self._calls), num_returns=1, timeout=WAIT_SECONDS)[0]:
                 self._handle(ref)
             self.on_tick()
 

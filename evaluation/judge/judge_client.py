@@ -7,16 +7,16 @@ evaluation pays for no reply twice. Knows nothing about scores.
 import asyncio
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusechat.config.evaluation import JudgeSection
 from fusechat.errors import ConfigError, JudgeError
 from fusechat.progress import append_json_line, read_json_lines
+
+from .judge_connection import connect
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -99,7 +99,7 @@ class _Asking:
         self.failed_in_a_row = 0
         self.waiting = list(reversed(self.missing.items()))
         workers = []
-        async with _connect(self.section) as client:
+        async with connect(self.section) as client:
             try:
                 for _ in range(min(self.section.concurrency, len(self.missing))):
                     workers.append(asyncio.ensure_future(self._work(client)))
@@ -167,37 +167,6 @@ class _Asking:
         )
 
 
-def _connect(section: JudgeSection) -> "AsyncOpenAI":
-    from openai import DefaultAsyncHttpxClient
-
-    from .openai_internals import PacedOpenAI
-
-    return PacedOpenAI(
-        section.backoff_seconds, base_url=section.url, api_key=judge_key(section) or "none",
-        max_retries=section.max_attempts - 1, timeout=section.timeout_seconds,
-        http_client=DefaultAsyncHttpxClient(
-            event_hooks={"response": [partial(_require_chat_reply, section.timeout_seconds)]}),
-    )  # fmt: skip
-
-
-async def _require_chat_reply(seconds: float, response: Any) -> None:
-    """What a proxy says in the endpoint's place, under status 200, counts as a bad gateway: it is tried again. So is a reply that
-    does not end in time: the client's own limit is for each part of it.
-    """
-    from .openai_internals import unended
-
-    if response.status_code == 200:
-        try:
-            async with asyncio.timeout(seconds):
-                await response.aread()
-        except TimeoutError:
-            raise unended(response.request, seconds) from None
-        try:
-            response.json()["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError, RecursionError):
-            response.status_code = 502
-
-
 async def _ask(client: "AsyncOpenAI", section: JudgeSection, request: Request) -> dict[str, Any]:
     """One reply as a record of the cache. Accounts that the environment names (OPENAI_...) do not reach the endpoint."""
     from openai import Omit
@@ -237,19 +206,6 @@ def _read_choice(choice: dict[str, Any]) -> dict[str, str]:
     ends = {"length": "cut at the longest verdict", "content_filter": "refused: content_filter"}
     fault = ends.get(str(choice.get("finish_reason")), "" if text else "empty")
     return {"text": text, "fault": fault}
-
-
-def judge_key(section: JudgeSection) -> str | None:
-    """The endpoint's key, if it has one; ConfigError where the key's environment variable is not set."""
-    if section.key_variable is None:
-        return None
-    key = os.environ.get(section.key_variable, "")
-    if not key:
-        raise ConfigError(
-            f"evaluation.judge.key_variable: the environment variable {section.key_variable} is not set; put the "
-            "endpoint's key there"
-        )
-    return key
 
 
 def _key(section: JudgeSection, request: Request) -> str:

@@ -3,7 +3,6 @@
 docs/evaluation.md describes the document. Knows nothing about artifacts or HTML.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +10,6 @@ import numpy as np
 
 from fusechat.config.evaluation import SAMPLED_ROLES
 from fusechat.models.measured_models import MeasuredModel
-from fusechat.storage import artifact
-from fusechat.storage.files import read_json
 from fusechat.text.dialogues import Dialogue
 from fusechat.text.exact_match import is_exact
 from fusechat.text.held_out import is_asked
@@ -34,9 +31,7 @@ from ..inputs import ReportInputs
 from ..intervals import LEVEL, MIN_DIALOGUES
 from ..judge.judge import AnswerSet
 from ..measured import Measured
-
-MAX_NAMED = 10
-"""Dialogues named in one note."""
+from .notes import held_out_notes, judge_notes, source_notes
 
 
 def build(
@@ -74,9 +69,9 @@ def build(
         "held_out": _held_out_record(held_out),
         "interval": {"level": LEVEL, "min_dialogues": MIN_DIALOGUES},
         "notes": [
-            *_notes(held_out, nats),
-            *_source_notes(inputs, (sample or {}).get("missing", [])),
-            *_judge_notes(judged),
+            *held_out_notes(held_out, nats),
+            *source_notes(inputs, (sample or {}).get("missing", [])),
+            *judge_notes(judged),
             *bad,
         ],
         "divergence": sample,
@@ -128,63 +123,6 @@ def _held_out_record(held_out: HeldOut) -> dict[str, Any]:
         for kind in held_out.kind_names
     }
     return {"dialogues": len(items), "bytes": int(held_out.num_bytes.sum()), "kinds": kinds, "items": items}
-
-
-def _notes(held_out: HeldOut, nats: dict[str, np.ndarray]) -> list[str]:
-    """What a reader must know before believing a figure."""
-    notes = []
-    if not held_out.ids:
-        notes.append("No held-out dialogues: no loss was measured. Name some in dialogues.held_out.")
-    few = [kind for kind in held_out.kind_names if (held_out.kinds == kind).sum() < MIN_DIALOGUES]
-    if 0 < len(held_out.ids) < MIN_DIALOGUES:
-        notes.append(
-            f"Fewer than {MIN_DIALOGUES} held-out dialogues: no intervals are given, and nothing is supported."
-        )
-    elif few:
-        notes.append(
-            f"Fewer than {MIN_DIALOGUES} held-out dialogues of kind {', '.join(few)}: no intervals are given there."
-        )
-    for model_id, values in nats.items():
-        missing = int(np.isnan(values).sum())
-        if missing:
-            notes.append(
-                f"{model_id}: {missing} held-out dialogues are longer than its positions and were left out for it."
-            )
-    return notes
-
-
-def _source_notes(inputs: ReportInputs, missing_rows: list[str]) -> list[str]:
-    notes = []
-    prepared = read_json(f"{inputs.layout.dialogues_path}/{artifact.RECORD_FILE}") or {"counts": {}}
-    if shared := prepared["counts"].get("held_out_in_train"):
-        named = ", ".join(shared[:MAX_NAMED]) + (", ..." if len(shared) > MAX_NAMED else "")
-        notes.append(
-            f"{len(shared)} held-out dialogues are training dialogues too ({named}): the held-out loss of targets and "
-            "fused model is lower than it would be on new dialogues."
-        )
-    if missing_rows:
-        notes.append(f"No finished rows of {', '.join(missing_rows)}: no divergence from them was measured.")
-    if inputs.section.held_out.divergence_dialogues and not inputs.compares_rows:
-        notes.append("No divergence was measured: extraction.capture prompt_logprobs gives no logprobs of chosen ids.")
-    return notes
-
-
-def _judge_notes(judged: dict[str, Any] | None) -> list[str]:
-    notes = []
-    for name, modes in (judged or {"sets": {}})["sets"].items():
-        for mode, models in modes.items():
-            nonsense, asked = (sum(entry[key] for entry in models.values()) for key in ("nonsense", "verdicts"))
-            if nonsense:
-                reasons = sum((Counter(entry["nonsense_reasons"]) for entry in models.values()), Counter[str]())
-                why = ", ".join(f"{reason}: {num}" for reason, num in reasons.most_common())
-                notes.append(
-                    f"{nonsense} of {asked} {mode} verdicts on {name} cannot be read and are not scored ({why})."
-                )
-            if alone := sum(entry.get("alone", 0) for entry in models.values()):
-                notes.append(
-                    f"{alone} of {asked} {mode} verdicts on {name} have no readable one in the other order; they are not counted."
-                )
-    return notes
 
 
 def sample_record(

@@ -12,16 +12,15 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from tokenizers import Tokenizer
 
 from ..errors import ArtifactError, ConfigError
-from ..storage import damage
 from ..storage.artifact import RECIPE_FILE, RECORD_FILE, read_record
 from ..storage.contracts import CHOICE, RowKind, TokenField
 from ..storage.files import listing
 from ..storage.row_store import RowStore
-from ..storage.seals import broken_of
 from ..storage.tokens import Tokens
 from ..storage.tokens_reader import TokensReader
 from ..storage.zarr_arrays import ATTRIBUTE, whole_array
 from . import written_answers
+from .verification import verify_files, verify_store
 
 
 def show_artifact(url: str, *, dialogue: int, num_rows: int, verify: bool, repair: bool = False) -> None:
@@ -48,13 +47,13 @@ def show_artifact(url: str, *, dialogue: int, num_rows: int, verify: bool, repai
             ensure_ascii=False,
         )
     )
-    if (verify or repair) and _verify_files(url, record, repair):
+    if (verify or repair) and verify_files(url, record, repair):
         return
     lines: list[str] = []
     if kind in ("logprobs", "aligned"):
         store = RowStore.open(url, kind)
         if verify or repair:
-            _verify(store, repair)
+            verify_store(store, repair)
         print("\n".join([*store_figures(store), *alignment_figures(record.get("counts", {}))]))
         lines = dialogue_lines(store, record.get("parents", {}), dialogue, num_rows)
     elif kind == "choice":
@@ -181,47 +180,6 @@ def _by_field(tokens: Tokens) -> str:
         if own.any():
             counts.append(f"{field.name.lower()} {int(own.sum()):,} ({int((own & scored).sum()):,} scored)")
     return "tokens of each field: " + ", ".join(counts)
-
-
-def _verify_files(url: str, record: dict[str, Any], repair: bool) -> bool:
-    """Look through the files of a finished artifact; whether there was damage, which then is taken away.
-
-    Raises:
-        ArtifactError: there is damage, and it is not to be repaired.
-    """
-    broken = damage.repair_files(url, record) if repair else broken_of(url, record, thorough=True)
-    lines = "\n  ".join(f"{name} {reason}" for name, reason in broken.items())
-    if broken and not repair:
-        raise ArtifactError(
-            f"{url}: {len(broken)} damaged files:\n  {lines}\nRun `fusechat inspect {url} --repair`, then the stage that writes "
-            "it: it makes them again."
-        )
-    if broken:
-        print(
-            f"{len(broken)} damaged files:\n  {lines}\ntaken away: the stage that writes the artifact makes them again"
-        )
-    elif record.get("files"):
-        print(f"{len(record['files'])} files read; every one is as it was written")
-    return bool(broken)
-
-
-def _verify(store: RowStore, repair: bool) -> None:
-    damages = damage.find_damage(store)
-    lines = "\n  ".join(map(str, damages))
-    if damages and not repair:
-        raise ArtifactError(
-            f"{store.url}: {len(damages)} damaged objects:\n  {lines}\nRun `fusechat inspect {store.url} --repair`, then "
-            "the stage that writes the store: it makes only these shards again."
-        )
-    present, total = len(store.present_shards()), store.layout.num_shards
-    if damages:
-        shards = damage.repair(store, damages)
-        print(
-            f"{len(damages)} damaged objects:\n  {lines}\ntaken away: shards {shards}; the stage that writes the store "
-            "makes them again"
-        )
-    else:
-        print(f"{present} of {total} shards are written; every object read, every checksum holds")
 
 
 def tokens_url_of(url: str, fingerprint: str | None) -> str:

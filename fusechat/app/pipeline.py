@@ -5,48 +5,19 @@ the stage that needs it.
 """
 
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from ..config import RunConfig
-from ..config.artifacts import ArtifactEntry, artifact_entries
+from ..config.artifacts import artifact_entries
 from ..config.round_run import ROUND_STAGES, round_runs
 from ..errors import ConfigError
 from ..progress import Progress, append_json_line, format_seconds
-from ..storage.artifact import RECORD_FILE, Artifact
-from ..storage.files import read_json, write_json
+from ..storage.artifact import Artifact
+from ..storage.files import write_json
 from ..storage.run_lock import run_lock
-
-Make = Callable[[RunConfig, Progress], Any]
-Check = Callable[[RunConfig], None]
-
-
-def _nothing(config: RunConfig) -> None:
-    """Of a step that nothing can be known to be wrong with before it runs."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One unit that leaves artifacts."""
-
-    stage: str
-    name: str
-    artifacts: tuple[ArtifactEntry, ...]
-    """That it leaves."""
-    make: Make
-    check: Check = _nothing
-    """Raises a UserError for what can be known to be wrong before anything runs."""
-
-    @property
-    def label(self) -> str:
-        return f"{self.stage} {self.name}".rstrip()
-
-    def records(self) -> list[Any]:
-        """The record of each artifact, None where it is not finished (of whatever plan: the stage itself compares)."""
-        return [read_json(f"{artifact.url}/{RECORD_FILE}") for artifact in self.artifacts]
+from .step import Check, Make, Step, check_nothing
 
 
 def steps(config: RunConfig) -> list[Step]:
@@ -54,7 +25,7 @@ def steps(config: RunConfig) -> list[Step]:
     names = [model.name for model in config.models]
     entries = artifact_entries(config)
 
-    def step(stage: str, name: str, make: Make, check: Check = _nothing) -> Step:
+    def step(stage: str, name: str, make: Make, check: Check = check_nothing) -> Step:
         made_here = tuple(entry for entry in entries if (entry.stage, entry.step) == (stage, name))
         return Step(stage, name, made_here, make, check)
 
@@ -68,7 +39,9 @@ def steps(config: RunConfig) -> list[Step]:
     street.append(step("train", "", partial(_train, config.trained_names)))
     street.append(step("merge", "", _merge, _check_merge))
     for number, one in enumerate(round_runs(config), 1):
-        street.append(step("rounds", f"{number} ask", partial(_ask, one), _check_prompts if number == 1 else _nothing))
+        street.append(
+            step("rounds", f"{number} ask", partial(_ask, one), _check_prompts if number == 1 else check_nothing)
+        )
         street += [
             step("rounds", f"{number} {inner.label}", partial(_in_round, one, inner.make))
             for inner in steps(one)
@@ -245,7 +218,7 @@ def _answer(config: RunConfig, progress: Progress) -> list[Artifact]:
 
 
 def _check_evaluation(config: RunConfig) -> None:
-    from evaluation.judge.judge_client import judge_key
+    from evaluation.judge.judge_connection import judge_key
 
     if config.evaluation.judge is not None:
         judge_key(config.evaluation.judge)

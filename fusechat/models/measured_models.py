@@ -12,6 +12,7 @@ from ..config.layout import RunLayout
 from ..storage import artifact
 from ..storage.artifact import Artifact
 from . import model_files
+from .digests import text_digest
 from .resolved_model import resolve
 
 
@@ -69,7 +70,7 @@ def measured_models(
 
 def _given_model(layout: RunLayout, model_id: str, section: ModelSection) -> MeasuredModel:
     model = resolve(section, layout.digests_path)
-    fingerprint = model_files.text_digest(str(model.digests))
+    fingerprint = text_digest(str(model.digests))
     return MeasuredModel(model_id.partition(".")[0], model.name, model.folder, fingerprint, model.name)
 
 

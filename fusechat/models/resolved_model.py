@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..config import ModelSection
 from . import model_files
+from .digests import digests_of
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class ResolvedModel:
     section: ModelSection
     folder: Path
     digests: dict[str, str]
-    """`weights`, `config` and `tokenizer` -> SHA-256, as `model_files.digests` gives them."""
+    """`weights`, `config` and `tokenizer` -> SHA-256, as `digests_of` gives them."""
 
     @property
     def name(self) -> str:
@@ -31,4 +32,4 @@ def resolve(section: ModelSection, digests_path: Path) -> ResolvedModel:
         ModelError: the model is not there.
     """
     folder = model_files.resolve_model(section)
-    return ResolvedModel(section, folder, model_files.digests(folder, digests_path))
+    return ResolvedModel(section, folder, digests_of(folder, digests_path))

@@ -92,6 +92,19 @@ def listing(url: str) -> dict[str, int]:
     return {entry["name"].rstrip("/").rsplit("/", 1)[-1]: int(entry["size"] or 0) for entry in entries}
 
 
+def folder_bytes(url: str, besides: str) -> int:
+    """Bytes of all files below a path or URL but those that are called `besides`, and partial ones."""
+    import fsspec
+
+    with storage_errors(url):
+        if "://" in url:
+            filesystem, path = fsspec.core.url_to_fs(url)
+            sizes: dict[str, int] = filesystem.du(path, total=False)
+            return sum(size for name, size in sizes.items() if not name.endswith(f"/{besides}"))
+        files = (file for file in Path(url).rglob("*") if file.suffix != ".partial" and file.name != besides)
+        return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def has_bytes(url: str) -> bool:
     """Whether a file or object is there and not empty, as a crash of the machine may leave one; Zarr reads both as fill."""
     import fsspec

@@ -15,7 +15,6 @@ On disk (core codecs only: transpose, blosc, zstd, bytes, crc32c, sharding):
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +23,7 @@ import zarr
 from ..errors import ArtifactError, StorageError
 from .artifact import LEASE_FILE
 from .contracts import CONTRACT_VERSION, CONTRACTS, Contract
-from .files import delete, has_bytes, listing
+from .files import delete, folder_bytes, has_bytes, listing
 from .row_arrays import COMMIT_ARRAY, LABEL_STEP, decode_rows, encode_rows
 from .shard_layout import ShardLayout
 from .store_description import check_shapes, no_description, refuse_other_recipe, write_description
@@ -223,9 +222,8 @@ class RowStore:
         except (ArtifactError, StorageError):
             raise
         except OSError as error:
-            raise StorageError(
-                f"{self.url}: shard {shard}: {name} cannot be read: {error}; start again later"
-            ) from error
+            what = f"{self.url}: shard {shard}: {name}"
+            raise StorageError(f"{what} cannot be read: {error}; start again later") from error
         except Exception as error:  # each codec has its own way of refusing bytes
             raise self._damaged(name, shard, str(error)) from error
 
@@ -242,18 +240,7 @@ class RowStore:
 
     def num_bytes(self) -> int:
         """Bytes of all objects, without the lease of whoever is writing."""
-        import fsspec
-
-        with storage_errors(self.url):
-            if "://" in self.url:
-                filesystem, path = fsspec.core.url_to_fs(self.url)
-                sizes = filesystem.du(path, total=False)
-                return sum(size for name, size in sizes.items() if not name.endswith(f"/{LEASE_FILE}"))
-            total = 0
-            for file in Path(self.url).rglob("*"):
-                if file.suffix != ".partial" and file.name != LEASE_FILE and file.is_file():
-                    total += file.stat().st_size
-            return total
+        return folder_bytes(self.url, LEASE_FILE)
 
     def _disk_rows(self, shard: int) -> slice:
         rows, start = self.layout.rows(shard), shard * self.layout.capacity

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..models import model_files
+from ..models.digests import text_digest
 from ..models.resolved_model import ResolvedModel
 from .chat_template import load_tokenizer
 from .dialogue_rows import RESERVED_ARGUMENTS
@@ -74,5 +74,5 @@ def read_with(model: ResolvedModel, text: str | None) -> dict[str, str]:
     Args:
         text: from `given_template`.
     """
-    template = model_files.text_digest(text) if text else model.section.template
+    template = text_digest(text) if text else model.section.template
     return {"template": template, "tokenizer": model.digests["tokenizer"], "config": model.digests["config"]}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusechat.errors import ConfigError
-from fusechat.models.model_files import text_digest
+from fusechat.models.digests import text_digest
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM

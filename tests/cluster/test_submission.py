@@ -18,6 +18,7 @@ from projects import make_project
 from ray_head import TOKEN, Head
 
 from cluster.jobs import submission
+from cluster.jobs.job_names import attempt_prefix
 from cluster.jobs.job_server import submit_when_ready
 from cluster.jobs.submission import Submission
 from fusechat.config import load_config
@@ -60,7 +61,7 @@ def client(head: Head, monkeypatch: pytest.MonkeyPatch, project: Path) -> Submis
     made.config, made.lines = load_config(project / "run.yaml"), []  # type: ignore[attr-defined]
     made.say = made.lines.append  # type: ignore[attr-defined]
     made.client = JobSubmissionClient(head.dashboard, headers={"Authorization": f"Bearer {TOKEN}"})
-    made.prefix = submission.attempt_prefix(made.config)
+    made.prefix = attempt_prefix(made.config)
     return made
 
 

@@ -9,7 +9,7 @@ import pytest
 from projects import make_project
 
 from cluster.jobs import submission
-from cluster.jobs.submission import attempt_prefix
+from cluster.jobs.job_names import attempt_prefix
 from cluster.pool.session import ray_session
 from fusechat.config import ClusterSection, load_config
 from fusechat.errors import ClusterSetupError, ConfigError

@@ -9,7 +9,8 @@ from hostile_models import entry, write_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusechat.models.model_files import INDEX_FILE, check_trainable, digests, read_model_config
+from fusechat.models.digests import digests_of
+from fusechat.models.model_files import INDEX_FILE, check_trainable, read_model_config
 from merge.files.checkpoint import Checkpoint
 from merge.files.vocabulary import read_vocabulary
 
@@ -69,7 +70,7 @@ def test_index_that_means_harm_is_refused(model_folder: Path, number: int) -> No
     (model_folder / INDEX_FILE).write_text(INDICES[number])
     assert survives(lambda: Checkpoint(model_folder))
     survives(lambda: check_trainable(model_folder, "model"))
-    survives(lambda: digests(model_folder))
+    survives(lambda: digests_of(model_folder))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_pipes_and_devices_in_a_model_folder_are_refused(model_folder: Path, nam
     else:
         (model_folder / name).symlink_to("/dev/zero")
     for read in (
-        lambda: Checkpoint(model_folder), lambda: check_trainable(model_folder, "model"), lambda: digests(model_folder),
+        lambda: Checkpoint(model_folder), lambda: check_trainable(model_folder, "model"), lambda: digests_of(model_folder),
         lambda: read_model_config(model_folder), lambda: read_vocabulary(model_folder),
     ):  # fmt: skip
         survives(read)

@@ -13,7 +13,8 @@ from stages_here import prepare_dialogues
 import merge
 from fusechat.config.run import load_config
 from fusechat.errors import ModelError
-from fusechat.models.model_files import check_trainable, digests, weight_files
+from fusechat.models.digests import digests_of
+from fusechat.models.model_files import check_trainable, weight_files
 from trainer.target_model import load_pivot
 
 
@@ -23,14 +24,14 @@ def pivot(tiny_models: dict[str, Path], tmp_path: Path) -> Path:
 
 
 def test_other_safetensors_beside_the_weights_are_left_alone(pivot: Path, tmp_path: Path) -> None:
-    before = digests(pivot)
+    before = digests_of(pivot)
     target = shutil.copytree(pivot, tmp_path / "target")
     weights = {name: tensor + 0.01 for name, tensor in load_file(pivot / "model.safetensors").items()}
     save_file(weights, Path(target) / "model.safetensors", metadata={"format": "pt"})
     for stray in ("consolidated.safetensors", "adapter_model.safetensors", "original.safetensors"):
         save_file({"layers.0.attention.wq.weight": torch.ones(2, 2)}, pivot / stray)
     assert [file.name for file in weight_files(pivot)] == ["model.safetensors"]
-    assert digests(pivot) == before
+    assert digests_of(pivot) == before
     merge.merge_checkpoints(method="linear", base=pivot, targets={"t": target}, out=tmp_path / "out")
     fused = load_file(tmp_path / "out" / "model.safetensors")
     assert fused.keys() == weights.keys() and all(torch.equal(fused[name], weights[name]) for name in weights)

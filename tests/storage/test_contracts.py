@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fusechat.errors import ContractError
-from fusechat.storage.contracts import ALIGNED, CONTRACTS, LOGPROBS, TOKENS, RowKind, id_dtype, to_markdown
+from fusechat.storage.contracts import ALIGNED, CONTRACTS, LOGPROBS, TOKENS, RowKind, id_dtype
+from fusechat.storage.docs import to_markdown
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from fusechat.config import RunConfig
 from fusechat.models import model_files
+from fusechat.models.digests import digests_of
 from fusechat.storage import artifact
 from fusechat.storage.artifact import Artifact
 from fusechat.storage.contracts import RowKind
@@ -121,7 +122,7 @@ def random_tokens(dialogues: int, model: Path, seed: int = 0) -> Tokens:
         offsets=offsets,
         attributes={
             "vocab_size": vocab_size, **ChatTemplate(tiny_models.CHATML).to_attributes(), "dialogues_digest": "0",
-            "tokenizer": model_files.digests(model)["tokenizer"],
+            "tokenizer": digests_of(model)["tokenizer"],
         },
     )  # fmt: skip
 

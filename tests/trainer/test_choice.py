@@ -19,7 +19,7 @@ from trainer.choice import (  # fmt: skip
     source_loss,
     trust_of,
 )
-from trainer.choice_stage import Losses, Table
+from trainer.choice_table import Losses, Table
 from trainer.losses import row_log_probabilities
 
 VOCABULARY, K = 60, 5

@@ -23,6 +23,7 @@ from fusechat.storage.tokens_reader import TokensReader, read_tokens
 from fusechat.text.dialogue_set import Kinds, read_kinds
 from trainer import choice, choice_stage, stage
 from trainer.choice_artifact import Choice
+from trainer.choice_table import table_lines
 from trainer.fusion_trainer import FusionTrainer
 from trainer.inputs import TrainingInputs
 from trainer.round_teachers import RoundTeachers
@@ -73,7 +74,7 @@ def test_choice_table_counts_every_dialogue_and_token_once(joint: RunConfig) -> 
     assert sum(line["dialogues"] for line in table) == tokens.num_dialogues
     assert sum(line["tokens"] for line in table) == tokens.num_rows
     assert set(record["parents"]) == {"tokens", "pivot_rows", "rows.other", "rows.third"}
-    assert any("nobody (plain SFT) teaches" in line for line in choice_stage.table_lines(table))
+    assert any("nobody (plain SFT) teaches" in line for line in table_lines(table))
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 40])

@@ -15,7 +15,8 @@ from fusechat.storage.tokens import Tokens
 from fusechat.storage.tokens_reader import TokensReader, read_tokens
 from trainer.batches import EMPTY_UNIT, BatchOrder
 from trainer.collator import FusionCollator
-from trainer.fusion_dataset import FusionDataset, Teachers, pack
+from trainer.fusion_dataset import FusionDataset, Teachers
+from trainer.units import pack
 
 
 @pytest.fixture(scope="module")
@@ -127,13 +128,13 @@ def test_collator_counts_dialogues_without_source(config: RunConfig) -> None:
 @pytest.mark.parametrize("flat", [False, True])
 def test_packed_batch_marks_borders_by_positions(config: RunConfig, flat: bool) -> None:
     data = dataset(config)
-    packs = pack(data.trainable(), data.lengths, 64)
+    packs = pack(data.trainable(), data.lengths(), 64)
     collate = FusionCollator(data, packs, pad_token_id=1, packed=True, flat=flat)
     batch = collate([{"unit": 0}, {"unit": 1}])
     assert "attention_mask" not in batch
     assert batch["input_ids"].shape[0] == (1 if flat else 2)
     starts = (batch["position_ids"] == 0).sum()
-    padded = 0 if flat else sum(data.lengths[p].sum() < batch["input_ids"].shape[1] for p in packs[:2])
+    padded = 0 if flat else sum(data.lengths()[p].sum() < batch["input_ids"].shape[1] for p in packs[:2])
     assert int(starts) == len(packs[0]) + len(packs[1]) + padded
     labels = batch["input_ids"].flatten()[batch["fusion"]["hidden_index"] + 1]
     assert torch.equal(labels, batch["fusion"]["labels"])

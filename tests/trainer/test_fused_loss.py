@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer import fused_linear_fusion_loss, fusion_loss, head_product
-from trainer.fused_loss import LossOptions, fused_linear_fusion_sums
+from trainer.fused_loss import fused_linear_fusion_sums
 from trainer.head_product import HeadTransform
+from trainer.losses import LossOptions
 
 OPTIONS = [
     {"divergence": divergence, "tail": tail, "temperature": temperature}

@@ -57,7 +57,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
 from trainer import fusion_head
-from trainer.fused_loss import LossOptions
+from trainer.losses import LossOptions
 
 generator = torch.Generator().manual_seed(0)
 ids = torch.randint(4, 300, (2, 12), generator=generator)
