@@ -7,9 +7,8 @@ fill; here it is damage, and so is one that fails its checksum (`damage.py` find
 
 On disk (core codecs only: transpose, blosc, zstd, bytes, crc32c, sharding):
 - `topk_ids`: as declared;
-- `topk_logprobs`: uint16 on a grid of `logprob_step` nats: entry 0 holds the tail's logit, entry j the distance of
-  logprob j to logprob j-1; 65535 marks padding. The tail fixes the level of the row, so that rounding can neither lift
-  its mass above 1 nor swallow a small tail;
+- `topk_logprobs`: uint16 on a grid of `logprob_step` nats: entry 0 holds the tail's logit, entry j the distance of logprob j
+  to logprob j-1; 65535 pads. The tail fixes the row's level, so rounding neither lifts its mass above 1 nor loses a small tail;
 - `label_logprob`: float32 rounded to 1/1024 nat, which lets the low bits compress away.
 """
 
