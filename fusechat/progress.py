@@ -42,7 +42,7 @@ class Task:
         self.done = self._first = done
         self.note = ""
         self._started = self._last_line = time.monotonic()
-        self._bar = progress._add_bar(label, total, unit, done)
+        self._bar = progress._add_bar(self)
 
     @property
     def rate(self) -> float:
@@ -63,10 +63,15 @@ class Task:
         """Show the final count."""
         self._progress._show(self, final=True)
 
-    def line(self) -> str:
-        """`extract gemma3  40%  1,234/3,000 rows  512 rows/s  0:12 left`."""
+    def count(self) -> str:
+        """`extract gemma3  40%  1,234/3,000 rows`."""
         share = 100 * self.done / self.total if self.total else 100.0
-        text = f"{self.label}  {share:.0f}%  {self.done:,.0f}/{self.total:,.0f} {self.unit}  {self.rate:,.1f} {self.unit}/s"
+        return f"{self.label}  {share:.0f}%  {self.done:,.0f}/{self.total:,.0f} {self.unit}"
+
+    def line(self) -> str:
+        """`extract gemma3  40%  1,234/3,000 rows  512.0 rows/s  0:12 left`; slow ones by the minute."""
+        rate, per = (self.rate, "s") if self.rate >= 0.1 or not self.rate else (60 * self.rate, "min")
+        text = f"{self.count()}  {rate:,.1f} {self.unit}/{per}"
         if 0 < self.done < self.total and self.rate > 0:
             text += f"  {format_seconds((self.total - self.done) / self.rate)} left"
         return f"{text}  {self.note}".rstrip()
@@ -113,11 +118,11 @@ class Progress:
         finally:
             task.finish()
 
-    def _add_bar(self, label: str, total: float, unit: str, done: float) -> Any:
+    def _add_bar(self, task: Task) -> Any:
         if self._rich is None:
-            self.say(f"{label}  0%  {done:,.0f}/{total:,.0f} {unit}")
+            self.say(task.count())
             return None
-        return self._rich.add_task(f"{label:<22}", total=total or 1, completed=done, text="")
+        return self._rich.add_task(f"{task.label:<22}", total=task.total or 1, completed=task.done, text="")
 
     def _show(self, task: Task, final: bool = False) -> None:
         with self._lock:
