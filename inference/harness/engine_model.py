@@ -199,6 +199,8 @@ class EngineModel(TemplateLM):  # type: ignore[misc]
             )  # fmt: skip
             for number, ids in zip(group, made, strict=True):
                 said = spoken(self.tokenizer, self._template, ids.tolist())
+                if self._template.reasons:
+                    said = said.lstrip()  # the lines between thought and answer
                 answers[number] = postprocess_generated_text(said, until, None)
         return answers
 

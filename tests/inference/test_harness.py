@@ -23,8 +23,6 @@ from inference.harness.tasks import run_tasks
 from inference.measuring import MeasuringSettings
 
 pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
-from inference.harness.engine_model import wishes_of
-
 TEXTS = [
     "The quick brown fox jumps over the lazy dog.",
     "3 + 4 = 7, so there are 7 apples.",
@@ -231,13 +229,3 @@ def test_allowed_task_that_is_marked_unsafe_is_run(
         tiny_models["llama"], ChatTemplate("{{ messages }}"), ["local_texts"], tasks, unsafe_code=True
     )
     assert found["local_texts, bits_per_byte"]["value"] > 0
-
-
-def test_what_no_engine_does_is_refused_and_not_left_out() -> None:
-    asked = {"until": ["\n", ""], "max_gen_toks": 5, "do_sample": True, "temperature": 0.5, "top_p": 0.9}
-    assert wishes_of(asked) == (5, 0.5, ["\n"], {"top_p": 0.9})
-    assert wishes_of({"until": "x", "temperature": 0.7, "do_sample": False}) == (256, 0.0, ["x"], {})
-    with pytest.raises(
-        ConfigError, match=r"a task sets num_beams, expected of sampling: frequency_penalty, .*leave the task out"
-    ):
-        wishes_of({"num_beams": 4})
