@@ -69,8 +69,8 @@ def _named() -> Iterator[None]:
 
     from fusechat.storage.row_store import RowStore
     from inference import scoring_worker
-    from inference.capture import topk_pooler
-    from inference.engine import engine, pooler_models
+    from inference.capture import requests, topk_pooler
+    from inference.engine import pooler_models
 
     places: list[tuple[Any, str, str]] = [
         (pooler_models.ShardLogits, "forward", HEAD),
@@ -80,7 +80,7 @@ def _named() -> Iterator[None]:
         (topk_pooler, "to_host", COPIES),
         (Scheduler, "schedule", SCHEDULER),
         (Scheduler, "update_from_output", SCHEDULER),
-        (engine, "unpack_rows", PACKING),
+        (requests, "unpack_rows", PACKING),
         (scoring_worker, "pack_rows", PACKING),
         (RowStore, "write_shard", WRITING),
     ]
