@@ -46,7 +46,8 @@ def test_pool_process_whose_work_is_done_serves_the_next_one_of_the_same_needs(t
     whole = Needs(cpus=4)  # there is room for one process, so that the second work waits
     works_side_by_side(tmp_path, wanted=1, needs=(whole, whole))
     assert processes(tmp_path / "one") == processes(tmp_path / "two") and len(processes(tmp_path / "one")) == 1
-    assert len(list((tmp_path / "one").glob("closed.*"))) == 1  # before the next worker starts
+    # The first of the two, whichever Ray gave the room to, was closed before the next worker started.
+    assert len(list(tmp_path.glob("*/closed.*"))) == 1
 
 
 def test_pool_process_does_not_serve_a_work_of_other_needs(tmp_path: Path) -> None:
@@ -66,16 +67,14 @@ def test_pool_works_that_have_room_go_side_by_side(tmp_path: Path) -> None:
 def test_pool_failed_start_in_a_process_that_served_before_is_tried_in_a_new_one(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    need = Needs(cpus=4)
     works = [
-        PooledWork(
-            replace(a_work(name, tmp_path / name, 3, start=start), needs=need), Placement(4, 0, "uni"), lambda left: 1
-        )
+        PooledWork(a_work(name, tmp_path / name, 3, start=start), ONE_CPU, lambda left: 1)
         for name, start in (("one", ""), ("two", "self-check in a used process"))
     ]
     (tmp_path / "two" / "used").symlink_to(tmp_path / "one")
-    with WorkerPool(max_attempts=3, on_event=lambda line: None) as pool:
-        pool.run(works)
+    with WorkerPool(max_attempts=3, on_event=lambda line: None, keeps_idle=True) as pool:
+        for work in works:  # of two at once, Ray may give the second the room first
+            pool.run([work])
     assert works[1].failure is None and done_shards(tmp_path / "two") == {0, 1, 2}
     assert len(processes(tmp_path / "two")) == 2
 
